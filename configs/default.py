@@ -1,0 +1,92 @@
+"""Every key there is, with the recipe of the paper as its value.
+
+The recipe is the final one of "Cramming: Training a Language Model on a Single GPU in
+One Day" (Geiping & Goldstein 2022, arXiv 2212.14034): the architecture "crammed-bert"
+(section 4.2), the training "bert-o4" (4.3) and the GLUE protocol (section 5). The other
+files in this folder start from these values and change a few.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the paper's recipe for one GPU and one day; `data.sources` is yours."""
+    config = config_dict.ConfigDict()
+
+    config.seed = 0  # of everything: init, masking, data order after the first pass
+    config.platform = "gpu"  # where pretraining may run: "gpu", or "any"
+    config.micro_batch = 128  # sequences per forward pass; 128 is for 16 GB (A4000)
+
+    config.model = model = config_dict.ConfigDict()
+    model.width = 768  # of the residual stream
+    model.ffn_width = 3072  # of gate and value together, each half of it
+    model.layers = 16
+    model.heads = 12  # head dim = width / heads
+    model.vocab_size = 32768  # tokenizer entries, the 7 special ones included
+    model.max_length = 128  # tokens in a packed block, and positions in the table
+    model.dtype = "bfloat16"  # of the computation: float32, bfloat16, float16
+    model.attention = "xla"  # "xla", or "cudnn" (compute capability >= 8.0, 16-bit)
+    model.norm_eps = 1e-12  # of every LayerNorm
+    model.init_std = 0.02  # of every dense kernel and embedding, normal
+
+    config.data = data = config_dict.ConfigDict()
+    data.sources = ()  # files, globs, or "embedded:books"; .txt .jsonl [.gz .xz]
+    data.dir = "data"  # where packed corpora are kept, one folder each
+    data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
+    data.held_out_share = 0.005  # of the documents, never trained on
+    data.order = "sentence_length"  # of the first pass; or "random", "stored"
+
+    config.objective = objective = config_dict.ConfigDict()
+    objective.mask_rate = 0.25  # share of positions predicted, the same in every row
+    objective.dropout = 0.0  # off in pretraining (P 4.3)
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.learning_rate = 1e-3  # at the peak of the schedule
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.98
+    optimizer.eps = 1e-12
+    optimizer.weight_decay = 0.01  # not on LayerNorm parameters and biases
+    optimizer.clip_norm = 0.5  # global norm of the accumulated gradient; 0 = off
+
+    config.schedule = schedule = config_dict.ConfigDict()
+    schedule.base = 0.25  # share of the peak learning rate at the start
+    schedule.falloff = 0.25  # share of the budget over which it falls to 0 at the end
+
+    config.batch = batch = config_dict.ConfigDict()
+    batch.sequences = 8192  # per update, at the end of the ramp
+    batch.ramp_share = 0.6  # share of the budget to get there, linearly; 0 = at once
+
+    # Exactly one of the three is positive; 0 means not set.
+    config.budget = budget = config_dict.ConfigDict()
+    budget.hours = 24.0  # wall clock: compilation and checkpoints in, validation out
+    budget.tokens = 0  # tokens seen
+    budget.flops = 0.0  # model FLOPs, forward and backward
+
+    config.checkpoint = checkpoint = config_dict.ConfigDict()
+    checkpoint.every_minutes = 10.0
+    checkpoint.keep = 2  # newest checkpoints kept
+
+    config.log = log = config_dict.ConfigDict()
+    log.every_steps = 100  # micro-steps per line of metrics.jsonl
+
+    config.validation = validation = config_dict.ConfigDict()
+    validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
+    validation.max_blocks = 2048  # held-out blocks scored, at most
+
+    config.glue = glue = config_dict.ConfigDict()
+    glue.tasks = ("cola", "sst2", "mrpc", "rte")  # () to stop after pretraining
+    glue.data_dir = "glue_data"  # folder with CoLA/, SST-2/, MRPC/, RTE/
+    glue.starts = ("pretrained",)  # and "random", for comparison
+    glue.trials = 5  # each with its own head, dropout and order; the median counts
+    glue.epochs = 5
+    glue.batch_size = 16
+    glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best
+    glue.b1 = 0.9
+    glue.b2 = 0.98
+    glue.eps = 1e-6
+    glue.weight_decay = 0.0
+    glue.warmup_share = 0.1  # of a task's steps, linear; then cosine to 0
+    glue.dropout = 0.1
+    glue.head_width = 1024  # of the classification head's hidden layer
+    glue.max_train_rows = 0  # cap per task, a random sample; 0 = all rows
+    return config

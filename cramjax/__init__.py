@@ -1,0 +1,1 @@
+"""Pretrain a BERT-like language model on one GPU within a day, in JAX."""

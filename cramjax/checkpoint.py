@@ -1,0 +1,66 @@
+"""Checkpoints with Orbax: the training state, and the host's counters beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from cramjax.config import CheckpointConfig
+
+
+class CheckpointStore:
+    """Numbered checkpoints in a folder; a context manager that waits for its writes.
+
+    A checkpoint is written beside its final name and renamed when whole, so a killed
+    process leaves the one before it as the latest.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        """Opens or makes the folder."""
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
+        """Copies the state off the device and writes it in the background."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+        )
+        self._manager.save(step, args=arguments, force=True)
+
+    def latest_step(self) -> int | None:
+        """Returns the number of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def host(self, step: int) -> dict[str, Any]:
+        """Returns the host's counters of a checkpoint."""
+        arguments = ocp.args.Composite(host=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=arguments)["host"]
+
+    def state(self, step: int, like: Any) -> Any:
+        """Returns the state of a checkpoint.
+
+        Args:
+          step: its number.
+          like: a tree of `jax.ShapeDtypeStruct` with shardings, which decide where the
+            arrays go: a checkpoint may come from another kind of device.
+        """
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=arguments)["state"]
+
+
+def abstract(make: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Returns shapes, dtypes and `sharding` of what `make()` would return."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(make),
+    )

@@ -1,0 +1,18 @@
+"""The error a user can cause, and mend."""
+
+
+class UserError(Exception):
+    """Ends the program in one line, exit code 2: names the key or file, and a way out.
+
+    The message names the key or file, its value, and what to do about it. It is raised
+    before any compute is spent.
+    """
+
+
+class Interrupted(Exception):
+    """A signal ended the run at a point from which the same command goes on."""
+
+    def __init__(self, message: str, signal_number: int):
+        """Keeps the signal, from which the exit code follows."""
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

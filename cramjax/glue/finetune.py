@@ -1,0 +1,184 @@
+"""Fine-tuning one task: all trials in one program, from one kind of start.
+
+Axes: T trials, B batch, L position, C classes; see `model`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cramjax import losses, schedules
+from cramjax.config import GlueConfig, ModelConfig
+from cramjax.data import tokenizer
+from cramjax.errors import UserError
+from cramjax.glue.data import Encoded
+from cramjax.model import Classifier
+from cramjax.optimizer import decay_mask
+
+LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
+EVAL_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What the compiled programs depend on; hashable."""
+
+    model: ModelConfig
+    glue: GlueConfig
+    classes: int
+
+    def classifier(self, dropout: float) -> Classifier:
+        return Classifier(
+            self.model,
+            dropout=dropout,
+            classes=self.classes,
+            head_width=self.glue.head_width,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(b1=self.glue.b1, b2=self.glue.b2, eps=self.glue.eps),
+            optax.add_decayed_weights(self.glue.weight_decay, mask=decay_mask),
+        )
+
+
+def finetune(
+    model: ModelConfig,
+    glue: GlueConfig,
+    train: Encoded,
+    dev: Encoded,
+    classes: int,
+    *,
+    pretrained: Any | None,
+    learning_rate: float,
+    seed: int,
+) -> np.ndarray:
+    """Fine-tunes `glue.trials` classifiers and returns their dev predictions_TxN.
+
+    The protocol of arXiv 2212.14034, section 5: AdamW, linear warm-up and cosine to 0
+    over the task's own steps, every epoch reshuffled, the last partial batch dropped,
+    the last epoch's weights scored. Trials differ in the head's init, dropout and
+    order; without `pretrained` also in the encoder's init.
+
+    Args:
+      model: the encoder.
+      glue: the protocol's numbers.
+      train: training rows, at least one batch of them.
+      dev: rows to predict.
+      classes: number of classes.
+      pretrained: parameters of `model.MaskedLM`, or None for random ones.
+      learning_rate: at the end of the warm-up.
+      seed: of all trials together.
+
+    Raises:
+      UserError: fewer training rows than one batch.
+    """
+    if len(train) < glue.batch_size:
+        raise UserError(
+            f"config.glue.batch_size is {glue.batch_size}: the task has only "
+            f"{len(train)} training rows"
+        )
+    static = _Static(model, glue, classes)
+    keys_T = jax.random.split(jax.random.key(seed), glue.trials)
+    params_T, opt_T = _init(static, keys_T, pretrained)
+    steps = glue.epochs * (len(train) // glue.batch_size)
+    for step, rows_TxB in enumerate(_batches(len(train), glue, seed)):
+        tokens_TxBxL = _trim(train.tokens_NxL[rows_TxB])
+        params_T, opt_T = _train_step(
+            static,
+            params_T,
+            opt_T,
+            keys_T,
+            tokens_TxBxL,
+            train.labels_N[rows_TxB],
+            np.int32(step),
+            np.float32(step / steps),
+            np.float32(learning_rate),
+        )
+    return _predict_all(static, params_T, dev)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
+    """Returns params_T and the optimizer's state; the head is random in any case."""
+    tokens_1xL = jnp.zeros((1, LENGTH_STEP), jnp.int32)
+
+    def one_trial(key):
+        params = static.classifier(0.0).init(key, tokens_1xL)["params"]
+        params |= pretrained or {}
+        return params, static.optimizer().init(params)
+
+    return jax.vmap(one_trial)(keys_T)
+
+
+def _batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
+    """Yields rows_TxB; the order depends on (seed, trial, epoch) alone."""
+    usable = rows - rows % glue.batch_size
+    for epoch in range(glue.epochs):
+        order_TxN = np.stack(
+            [
+                np.random.default_rng([seed, trial, epoch]).permutation(rows)
+                for trial in range(glue.trials)
+            ]
+        )
+        for start in range(0, usable, glue.batch_size):
+            yield order_TxN[:, start : start + glue.batch_size]
+
+
+def _trim(tokens: np.ndarray) -> np.ndarray:
+    """Cuts or pads the last axis to the longest row, rounded up to LENGTH_STEP."""
+    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
+    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    missing = max(length - tokens.shape[-1], 0)
+    widths = [(0, 0)] * (tokens.ndim - 1) + [(0, missing)]
+    return np.pad(tokens, widths, constant_values=tokenizer.PAD)[..., :length]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _train_step(
+    static, params_T, opt_T, keys_T, tokens_TxBxL, labels_TxB, step, progress, peak
+):
+    classifier = static.classifier(static.glue.dropout)
+    rate = peak * schedules.warmup_cosine(progress, static.glue.warmup_share)
+
+    def one_trial(params, opt, key, tokens_BxL, labels_B):
+        rngs = {"dropout": jax.random.fold_in(key, step)}
+        mask_BxL = tokens_BxL != tokenizer.PAD
+
+        def loss_of(params):
+            logits_BxC = classifier.apply(
+                {"params": params}, tokens_BxL, mask_BxL, rngs=rngs
+            )
+            return losses.cross_entropy(logits_BxC, labels_B)
+
+        updates, opt = static.optimizer().update(jax.grad(loss_of)(params), opt, params)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
+        return optax.apply_updates(params, updates), opt
+
+    return jax.vmap(one_trial)(params_T, opt_T, keys_T, tokens_TxBxL, labels_TxB)
+
+
+def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
+    predictions = []
+    for start in range(0, len(rows), EVAL_BATCH):
+        ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
+        tokens_BxL = _trim(rows.tokens_NxL[ids_B])
+        predictions.append(np.asarray(_predict(static, params_T, tokens_BxL)))
+    return np.concatenate(predictions, axis=1)[:, : len(rows)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array:
+    mask_BxL = tokens_BxL != tokenizer.PAD
+    logits_TxBxC = jax.vmap(
+        lambda params: static.classifier(0.0).apply(
+            {"params": params}, tokens_BxL, mask_BxL
+        )
+    )(params_T)
+    return jnp.argmax(logits_TxBxC, axis=-1)

@@ -1,0 +1,63 @@
+"""Masked language modelling's corruption, on the device, with static shapes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cramjax.flops import predicted_positions
+
+
+class Masked(NamedTuple):
+    """A corrupted batch: what the model sees, and what it must predict where."""
+
+    tokens_BxL: jax.Array
+    positions_BxP: jax.Array
+    targets_BxP: jax.Array
+
+
+def mask_tokens(
+    key: jax.Array,
+    tokens_BxL: jax.Array,
+    *,
+    mask_rate: float,
+    mask_id: int,
+    vocab_size: int,
+) -> Masked:
+    """Masks exactly P = round(mask_rate * L) positions of every row.
+
+    Positions are drawn without regard to special tokens, all of a row equally likely.
+    Of the P, the first round(0.8 P) become <mask>, those up to round(0.9 P) a uniformly
+    random token, the rest stay as they are (80/10/10 as in BERT, arXiv 1810.04805; the
+    exact counts are those of the authors' implementation of arXiv 2212.14034).
+
+    Args:
+      key: all the randomness there is.
+      tokens_BxL: any integer dtype.
+      mask_rate: share of positions, static.
+      mask_id: the id of <mask>, static.
+      vocab_size: random tokens are drawn from [0, vocab_size), static.
+    """
+    rows, length = tokens_BxL.shape
+    count = predicted_positions(mask_rate, length)
+    masked, replaced = round(0.8 * count), round(0.9 * count)
+
+    tokens_BxL = tokens_BxL.astype(jnp.int32)
+    position_key, token_key = jax.random.split(key)
+    # The P largest of L random numbers, in random order: a sample without replacement.
+    noise_BxL = jax.random.uniform(position_key, (rows, length))
+    positions_BxP = jax.lax.top_k(noise_BxL, count)[1]
+    targets_BxP = jnp.take_along_axis(tokens_BxL, positions_BxP, axis=1)
+    random_BxP = jax.random.randint(token_key, (rows, count), 0, vocab_size)
+    order_P = jnp.arange(count)[None, :]
+    new_BxP = jnp.where(
+        order_P < masked,
+        mask_id,
+        jnp.where(order_P < replaced, random_BxP, targets_BxP),
+    )
+    row_Bx1 = jnp.arange(rows)[:, None]
+    return Masked(
+        tokens_BxL.at[row_Bx1, positions_BxP].set(new_BxP, unique_indices=True),
+        positions_BxP,
+        targets_BxP,
+    )

@@ -1,0 +1,54 @@
+"""metrics.jsonl: one line of numbers every so many steps, never rewritten but at a cut.
+
+A line is a measurement (`step`, `loss`, `elapsed_s`, ...), or an event if it has the
+key `event`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends lines, each flushed; a context manager."""
+
+    def __init__(self, path: Path):
+        """Opens the file for appending."""
+        self._path = path
+        self._file = path.open("a")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, **values: Any) -> None:
+        """Appends one line."""
+        print(json.dumps(values), file=self._file, flush=True)
+
+    def last_elapsed_s(self) -> float:
+        """Returns the largest `elapsed_s` on record, or 0."""
+        return max((line.get("elapsed_s", 0.0) for line in read(self._path)), default=0)
+
+    def cut(self, step: int) -> None:
+        """Drops what was measured after `step`: a resumed run will measure it again."""
+        lines = [line for line in read(self._path) if line["step"] <= step]
+        self._file.close()
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(self._path)
+        self._file = self._path.open("a")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines; the last one is left out if a kill cut it off."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    parsed = []
+    for number, line in enumerate(lines):
+        try:
+            parsed.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise
+    return parsed

@@ -1,0 +1,71 @@
+"""The optax chain and its decay mask (arXiv 2212.14034, section 4.3)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cramjax import schedules
+from cramjax.config import OptimizerConfig, ScheduleConfig
+
+
+class ScaleByProgressState(NamedTuple):
+    """The learning rate of the last update, for the logs."""
+
+    learning_rate: jax.Array
+
+
+def scale_by_progress(
+    peak: float, schedule: ScheduleConfig
+) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by minus the learning rate at `progress`, an extra argument."""
+
+    def init(params):
+        del params
+        return ScaleByProgressState(jnp.zeros([], jnp.float32))
+
+    def update(updates, state, params=None, *, progress, **extra):
+        del state, params, extra
+        rate = peak * schedules.triangle(progress, schedule.base, schedule.falloff)
+        rate = jnp.asarray(rate, jnp.float32)
+        return jax.tree.map(lambda u: -rate * u, updates), ScaleByProgressState(rate)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def decay_mask(params: Any) -> Any:
+    """Returns a tree of bools: which parameters decay, told by their names.
+
+    All do except LayerNorm's scales and biases and every other bias; the positions'
+    scale does, as in the authors' implementation.
+    """
+
+    def decays(path: tuple[jax.tree_util.DictKey, ...], _) -> bool:
+        *modules, name = [entry.key for entry in path]
+        in_norm = bool(modules) and modules[-1].endswith("norm")
+        return name != "bias" and not in_norm
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: ScheduleConfig
+) -> optax.GradientTransformationExtraArgs:
+    """Returns clipping and AdamW at the budget's learning rate.
+
+    Its `update` needs `progress=`. The state keeps the norm of the accumulated gradient
+    before clipping as "grad_norm", and "learning_rate", for `optax.tree.get`.
+    """
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm
+        else optax.identity()
+    )
+    return optax.chain(
+        optax.snapshot("grad_norm", optax.global_norm),
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        scale_by_progress(config.learning_rate, schedule),
+    )

@@ -1,0 +1,76 @@
+"""What one sees while it trains: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from cramjax.budget import BudgetClock
+from cramjax.config import BudgetConfig
+
+PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """Share of budget, loss, tokens/s, learning rate, batch size, time left."""
+
+    def __init__(self, budget: BudgetConfig):
+        """Shows nothing yet."""
+        self._kind = budget.kind
+        self._start: tuple[float, float, int] | None = None
+        self._last_plain = 0.0
+        self._live = None
+        if sys.stdout.isatty():
+            self._live = RichProgress(
+                TextColumn("pretraining {task.percentage:5.1f}%"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=Console(),
+            )
+            self._task = self._live.add_task("compiling", total=1.0)
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def update(self, clock: BudgetClock, host: dict[str, Any]) -> None:
+        """Shows the state after a step; `host` is the loop's counters."""
+        used, now = clock.progress(), time.monotonic()
+        if self._start is None:  # the first step compiles: rates count from its end
+            self._start = (now, used, clock.tokens)
+            return
+        start, start_used, start_tokens = self._start
+        seconds = max(now - start, 1e-9)
+        rate = (clock.tokens - start_tokens) / seconds
+        left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
+        latest = host.get("latest", {})
+        window = host["window"]
+        loss = sum(window) / len(window) if window else host["last_loss"]
+        text = (
+            f"loss {'-' if loss is None else f'{loss:.3f}'}  "
+            f"{_si(rate)} tokens/s  lr {latest.get('learning_rate', 0):.2e}  "
+            f"batch {latest.get('batch_size', 0)}  left {_duration(left_s)}"
+        )
+        if self._live:
+            self._live.update(self._task, completed=used, description=text)
+        elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
+            self._last_plain = now
+            print(f"pretraining {used:6.1%}  {text}", flush=True)
+
+
+def _si(value: float) -> str:
+    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.1f}k"
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

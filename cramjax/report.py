@@ -1,0 +1,171 @@
+"""report.md and its figures, from what a run has written."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import matplotlib
+import optax
+from matplotlib.figure import Figure
+
+from cramjax import metrics_log
+from cramjax.config import Config
+from cramjax.data.corpus import Corpus
+
+REPORT = "report.md"
+
+
+def write(
+    config: Config,
+    corpus: Corpus,
+    summary: dict[str, Any],
+    results: dict[str, Any],
+    workdir: Path,
+) -> Path:
+    """Writes report.md, loss.png and schedule.png; returns the report's path."""
+    lines = [
+        line
+        for line in metrics_log.read(workdir / "metrics.jsonl")
+        if "event" not in line
+    ]
+    _loss_figure(lines, summary).savefig(workdir / "loss.png", dpi=120)
+    _schedule_figure(lines).savefig(workdir / "schedule.png", dpi=120)
+    sections = [
+        f"# {workdir.name}",
+        _results_section(config, results),
+        _pretraining_section(config, corpus, summary),
+        "![loss](loss.png)\n\n![schedule](schedule.png)",
+        _environment_section(summary),
+    ]
+    path = workdir / REPORT
+    path.write_text("\n\n".join(section for section in sections if section) + "\n")
+    return path
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _results_section(config: Config, results: dict[str, Any]) -> str:
+    if not results:
+        return ""
+    names = {"pretrained": "pretrained", "random": "not pretrained"}
+    header = ["task", "metric", "training rows"]
+    header += [names[start] for start in config.glue.starts] + ["majority class"]
+    rows = []
+    for result in results.values():
+        used, available = result["train_rows"], result["all_train_rows"]
+        row = [result["title"], result["metric"]]
+        row.append(f"{used:,}" if used == available else f"{used:,} of {available:,}")
+        for start in config.glue.starts:
+            best = result["starts"][start]
+            row.append(
+                f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
+                f"at {best['best_rate']:g}"
+            )
+        rows.append([*row, f"{result['majority']:.1f}"])
+    rates = ", ".join(f"{rate:g}" for rate in config.glue.learning_rates)
+    how = (
+        f"Each start is shown at the better of its learning rates ({rates}), chosen by "
+        "the median on the same dev set."
+        if len(config.glue.learning_rates) > 1
+        else f"Learning rate {rates}."
+    )
+    return (
+        "## Fine-tuning\n\n"
+        f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "
+        f"trials, {config.glue.epochs} epochs. {how}\n\n" + _table(header, rows)
+    )
+
+
+def _pretraining_section(
+    config: Config, corpus: Corpus, summary: dict[str, Any]
+) -> str:
+    entropy, loss = summary["unigram_entropy"], summary["held_out_loss"]
+    train_loss = summary["train_loss"]
+    documents = corpus.manifest["documents"]
+    budget = getattr(config.budget, config.budget.kind)
+    rows = [
+        ["held-out loss", f"{loss:.3f} nats per masked token"],
+        ["unigram entropy of the corpus", f"{entropy:.3f} nats per token"],
+        ["difference", f"{entropy - loss:.3f} nats"],
+        ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
+        ["budget", f"{budget:,g} {config.budget.kind}"],
+        ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
+        [
+            "updates",
+            f"{summary['updates']:,} of {summary['micro_steps']:,} micro-steps",
+        ],
+        ["time", f"{summary['elapsed_s']:.0f} s, compilation included"],
+        ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
+        ["model FLOPs", f"{summary['model_flops']:.3g}"],
+        ["parameters", f"{summary['parameters']:,}"],
+        [
+            "corpus",
+            f"{documents['train']:,} documents, {corpus.manifest['tokens']['train']:,} "
+            f"tokens; {documents['held_out']:,} documents held out, "
+            f"{documents['filtered']:,} dropped",
+        ],
+    ]
+    return (
+        "## Pretraining\n\n"
+        f"The held-out loss is over {config.validation.mask_rate:.0%} of the positions "
+        "of documents never trained on.\n\n" + _table(["what", "value"], rows)
+    )
+
+
+def _environment_section(summary: dict[str, Any]) -> str:
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{m.__name__} {m.__version__}" for m in (jax, flax, optax)),
+    ]
+    return f"Pretrained on {summary['device']}. {', '.join(versions)}."
+
+
+def _figure(width: float, height: float) -> Figure:
+    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _loss_figure(lines: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    measured = [line for line in lines if line["loss"] is not None]
+    axes.plot(
+        [line["tokens"] / 1e6 for line in measured],
+        [line["loss"] for line in measured],
+        label="training",
+    )
+    axes.plot(
+        [summary["tokens"] / 1e6],
+        [summary["held_out_loss"]],
+        "o",
+        label=f"held out, at the end: {summary['held_out_loss']:.2f}",
+    )
+    axes.axhline(
+        summary["unigram_entropy"],
+        color="gray",
+        linestyle="--",
+        label=f"unigram entropy: {summary['unigram_entropy']:.2f}",
+    )
+    axes.set(xlabel="million tokens", ylabel="masked-LM loss (nats)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _schedule_figure(lines: list[dict[str, Any]]) -> Figure:
+    figure = _figure(7, 4)
+    rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
+    lines = [line for line in lines if "learning_rate" in line]
+    progress = [100 * line["progress"] for line in lines]
+    rate_axes.plot(progress, [line["learning_rate"] for line in lines])
+    rate_axes.set(ylabel="learning rate")
+    batch_axes.step(progress, [line["batch_size"] for line in lines], where="post")
+    batch_axes.set(
+        ylabel="sequences per update", xlabel="budget used (%)", xlim=(0, 100)
+    )
+    batch_axes.set_ylim(bottom=0)
+    return figure

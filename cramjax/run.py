@@ -1,0 +1,72 @@
+"""The whole job: prepare, pretrain, evaluate, report; what is complete is skipped."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from cramjax import report
+from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
+from cramjax.data.prepare import prepare
+from cramjax.errors import UserError
+from cramjax.glue import evaluate
+from cramjax.pretrain import SUMMARY, pretrain
+
+CONFIG = "config.json"
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Does what is left to do in a workdir, and writes report.md.
+
+    Raises:
+      UserError: a mistake that can be seen before compute is spent.
+      Interrupted: a signal came during pretraining; the state is saved.
+    """
+    evaluate.check(config)
+    if not (workdir / SUMMARY).exists():
+        check_platform(config)
+    claim(workdir, config)
+    corpus = prepare(config)
+    params, summary = pretrain(config, corpus, workdir)
+    print(
+        f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
+        f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
+    )
+    results = evaluate.evaluate(config, params, corpus.tokenizer(), workdir)
+    path = report.write(config, corpus, summary, results, workdir)
+    print(f"report: {path}")
+
+
+def check_platform(config: Config) -> None:
+    """Refuses to pretrain a GPU config without a GPU.
+
+    Raises:
+      UserError: `config.platform` is "gpu" and JAX sees none.
+    """
+    if config.platform == "gpu" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"config.platform is 'gpu', but JAX sees only {jax.default_backend()}: "
+            "install the extra cuda12 or cuda13, or pass --config.platform=any"
+        )
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes the workdir this config's own.
+
+    Raises:
+      UserError: it holds a run with another config; the first differing key is named.
+    """
+    path = workdir / CONFIG
+    new = to_dict(config)
+    if path.exists():
+        old, new_flat = flatten(json.loads(path.read_text())), flatten(new)
+        for key in sorted({*old, *new_flat} - OPERATIONAL_KEYS):
+            if old.get(key) != new_flat.get(key):
+                raise UserError(
+                    f"--workdir={workdir} holds a run with config.{key}="
+                    f"{old.get(key)!r}, not {new_flat.get(key)!r}: pass another "
+                    "--workdir, or that value"
+                )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(new, indent=1) + "\n")

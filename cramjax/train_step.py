@@ -1,0 +1,184 @@
+"""One micro-step on the device: mask, forward, backward, accumulate, maybe update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cramjax import losses, schedules
+from cramjax.config import Config
+from cramjax.data import tokenizer
+from cramjax.masking import mask_tokens
+from cramjax.model import MaskedLM
+from cramjax.optimizer import make_optimizer
+
+# Dynamic loss scale, float16 only: start, halved at every overflow, doubled after so
+# many micro-steps without one (Micikevicius et al., arXiv 1710.03740, section 3.2).
+LOSS_SCALE_START = 2.0**16
+LOSS_SCALE_MIN = 1.0
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a micro-step reads and writes on the device.
+
+    Attributes:
+      params: float32, the tree of `model.MaskedLM`.
+      opt_state: of `optax.MultiSteps` around the optimizer.
+      step: micro-steps done, int32.
+      accumulate: micro-batches per update, fixed while one is accumulated, int32.
+      skipped: micro-batches left out because a gradient was not finite, int32.
+      loss_scale: 1 unless the model computes in float16.
+      finite_steps: micro-steps since the loss scale last changed, int32.
+    """
+
+    params: Any
+    opt_state: optax.MultiStepsState
+    step: jax.Array
+    accumulate: jax.Array
+    skipped: jax.Array
+    loss_scale: jax.Array
+    finite_steps: jax.Array
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with one axis "data"; one device unless told otherwise."""
+    return Mesh(np.asarray(devices or jax.devices()[:1]), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of the state: the same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def init_state(config: Config) -> TrainState:
+    """Returns a fresh state; call it under jit, or a step would compile twice."""
+    model = MaskedLM(config.model)
+    tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
+    params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
+    params = params["params"]
+    return TrainState(
+        params=params,
+        opt_state=_multi_steps(config, jnp.int32(1)).init(params),
+        step=jnp.int32(0),
+        accumulate=jnp.int32(1),
+        skipped=jnp.int32(0),
+        loss_scale=jnp.float32(LOSS_SCALE_START if _scales_loss(config) else 1.0),
+        finite_steps=jnp.int32(0),
+    )
+
+
+def make_micro_step(
+    config: Config, mesh: Mesh
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the jitted `micro_step(state, tokens_BxL, progress)`.
+
+    It compiles once: `progress`, the used share of the budget, is traced, and the
+    ramp's accumulation count lives in the state. The state is donated. The batch is
+    split over the mesh. Randomness depends on (config.seed, state.step) alone.
+
+    Returned metrics, all scalars: `loss` (nats), `finite`, `accumulate`,
+    `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,
+    `skipped` (micro-batches so far).
+    """
+    model = MaskedLM(config.model, dropout=config.objective.dropout)
+
+    def loss_of(params, masked, dropout_key, loss_scale):
+        rngs = {"dropout": dropout_key} if config.objective.dropout else {}
+        logits_BxPxV = model.apply(
+            {"params": params}, masked.tokens_BxL, masked.positions_BxP, rngs=rngs
+        )
+        loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP)
+        return loss * loss_scale, loss
+
+    def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        mask_key, dropout_key = jax.random.split(key)
+        masked = mask_tokens(
+            mask_key,
+            tokens_BxL,
+            mask_rate=config.objective.mask_rate,
+            mask_id=tokenizer.MASK,
+            vocab_size=config.model.vocab_size,
+        )
+        grads, loss = jax.grad(loss_of, has_aux=True)(
+            state.params, masked, dropout_key, state.loss_scale
+        )
+        if _scales_loss(config):
+            grads = jax.tree.map(lambda g: g / state.loss_scale, grads)
+
+        # k may only change between accumulations: in one, it would lose gradients.
+        accumulate = jnp.where(
+            state.opt_state.mini_step == 0,
+            schedules.accumulation_steps(
+                progress,
+                config.micro_batch,
+                config.batch.sequences,
+                config.batch.ramp_share,
+            ),
+            state.accumulate,
+        )
+        multi_steps = _multi_steps(config, accumulate)
+        updates, opt_state = multi_steps.update(
+            grads, state.opt_state, state.params, progress=progress
+        )
+        finite = ~opt_state.skip_state["should_skip"]
+        new_state = TrainState(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=state.step + 1,
+            accumulate=accumulate,
+            skipped=state.skipped + ~finite,
+            **_next_loss_scale(config, state, finite),
+        )
+        metrics = {
+            "loss": loss,
+            "finite": finite,
+            "accumulate": accumulate,
+            "learning_rate": optax.tree.get(opt_state, "learning_rate"),
+            "grad_norm": optax.tree.get(opt_state, "grad_norm"),
+            "updated": finite & (opt_state.mini_step == 0),
+            "skipped": new_state.skipped,
+        }
+        return new_state, metrics
+
+    batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
+    same = replicated(mesh)
+    return jax.jit(
+        micro_step,
+        donate_argnums=0,
+        in_shardings=(same, batch_sharding, same),
+        out_shardings=same,
+    )
+
+
+def _multi_steps(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
+    return optax.MultiSteps(
+        make_optimizer(config.optimizer, config.schedule),
+        every_k_schedule=lambda _: accumulate,
+        should_skip_update_fn=optax.skip_not_finite,
+    )
+
+
+def _scales_loss(config: Config) -> bool:
+    return config.model.dtype == "float16"
+
+
+def _next_loss_scale(
+    config: Config, state: TrainState, finite: jax.Array
+) -> dict[str, jax.Array]:
+    if not _scales_loss(config):
+        return {"loss_scale": state.loss_scale, "finite_steps": state.finite_steps}
+    steps = jnp.where(finite, state.finite_steps + 1, 0)
+    grow = steps >= LOSS_SCALE_GROWTH_STEPS
+    factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
+    return {
+        "loss_scale": jnp.maximum(state.loss_scale * factor, LOSS_SCALE_MIN),
+        "finite_steps": jnp.where(grow, 0, steps),
+    }

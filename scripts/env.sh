@@ -1,0 +1,23 @@
+# Sourced by the other scripts: makes .venv beside this folder and installs cramjax into
+# it with the extra(s) named in $1 ("" for none). A second call finds all in place and
+# installs nothing, unless setup.cfg changed since.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+install_cramjax() {
+  local extras=$1
+  local stamp=.venv/installed${extras:+-$extras}
+  if [[ ! -e $stamp || setup.cfg -nt $stamp ]]; then
+    local python=${PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+      echo "error: $("$python" --version) found; cramjax needs Python 3.11 or newer:" \
+        "set PYTHON=/path/to/python3.12 and run this again" >&2
+      exit 2
+    }
+    [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+    echo "installing cramjax into .venv (1 GB, once) ..."
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+      --editable ".${extras:+[$extras]}"
+    touch "$stamp"
+  fi
+}

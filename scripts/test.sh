@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Installs the test extra if needed and runs the tests. Whatever follows goes to pytest.
+source "$(dirname "$0")/env.sh"
+install_cramjax test
+.venv/bin/python -m pytest -m "not slow" "$@"
