@@ -42,7 +42,7 @@ def mask_tokens(
     count = predicted_positions(mask_rate, length)
     masked, replaced = round(0.8 * count), round(0.9 * count)
 
-    tokens_BxL = tokens_BxL.astype(jnp.int32)
+    tokens_BxL = jnp.asarray(tokens_BxL, jnp.int32)
     position_key, token_key = jax.random.split(key)
     # The P largest of L random numbers, in random order: a sample without replacement.
     noise_BxL = jax.random.uniform(position_key, (rows, length))

@@ -63,7 +63,7 @@ def make_optimizer(
         else optax.identity()
     )
     return optax.chain(
-        optax.snapshot("grad_norm", optax.global_norm),
+        optax.snapshot("grad_norm", optax.tree.norm),
         clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),

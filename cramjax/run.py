@@ -25,8 +25,10 @@ def run(config: Config, workdir: Path) -> None:
     evaluate.check(config)
     if not (workdir / SUMMARY).exists():
         check_platform(config)
-    claim(workdir, config)
+    check_workdir(workdir, config)
     corpus = prepare(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=1) + "\n")
     params, summary = pretrain(config, corpus, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
@@ -50,23 +52,19 @@ def check_platform(config: Config) -> None:
         )
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Makes the workdir this config's own.
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Refuses a workdir in which another config has run.
 
     Raises:
       UserError: it holds a run with another config; the first differing key is named.
     """
     path = workdir / CONFIG
-    new = to_dict(config)
-    if path.exists():
-        old, new_flat = flatten(json.loads(path.read_text())), flatten(new)
-        for key in sorted({*old, *new_flat} - OPERATIONAL_KEYS):
-            if old.get(key) != new_flat.get(key):
-                raise UserError(
-                    f"--workdir={workdir} holds a run with config.{key}="
-                    f"{old.get(key)!r}, not {new_flat.get(key)!r}: pass another "
-                    "--workdir, or that value"
-                )
+    if not path.exists():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(new, indent=1) + "\n")
+    old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    for key in sorted({*old, *new} - OPERATIONAL_KEYS):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"--workdir={workdir} holds a run with config.{key}={old.get(key)!r}, "
+                f"not {new.get(key)!r}: pass another --workdir, or that value"
+            )

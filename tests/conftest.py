@@ -1,0 +1,63 @@
+"""Settings and pieces that all tests share."""
+
+import jax
+import pytest
+
+from cramjax import config as config_module
+from cramjax.config import Config
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A whole run in seconds: two layers, 40 micro-steps of 4 x 32 tokens.
+TINY = (
+    "seed=1",
+    "micro_batch=4",
+    "model.width=32",
+    "model.ffn_width=64",
+    "model.layers=2",
+    "model.heads=2",
+    "model.vocab_size=256",
+    "model.max_length=32",
+    "batch.sequences=12",
+    "budget.tokens=5120",
+    "log.every_steps=5",
+    "validation.max_blocks=6",
+    "glue.tasks=('intents15',)",
+    "glue.max_train_rows=32",
+    "glue.trials=2",
+    "glue.epochs=1",
+    "glue.learning_rates=(1e-3,)",
+    "glue.head_width=16",
+)
+
+
+def tiny_config(data_dir, *overrides: str) -> Config:
+    overrides = (*TINY, f"data.dir={data_dir}", *overrides)
+    return config_module.load("configs/quickstart.py", overrides)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Shared, so that the corpus is built once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def tiny(data_dir) -> Config:
+    return tiny_config(data_dir)
+
+
+@pytest.fixture(scope="session")
+def corpus(tiny):
+    from cramjax.data.prepare import prepare
+
+    return prepare(tiny)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Many tests compile the same program: once is enough."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,50 @@
+import pytest
+
+from cramjax.budget import BudgetClock
+from cramjax.config import BudgetConfig
+
+
+class FakeTime:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_wall_clock_counts_all_but_pauses():
+    time = FakeTime()
+    clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), 1.0, now=time)
+    assert clock.progress() == 0
+    time.now += 900
+    assert clock.progress() == 0.25
+    with clock.paused():
+        time.now += 5000
+    assert clock.progress() == 0.25
+    time.now += 9000
+    assert clock.progress() == 1
+
+
+def test_a_resumed_clock_has_only_what_is_left():
+    time = FakeTime()
+    budget = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
+    clock = BudgetClock(budget, 1.0, elapsed_s=1800, now=time)
+    assert clock.progress() == 0.5
+    time.now += 60
+    assert clock.elapsed_s == 1860
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        BudgetConfig(hours=0.0, tokens=1000, flops=0.0),
+        BudgetConfig(hours=0.0, tokens=0, flops=7000.0),
+    ],
+)
+def test_tokens_and_flops(budget):
+    time = FakeTime()
+    clock = BudgetClock(budget, flops_per_token=7.0, tokens=100, now=time)
+    clock.add(400)
+    time.now += 1e9
+    assert clock.progress() == 0.5
+    assert (clock.tokens, clock.flops) == (500, 3500)

@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cramjax import config as config_module
+from cramjax.config import flatten, load, to_dict
+from cramjax.errors import UserError
+from cramjax.main import main
+
+SOURCE = "--config.data.sources=x.txt"
+
+
+@pytest.mark.parametrize("name", ["a4000", "a6000", "rtx2080ti", "h200", "quickstart"])
+def test_every_config_file_parses(name):
+    config = load(f"configs/{name}.py", [SOURCE])
+    assert config_module.from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_gpu_configs_are_the_recipe_but_for_the_card():
+    recipe = flatten(to_dict(load("configs/default.py", [SOURCE])))
+    a6000 = flatten(to_dict(load("configs/a6000.py", [SOURCE])))
+    assert {k for k in recipe if recipe[k] != a6000[k]} == {"micro_batch"}
+
+
+def test_overrides_and_types():
+    config = load(
+        "configs/quickstart.py",
+        [
+            "budget.tokens=0",
+            "--config.budget.hours=1",
+            "data.sources=('a.txt','b.txt')",
+        ],
+    )
+    assert config.budget.hours == 1.0
+    assert config.data.sources == ("a.txt", "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget.hour=1", "did you mean --config.budget.hours"),
+        ("buget.hours=1", "did you mean --config.budget.hours"),
+        ("model.widht=8", "did you mean --config.model.width"),
+        ("model.layers=two", "invalid literal"),
+        ("model.layers=2.5", "invalid literal"),
+        ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
+        ("model.dtype=float64", "config.model.dtype is 'float64'"),
+        ("model.vocab_size=70000", "config.model.vocab_size is 70000"),
+        ("data.sources=()", "config.data.sources"),
+        ("objective.mask_rate=0.0", "config.objective.mask_rate"),
+        ("objective.mask_rate=0.001", "large enough"),
+        ("budget.tokens=-1", "config.budget.tokens is -1"),
+        ("budget.tokens=0", "--config.budget.hours=24"),
+        ("budget.hours=1", "--config.budget.hours=0 --config.budget.tokens=5000000"),
+        ("budget.tokens", "has no value"),
+        ("micro_batch=0", "config.micro_batch is 0"),
+        ("micro_batch=4096", "at most batch.sequences"),
+        ("glue.starts=('pretraned',)", "config.glue.starts"),
+        ("schedule.falloff=1.0", "config.schedule.falloff"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(override, message):
+    with pytest.raises(UserError) as error:
+        load("configs/quickstart.py", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_and_an_unknown_key_in_a_dict_are_named():
+    values = to_dict(load("configs/quickstart.py"))
+    del values["model"]["layers"]
+    with pytest.raises(UserError, match=r"config\.model\.layers is missing"):
+        config_module.from_dict(values)
+    values["model"]["layers"] = 2
+    values["model"]["layer"] = 2
+    with pytest.raises(UserError, match=r"did you mean config\.model\.layers"):
+        config_module.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--workdir=w"],
+        ["--config=configs/nowhere.py", "--workdir=w"],
+        ["--config=configs/quickstart.py"],
+        ["--config=configs/quickstart.py", "--wokdir=w"],
+        ["--config=configs/quickstart.py", "--workdir=w", "stray"],
+        ["--config=configs/quickstart.py", "--workdir=w", "--config.model.widht=8"],
+        ["--config.budget.tokens=0", "--config=configs/quickstart.py", "--workdir=w"],
+    ],
+)
+def test_the_command_line_exits_with_2_and_one_line(argv, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_mistyped_flag_fails_before_jax_is_imported(tmp_path):
+    code = (
+        "import sys; from cramjax.main import main; "
+        "main(['--config=configs/quickstart.py', '--config.modl.width=8']); "
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,201 @@
+"""Whole small runs, in-process."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, tiny_config
+
+from cramjax import config as config_module
+from cramjax import metrics_log, pretrain
+from cramjax.errors import Interrupted, UserError
+from cramjax.main import main
+from cramjax.run import run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, corpus, tmp_path_factory):
+    """A finished run, and the config keys its code has read."""
+    reads = set()
+    patch = pytest.MonkeyPatch()
+    sections = {f.name: f.type for f in dataclasses.fields(config_module.Config)}
+    classes = [(config_module.Config, "")]
+    classes += [
+        (c, f"{n}.") for n, c in sections.items() if dataclasses.is_dataclass(c)
+    ]
+    for cls, prefix in classes:
+
+        def recording(self, name, prefix=prefix):
+            # Reads by the parser, and by generated __eq__ and __hash__, do not count.
+            caller = sys._getframe(1).f_code.co_filename
+            if caller.startswith("/") and caller != config_module.__file__:
+                reads.add(prefix + name)
+            return object.__getattribute__(self, name)
+
+        patch.setattr(cls, "__getattribute__", recording, raising=False)
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    try:
+        run(tiny, workdir)
+    finally:
+        patch.undo()
+    return workdir, reads
+
+
+def test_every_config_key_is_read(finished, tiny):
+    keys = set(config_module.flatten(config_module.to_dict(tiny)))
+    assert keys - finished[1] == set()
+
+
+def test_a_run_leaves_its_report(finished):
+    workdir = finished[0]
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "pretrain.json", "glue.json"}
+    assert (workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert (workdir / "schedule.png").stat().st_size > 5000
+    report = (workdir / "report.md").read_text()
+    assert "Intents, 15 labels a class | accuracy | 32 of 2,088" in report
+    assert "5,120 (" in report
+    results = json.loads((workdir / "glue.json").read_text())["intents15"]
+    assert set(results["starts"]) == {"pretrained", "random"}
+    assert len(results["starts"]["random"]["scores"]["0.001"]) == 2
+    summary = json.loads((workdir / "pretrain.json").read_text())
+    assert (summary["tokens"], summary["micro_steps"]) == (5120, 40)
+    assert summary["held_out_loss"] < np.log(256)
+
+
+def test_metrics_cover_the_run(finished):
+    lines = metrics_log.read(finished[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines][:9] == [5, 10, 15, 20, 25, 30, 35, 40, 40]
+    assert lines[-1]["progress"] == 1
+    assert lines[-1]["tokens"] == 5120
+    assert lines[-1]["batch_size"] == 12
+    assert lines[0]["loss"] == pytest.approx(np.log(256), abs=0.3)
+
+
+def test_a_finished_run_is_not_repeated(finished, tiny, monkeypatch):
+    workdir = finished[0]
+    before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
+
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("cramjax.train_step.make_micro_step", fail)
+    monkeypatch.setattr("cramjax.glue.evaluate.finetune", fail)
+    (workdir / "report.md").unlink()
+    run(tiny, workdir)
+    assert (workdir / "report.md").exists()
+    assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
+
+
+@pytest.mark.parametrize("stop_at", [11, 25])
+def test_stop_and_resume_equals_the_uninterrupted_run_bitwise(
+    finished, tiny, corpus, tmp_path, monkeypatch, stop_at
+):
+    """SIGINT in the middle of an accumulation, and again: same weights, same lines."""
+    update = pretrain.Progress.update
+
+    def update_then_signal(self, clock, host):
+        update(self, clock, host)
+        if host["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pretrain.Progress, "update", update_then_signal)
+    with pytest.raises(Interrupted, match="SIGINT.*the same command goes on") as error:
+        pretrain.pretrain(tiny, corpus, tmp_path)
+    assert error.value.exit_code == 130
+    monkeypatch.undo()
+    params, summary = pretrain.pretrain(tiny, corpus, tmp_path)
+
+    expected_params, expected = pretrain.pretrain(tiny, corpus, finished[0])
+    for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(expected_params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    for key in ("tokens", "micro_steps", "updates", "held_out_loss", "train_loss"):
+        assert summary[key] == expected[key]
+    timeless = ("step", "loss", "learning_rate", "grad_norm", "batch_size")
+    lines, expected_lines = (
+        [
+            [line[key] for key in timeless]
+            for line in metrics_log.read(folder / "metrics.jsonl")
+            if "event" not in line
+        ]
+        for folder in (tmp_path, finished[0])
+    )
+    assert lines == expected_lines
+
+
+def test_lost_work_is_charged_to_a_wall_clock_budget(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with metrics_log.MetricsLog(path) as log:
+        for step in range(1, 5):
+            log.write(step=step, elapsed_s=10.0 * step)
+    with path.open("a") as file:
+        file.write('{"step": 5, "elap')  # killed here
+    with metrics_log.MetricsLog(path) as log:
+        assert log.last_elapsed_s() == 40
+        log.cut(2)
+        log.write(event="resumed", step=2, elapsed_s=40.0)
+        assert log.last_elapsed_s() == 40
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2]
+
+
+def test_a_wall_clock_budget_stops_within_a_step(corpus, tmp_path, data_dir):
+    config = tiny_config(data_dir, "budget.tokens=0", "budget.hours=0.002")
+    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    assert 7.2 <= summary["elapsed_s"] < 8.2
+    assert summary["tokens"] == summary["micro_steps"] * 4 * 32
+
+
+def command(workdir, data_dir, *overrides):
+    overrides = [f"--config.{o}" for o in (*TINY, f"data.dir={data_dir}", *overrides)]
+    return ["--config=configs/quickstart.py", f"--workdir={workdir}", *overrides]
+
+
+def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):
+    workdir = finished[0]
+    assert main(command(workdir, data_dir, "model.layers=3")) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with config.model.layers=2, not 3" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("platform=gpu", "config.platform is 'gpu', but JAX sees only cpu"),
+        ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
+        ("glue.tasks=('cola',)", "config.glue.data_dir is 'glue_data'"),
+        ("glue.tasks=('colla',)", "config.glue.tasks: 'colla'"),
+        ("model.vocab_size=65000", "the corpus allows at most"),
+    ],
+)
+def test_a_mistake_costs_no_compute(tmp_path, data_dir, override, message, capsys):
+    workdir = tmp_path / "w"
+    assert main(command(workdir, data_dir, override)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not workdir.exists()
+
+
+def test_a_gpu_config_that_is_pretrained_is_evaluated_without_a_gpu(
+    finished, data_dir, tmp_path
+):
+    """Only pretraining needs the card: the scores may be made elsewhere."""
+    values = config_module.to_dict(tiny_config(data_dir)) | {"platform": "gpu"}
+    config = config_module.from_dict(values)
+    path = finished[0] / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(values))
+    try:
+        run(config, finished[0])
+    finally:
+        path.write_text(before)
+    with pytest.raises(UserError, match=r"config\.platform"):
+        run(config, tmp_path / "fresh")

@@ -1,0 +1,167 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from cramjax import train_step
+
+
+def tokens_of(config, rows, seed=0):
+    shape = (rows, config.model.max_length)
+    tokens = np.random.default_rng(seed).integers(7, config.model.vocab_size, shape)
+    return tokens.astype(np.uint16)
+
+
+def start(config, mesh=None):
+    mesh = mesh or train_step.make_mesh()
+    init = jax.jit(
+        lambda: train_step.init_state(config),
+        out_shardings=train_step.replicated(mesh),
+    )
+    return init(), train_step.make_micro_step(config, mesh)
+
+
+def test_overfits_one_batch(data_dir):
+    config = tiny_config(data_dir, "batch.sequences=4", "optimizer.learning_rate=0.02")
+    state, micro_step = start(config)
+    tokens = np.repeat(tokens_of(config, 4)[:, :1], 32, axis=1)  # a word a row
+    losses = []
+    for _ in range(150):
+        state, metrics = micro_step(state, tokens, np.float32(0.5))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(np.log(256), abs=0.3)
+    assert np.mean(losses[-5:]) < 0.1
+
+
+def test_one_batch_of_8_equals_4_micro_batches_of_2(data_dir, monkeypatch):
+    """With the same masks: accumulation is the mean over micro-batches."""
+
+    def fixed_masks(key, tokens_BxL, **_):
+        positions = jnp.tile(jnp.arange(0, 32, 4)[None], (tokens_BxL.shape[0], 1))
+        targets = jnp.take_along_axis(tokens_BxL.astype(jnp.int32), positions, 1)
+        return train_step_masked(tokens_BxL, positions, targets)
+
+    from cramjax.masking import Masked as train_step_masked
+
+    monkeypatch.setattr(train_step, "mask_tokens", fixed_masks)
+    results = []
+    for rows in (8, 2):
+        config = tiny_config(
+            data_dir, f"micro_batch={rows}", "batch.sequences=8", "batch.ramp_share=0.0"
+        )
+        state, micro_step = start(config)
+        tokens = tokens_of(config, 8)
+        for i in range(0, 8, rows):
+            before = state.params["embedding"]["word"].copy()
+            state, metrics = micro_step(state, tokens[i : i + rows], np.float32(0.3))
+            assert bool(metrics["updated"]) == (i + rows == 8)
+            same = bool((before == state.params["embedding"]["word"]).all())
+            assert same == (i + rows < 8)
+        results.append((metrics, state.params))
+    np.testing.assert_allclose(
+        results[0][0]["grad_norm"], results[1][0]["grad_norm"], rtol=1e-5
+    )
+    for one, four in zip(*(jax.tree.leaves(r[1]) for r in results), strict=True):
+        # AdamW's first step is sign(g): compare where the gradient is not noise.
+        assert np.mean(np.abs(one - four) > 1e-5) < 0.01
+
+
+def test_the_whole_ramp_compiles_once_and_k_is_fixed_while_it_accumulates(data_dir):
+    config = tiny_config(data_dir, "batch.sequences=20")  # k up to 5
+    state, micro_step = start(config)
+    history = []
+    for i in range(60):
+        state, metrics = micro_step(state, tokens_of(config, 4, i), np.float32(i / 60))
+        history.append((int(metrics["accumulate"]), bool(metrics["updated"])))
+    assert micro_step._cache_size() == 1
+    runs, length = [], 0
+    for k, updated in history:
+        length += 1
+        if updated:
+            runs.append((k, length))
+            length = 0
+    assert all(k == length for k, length in runs)
+    ks = [k for k, _ in runs]
+    assert ks == sorted(ks) and ks[0] == 1 and ks[-1] == 5
+
+
+def test_randomness_depends_on_seed_and_step_alone(tiny):
+    tokens = tokens_of(tiny, 4)
+    state, micro_step = start(tiny)
+    first = micro_step(state, tokens, np.float32(0))[1]["loss"]
+    state, _ = start(tiny)
+    assert micro_step(state, tokens, np.float32(0.7))[1]["loss"] == first
+    other_seed, other_step = start(dataclasses.replace(tiny, seed=2))
+    state, _ = start(tiny)
+    assert other_step(state, tokens, np.float32(0))[1]["loss"] != first
+
+
+def test_two_devices_give_the_numbers_of_one(tiny):
+    losses = []
+    for devices in (jax.devices()[:1], jax.devices()[:2]):
+        mesh = train_step.make_mesh(devices)
+        assert mesh.size == len(devices)
+        state, micro_step = start(tiny, mesh)
+        trace = []
+        for i in range(4):
+            state, metrics = micro_step(state, tokens_of(tiny, 4, i), np.float32(0.5))
+            trace.append(float(metrics["loss"]))
+        losses.append(trace)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_a_micro_batch_with_a_bad_number_is_skipped_and_counted(tiny):
+    state, micro_step = start(tiny)
+    broken = jax.tree.map(jnp.copy, state)
+    broken.params["final_norm"]["scale"] = broken.params["final_norm"]["scale"] * np.nan
+    before = jax.tree.map(np.asarray, broken.params)
+    after, metrics = micro_step(broken, tokens_of(tiny, 4), np.float32(0.5))
+    assert (int(metrics["skipped"]), bool(metrics["finite"])) == (1, False)
+    assert int(after.opt_state.mini_step) == 0
+    assert int(after.step) == 1
+    for a, b in zip(
+        jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_float16_scales_its_loss(data_dir):
+    config = tiny_config(data_dir, "model.dtype=float16", "batch.sequences=4")
+    state, micro_step = start(config)
+    assert state.loss_scale == train_step.LOSS_SCALE_START
+    for i in range(5):
+        state, metrics = micro_step(state, tokens_of(config, 4, i), np.float32(0.5))
+    scale, skipped = float(state.loss_scale), int(state.skipped)
+    assert scale == train_step.LOSS_SCALE_START / 2**skipped
+    assert np.isfinite(metrics["loss"])
+    exact = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, dtype="float32")
+    )
+    full, full_step = start(exact)
+    full, full_metrics = full_step(full, tokens_of(config, 4, 0), np.float32(0.5))
+    state, micro_step = start(config)
+    state, metrics = micro_step(
+        dataclasses.replace(state, loss_scale=jnp.float32(1024)),
+        tokens_of(config, 4, 0),
+        np.float32(0.5),
+    )
+    assert int(state.skipped) == 0
+    np.testing.assert_allclose(  # unscaled before it is clipped and logged
+        metrics["grad_norm"], full_metrics["grad_norm"], rtol=1e-2
+    )
+
+
+def test_an_overflow_halves_the_scale_and_a_long_calm_doubles_it(data_dir, monkeypatch):
+    monkeypatch.setattr(train_step, "LOSS_SCALE_GROWTH_STEPS", 3)
+    config = tiny_config(data_dir, "model.dtype=float16")
+    state, micro_step = start(config)
+    state = dataclasses.replace(state, loss_scale=jnp.float32(2.0**40))
+    state, _ = micro_step(state, tokens_of(config, 4), np.float32(0.5))
+    assert (float(state.loss_scale), int(state.skipped)) == (2.0**39, 1)
+    state = dataclasses.replace(state, loss_scale=jnp.float32(64))
+    for _ in range(3):
+        state, _ = micro_step(state, tokens_of(config, 4), np.float32(0.5))
+    assert float(state.loss_scale) == 128
