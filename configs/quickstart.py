@@ -16,13 +16,14 @@ def get_config() -> config_dict.ConfigDict:
     """Returns a small model, a small budget and the embedded tasks."""
     config = default.get_config()
     config.platform = "any"
-    config.micro_batch = 32
+    config.micro_batch = 64
 
     config.model.width = 128
     config.model.ffn_width = 512
-    config.model.layers = 4
+    config.model.layers = 2
     config.model.heads = 4
     config.model.vocab_size = 4096
+    config.model.max_length = 32  # short contexts are learned sooner
     config.model.dtype = "float32"
 
     config.data.sources = ("embedded:books",)
@@ -34,14 +35,15 @@ def get_config() -> config_dict.ConfigDict:
     config.batch.sequences = 64
 
     config.budget.hours = 0.0
-    config.budget.tokens = 5_000_000
+    config.budget.tokens = 6_000_000
 
     config.checkpoint.every_minutes = 1.0
-    config.log.every_steps = 20
+    config.log.every_steps = 50
 
     config.glue.tasks = ("intents15", "acceptability")
     config.glue.starts = ("pretrained", "random")
     config.glue.trials = 3
-    config.glue.learning_rates = (2e-4, 5e-4, 1e-3)
+    config.glue.learning_rates = (4e-3, 8e-3, 1.6e-2)  # best is inside, for each start
     config.glue.head_width = 128
+    config.glue.max_train_rows = 800
     return config

@@ -1,11 +1,13 @@
-"""python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart.
+"""The whole job, from raw text to fine-tuned scores.
+
+python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any key of the config can be overridden: --config.budget.hours=0.5
 """
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cramjax.config import parse_command_line
@@ -14,32 +16,49 @@ from cramjax.errors import Interrupted, UserError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; returns the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        config, extras = parse_command_line(argv, [("workdir", "folder of the run")])
-        if not extras["workdir"]:
-            raise UserError("no workdir: pass e.g. --workdir=runs/quickstart")
-        from cramjax.run import run  # imports JAX: a mistyped flag need not wait for it
+    return guarded(_run, argv, __doc__)
 
-        run(config, Path(extras["workdir"]))
+
+def _run(argv: Sequence[str]) -> None:
+    config, extras = parse_command_line(argv, [("workdir", "folder of the run")])
+    if not extras["workdir"]:
+        raise UserError("no workdir: pass e.g. --workdir=runs/quickstart")
+    from cramjax.run import run  # imports JAX: a mistyped flag need not wait for it
+
+    run(config, Path(extras["workdir"]))
+
+
+def guarded(
+    command: Callable[[Sequence[str]], None], argv: Sequence[str], usage: str
+) -> int:
+    """Runs a command; returns its exit code, with one line on stderr if it is not 0.
+
+    2 for a user's mistake, 128 plus the signal's number for an interruption.
+    """
+    if not argv or {"-h", "--help"} & set(argv):
+        print(usage.strip())
+        return 0
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: what was complete is kept", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        print("interrupted: stages that were complete are kept", file=sys.stderr)
+        return 128 + number
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
 def _terminate(number, frame):
-    del number, frame
-    raise KeyboardInterrupt
+    del frame
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

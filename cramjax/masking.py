@@ -23,13 +23,16 @@ def mask_tokens(
     mask_rate: float,
     mask_id: int,
     vocab_size: int,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
 ) -> Masked:
     """Masks exactly P = round(mask_rate * L) positions of every row.
 
     Positions are drawn without regard to special tokens, all of a row equally likely.
     Of the P, the first round(0.8 P) become <mask>, those up to round(0.9 P) a uniformly
     random token, the rest stay as they are (80/10/10 as in BERT, arXiv 1810.04805; the
-    exact counts are those of the authors' implementation of arXiv 2212.14034).
+    exact counts are those of the authors' implementation of arXiv 2212.14034). In short
+    rows the rounding shows: of P = 5, 4 are masked and 1 stays.
 
     Args:
       key: all the randomness there is.
@@ -37,10 +40,13 @@ def mask_tokens(
       mask_rate: share of positions, static.
       mask_id: the id of <mask>, static.
       vocab_size: random tokens are drawn from [0, vocab_size), static.
+      mask_share: share of the P that becomes <mask>, static.
+      random_share: share of the P that becomes a random token, static.
     """
     rows, length = tokens_BxL.shape
     count = predicted_positions(mask_rate, length)
-    masked, replaced = round(0.8 * count), round(0.9 * count)
+    masked = round(mask_share * count)
+    replaced = round((mask_share + random_share) * count)
 
     tokens_BxL = jnp.asarray(tokens_BxL, jnp.int32)
     position_key, token_key = jax.random.split(key)

@@ -20,8 +20,10 @@ KEY = 15  # of the masks: the same for every run, whatever its seed
 def held_out_loss(config: Config, params: Any, blocks: Blocks) -> float:
     """Returns the mean loss in nats per masked token.
 
-    Each block's mask depends on its number in the held-out part alone, so runs with
-    another micro-batch, masking rate or seed are scored on the same question.
+    All chosen positions are <mask>: none is given away by being kept, whatever the
+    training's mixture. Each block's mask depends on its number in the held-out part
+    alone, so runs with another micro-batch, masking rate or seed are scored on the same
+    question.
 
     Args:
       config: `validation` and `model` are read, and `micro_batch` for the batch size.
@@ -47,6 +49,8 @@ def _row_losses(config: Config, params, tokens_BxL, ids_B):
             mask_rate=config.validation.mask_rate,
             mask_id=tokenizer.MASK,
             vocab_size=config.model.vocab_size,
+            mask_share=1.0,
+            random_share=0.0,
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))

@@ -45,6 +45,21 @@ def test_all_positions_are_equally_likely():
     np.testing.assert_allclose(first, 1 / 16, atol=0.02)
 
 
+def test_all_mask():
+    tokens = np.full((3, 32), 9)
+    out = mask_tokens(
+        jax.random.key(0),
+        tokens,
+        mask_rate=0.15,
+        mask_id=MASK,
+        vocab_size=100,
+        mask_share=1.0,
+        random_share=0.0,
+    )
+    assert ((out.tokens_BxL == MASK).sum(axis=1) == 5).all()
+    assert (out.targets_BxP == 9).all()
+
+
 def test_randomness_depends_on_the_key_alone():
     _, one = masked(seed=1)
     _, same = masked(seed=1)
