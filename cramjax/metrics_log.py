@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cramjax import files
+
 
 class MetricsLog:
     """Appends lines, each flushed; a context manager."""
@@ -35,9 +37,7 @@ class MetricsLog:
         """Drops what was measured after `step`: a resumed run will measure it again."""
         lines = [line for line in read(self._path) if line["step"] <= step]
         self._file.close()
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(self._path)
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = self._path.open("a")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax import train_step
+from cramjax import files, train_step
 from cramjax.budget import BudgetClock
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.config import Config
@@ -48,11 +48,20 @@ def pretrain(
     ):
         state, host = _resume_or_start(config, mesh, store, log)
         if not host["finished"]:
-            state, host = _train(config, corpus, mesh, store, log, state, host)
+            loop = _Loop(config, corpus, mesh, store, log, state, host)
+            stopped_by = loop.run()
+            if stopped_by is not None:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(stopped_by).name} after "
+                    f"{loop.clock.tokens:,} tokens ({loop.clock.progress():.1%} of the "
+                    "budget); the same command goes on from here",
+                    stopped_by,
+                )
+            state, host = loop.state, loop.host
         summary_path = workdir / SUMMARY
         if not summary_path.exists():
             summary = _summary(config, corpus, state.params, host)
-            _write_json(summary_path, summary)
+            files.write_json(summary_path, summary)
     return state.params, json.loads(summary_path.read_text())
 
 
@@ -71,6 +80,7 @@ def _resume_or_start(config, mesh, store, log):
             "elapsed_s": 0.0,
             "window": [],
             "last_loss": None,
+            "latest": {},
             "finished": False,
         }
         return state, host
@@ -84,92 +94,100 @@ def _resume_or_start(config, mesh, store, log):
     return state, host
 
 
-def _train(config, corpus, mesh, store, log, state, host):
-    """Runs micro-steps until the budget is used or a signal comes."""
-    micro_step = train_step.make_micro_step(config, mesh)
-    stream = BlockStream(corpus, config.data.order, config.seed)
-    rows, length = config.micro_batch, config.model.max_length
-    clock = BudgetClock(
-        config.budget,
-        train_flops_per_token(config.model, config.objective.mask_rate),
-        elapsed_s=host["elapsed_s"],
-        tokens=host["tokens"],
-    )
-    host = dict(host)
-    pending: dict[str, jax.Array] | None = None
+class _Loop:
+    """The loop's moving parts: device state, host counters and the step in flight.
 
-    def read_pending() -> None:
-        nonlocal pending
-        if pending is None:
+    `host` is what a checkpoint keeps beside the state: counts of `step` (micro-steps),
+    `updates`, `position` (blocks) and `tokens`, `elapsed_s`, the losses since the last
+    metrics line (`window`), and what the last line and the last step said.
+    """
+
+    def __init__(self, config, corpus, mesh, store, log, state, host):
+        self._config, self._store, self._log = config, store, log
+        self.state, self.host = state, dict(host)
+        self._micro_step = train_step.make_micro_step(config, mesh)
+        self._stream = BlockStream(corpus, config.data.order, config.seed)
+        self.clock = BudgetClock(
+            config.budget,
+            train_flops_per_token(config.model, config.objective.mask_rate),
+            elapsed_s=host["elapsed_s"],
+            tokens=host["tokens"],
+        )
+        self._in_flight: dict[str, jax.Array] | None = None
+        self._last_save = self._last_line = time.monotonic()
+        self._line_tokens = self.clock.tokens
+
+    def run(self) -> int | None:
+        """Steps until the budget is used (None), or a signal comes (its number)."""
+        log_every = self._config.log.every_steps
+        save_every_s = self._config.checkpoint.every_minutes * 60
+        with _stop_signals() as stop, Progress(self._config.budget) as progress:
+            while (used := self.clock.progress()) < 1 and not stop:
+                self._step(used)
+                progress.update(self.clock, self.host)
+                if self.host["step"] % log_every == 0:
+                    self._write_line()
+                if time.monotonic() - self._last_save > save_every_s:
+                    self._save(finished=False)
+            self._read_metrics()
+            finished = self.clock.progress() >= 1
+            if finished:
+                self._write_line()
+            self._save(finished)
+        return None if finished else stop[0]
+
+    def _step(self, used: float) -> None:
+        rows = self._config.micro_batch
+        tokens_BxL = self._stream.batch(self.host["position"], rows)
+        self.state, metrics = self._micro_step(self.state, tokens_BxL, np.float32(used))
+        # The device works on this step while the host reads the one before it: it never
+        # waits for the host, and the host runs at most one step ahead of it.
+        self._read_metrics()
+        self._in_flight = metrics
+        self.clock.add(tokens_BxL.size)
+        self.host["step"] += 1
+        self.host["position"] += rows
+        self.host["tokens"] = self.clock.tokens
+
+    def _read_metrics(self) -> None:
+        """Waits for the step in flight and counts it."""
+        if self._in_flight is None:
             return
-        metrics = {name: np.asarray(x).item() for name, x in pending.items()}
-        pending = None
-        host["updates"] += metrics["updated"]
+        metrics = {name: np.asarray(x).item() for name, x in self._in_flight.items()}
+        self._in_flight = None
+        self.host["updates"] += metrics["updated"]
         if metrics["finite"]:
-            host["window"].append(metrics["loss"])
-        host["latest"] = {
+            self.host["window"].append(metrics["loss"])
+        self.host["latest"] = {
             "learning_rate": metrics["learning_rate"],
             "grad_norm": metrics["grad_norm"],
-            "batch_size": metrics["accumulate"] * rows,
+            "batch_size": metrics["accumulate"] * self._config.micro_batch,
             "skipped": metrics["skipped"],
         }
 
-    def save(finished: bool) -> None:
-        read_pending()
-        host["elapsed_s"], host["finished"] = clock.elapsed_s, finished
-        store.save(host["step"], state, host)
-
-    def write_line(tokens_per_s: float) -> None:
+    def _write_line(self) -> None:
+        host, now = self.host, time.monotonic()
         if host["window"]:
             host["last_loss"] = math.fsum(host["window"]) / len(host["window"])
         host["window"] = []
-        log.write(
+        seconds = max(now - self._last_line, 1e-9)
+        self._log.write(
             step=host["step"],
             updates=host["updates"],
-            progress=clock.progress(),
-            tokens=clock.tokens,
-            elapsed_s=clock.elapsed_s,
+            progress=self.clock.progress(),
+            tokens=self.clock.tokens,
+            elapsed_s=self.clock.elapsed_s,
             loss=host["last_loss"],
-            tokens_per_s=tokens_per_s,
-            **host.get("latest", {}),
+            tokens_per_s=(self.clock.tokens - self._line_tokens) / seconds,
+            **host["latest"],
         )
+        self._last_line, self._line_tokens = now, self.clock.tokens
 
-    last_save = last_line = time.monotonic()
-    line_tokens = clock.tokens
-    with _stop_signals() as stop, Progress(config.budget) as progress:
-        while (used := clock.progress()) < 1 and not stop:
-            tokens_BxL = stream.batch(host["position"], rows)
-            state, metrics = micro_step(state, tokens_BxL, np.float32(used))
-            # The device works on this step while the host reads the one before it: it
-            # never waits for the host, and the clock runs at most one step ahead of it.
-            read_pending()
-            pending = metrics
-            clock.add(rows * length)
-            host["step"] += 1
-            host["position"] += rows
-            host["tokens"] = clock.tokens
-            progress.update(clock, host)
-            if host["step"] % config.log.every_steps == 0:
-                now = time.monotonic()
-                write_line((clock.tokens - line_tokens) / (now - last_line))
-                last_line, line_tokens = now, clock.tokens
-            if time.monotonic() - last_save > config.checkpoint.every_minutes * 60:
-                save(finished=False)
-                last_save = time.monotonic()
-        read_pending()
-        finished = clock.progress() >= 1
-        if finished:
-            seconds = max(time.monotonic() - last_line, 1e-9)
-            write_line((clock.tokens - line_tokens) / seconds)
-        save(finished)
-    if not finished:
-        raise Interrupted(
-            f"stopped by {signal.Signals(stop[0]).name} after {clock.tokens:,} tokens "
-            f"({clock.progress():.1%} of the budget); the same command goes on from "
-            "here",
-            stop[0],
-        )
-    return state, host
+    def _save(self, finished: bool) -> None:
+        self._read_metrics()
+        self.host |= {"elapsed_s": self.clock.elapsed_s, "finished": finished}
+        self._store.save(self.host["step"], self.state, self.host)
+        self._last_save = time.monotonic()
 
 
 def _summary(config, corpus, params, host) -> dict[str, Any]:
@@ -208,9 +226,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)

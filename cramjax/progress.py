@@ -51,8 +51,7 @@ class Progress:
         seconds = max(now - start, 1e-9)
         rate = (clock.tokens - start_tokens) / seconds
         left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
-        latest = host.get("latest", {})
-        window = host["window"]
+        latest, window = host["latest"], host["window"]
         loss = sum(window) / len(window) if window else host["last_loss"]
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "

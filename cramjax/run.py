@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from cramjax import report
+from cramjax import files, report
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.data.prepare import prepare
 from cramjax.errors import UserError
@@ -28,7 +28,7 @@ def run(config: Config, workdir: Path) -> None:
     check_workdir(workdir, config)
     corpus = prepare(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    files.write_json(workdir / CONFIG, to_dict(config))
     params, summary = pretrain(config, corpus, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "

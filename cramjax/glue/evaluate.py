@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax import files
 from cramjax.config import Config
 from cramjax.glue import data, metrics, tasks
 from cramjax.glue.finetune import finetune
@@ -36,7 +37,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Fine-tunes on every task of the config and scores its dev set.
 
-    Results go to glue.json task by task; tasks that are there already are not repeated.
+    Results go to glue.json as they come; what is there already is not repeated.
 
     Args:
       config: its `glue` and `model` sections.
@@ -54,58 +55,63 @@ def evaluate(
     path = workdir / RESULTS
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name, task in tasks.get(config.glue.tasks).items():
-        if name not in results:
-            results[name] = _evaluate_task(config, task, params, words, say)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1))
-            partial.replace(path)
+        train, dev, facts = _load(config, task, words)
+        result = results.setdefault(name, facts | {"starts": {}})
+        for start in config.glue.starts:
+            scores = result["starts"].get(start, {"scores": {}})["scores"]
+            for rate in config.glue.learning_rates:
+                if f"{rate:g}" in scores:
+                    continue
+                begin = time.monotonic()
+                predictions_TxN = finetune(
+                    config.model,
+                    config.glue,
+                    train,
+                    dev,
+                    len(task.labels),
+                    pretrained=params if start == "pretrained" else None,
+                    learning_rate=rate,
+                    seed=config.seed,
+                )
+                trials = [
+                    metrics.score(task.metric, dev.labels_N, predictions_N)
+                    for predictions_N in predictions_TxN
+                ]
+                scores[f"{rate:g}"] = trials
+                result["starts"][start] = _best(scores)
+                files.write_json(path, results)
+                say(
+                    f"{task.title}: {start} at {rate:g}: {task.metric} "
+                    f"{', '.join(f'{s:.1f}' for s in trials)} "
+                    f"({time.monotonic() - begin:.0f}s)"
+                )
     return results
 
 
-def _evaluate_task(config, task, params, words, say) -> dict[str, Any]:
-    glue = config.glue
-    all_rows = data.read(task, "train", glue.data_dir)
-    train_rows = data.subsample(all_rows, task, glue.max_train_rows, config.seed)
-    dev_rows = data.read(task, "dev", glue.data_dir)
+def _load(
+    config: Config, task: tasks.Task, words: Tokenizer
+) -> tuple[data.Encoded, data.Encoded, dict[str, Any]]:
+    """Returns the training and dev rows, and what does not depend on a model."""
+    all_rows = data.read(task, "train", config.glue.data_dir)
+    train_rows = data.subsample(all_rows, task, config.glue.max_train_rows, config.seed)
+    dev_rows = data.read(task, "dev", config.glue.data_dir)
     train, dev = (
         data.encode(rows, words, config.model.max_length)
         for rows in (train_rows, dev_rows)
     )
-    starts = {}
-    for start in glue.starts:
-        by_rate = {}
-        for rate in glue.learning_rates:
-            begin = time.monotonic()
-            predictions_TxN = finetune(
-                config.model,
-                glue,
-                train,
-                dev,
-                len(task.labels),
-                pretrained=params if start == "pretrained" else None,
-                learning_rate=rate,
-                seed=config.seed,
-            )
-            by_rate[f"{rate:g}"] = scores = [
-                metrics.score(task.metric, dev.labels_N, predictions_N)
-                for predictions_N in predictions_TxN
-            ]
-            say(
-                f"{task.title}: {start} at {rate:g}: {task.metric} "
-                f"{', '.join(f'{s:.1f}' for s in scores)} "
-                f"({time.monotonic() - begin:.0f}s)"
-            )
-        starts[start] = _best(by_rate)
     majority = np.full_like(dev.labels_N, np.bincount(train.labels_N).argmax())
-    return {
-        "title": task.title,
-        "metric": task.metric,
-        "train_rows": len(train),
-        "all_train_rows": len(all_rows.labels_N),
-        "dev_rows": len(dev),
-        "majority": metrics.score(task.metric, dev.labels_N, majority),
-        "starts": starts,
-    }
+    return (
+        train,
+        dev,
+        {
+            "title": task.title,
+            "metric": task.metric,
+            "train_rows": len(train),
+            "all_train_rows": len(all_rows.labels_N),
+            "dev_rows": len(dev),
+            "majority": metrics.score(task.metric, dev.labels_N, majority),
+        },
+    )
 
 
 def _best(by_rate: dict[str, list[float]]) -> dict[str, Any]:
