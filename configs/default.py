@@ -78,6 +78,7 @@ def get_config() -> config_dict.ConfigDict:
     glue.data_dir = "glue_data"  # folder with CoLA/, SST-2/, MRPC/, RTE/
     glue.starts = ("pretrained",)  # and "random", for comparison
     glue.trials = 5  # each with its own head, dropout and order; the median counts
+    glue.max_length = 128  # tokens of a row, special ones included; longer are cut
     glue.epochs = 5
     glue.batch_size = 16
     glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best

@@ -285,6 +285,7 @@ class GlueConfig:
     data_dir: str
     starts: tuple[str, ...]
     trials: int
+    max_length: int
     epochs: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -307,6 +308,7 @@ class GlueConfig:
             self.starts,
             f"one or both of {allowed}",
         )
+        require(self.max_length >= 8, "glue.max_length", self.max_length, ">= 8")
         for name in ("trials", "epochs", "batch_size", "head_width"):
             value = getattr(self, name)
             require(value >= 1, f"glue.{name}", value, ">= 1")

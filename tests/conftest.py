@@ -26,6 +26,7 @@ TINY = (
     "glue.tasks=('intents15',)",
     "glue.max_train_rows=32",
     "glue.trials=2",
+    "glue.max_length=32",
     "glue.epochs=1",
     "glue.learning_rates=(1e-3,)",
     "glue.head_width=16",

@@ -96,7 +96,7 @@ def _load(
     train_rows = data.subsample(all_rows, task, config.glue.max_train_rows, config.seed)
     dev_rows = data.read(task, "dev", config.glue.data_dir)
     train, dev = (
-        data.encode(rows, words, config.model.max_length)
+        data.encode(rows, words, config.glue.max_length)
         for rows in (train_rows, dev_rows)
     )
     majority = np.full_like(dev.labels_N, np.bincount(train.labels_N).argmax())
