@@ -46,5 +46,5 @@ def get_config() -> config_dict.ConfigDict:
     config.glue.learning_rates = (4e-3, 8e-3, 1.6e-2)  # best is inside, for each start
     config.glue.max_length = 48  # sinusoidal positions go on beyond a block's 32
     config.glue.head_width = 128
-    config.glue.max_train_rows = 800
+    config.glue.max_train_rows = 400
     return config

@@ -65,6 +65,15 @@ def test_normaliser():
     assert normalize("``Caf\u00e9''  \u00c5ngstr\u00f6m \u4e2d!") == '"cafe" angstrom !'
 
 
+def test_the_same_text_gives_the_same_tokenizer():
+    """In the library, ties and numbers depend on a hash map's order."""
+    words = ["wel", "come", "to", "the", "tok", "en", "izers", "libr", "ary", "zero"]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.permutation(words)) for _ in range(20)]
+    trained = {tokenizer.train(lambda: texts, 50).to_str() for _ in range(20)}
+    assert len(trained) == 1
+
+
 def test_special_tokens_in_text_are_plain_characters(corpus):
     words = corpus.tokenizer()
     ids = words.encode("a <mask> b <sep>", add_special_tokens=False).ids

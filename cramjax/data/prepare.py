@@ -20,7 +20,7 @@ from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.packing import BlockWriter
 from cramjax.errors import UserError
 
-FORMAT = 1  # of the corpus folder; another number is another corpus
+FORMAT = 2  # of the corpus folder; another number is another corpus
 CHUNK_DOCUMENTS = 1000  # encoded at once: memory stays flat
 
 
@@ -74,8 +74,10 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str
             f"config.data.sources: no text in {', '.join(map(str, paths))}; a document "
             "is a line of .jsonl, or lines between blank ones in .txt"
         )
-    training = (text for text in _documents(paths) if not is_held_out(text, share))
-    words = tokenizer.train(training, config.model.vocab_size)
+    words = tokenizer.train(
+        lambda: (text for text in _documents(paths) if not is_held_out(text, share)),
+        config.model.vocab_size,
+    )
     words.save(str(folder / TOKENIZER))
     say(f"tokenizer: {words.get_vocab_size()} entries, {time.monotonic() - start:.0f}s")
 

@@ -1,7 +1,7 @@
 """The recipe's WordPiece tokenizer (arXiv 2212.14034, section 4.4)."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import (
@@ -41,35 +41,60 @@ def normalizer() -> normalizers.Normalizer:
     )
 
 
-def train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train(documents: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
     """Trains a WordPiece tokenizer of exactly `vocab_size` entries.
+
+    The same text gives the same tokenizer. The library alone would not do that: it
+    numbers the word-internal characters ("##a") in the order of a hash map, and breaks
+    ties between merges by number (huggingface/tokenizers, issue 1794). So a first pass
+    finds these characters, and the second is given them in a fixed order.
+
+    Args:
+      documents: called twice, for two passes over the text.
+      vocab_size: entries, the special tokens included.
 
     Raises:
       UserError: the text has too few different pieces for that size, or too many
         different characters.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    characters = _pieces(documents(), 0, SPECIAL_TOKENS)[len(SPECIAL_TOKENS) :]
+    inside = sorted(piece for piece in characters if piece.startswith("##"))
+    pieces = _pieces(documents(), vocab_size, (*SPECIAL_TOKENS, *inside))
+    if len(pieces) < vocab_size:
+        raise UserError(
+            f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
+            f"{len(pieces)}; pass --config.model.vocab_size={len(pieces)} or less, or "
+            "add text"
+        )
+    if len(pieces) > vocab_size:
+        raise UserError(
+            f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
+            f"need {len(pieces)}; pass --config.model.vocab_size={len(pieces)} or more"
+        )
+    tokenizer = _untrained({piece: i for i, piece in enumerate(pieces)})
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def _untrained(vocab: dict[str, int] | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
     tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def _pieces(
+    documents: Iterable[str], vocab_size: int, first: Sequence[str]
+) -> list[str]:
+    """Returns a trained vocabulary, `first` and all characters in any case."""
+    tokenizer = _untrained()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(first), show_progress=False
     )
     tokenizer.train_from_iterator(documents, trainer)
-    size = tokenizer.get_vocab_size()
-    if size < vocab_size:
-        raise UserError(
-            f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
-            f"{size}; pass --config.model.vocab_size={size} or less, or add text"
-        )
-    if size > vocab_size:
-        raise UserError(
-            f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
-            f"need {size}; pass --config.model.vocab_size={size} or more"
-        )
-    return tokenizer
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.__getitem__)
 
 
 def load(path: Path) -> Tokenizer:
