@@ -69,7 +69,7 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         rows.append([*row, f"{result['majority']:.1f}"])
     rates = ", ".join(f"{rate:g}" for rate in config.glue.learning_rates)
     how = (
-        f"Each start is shown at the better of its learning rates ({rates}), chosen by "
+        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
         "the median on the same dev set."
         if len(config.glue.learning_rates) > 1
         else f"Learning rate {rates}."
@@ -93,7 +93,7 @@ def _pretraining_section(
         ["unigram entropy of the corpus", f"{entropy:.3f} nats per token"],
         ["difference", f"{entropy - loss:.3f} nats"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
-        ["budget", f"{budget:,g} {config.budget.kind}"],
+        ["budget", f"{budget:,.12g} {config.budget.kind}"],
         ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
         [
             "updates",
