@@ -489,7 +489,11 @@ def _check_override_keys(
     base = config_flags.DEFINE_config_file(
         "config", None, "", flag_values=loader, sys_argv=program
     )
-    loader(program)
+    try:
+        loader(program)
+    except Exception as error:  # whatever the user's file raises
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"--config={path} cannot be run: {what}") from error
     if not isinstance(base.value, config_dict.ConfigDict):
         raise UserError(f"--config={path}: get_config() must return a ConfigDict")
     keys = ["config." + key for key in flatten(base.value.to_dict())]

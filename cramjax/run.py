@@ -58,6 +58,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
     Raises:
       UserError: it holds a run with another config; the first differing key is named.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: pass a folder")
     path = workdir / CONFIG
     if not path.exists():
         return

@@ -98,6 +98,14 @@ def test_the_command_line_exits_with_2_and_one_line(argv, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_config_file_that_does_not_run_is_named(tmp_path):
+    path = tmp_path / "broken.py"
+    for text, message in (("x =", "SyntaxError"), ("def get_config(): 1 / 0", "Zero")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"broken.py cannot be run: {message}"):
+            load(path)
+
+
 def test_a_mistyped_flag_fails_before_jax_is_imported(tmp_path):
     code = (
         "import sys; from cramjax.main import main; "

@@ -165,6 +165,12 @@ def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
+    (tmp_path / "w").touch()
+    assert main(command(tmp_path / "w", data_dir)) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
