@@ -33,6 +33,7 @@ def test_every_row_has_exactly_p_positions_split_80_10_10():
     random = np.take_along_axis(out.tokens_BxL, out.positions_BxP[:, 26:29], 1)
     kept = np.take_along_axis(tokens, out.positions_BxP[:, 26:29], 1)
     assert (random != kept).mean() > 0.97
+    assert (random[:, 0] == MASK).mean() < 0.1  # a random token, not the 27th mask
     assert random.max() > 900 and random.min() < 100  # over the whole vocabulary
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cramjax.config import load
 from cramjax.flops import train_flops_per_token
-from cramjax.model import Classifier, Encoder, MaskedLM, sinusoids
+from cramjax.model import Block, Classifier, Encoder, MaskedLM, sinusoids
 
 SOURCE = "data.sources=x.txt"
 
@@ -72,6 +72,34 @@ def test_the_sparse_head_equals_the_dense_one_at_its_positions(tiny):
     sparse = model.apply(params, tokens, some)
     np.testing.assert_allclose(
         sparse, np.take_along_axis(np.asarray(dense), some[..., None], 1), atol=1e-6
+    )
+
+
+def test_attention_and_ffn_against_numpy(tiny):
+    """One block written out, head by head; weights large enough to matter."""
+    from scipy.special import erf, softmax
+
+    config = dataclasses.replace(tiny.model, init_std=0.3)
+    x = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
+    block = Block(config)
+    params = block.init(jax.random.key(0), x, None)["params"]
+    p = jax.tree.map(np.asarray, params)
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+    h, heads = norm(x[0]), []
+    kernels = {name: p["attention"][name]["kernel"] for name in p["attention"]}
+    for head in range(2):
+        channels = slice(16 * head, 16 * head + 16)
+        q, k, v = (h @ kernels[n][:, channels] for n in ("query", "key", "value"))
+        heads.append(softmax(q @ k.T / 4, axis=-1) @ v)  # sqrt(16)
+    y = x[0] + np.concatenate(heads, axis=-1) @ kernels["output"]
+    gate, value = (norm(y) @ p["ffn"][n]["kernel"] for n in ("gate", "value"))
+    gelu = gate * 0.5 * (1 + erf(gate / np.sqrt(2)))
+    y = y + (gelu * value) @ p["ffn"]["output"]["kernel"]
+    np.testing.assert_allclose(
+        block.apply({"params": params}, x, None)[0], y, 1e-4, 1e-4
     )
 
 
