@@ -31,7 +31,13 @@ class CheckpointStore:
         self._manager.close()
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
-        """Copies the state off the device and writes it in the background."""
+        """Copies the state off the device and writes it in the background.
+
+        A checkpoint of the same step is replaced: only its host counters can differ.
+        """
+        if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            self._manager.delete(step)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )

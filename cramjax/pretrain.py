@@ -69,6 +69,7 @@ def _resume_or_start(config, mesh, store, log):
     make = lambda: train_step.init_state(config)  # noqa: E731
     sharding = train_step.replicated(mesh)
     step = store.latest_step()
+    charged_s = log.last_elapsed_s()  # work lost since the checkpoint included
     if step is None:
         log.cut(0)
         state = jax.jit(make, out_shardings=sharding)()
@@ -77,18 +78,19 @@ def _resume_or_start(config, mesh, store, log):
             "updates": 0,
             "position": 0,
             "tokens": 0,
-            "elapsed_s": 0.0,
+            "elapsed_s": charged_s,
             "window": [],
             "last_loss": None,
             "latest": {},
             "finished": False,
         }
+        if charged_s:
+            log.write(event="restarted", step=0, elapsed_s=charged_s)
         return state, host
     state = store.state(step, abstract(make, sharding))
     host = store.host(step)
     if not host["finished"]:
-        # Work lost since the checkpoint is charged to a wall-clock budget.
-        host["elapsed_s"] = max(host["elapsed_s"], log.last_elapsed_s())
+        host["elapsed_s"] = max(host["elapsed_s"], charged_s)
         log.cut(step)
         log.write(event="resumed", step=step, elapsed_s=host["elapsed_s"])
     return state, host

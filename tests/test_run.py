@@ -130,6 +130,14 @@ def test_stop_and_resume_equals_the_uninterrupted_run_bitwise(
     assert lines == expected_lines
 
 
+def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
+    """Also at the last step, which is then saved twice."""
+    config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
+    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    assert summary["micro_steps"] == 3
+    assert pretrain.pretrain(config, corpus, tmp_path)[1] == summary
+
+
 def test_lost_work_is_charged_to_a_wall_clock_budget(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with metrics_log.MetricsLog(path) as log:
@@ -178,6 +186,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
         ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
         ("glue.tasks=('cola',)", "config.glue.data_dir is 'glue_data'"),
         ("glue.tasks=('colla',)", "config.glue.tasks: 'colla'"),
+        ("glue.batch_size=64", "config.glue.batch_size is 64: Intents"),
         ("model.vocab_size=65000", "the corpus allows at most"),
     ],
 )

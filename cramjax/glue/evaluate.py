@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.config import Config
+from cramjax.errors import UserError
 from cramjax.glue import data, metrics, tasks
 from cramjax.glue.finetune import finetune
 
@@ -24,8 +25,15 @@ def check(config: Config) -> None:
       UserError: an unknown task, or a file that cannot be used.
     """
     for task in tasks.get(config.glue.tasks).values():
-        for split in ("train", "dev"):
-            data.read(task, split, config.glue.data_dir)
+        data.read(task, "dev", config.glue.data_dir)
+        rows = data.read(task, "train", config.glue.data_dir)
+        rows = data.subsample(rows, task, config.glue.max_train_rows, config.seed)
+        if len(rows.labels_N) < config.glue.batch_size:
+            raise UserError(
+                f"config.glue.batch_size is {config.glue.batch_size}: {task.title} has "
+                f"only {len(rows.labels_N)} training rows (config.glue.max_train_rows="
+                f"{config.glue.max_train_rows})"
+            )
 
 
 def evaluate(

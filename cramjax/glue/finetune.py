@@ -110,7 +110,8 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
     tokens_1xL = jnp.zeros((1, LENGTH_STEP), jnp.int32)
 
     def one_trial(key):
-        params = static.classifier(0.0).init(key, tokens_1xL)["params"]
+        # With a mask, so that cuDNN's attention, which needs a GPU, is not asked for.
+        params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
         params |= pretrained or {}
         return params, static.optimizer().init(params)
 
