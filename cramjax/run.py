@@ -13,6 +13,7 @@ from cramjax.glue import evaluate
 from cramjax.pretrain import SUMMARY, pretrain
 
 CONFIG = "config.json"
+CORPUS = "corpus.txt"
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -28,6 +29,7 @@ def run(config: Config, workdir: Path) -> None:
     check_workdir(workdir, config)
     corpus = prepare(config)
     workdir.mkdir(parents=True, exist_ok=True)
+    check_corpus(workdir, corpus.path)
     files.write_json(workdir / CONFIG, to_dict(config))
     params, summary = pretrain(config, corpus, workdir)
     print(
@@ -50,6 +52,23 @@ def check_platform(config: Config) -> None:
             f"config.platform is 'gpu', but JAX sees only {jax.default_backend()}: "
             "install the extra cuda12 or cuda13, or pass --config.platform=any"
         )
+
+
+def check_corpus(workdir: Path, corpus: Path) -> None:
+    """Notes the corpus in the workdir; refuses another one than was noted there.
+
+    Raises:
+      UserError: the text has changed since the run began.
+    """
+    path = workdir / CORPUS
+    before = path.read_text().strip() if path.exists() else corpus.name
+    if before != corpus.name:
+        raise UserError(
+            f"--workdir={workdir} was trained on the corpus {before}, and "
+            f"config.data.sources now gives {corpus.name}: pass another --workdir, "
+            "or bring the text back"
+        )
+    files.write_text(path, corpus.name + "\n")
 
 
 def check_workdir(workdir: Path, config: Config) -> None:

@@ -15,7 +15,7 @@ from cramjax import config as config_module
 from cramjax import metrics_log, pretrain
 from cramjax.errors import Interrupted, UserError
 from cramjax.main import main
-from cramjax.run import run
+from cramjax.run import check_corpus, run
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,13 @@ def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):
     error = capsys.readouterr().err
     assert "holds a run with config.model.layers=2, not 3" in error
     assert error.count("\n") == 1
+
+
+def test_changed_text_is_refused(tmp_path):
+    check_corpus(tmp_path, tmp_path / "books-1")
+    check_corpus(tmp_path, tmp_path / "books-1")
+    with pytest.raises(UserError, match="trained on the corpus books-1.*gives books-2"):
+        check_corpus(tmp_path, tmp_path / "books-2")
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
