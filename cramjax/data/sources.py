@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_documents(path: Path) -> Iterator[str]:
         reader = _paragraphs if _format(path) == ".txt" else _json_texts
         try:
             yield from reader(file, path)
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path} is damaged ({error}): fetch it again") from error
 
 
