@@ -11,8 +11,9 @@ class BudgetClock:
     """How much of the budget is used; drives learning rate, batch ramp and stop.
 
     A wall-clock budget counts everything between the loop's start and its end except
-    what runs under `paused()`: compilation, data loading and checkpoints are inside,
-    validation is outside. A token or FLOP budget counts the tokens given to `add`.
+    what runs under `paused()`: compilation, data loading and checkpoints are inside.
+    Validation comes after the loop. A token or FLOP budget counts the tokens given to
+    `add`.
 
     Attributes:
       elapsed_s: seconds counted, over all sessions of a run.
