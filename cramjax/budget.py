@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from cramjax.config import BudgetConfig
+from cramjax.schema import BudgetConfig
 
 
 class BudgetClock:

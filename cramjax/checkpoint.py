@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from cramjax.config import CheckpointConfig
+from cramjax.schema import CheckpointConfig
 
 
 class CheckpointStore:
@@ -27,21 +27,24 @@ class CheckpointStore:
         return self
 
     def __exit__(self, *_):
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.
 
-        A checkpoint of the same step is replaced: only its host counters can differ.
+        A step that is there already is kept: it is the same state.
         """
-        if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
-            self._manager.delete(step)
+        if step == self._manager.latest_step():
+            return
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )
         self._manager.save(step, args=arguments, force=True)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """Returns the number of the newest whole checkpoint, or None."""

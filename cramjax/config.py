@@ -1,14 +1,13 @@
-"""What a run is told: frozen dataclasses, one per section of `configs/default.py`.
+"""From config files and flags to a `schema.Config`.
 
-`configs/default.py` lists every key with its meaning, unit and the recipe's value; this
-file says which values are allowed. `load` and `parse_command_line` are the ways in, and
-both end in the same strict parsing: every key is there, nothing else is, and every type
-fits.
+`load` and `parse_command_line` are the ways in, and both end in the same strict
+parsing: every key is there, nothing else is, and every type fits.
 """
 
 import dataclasses
 import difflib
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,365 +18,19 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from cramjax.errors import UserError
+from cramjax.schema import Config, require
 
 # Changing one of these does not change what a workdir holds, so a run may be resumed
 # with another value: where things are kept and how often they are written.
 OPERATIONAL_KEYS = frozenset(
-    ["data.dir", "checkpoint.every_minutes", "checkpoint.keep", "log.every_steps"]
+    [
+        "data.dir",
+        "checkpoint.every_minutes",
+        "checkpoint.keep",
+        "log.every_steps",
+        "glue.data_dir",
+    ]
 )
-
-
-def require(ok: bool, key: str, value: object, allowed: str) -> None:
-    """Raises a `UserError` that names the key, its value and what is allowed."""
-    if not ok:
-        raise UserError(f"config.{key} is {value!r}: must be {allowed}")
-
-
-def _is_share(x: float) -> bool:
-    return 0 <= x <= 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The encoder's shape and precision."""
-
-    width: int
-    ffn_width: int
-    layers: int
-    heads: int
-    vocab_size: int
-    max_length: int
-    dtype: str
-    attention: str
-    norm_eps: float
-    init_std: float
-
-    def __post_init__(self):
-        for name in ("width", "layers", "heads", "ffn_width"):
-            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), ">0")
-        require(
-            self.width % self.heads == 0,
-            "model.heads",
-            self.heads,
-            f"a divisor of model.width={self.width}",
-        )
-        require(self.width % 2 == 0, "model.width", self.width, "even")
-        require(self.ffn_width % 2 == 0, "model.ffn_width", self.ffn_width, "even")
-        require(
-            16 <= self.vocab_size <= 65536,
-            "model.vocab_size",
-            self.vocab_size,
-            "between 16 and 65536 (blocks are stored as uint16)",
-        )
-        require(self.max_length >= 8, "model.max_length", self.max_length, ">= 8")
-        dtypes = ("float32", "bfloat16", "float16")
-        require(self.dtype in dtypes, "model.dtype", self.dtype, f"one of {dtypes}")
-        attentions = ("xla", "cudnn")
-        require(
-            self.attention in attentions,
-            "model.attention",
-            self.attention,
-            f"one of {attentions}",
-        )
-        require(
-            self.attention == "xla" or self.dtype != "float32",
-            "model.attention",
-            self.attention,
-            "'xla' with model.dtype='float32' (cuDNN attention is 16-bit)",
-        )
-        require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "> 0")
-        require(self.init_std > 0, "model.init_std", self.init_std, "> 0")
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return self.width // self.heads
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which text, and how it becomes blocks."""
-
-    sources: tuple[str, ...]
-    dir: str
-    max_tokens_per_char: float
-    held_out_share: float
-    order: str
-
-    def __post_init__(self):
-        require(
-            len(self.sources) > 0,
-            "data.sources",
-            self.sources,
-            "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
-        )
-        require(
-            self.max_tokens_per_char >= 0,
-            "data.max_tokens_per_char",
-            self.max_tokens_per_char,
-            ">= 0",
-        )
-        require(
-            0 < self.held_out_share < 0.5,
-            "data.held_out_share",
-            self.held_out_share,
-            "above 0 and below 0.5",
-        )
-        orders = ("sentence_length", "random", "stored")
-        require(self.order in orders, "data.order", self.order, f"one of {orders}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """Masked language modelling."""
-
-    mask_rate: float
-    dropout: float
-
-    def __post_init__(self):
-        require(
-            0 < self.mask_rate <= 1,
-            "objective.mask_rate",
-            self.mask_rate,
-            "above 0 and at most 1",
-        )
-        require(0 <= self.dropout < 1, "objective.dropout", self.dropout, "in [0, 1)")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and clipping."""
-
-    learning_rate: float
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-
-    def __post_init__(self):
-        require(
-            self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "> 0"
-        )
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name}", value, "in [0, 1)")
-        require(self.eps > 0, "optimizer.eps", self.eps, "> 0")
-        for name in ("weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            require(value >= 0, f"optimizer.{name}", value, ">= 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over the budget."""
-
-    base: float
-    falloff: float
-
-    def __post_init__(self):
-        require(_is_share(self.base), "schedule.base", self.base, "in [0, 1]")
-        require(
-            0 < self.falloff < 1, "schedule.falloff", self.falloff, "between 0 and 1"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchConfig:
-    """Sequences per update over the budget."""
-
-    sequences: int
-    ramp_share: float
-
-    def __post_init__(self):
-        require(self.sequences > 0, "batch.sequences", self.sequences, "> 0")
-        require(
-            0 <= self.ramp_share < 1, "batch.ramp_share", self.ramp_share, "in [0, 1)"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class BudgetConfig:
-    """How long to train: exactly one of the three."""
-
-    hours: float
-    tokens: int
-    flops: float
-
-    def __post_init__(self):
-        kinds = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name, value in kinds.items():
-            require(
-                0 <= value < math.inf, f"budget.{name}", value, ">= 0 (0 = not set)"
-            )
-        given = {name: value for name, value in kinds.items() if value}
-        if not given:
-            raise UserError(
-                "no budget: config.budget.hours, tokens and flops are all 0; set one, "
-                "e.g. --config.budget.hours=24"
-            )
-        if len(given) > 1:
-            keep = list(given)[-1]
-            drop = " ".join(
-                f"--config.budget.{name}=0" for name in given if name != keep
-            )
-            values = " and ".join(f"{name}={value:g}" for name, value in given.items())
-            raise UserError(
-                f"more than one budget: {values}; pass exactly one, e.g. "
-                f"{drop} --config.budget.{keep}={given[keep]:.12g}"
-            )
-
-    @property
-    def kind(self) -> str:
-        """The name of the one that is set: hours, tokens or flops."""
-        return next(f.name for f in dataclasses.fields(self) if getattr(self, f.name))
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When the training state is written."""
-
-    every_minutes: float
-    keep: int
-
-    def __post_init__(self):
-        require(
-            self.every_minutes > 0,
-            "checkpoint.every_minutes",
-            self.every_minutes,
-            "> 0",
-        )
-        require(self.keep >= 1, "checkpoint.keep", self.keep, ">= 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """When metrics are written."""
-
-    every_steps: int
-
-    def __post_init__(self):
-        require(self.every_steps >= 1, "log.every_steps", self.every_steps, ">= 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """The held-out loss."""
-
-    mask_rate: float
-    max_blocks: int
-
-    def __post_init__(self):
-        require(
-            0 < self.mask_rate <= 1,
-            "validation.mask_rate",
-            self.mask_rate,
-            "above 0 and at most 1",
-        )
-        require(self.max_blocks >= 1, "validation.max_blocks", self.max_blocks, ">= 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class GlueConfig:
-    """Fine-tuning: the tasks and the protocol. Task names are in `glue/tasks.py`."""
-
-    tasks: tuple[str, ...]
-    data_dir: str
-    starts: tuple[str, ...]
-    trials: int
-    max_length: int
-    epochs: int
-    batch_size: int
-    learning_rates: tuple[float, ...]
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    warmup_share: float
-    dropout: float
-    head_width: int
-    max_train_rows: int
-
-    def __post_init__(self):
-        allowed = ("pretrained", "random")
-        require(
-            len(self.starts) > 0
-            and len(set(self.starts)) == len(self.starts)
-            and set(self.starts) <= set(allowed),
-            "glue.starts",
-            self.starts,
-            f"one or both of {allowed}",
-        )
-        require(self.max_length >= 8, "glue.max_length", self.max_length, ">= 8")
-        for name in ("trials", "epochs", "batch_size", "head_width"):
-            value = getattr(self, name)
-            require(value >= 1, f"glue.{name}", value, ">= 1")
-        require(
-            len(self.learning_rates) > 0 and min(self.learning_rates) > 0,
-            "glue.learning_rates",
-            self.learning_rates,
-            "one or more positive numbers",
-        )
-        for name in ("b1", "b2", "warmup_share", "dropout"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"glue.{name}", value, "in [0, 1)")
-        require(self.eps > 0, "glue.eps", self.eps, "> 0")
-        require(self.weight_decay >= 0, "glue.weight_decay", self.weight_decay, ">= 0")
-        require(
-            self.max_train_rows >= 0,
-            "glue.max_train_rows",
-            self.max_train_rows,
-            ">= 0 (0 = all)",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything a run is told."""
-
-    seed: int
-    platform: str
-    micro_batch: int
-    model: ModelConfig
-    data: DataConfig
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    batch: BatchConfig
-    budget: BudgetConfig
-    checkpoint: CheckpointConfig
-    log: LogConfig
-    validation: ValidationConfig
-    glue: GlueConfig
-
-    def __post_init__(self):
-        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
-        require(
-            self.platform in ("gpu", "any"), "platform", self.platform, "'gpu' or 'any'"
-        )
-        require(
-            self.micro_batch >= 1,
-            "micro_batch",
-            self.micro_batch,
-            ">= 1, sequences per forward pass (0, for automatic, is not there yet)",
-        )
-        require(
-            self.micro_batch <= self.batch.sequences,
-            "micro_batch",
-            self.micro_batch,
-            f"at most batch.sequences={self.batch.sequences}",
-        )
-        for section, rate in (
-            ("objective", self.objective.mask_rate),
-            ("validation", self.validation.mask_rate),
-        ):
-            require(
-                round(rate * self.model.max_length) >= 1,
-                f"{section}.mask_rate",
-                rate,
-                "large enough to mask one of model.max_length="
-                f"{self.model.max_length} positions",
-            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -390,7 +43,9 @@ def to_dict(config: Any) -> dict[str, Any]:
             if isinstance(value, tuple)
             else value
         )
-        for key, value in ((f.name, getattr(config, f.name)) for f in _fields(config))
+        for key, value in (
+            (f.name, getattr(config, f.name)) for f in dataclasses.fields(config)
+        )
     }
 
 
@@ -462,11 +117,15 @@ def parse_command_line(
     try:
         rest = values(program)[1:]
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_one_line(error)) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --key=value")
     extras = {name: values[name].value for name, _ in extra_flags}
     return from_dict(holder.value.to_dict()), extras
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:
@@ -492,7 +151,7 @@ def _check_override_keys(
     try:
         loader(program)
     except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(f"--config={path} cannot be run: {what}") from error
     if not isinstance(base.value, config_dict.ConfigDict):
         raise UserError(f"--config={path}: get_config() must return a ConfigDict")
@@ -509,13 +168,9 @@ def _check_override_keys(
             raise UserError(f"--{name} has no value: write --{name}=VALUE")
 
 
-def _fields(section: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(section)
-
-
 def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in _fields(cls)]
+    names = [f.name for f in dataclasses.fields(cls)]
     unknown = sorted(set(values) - set(names))
     missing = sorted(set(names) - set(values))
     if unknown:
@@ -542,4 +197,5 @@ def _parse_value(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     require(type(value) is hint, key, value, f"of type {hint.__name__}")
+    require(hint is not float or math.isfinite(value), key, value, "a finite number")
     return value

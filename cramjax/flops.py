@@ -1,6 +1,6 @@
 """Model FLOPs, for the FLOP budget and for utilisation."""
 
-from cramjax.config import ModelConfig
+from cramjax.schema import ModelConfig
 
 
 def predicted_positions(mask_rate: float, length: int) -> int:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.config import ModelConfig
+from cramjax.schema import ModelConfig
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cramjax import schedules
-from cramjax.config import OptimizerConfig, ScheduleConfig
+from cramjax.schema import OptimizerConfig, ScheduleConfig
 
 
 class ScaleByProgressState(NamedTuple):

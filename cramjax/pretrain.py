@@ -15,15 +15,18 @@ import numpy as np
 from cramjax import files, train_step
 from cramjax.budget import BudgetClock
 from cramjax.checkpoint import CheckpointStore, abstract
-from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
 from cramjax.errors import Interrupted
 from cramjax.flops import train_flops_per_token
 from cramjax.metrics_log import MetricsLog
 from cramjax.progress import Progress
+from cramjax.schema import Config
 from cramjax.validation import held_out_loss
 
+# In the workdir; the summary is there if and only if pretraining is finished.
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 SUMMARY = "pretrain.json"
 
 
@@ -32,8 +35,8 @@ def pretrain(
 ) -> tuple[Any, dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
-    Writes checkpoints/, metrics.jsonl and pretrain.json in the workdir. A finished run
-    is read back, not repeated.
+    Writes checkpoints/, metrics.jsonl and, when all is done, pretrain.json in the
+    workdir.
 
     Returns:
       The float32 parameters of `model.MaskedLM`, and the summary of pretrain.json.
@@ -43,26 +46,34 @@ def pretrain(
     """
     mesh = train_step.make_mesh()
     with (
-        CheckpointStore(workdir / "checkpoints", config.checkpoint) as store,
-        MetricsLog(workdir / "metrics.jsonl") as log,
+        CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
+        MetricsLog(workdir / METRICS) as log,
     ):
         state, host = _resume_or_start(config, mesh, store, log)
-        if not host["finished"]:
-            loop = _Loop(config, corpus, mesh, store, log, state, host)
-            stopped_by = loop.run()
-            if stopped_by is not None:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(stopped_by).name} after "
-                    f"{loop.clock.tokens:,} tokens ({loop.clock.progress():.1%} of the "
-                    "budget); the same command goes on from here",
-                    stopped_by,
-                )
-            state, host = loop.state, loop.host
-        summary_path = workdir / SUMMARY
-        if not summary_path.exists():
-            summary = _summary(config, corpus, state.params, host)
-            files.write_json(summary_path, summary)
-    return state.params, json.loads(summary_path.read_text())
+        loop = _Loop(config, corpus, mesh, store, log, state, host)
+        stopped_by = loop.run()
+        if stopped_by is not None:
+            raise Interrupted(
+                f"stopped by {signal.Signals(stopped_by).name} after "
+                f"{loop.clock.tokens:,} tokens ({loop.clock.progress():.1%} of the "
+                "budget); the same command goes on from here",
+                stopped_by,
+            )
+    params = loop.state.params
+    summary = _summary(config, corpus, params, loop.host)
+    files.write_json(workdir / SUMMARY, summary)
+    return params, summary
+
+
+def read_back(config: Config, workdir: Path) -> tuple[Any, dict[str, Any]]:
+    """Returns what `pretrain` returned when it finished in this workdir."""
+    with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
+        like = abstract(
+            lambda: train_step.init_state(config),
+            train_step.replicated(train_step.make_mesh()),
+        )
+        state = store.state(store.latest_step(), like)
+    return state.params, json.loads((workdir / SUMMARY).read_text())
 
 
 def _resume_or_start(config, mesh, store, log):
@@ -81,18 +92,16 @@ def _resume_or_start(config, mesh, store, log):
             "elapsed_s": charged_s,
             "window": [],
             "last_loss": None,
-            "latest": {},
-            "finished": False,
+            "latest": {"skipped": 0},
         }
         if charged_s:
             log.write(event="restarted", step=0, elapsed_s=charged_s)
         return state, host
     state = store.state(step, abstract(make, sharding))
     host = store.host(step)
-    if not host["finished"]:
-        host["elapsed_s"] = max(host["elapsed_s"], charged_s)
-        log.cut(step)
-        log.write(event="resumed", step=step, elapsed_s=host["elapsed_s"])
+    host["elapsed_s"] = max(host["elapsed_s"], charged_s)
+    log.cut(step)
+    log.write(event="resumed", step=step, elapsed_s=host["elapsed_s"])
     return state, host
 
 
@@ -120,7 +129,10 @@ class _Loop:
         self._line_tokens = self.clock.tokens
 
     def run(self) -> int | None:
-        """Steps until the budget is used (None), or a signal comes (its number)."""
+        """Steps until the budget is used (None), or a signal comes (its number).
+
+        When it returns the state is on disk: a second signal cannot prevent that.
+        """
         log_every = self._config.log.every_steps
         save_every_s = self._config.checkpoint.every_minutes * 60
         with _stop_signals() as stop, Progress(self._config.budget) as progress:
@@ -130,13 +142,13 @@ class _Loop:
                 if self.host["step"] % log_every == 0:
                     self._write_line()
                 if time.monotonic() - self._last_save > save_every_s:
-                    self._save(finished=False)
-            self._read_metrics()
+                    self._save()
             finished = self.clock.progress() >= 1
-            if finished:
+            if finished and self.host["step"] % log_every:
                 self._write_line()
-            self._save(finished)
-        return None if finished else stop[0]
+            self._save()
+            self._store.wait()
+        return stop[0] if stop else None
 
     def _step(self, used: float) -> None:
         rows = self._config.micro_batch
@@ -168,6 +180,7 @@ class _Loop:
         }
 
     def _write_line(self) -> None:
+        self._read_metrics()
         host, now = self.host, time.monotonic()
         if host["window"]:
             host["last_loss"] = math.fsum(host["window"]) / len(host["window"])
@@ -185,9 +198,9 @@ class _Loop:
         )
         self._last_line, self._line_tokens = now, self.clock.tokens
 
-    def _save(self, finished: bool) -> None:
+    def _save(self) -> None:
         self._read_metrics()
-        self.host |= {"elapsed_s": self.clock.elapsed_s, "finished": finished}
+        self.host["elapsed_s"] = self.clock.elapsed_s
         self._store.save(self.host["step"], self.state, self.host)
         self._last_save = time.monotonic()
 
@@ -207,6 +220,7 @@ def _summary(config, corpus, params, host) -> dict[str, Any]:
         "tokens_per_s": host["tokens"] / host["elapsed_s"],
         "model_flops": host["tokens"] * flops,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "skipped": host["latest"]["skipped"],
         "device": jax.devices()[0].device_kind,
     }
 

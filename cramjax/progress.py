@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from cramjax.budget import BudgetClock
-from cramjax.config import BudgetConfig
+from cramjax.schema import BudgetConfig
 
 PLAIN_EVERY_S = 10.0
 

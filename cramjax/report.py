@@ -11,31 +11,29 @@ import optax
 from matplotlib.figure import Figure
 
 from cramjax import metrics_log
-from cramjax.config import Config
-from cramjax.data.corpus import Corpus
+from cramjax.pretrain import METRICS
+from cramjax.schema import Config
 
 REPORT = "report.md"
 
 
 def write(
     config: Config,
-    corpus: Corpus,
+    manifest: dict[str, Any],
     summary: dict[str, Any],
     results: dict[str, Any],
     workdir: Path,
 ) -> Path:
     """Writes report.md, loss.png and schedule.png; returns the report's path."""
     lines = [
-        line
-        for line in metrics_log.read(workdir / "metrics.jsonl")
-        if "event" not in line
+        line for line in metrics_log.read(workdir / METRICS) if "event" not in line
     ]
     _loss_figure(lines, summary).savefig(workdir / "loss.png", dpi=120)
     _schedule_figure(lines).savefig(workdir / "schedule.png", dpi=120)
     sections = [
         f"# {workdir.name}",
         _results_section(config, results),
-        _pretraining_section(config, corpus, summary),
+        _pretraining_section(config, manifest, summary),
         "![loss](loss.png)\n\n![schedule](schedule.png)",
         _environment_section(summary),
     ]
@@ -82,11 +80,11 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
 
 
 def _pretraining_section(
-    config: Config, corpus: Corpus, summary: dict[str, Any]
+    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
 ) -> str:
     entropy, loss = summary["unigram_entropy"], summary["held_out_loss"]
     train_loss = summary["train_loss"]
-    documents = corpus.manifest["documents"]
+    documents = manifest["documents"]
     budget = getattr(config.budget, config.budget.kind)
     rows = [
         ["held-out loss", f"{loss:.3f} nats per masked token"],
@@ -99,13 +97,14 @@ def _pretraining_section(
             "updates",
             f"{summary['updates']:,} of {summary['micro_steps']:,} micro-steps",
         ],
+        ["skipped micro-batches", f"{summary['skipped']:,}"],
         ["time", f"{summary['elapsed_s']:.0f} s, compilation included"],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
         ["parameters", f"{summary['parameters']:,}"],
         [
             "corpus",
-            f"{documents['train']:,} documents, {corpus.manifest['tokens']['train']:,} "
+            f"{documents['train']:,} documents, {manifest['tokens']['train']:,} "
             f"tokens; {documents['held_out']:,} documents held out, "
             f"{documents['filtered']:,} dropped",
         ],

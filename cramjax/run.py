@@ -6,14 +6,17 @@ from pathlib import Path
 import jax
 
 from cramjax import files, report
-from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
+from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
+from cramjax.data import tokenizer
+from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.prepare import prepare
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
-from cramjax.pretrain import SUMMARY, pretrain
+from cramjax.pretrain import SUMMARY, pretrain, read_back
+from cramjax.schema import Config, require
 
 CONFIG = "config.json"
-CORPUS = "corpus.txt"
+CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -23,21 +26,25 @@ def run(config: Config, workdir: Path) -> None:
       UserError: a mistake that can be seen before compute is spent.
       Interrupted: a signal came during pretraining; the state is saved.
     """
-    evaluate.check(config)
-    if not (workdir / SUMMARY).exists():
-        check_platform(config)
     check_workdir(workdir, config)
-    corpus = prepare(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    check_corpus(workdir, corpus.path)
-    files.write_json(workdir / CONFIG, to_dict(config))
-    params, summary = pretrain(config, corpus, workdir)
+    evaluate.check(config)
+    if (workdir / SUMMARY).exists():  # the text and the GPU may be gone by now
+        files.write_json(workdir / CONFIG, to_dict(config))
+        params, summary = read_back(config, workdir)
+    else:
+        check_platform(config)
+        corpus = prepare(config)
+        note_corpus(workdir, corpus)
+        files.write_json(workdir / CONFIG, to_dict(config))
+        params, summary = pretrain(config, corpus, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    results = evaluate.evaluate(config, params, corpus.tokenizer(), workdir)
-    path = report.write(config, corpus, summary, results, workdir)
+    words = tokenizer.load(workdir / TOKENIZER)
+    results = evaluate.evaluate(config, params, words, workdir)
+    manifest = json.loads((workdir / CORPUS).read_text())
+    path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 
 
@@ -45,34 +52,50 @@ def check_platform(config: Config) -> None:
     """Refuses to pretrain a GPU config without a GPU.
 
     Raises:
-      UserError: `config.platform` is "gpu" and JAX sees none.
+      UserError: JAX sees no GPU, and `config.platform` or `config.model.attention` asks
+        for one.
     """
-    if config.platform == "gpu" and jax.default_backend() != "gpu":
-        raise UserError(
-            f"config.platform is 'gpu', but JAX sees only {jax.default_backend()}: "
-            "install the extra cuda12 or cuda13, or pass --config.platform=any"
+    if jax.default_backend() == "gpu":
+        return
+    for key, value, other in (
+        ("platform", config.platform, "any"),
+        ("model.attention", config.model.attention, "xla"),
+    ):
+        require(
+            value not in ("gpu", "cudnn"),
+            key,
+            value,
+            f"{other!r} where JAX sees only {jax.default_backend()}: pass "
+            f"--config.{key}={other}, or install the extra cuda12 or cuda13",
         )
 
 
-def check_corpus(workdir: Path, corpus: Path) -> None:
-    """Notes the corpus in the workdir; refuses another one than was noted there.
+def note_corpus(workdir: Path, corpus: Corpus) -> None:
+    """Copies tokenizer and manifest to the workdir; refuses another corpus than there.
 
     Raises:
-      UserError: the text has changed since the run began.
+      UserError: the text has changed since the run began, or the folder cannot be made.
     """
-    path = workdir / CORPUS
-    before = path.read_text().strip() if path.exists() else corpus.name
-    if before != corpus.name:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
+    path, name = workdir / CORPUS, corpus.path.name
+    before = json.loads(path.read_text())["name"] if path.exists() else name
+    if before != name:
         raise UserError(
             f"--workdir={workdir} was trained on the corpus {before}, and "
-            f"config.data.sources now gives {corpus.name}: pass another --workdir, "
+            f"config.data.sources now gives {name}: pass another --workdir, "
             "or bring the text back"
         )
-    files.write_text(path, corpus.name + "\n")
+    files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
+    files.write_json(path, {"name": name, **corpus.manifest})
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
     """Refuses a workdir in which another config has run.
+
+    The keys of `glue` may change until there are scores.
 
     Raises:
       UserError: it holds a run with another config; the first differing key is named.
@@ -82,10 +105,19 @@ def check_workdir(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if not path.exists():
         return
-    old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    try:
+        old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): pass another --workdir"
+        ) from error
+    scores = workdir / evaluate.RESULTS
     for key in sorted({*old, *new} - OPERATIONAL_KEYS):
-        if old.get(key) != new.get(key):
-            raise UserError(
-                f"--workdir={workdir} holds a run with config.{key}={old.get(key)!r}, "
-                f"not {new.get(key)!r}: pass another --workdir, or that value"
-            )
+        of_glue = key.startswith("glue.")
+        if old.get(key) == new.get(key) or (of_glue and not scores.exists()):
+            continue
+        way_out = f"delete {scores} to score again" if of_glue else "that value"
+        raise UserError(
+            f"--workdir={workdir} holds a run with config.{key}={old.get(key)!r}, "
+            f"not {new.get(key)!r}: pass another --workdir, or {way_out}"
+        )

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax import losses, schedules
-from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.masking import mask_tokens
 from cramjax.model import MaskedLM
 from cramjax.optimizer import make_optimizer
+from cramjax.schema import Config
 
 # Dynamic loss scale, float16 only: start, halved at every overflow, doubled after so
 # many micro-steps without one (Micikevicius et al., arXiv 1710.03740, section 3.2).

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Blocks
 from cramjax.losses import cross_entropy
 from cramjax.masking import mask_tokens
 from cramjax.model import MaskedLM
+from cramjax.schema import Config
 
 KEY = 15  # of the masks: the same for every run, whatever its seed
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from cramjax import config as config_module
-from cramjax.config import Config
+from cramjax.schema import Config
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

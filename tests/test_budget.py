@@ -1,7 +1,7 @@
 import pytest
 
 from cramjax.budget import BudgetClock
-from cramjax.config import BudgetConfig
+from cramjax.schema import BudgetConfig
 
 
 class FakeTime:

@@ -53,7 +53,12 @@ def test_overrides_and_types():
         ("objective.mask_rate=0.001", "large enough"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
-        ("budget.hours=1", "--config.budget.hours=0 --config.budget.tokens=6000000"),
+        (
+            "budget.hours=1",
+            "--config.budget.hours=1 --config.budget.tokens=0, or "
+            "--config.budget.hours=0 --config.budget.tokens=6000000",
+        ),
+        ("optimizer.learning_rate=inf", "must be a finite number"),
         ("budget.tokens", "has no value"),
         ("micro_batch=0", "config.micro_batch is 0"),
         ("micro_batch=4096", "at most batch.sequences"),

@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 import lzma
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ def test_broken_input_names_file_and_row(tmp_path):
     cut.write_bytes(lzma.compress(b"hello " * 1000)[:-20])
     with pytest.raises(UserError, match=r"c\.txt\.xz is damaged"):
         list(sources.read_documents(cut))
+    lines.write_text('{"text": "a \\ud800 b"}\n')
+    assert list(sources.read_documents(lines)) == ["a ? b"]
     latin = tmp_path / "d.txt"
     latin.write_bytes(b"caf\xe9")
     assert list(sources.read_documents(latin)) == ["caf\ufffd"]
@@ -75,7 +78,7 @@ def test_the_same_text_gives_the_same_tokenizer():
 
 
 def test_special_tokens_in_text_are_plain_characters(corpus):
-    words = corpus.tokenizer()
+    words = corpus.tokenizer
     ids = words.encode("a <mask> b <sep>", add_special_tokens=False).ids
     assert min(ids) >= len(tokenizer.SPECIAL_TOKENS) or 3 in ids  # 3: <unk>
     assert tokenizer.MASK not in ids and tokenizer.SEP not in ids
@@ -105,7 +108,7 @@ def test_unigram_entropy():
 
 def test_blocks_are_the_documents_tokens(corpus, tiny):
     """The store holds exactly what the tokenizer says, in order, <sep> behind each."""
-    words = corpus.tokenizer()
+    words = corpus.tokenizer
     for prefix, held_out in ((corpus.train, False), (corpus.held_out, True)):
         ids = []
         for path in sources.resolve(tiny.data.sources):
@@ -167,8 +170,21 @@ def test_a_damaged_manifest_is_named(tiny, tmp_path):
         Corpus(tmp_path)
 
 
+def test_a_corpus_without_its_tokenizer_or_manifest_is_named(
+    tiny, corpus, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(corpus.path, tmp_path / "copy")
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        Corpus(copy)
+    (copy / "manifest.json").unlink()
+    monkeypatch.setattr(prepare, "corpus_path", lambda _: copy)
+    with pytest.raises(UserError, match=r"copy has no manifest\.json: delete it"):
+        prepare.prepare(tiny)
+
+
 def test_sentence_length_order(corpus, tiny):
-    period = corpus.tokenizer().token_to_id(".")
+    period = corpus.tokenizer.token_to_id(".")
     order = ordering.first_pass(corpus, "sentence_length", 0)
     assert sorted(order) == list(range(len(corpus.train)))
     counts = (corpus.train.take(np.asarray(order)) == period).sum(axis=1)

@@ -41,7 +41,7 @@ def test_template_is_longest_first_one_token_at_a_time():
 
 def test_encode_pads_with_zero(corpus):
     rows = Rows([("a small house",), ("a",)], np.array([0, 1]))
-    encoded = data.encode(rows, corpus.tokenizer(), 32)
+    encoded = data.encode(rows, corpus.tokenizer, 32)
     assert encoded.tokens_NxL[0].min() > 0
     assert encoded.tokens_NxL[1][-1] == 0
     assert list(encoded.tokens_NxL[1][:4].nonzero()[0]) == [0, 1, 2, 3]

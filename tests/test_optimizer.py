@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from cramjax.config import OptimizerConfig, ScheduleConfig
 from cramjax.model import Classifier
 from cramjax.optimizer import decay_mask, make_optimizer
+from cramjax.schema import OptimizerConfig, ScheduleConfig
 
 
 def test_decay_mask_against_a_tree_written_by_hand(tiny):

@@ -60,13 +60,14 @@ class Corpus:
       manifest: counts, settings and sources; see `prepare.prepare`.
       train: the training blocks, in stored order.
       held_out: the blocks of the held-out documents.
+      tokenizer: the one they were made with.
     """
 
     def __init__(self, path: Path):
         """Opens a corpus.
 
         Raises:
-          UserError: the manifest cannot be read, or does not fit the files.
+          UserError: the manifest or tokenizer cannot be read, or the files do not fit.
         """
         self.path = path
         try:
@@ -80,7 +81,4 @@ class Corpus:
             ) from error
         self.train = Blocks(path, "blocks", shards["blocks"], length)
         self.held_out = Blocks(path, "held_out", shards["held_out"], length)
-
-    def tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer the blocks were made with."""
-        return tokenizer.load(self.path / TOKENIZER)
+        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER)

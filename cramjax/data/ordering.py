@@ -60,7 +60,7 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
         return reshuffled(len(blocks), seed, 0)
     path = corpus.path / "order-sentence_length.npy"
     if not path.exists():
-        period = corpus.tokenizer().token_to_id(".")
+        period = corpus.tokenizer.token_to_id(".")
         _save(path, np.argsort(-_count_token(blocks, period), kind="stable"))
     return np.load(path, mmap_mode="r")
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from cramjax.config import Config
 from cramjax.data import sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.packing import BlockWriter
 from cramjax.errors import UserError
+from cramjax.schema import Config
 
 FORMAT = 2  # of the corpus folder; another number is another corpus
 CHUNK_DOCUMENTS = 1000  # encoded at once: memory stays flat
@@ -45,20 +45,30 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
     per token of the training blocks), `sources` and `settings`.
 
     Raises:
-      UserError: a source cannot be read, the corpus is empty or too small for one
-        training and one held-out block, or the vocabulary does not fit the text.
+      UserError: a source cannot be read, `data.dir` cannot be written, the corpus is
+        empty or too small for one training and one held-out block, or the vocabulary
+        does not fit the text.
     """
     path = corpus_path(config)
     if (path / MANIFEST).exists():
         say(f"corpus: {path} (found)")
         return Corpus(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    if path.exists():
+        raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise UserError(
+            f"config.data.dir is {config.data.dir!r}: cannot be written ({error})"
+        ) from error
     try:
         manifest = _build(config, building, say)
         (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
         building.chmod(0o755)
-        building.rename(path)
+        # Another process may have been faster: then its folder is the same as ours.
+        if not (path / MANIFEST).exists():
+            building.rename(path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Corpus(path)

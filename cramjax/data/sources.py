@@ -53,7 +53,7 @@ def read_documents(path: Path) -> Iterator[str]:
     """Yields a file's documents, stripped, without the empty ones.
 
     In `.txt` a blank line separates documents; in `.jsonl` a line is one, in the field
-    "text". Bytes that are not UTF-8 become U+FFFD.
+    "text". Bytes that are not UTF-8 become U+FFFD, halves of surrogate pairs "?".
 
     Raises:
       UserError: a JSON line that cannot be read, or one without the field.
@@ -96,4 +96,4 @@ def _json_texts(file: TextIO, path: Path) -> Iterator[str]:
             fields = sorted(record) if isinstance(record, dict) else type(record)
             raise UserError(f"{path}:{number} has no field 'text'; it has {fields}")
         if text := record["text"].strip():
-            yield text
+            yield text.encode(errors="replace").decode()

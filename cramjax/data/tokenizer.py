@@ -101,7 +101,15 @@ def load(path: Path) -> Tokenizer:
     """Returns the tokenizer of a packed corpus.
 
     Text that spells a special token, "<mask>" say, is read as plain characters.
+
+    Raises:
+      UserError: the file is missing or damaged.
     """
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(
+            f"{path} cannot be read ({error}): delete {path.parent} and run again"
+        ) from error
     tokenizer.encode_special_tokens = True
     return tokenizer

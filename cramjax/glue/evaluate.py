@@ -10,10 +10,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import files
-from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import data, metrics, tasks
 from cramjax.glue.finetune import finetune
+from cramjax.schema import Config
 
 RESULTS = "glue.json"
 

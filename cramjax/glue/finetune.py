@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from cramjax import losses, schedules
-from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.errors import UserError
 from cramjax.glue.data import Encoded
 from cramjax.model import Classifier
 from cramjax.optimizer import decay_mask
+from cramjax.schema import GlueConfig, ModelConfig
 
 LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 EVAL_BATCH = 128
