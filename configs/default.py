@@ -21,13 +21,33 @@ def get_config() -> config_dict.ConfigDict:
     model.width = 768  # of the residual stream
     model.ffn_width = 3072  # of gate and value together, each half of it
     model.layers = 16
+    model.repeats = 1  # times the layers are gone through, with the same weights
     model.heads = 12  # head dim = width / heads
     model.vocab_size = 32768  # tokenizer entries, the 7 special ones included
-    model.max_length = 128  # tokens in a packed block, and positions in the table
+    model.embedding_width = 0  # of the word embedding, if factorised; 0 = width
+    model.max_length = 128  # tokens in a packed block
     model.dtype = "bfloat16"  # of the computation: float32, bfloat16, float16
     model.attention = "xla"  # "xla", or "cudnn" (compute capability >= 8.0, 16-bit)
-    model.norm_eps = 1e-12  # of every LayerNorm
-    model.init_std = 0.02  # of every dense kernel and embedding, normal
+    model.mixing = "attention"  # or "fourier"
+    model.ffn = "gated"  # or "plain", ffn_width wide
+    model.ffn_every = 1  # a feed-forward part in every n-th layer only
+    model.activation = "gelu"  # exact; or "relu", "silu", "relu_squared"
+    # or "sinusoidal", "learned" (max_length of them), "rotary", "none"
+    model.positions = "scaled_sinusoidal"
+    model.token_types = 0  # embeddings for segments A and B, 2 in BERT; 0 = none
+    model.norm = "layernorm"  # or "rmsnorm"
+    model.norm_eps = 1e-12
+    model.norm_placement = "pre"  # or "post"
+    model.embedding_norm = True
+    model.first_norm = True  # before the first layer's attention ("pre" only)
+    model.final_norm = True
+    model.qkv_bias = False  # of query, key and value
+    model.linear_bias = False  # of every other dense layer
+    model.head_transform = False  # dense, activation, norm before the decoder
+    model.decoder_bias = False
+    model.sparse_prediction = True  # decode the predicted positions only
+    model.init = "normal"  # or "small", "megatron", "wang", "deepnorm"
+    model.init_std = 0.02  # of dense kernels and embeddings
 
     config.data = data = config_dict.ConfigDict()
     data.sources = ()  # files, globs, or "embedded:books"; .txt .jsonl [.gz .xz]
@@ -54,7 +74,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.batch = batch = config_dict.ConfigDict()
     batch.sequences = 8192  # per update, at the end of the ramp
-    batch.ramp_share = 0.6  # share of the budget to get there, linearly; 0 = at once
+    batch.ramp_share = 0.6  # share of the budget to get there; 0 = at once, > 1 = never
 
     # Exactly one of the three is positive; 0 means not set.
     config.budget = budget = config_dict.ConfigDict()

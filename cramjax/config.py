@@ -125,7 +125,10 @@ def parse_command_line(
 
 
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200, placeholder=" ...")
+    """Returns the message; of a whole traceback in it, as config_flags has, the end."""
+    text = str(error).strip()
+    text = text.splitlines()[-1] if "Traceback" in text else text
+    return textwrap.shorten(text, 200, placeholder=" ...")
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:

@@ -1,63 +1,32 @@
-"""The encoder crammed-bert and its two heads (arXiv 2212.14034, section 4.2).
+"""The encoder crammed-bert, its variants, and its two heads.
+
+Read with the values of `configs/default.py` it is crammed-bert (arXiv 2212.14034,
+section 4.2); the other values of a key are the rows of the paper's Table 11, one small
+class or table entry each, here or in `mixing`, `positions`, `layers`, `initializers`.
 
 Axes, one capital letter each, as suffixes of array names and in einsum strings:
     B batch        L query position   M key position   D width       H heads
-    K head dim     F half of ffn_width                 V vocabulary  P predicted
-    C classes
+    K head dim     F feed-forward     V vocabulary     P predicted   C classes
+    E embedding width, D unless it is factorised
 
-Parameters and LayerNorm statistics are float32; everything else computes in
-`config.dtype`, except the softmax over keys and the logits, which are float32.
+Parameters and norm statistics are float32; everything else computes in `config.dtype`,
+except the softmax over keys and the logits, which are float32.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from cramjax import initializers
+from cramjax.data.tokenizer import PAD
+from cramjax.layers import ACTIVATIONS, dense, drop, norm
+from cramjax.mixing import MIXING
+from cramjax.positions import ADDED
 from cramjax.schema import ModelConfig
 
 
-def sinusoids(length: int, width: int) -> np.ndarray:
-    """Returns the table_LxD of Vaswani et al. (arXiv 1706.03762, 3.5), base 10000.
-
-    Sines on the even channels, cosines on the odd ones.
-    """
-    position_Lx1 = np.arange(length)[:, None]
-    frequency_1xhalf = np.exp(-np.log(10000.0) * np.arange(0, width, 2) / width)[None]
-    angle_Lxhalf = position_Lx1 * frequency_1xhalf
-    table_LxD = np.empty((length, width), np.float32)
-    table_LxD[:, 0::2] = np.sin(angle_Lxhalf)
-    table_LxD[:, 1::2] = np.cos(angle_Lxhalf)
-    return table_LxD
-
-
-def _word_init(std: float):
-    """Normal with a zero row for <pad>, which is id 0."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return (std * jax.random.normal(key, shape, dtype)).at[0].set(0.0)
-
-    return init
-
-
-def _dense(config: ModelConfig, features: int) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=config.dtype,
-        kernel_init=nn.initializers.normal(config.init_std),
-    )
-
-
-def _norm(config: ModelConfig) -> nn.LayerNorm:
-    # The variance is taken about the mean: the fast form loses digits in float32.
-    return nn.LayerNorm(
-        epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False
-    )
-
-
 class Embedding(nn.Module):
-    """Words plus scaled sinusoidal positions, LayerNorm, dropout."""
+    """Words plus positions, norm, dropout; and the same words as the decoder."""
 
     config: ModelConfig
     dropout: float = 0.0
@@ -65,100 +34,138 @@ class Embedding(nn.Module):
     def setup(self):
         config = self.config
         self.word = self.param(
-            "word", _word_init(config.init_std), (config.vocab_size, config.width)
+            "word",
+            initializers.word_embedding(config),
+            (config.vocab_size, config.embedding_dim),
         )
-        self.position_scale = self.param(
-            "position_scale", nn.initializers.constant(config.width**-0.5), (1,)
+        if config.positions in ADDED:
+            self.positions = ADDED[config.positions](config)
+        if config.token_types:
+            self.token_type = self.param(
+                "token_type",
+                initializers.embedding(config),
+                (config.token_types, config.embedding_dim),
+            )
+        if config.embedding_norm:
+            self.norm = norm(config)
+        if config.embedding_dim != config.width:
+            self.projection = dense(config, config.width, bias=config.linear_bias)
+        self.drop = drop(self.dropout)
+
+    def __call__(
+        self, tokens_BxL: jax.Array, token_types_BxL: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns x_BxLxD for integer tokens; token types are 0 unless given."""
+        config = self.config
+        x_BxLxE = jnp.take(self.word, tokens_BxL.astype(jnp.int32), axis=0)
+        # As everywhere else, <pad> learns as an answer, not where it is read.
+        pad_BxLx1 = (tokens_BxL == PAD)[..., None]
+        x_BxLxE = jnp.where(pad_BxLx1, jax.lax.stop_gradient(x_BxLxE), x_BxLxE)
+        if config.positions in ADDED:
+            x_BxLxE += self.positions(tokens_BxL.shape[1])[None]
+        if config.token_types:
+            types_BxL = jnp.zeros_like(tokens_BxL, jnp.int32)
+            if token_types_BxL is not None:
+                types_BxL = token_types_BxL.astype(jnp.int32)
+            x_BxLxE += jnp.take(self.token_type, types_BxL, axis=0)
+        x_BxLxE = self.norm(x_BxLxE) if config.embedding_norm else x_BxLxE
+        x_BxLxE = self.drop(x_BxLxE.astype(config.dtype))
+        return (
+            self.projection(x_BxLxE)
+            if config.embedding_dim != config.width
+            else x_BxLxE
         )
-        self.norm = _norm(config)
-        self.drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
 
-    def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-        """Returns x_BxLxD for integer tokens."""
-        word_BxLxD = jnp.take(self.word, tokens_BxL.astype(jnp.int32), axis=0)
-        table_LxD = sinusoids(tokens_BxL.shape[1], self.config.width)
-        position_1xLxD = self.position_scale.reshape(1, 1, 1) * table_LxD[None]
-        return self.drop(self.norm(word_BxLxD + position_1xLxD))
-
-    def logits(self, hidden_BxPxD: jax.Array) -> jax.Array:
+    def logits(self, hidden_BxPxE: jax.Array) -> jax.Array:
         """Returns float32 logits_BxPxV: the decoder is tied to the word embedding."""
         dtype = self.config.dtype
         return jnp.einsum(
-            "BPD,VD->BPV", hidden_BxPxD.astype(dtype), self.word.astype(dtype)
+            "BPE,VE->BPV", hidden_BxPxE.astype(dtype), self.word.astype(dtype)
         ).astype(jnp.float32)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all positions, no biases."""
-
-    config: ModelConfig
-    dropout: float = 0.0
-
-    def setup(self):
-        for name in ("query", "key", "value", "output"):
-            setattr(self, name, _dense(self.config, self.config.width))
-        self.drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
-
-    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD; mask_BxM is 1 where a key may be attended to, else 0."""
-        shape = (*x_BxLxD.shape[:2], self.config.heads, self.config.head_dim)
-        q_BxLxHxK = self.query(x_BxLxD).reshape(shape)
-        k_BxMxHxK = self.key(x_BxLxD).reshape(shape)
-        v_BxMxHxK = self.value(x_BxLxD).reshape(shape)
-        if self.config.attention == "cudnn" and mask_BxM is None and not self.dropout:
-            mixed_BxLxHxK = jax.nn.dot_product_attention(
-                q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
-            )
-        else:
-            mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxM)
-        return self.output(mixed_BxLxHxK.reshape(x_BxLxD.shape))
-
-    def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxM):
-        scores_BxHxLxM = jnp.einsum("BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK)
-        scores_BxHxLxM = scores_BxHxLxM.astype(jnp.float32) * self.config.head_dim**-0.5
-        if mask_BxM is not None:
-            # The original adds -10000; in float32 the result is the same exact zero.
-            mask_Bx1x1xM = mask_BxM.astype(bool)[:, None, None, :]
-            scores_BxHxLxM = jnp.where(mask_Bx1x1xM, scores_BxHxLxM, -10000.0)
-        probs_BxHxLxM = self.drop(jax.nn.softmax(scores_BxHxLxM, axis=-1))
-        return jnp.einsum(
-            "BHLM,BMHK->BLHK", probs_BxHxLxM.astype(v_BxMxHxK.dtype), v_BxMxHxK
-        )
-
-
 class GatedFeedForward(nn.Module):
-    """GELU-gated linear unit (arXiv 2002.05202), exact erf GELU, no biases."""
+    """Gated linear unit (arXiv 2002.05202); gate and value are ffn_width / 2 wide."""
 
     config: ModelConfig
 
     def setup(self):
-        self.gate = _dense(self.config, self.config.ffn_width // 2)
-        self.value = _dense(self.config, self.config.ffn_width // 2)
-        self.output = _dense(self.config, self.config.width)
+        config = self.config
+        bias, half = config.linear_bias, config.ffn_width // 2
+        self.gate = dense(config, half, bias=bias, role="branch")
+        self.value = dense(config, half, bias=bias, role="branch")
+        self.output = dense(config, config.width, bias=bias, role="output")
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         """Returns x_BxLxD."""
-        gate_BxLxF = nn.gelu(self.gate(x_BxLxD), approximate=False)
+        gate_BxLxF = ACTIVATIONS[self.config.activation](self.gate(x_BxLxD))
         return self.output(gate_BxLxF * self.value(x_BxLxD))
 
 
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each with a residual connection."""
+class PlainFeedForward(nn.Module):
+    """Dense to ffn_width, activation, dense."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config = self.config
+        bias = config.linear_bias
+        self.value = dense(config, config.ffn_width, bias=bias, role="branch")
+        self.output = dense(config, config.width, bias=bias, role="output")
+
+    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Returns x_BxLxD."""
+        return self.output(ACTIVATIONS[self.config.activation](self.value(x_BxLxD)))
+
+
+class PreNormBlock(nn.Module):
+    """Norm, attention, residual; norm, feed-forward, residual.
+
+    Attributes:
+      config: the shape.
+      dropout: rate, see `Encoder`.
+      index: of the layer, from 0.
+    """
 
     config: ModelConfig
     dropout: float = 0.0
+    index: int = 0
 
     def setup(self):
-        self.attention_norm = _norm(self.config)
-        self.attention = Attention(self.config, self.dropout)
-        self.ffn_norm = _norm(self.config)
-        self.ffn = GatedFeedForward(self.config)
-        self.drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
+        config = self.config
+        if self.index or config.first_norm:
+            self.attention_norm = norm(config)
+        self.attention = MIXING[config.mixing](config, self.dropout)
+        if config.has_ffn(self.index):
+            self.ffn_norm = norm(config)
+            self.ffn = FEED_FORWARD[config.ffn](config)
+        self.drop = drop(self.dropout)
 
     def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
         """Returns x_BxLxD."""
-        x_BxLxD += self.drop(self.attention(self.attention_norm(x_BxLxD), mask_BxM))
-        return x_BxLxD + self.drop(self.ffn(self.ffn_norm(x_BxLxD)))
+        first = not (self.index or self.config.first_norm)
+        normed_BxLxD = x_BxLxD if first else self.attention_norm(x_BxLxD)
+        x_BxLxD += self.drop(self.attention(normed_BxLxD, mask_BxM))
+        if self.config.has_ffn(self.index):
+            x_BxLxD += self.drop(self.ffn(self.ffn_norm(x_BxLxD)))
+        return x_BxLxD
+
+
+class PostNormBlock(PreNormBlock):
+    """Attention, residual, norm; feed-forward, residual, norm (arXiv 1706.03762)."""
+
+    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
+        """Returns x_BxLxD."""
+        x_BxLxD = self.attention_norm(
+            x_BxLxD + self.drop(self.attention(x_BxLxD, mask_BxM))
+        )
+        if self.config.has_ffn(self.index):
+            x_BxLxD = self.ffn_norm(x_BxLxD + self.drop(self.ffn(x_BxLxD)))
+        return x_BxLxD
+
+
+FEED_FORWARD = {"gated": GatedFeedForward, "plain": PlainFeedForward}
+BLOCK = {"pre": PreNormBlock, "post": PostNormBlock}
 
 
 class Encoder(nn.Module):
@@ -177,34 +184,95 @@ class Encoder(nn.Module):
     dropout: float = 0.0
 
     def setup(self):
-        self.embedding = Embedding(self.config, self.dropout)
+        config = self.config
+        self.embedding = Embedding(config, self.dropout)
         self.layers = [
-            Block(self.config, self.dropout) for _ in range(self.config.layers)
+            BLOCK[config.norm_placement](config, self.dropout, index)
+            for index in range(config.layers)
         ]
-        self.final_norm = _norm(self.config)
+        if config.final_norm:
+            self.final_norm = norm(config)
 
     def __call__(
-        self, tokens_BxL: jax.Array, attention_mask_BxL: jax.Array | None = None
+        self,
+        tokens_BxL: jax.Array,
+        attention_mask_BxL: jax.Array | None = None,
+        token_types_BxL: jax.Array | None = None,
     ) -> jax.Array:
         """Returns hidden_BxLxD; the mask is 1 for tokens, 0 for padding."""
-        return self.encode(tokens_BxL, attention_mask_BxL)
+        return self.encode(tokens_BxL, attention_mask_BxL, token_types_BxL)
 
-    def encode(self, tokens_BxL, attention_mask_BxL=None) -> jax.Array:
+    def encode(
+        self, tokens_BxL, attention_mask_BxL=None, token_types_BxL=None
+    ) -> jax.Array:
         """Returns hidden_BxLxD, for subclasses whose `__call__` goes on to a head."""
-        x_BxLxD = self.embedding(tokens_BxL)
-        for layer in self.layers:
+        x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
+        for layer in self.layers * self.config.repeats:
             x_BxLxD = layer(x_BxLxD, attention_mask_BxL)
-        return self.final_norm(x_BxLxD)
+        return self.final_norm(x_BxLxD) if self.config.final_norm else x_BxLxD
 
 
 class MaskedLM(Encoder):
-    """Tokens to logits at the predicted positions only (the sparse head)."""
+    """Tokens to logits at the predicted positions."""
 
-    def __call__(self, tokens_BxL: jax.Array, positions_BxP: jax.Array) -> jax.Array:
+    def setup(self):
+        super().setup()
+        config = self.config
+        if config.head_transform:
+            self.transform = HeadTransform(config)
+        elif config.embedding_dim != config.width:
+            self.output_projection = dense(
+                config, config.embedding_dim, bias=config.linear_bias
+            )
+        if config.decoder_bias:
+            self.decoder_bias = self.param(
+                "decoder_bias", nn.initializers.zeros, (config.vocab_size,)
+            )
+
+    def __call__(
+        self,
+        tokens_BxL: jax.Array,
+        positions_BxP: jax.Array,
+        attention_mask_BxL: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns float32 logits_BxPxV."""
-        hidden_BxLxD = self.encode(tokens_BxL)
-        picked_BxPxD = jnp.take_along_axis(hidden_BxLxD, positions_BxP[..., None], 1)
-        return self.embedding.logits(picked_BxPxD)
+        hidden_BxLxD = self.encode(tokens_BxL, attention_mask_BxL)
+        if not self.config.sparse_prediction:
+            return _pick(self.logits(hidden_BxLxD), positions_BxP)
+        return self.logits(_pick(hidden_BxLxD, positions_BxP))
+
+    def logits(self, hidden_BxPxD: jax.Array) -> jax.Array:
+        """Returns float32 logits_BxPxV of hidden states."""
+        config = self.config
+        if config.head_transform:
+            hidden_BxPxE = self.transform(hidden_BxPxD)
+        elif config.embedding_dim != config.width:
+            hidden_BxPxE = self.output_projection(hidden_BxPxD)
+        else:
+            hidden_BxPxE = hidden_BxPxD
+        logits_BxPxV = self.embedding.logits(hidden_BxPxE)
+        if config.decoder_bias:
+            logits_BxPxV += self.decoder_bias[None, None]
+        return logits_BxPxV
+
+
+def _pick(x_BxLxN: jax.Array, positions_BxP: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_BxLxN, positions_BxP[..., None], 1)
+
+
+class HeadTransform(nn.Module):
+    """Dense, activation, norm before the decoder (arXiv 1810.04805)."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config = self.config
+        self.dense = dense(config, config.embedding_dim, bias=config.linear_bias)
+        self.norm = norm(config)
+
+    def __call__(self, hidden_BxPxD: jax.Array) -> jax.Array:
+        """Returns hidden_BxPxE."""
+        return self.norm(ACTIVATIONS[self.config.activation](self.dense(hidden_BxPxD)))
 
 
 class Classifier(Encoder):
@@ -220,7 +288,7 @@ class Classifier(Encoder):
             self.head_width, dtype=self.config.dtype, kernel_init=init
         )
         self.head = nn.Dense(self.classes, dtype=jnp.float32, kernel_init=init)
-        self.drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
+        self.drop = drop(self.dropout)
 
     def __call__(
         self, tokens_BxL: jax.Array, attention_mask_BxL: jax.Array | None = None

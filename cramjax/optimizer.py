@@ -44,7 +44,7 @@ def decay_mask(params: Any) -> Any:
     def decays(path: tuple[jax.tree_util.DictKey, ...], _) -> bool:
         *modules, name = [entry.key for entry in path]
         in_norm = bool(modules) and modules[-1].endswith("norm")
-        return name != "bias" and not in_norm
+        return not name.endswith("bias") and not in_norm
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -112,7 +112,8 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
     def one_trial(key):
         # With a mask, so that cuDNN's attention, which needs a GPU, is not asked for.
         params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
-        params |= pretrained or {}
+        encoder = {k: v for k, v in (pretrained or {}).items() if k in params}
+        params |= encoder
         return params, static.optimizer().init(params)
 
     return jax.vmap(one_trial)(keys_T)

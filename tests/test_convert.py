@@ -1,0 +1,312 @@
+"""Parity with the authors' implementation and Hugging Face's, through conversion."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import save_file
+
+from cramjax import convert, losses, train_step
+from cramjax.config import load
+from cramjax.errors import UserError
+from cramjax.masking import Masked
+from cramjax.model import Classifier, Encoder, MaskedLM
+
+CUT = Path(__file__).parent / "golden"
+FULL = Path(__file__).parents[2] / "shared" / "golden"
+# The variants of crammed_tiny.npz; the first eight are in the cut too.
+VARIANTS = {
+    "crammed": "",
+    "sinusoidal_positions": "positions=sinusoidal",
+    "no_embedding_norm": "embedding_norm=False",
+    "no_final_norm": "final_norm=False",
+    "rms_norm": "norm=rmsnorm",
+    "norm_eps_1e-6": "norm_eps=1e-6",
+    "two_heads": "heads=2",
+    "dense_prediction": "sparse_prediction=False",
+    "gelu_ffn": "ffn=plain",
+    "learned_positions": "positions=learned",
+    "head_transform": "head_transform=True",
+    "qkv_bias": "qkv_bias=True",
+    "linear_bias": "linear_bias=True",
+    "decoder_bias": "decoder_bias=True",
+}
+IN_CUT = list(VARIANTS)[:8]
+
+
+def read(folder, name):
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"the uncut references are not here: {path}")
+    with np.load(path) as file:
+        return dict(file)
+
+
+def tiny_model(*overrides, row="crammed-bert"):
+    small = ["width=32", "layers=2", "heads=4", "vocab_size=96", "max_length=16"]
+    small += ["ffn_width=128", "dtype=float32", *overrides]
+    return crammed_config(row, *(f"model.{o}" for o in small if o)).model
+
+
+def crammed_config(row, *overrides):
+    path = f"configs/ablations/architecture.py:{row}"
+    return load(path, ["data.sources=x.txt", "glue.max_length=16", *overrides])
+
+
+def init(model):
+    tokens = np.zeros((1, 16), np.int32)
+    return MaskedLM(model).init(jax.random.key(0), tokens, tokens[:, :1])["params"]
+
+
+def crammed_tensors(golden, group, model):
+    """A group's tensors; what the cut leaves out is as in the group crammed."""
+    names = convert.to_crammed(init(model), model)
+    keys = ((f"{g}/params/{name}", name) for g in ("crammed", group) for name in names)
+    return {name: golden[key] for key, name in keys if key in golden}
+
+
+def masked_loss(params, model, tokens_BxL, labels_BxL, mask_BxL=None):
+    """Mean cross-entropy where a label is; as many in every row, or all positions."""
+    positions = np.tile(np.arange(tokens_BxL.shape[1]), (len(tokens_BxL), 1))
+    predicted = labels_BxL >= 0
+    count = predicted.sum(axis=1)
+    if (count == count[0]).all():
+        positions = np.argsort(~predicted, axis=1, kind="stable")[:, : count[0]]
+    logits = MaskedLM(model).apply({"params": params}, tokens_BxL, positions, mask_BxL)
+    labels = np.take_along_axis(labels_BxL, positions, 1)
+    each = optax.softmax_cross_entropy_with_integer_labels(
+        logits, np.maximum(labels, 0)
+    )
+    return jnp.sum(each * (labels >= 0)) / (labels >= 0).sum()
+
+
+def assert_close(ours, golden, tolerance):
+    """Relative to the largest entry; of the cut's arrays, at the rows it has."""
+    ours = np.asarray(ours)[:: len(ours) // len(golden)] if np.ndim(ours) else ours
+    assert np.abs(ours - golden).max() <= tolerance * np.abs(golden).max()
+
+
+@pytest.mark.parametrize(
+    ("folder", "variant"),
+    [(CUT, name) for name in IN_CUT] + [(FULL, name) for name in VARIANTS],
+)
+def test_every_variant_computes_what_the_authors_does(folder, variant):
+    golden = read(folder, "crammed_tiny")
+    model = tiny_model(VARIANTS[variant])
+    tensors = crammed_tensors(golden, variant, model)
+    params = convert.from_crammed(tensors, model)
+    tokens, labels = golden["inputs"][0], golden["labels"][0]
+
+    expected = golden[f"{variant}/hidden"]
+    hidden = Encoder(model).apply({"params": params}, tokens)[: len(expected)]
+    np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5)
+    loss, grads = jax.value_and_grad(masked_loss)(params, model, tokens, labels)
+    np.testing.assert_allclose(loss, golden[f"{variant}/loss"], rtol=0, atol=1e-5)
+    norm = golden[f"{variant}/grad_norm"]
+    np.testing.assert_allclose(optax.tree.norm(grads), norm, rtol=1e-4)
+    grads = convert.to_crammed(grads, model)
+    for ours, theirs in (
+        ("encoder.embedding.word_embedding.weight", "word_embedding"),
+        ("encoder.layers.0.ffn.dense_in.weight", "dense_in_0"),
+    ):
+        assert_close(grads[ours], golden[f"{variant}/grad/{theirs}"], 1e-4)
+
+    back = convert.to_crammed(params, model)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
+
+
+@pytest.mark.parametrize("folder", [CUT, FULL])
+def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
+    """Through the real micro-step: MultiSteps, clipping, schedule, AdamW."""
+    golden = read(folder, "crammed_tiny")
+    overrides = ["width=32", "layers=2", "heads=4", "vocab_size=96", "max_length=16"]
+    overrides += ["ffn_width=128", "dtype=float32"]
+    config = load(
+        "configs/default.py",
+        [f"model.{o}" for o in overrides]
+        + ["data.sources=x.txt", "glue.max_length=16", "micro_batch=4"]
+        + ["batch.sequences=8", "batch.ramp_share=0"],
+    )
+    model = config.model
+    tensors = crammed_tensors(golden, "trajectory", model)
+    inputs, labels = golden["inputs"], golden["labels"]
+
+    def given_masks(key, tokens_BxL, **_):
+        """Input and label travel together in one number."""
+        inputs_BxL, labels_BxL = tokens_BxL // 128, tokens_BxL % 128 - 1
+        positions_BxP = jnp.argsort(labels_BxL < 0, axis=1, stable=True)[:, :4]
+        targets_BxP = jnp.take_along_axis(labels_BxL, positions_BxP, 1)
+        return Masked(inputs_BxL, positions_BxP, targets_BxP)
+
+    monkeypatch.setattr(train_step, "mask_tokens", given_masks)
+    micro_step = train_step.make_micro_step(config, train_step.make_mesh())
+    state = jax.jit(lambda: train_step.init_state(config))()
+    params = jax.tree.map(jnp.asarray, convert.from_crammed(tensors, model))
+    state = state.replace(params=params)
+    trace, norms, rates = [], [], []
+    for i in range(16):
+        tokens = inputs[i] * 128 + np.maximum(labels[i], -1) + 1
+        state, metrics = micro_step(state, tokens, np.float32(i / 16))
+        trace.append(float(metrics["loss"]))
+        if metrics["updated"]:
+            norms.append(float(metrics["grad_norm"]))
+            rates.append(float(metrics["learning_rate"]))
+    np.testing.assert_allclose(rates, golden["trajectory/learning_rates"], rtol=1e-5)
+    np.testing.assert_allclose(trace, golden["trajectory/losses"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(norms, golden["trajectory/grad_norms"], rtol=1e-4)
+    final = convert.to_crammed(state.params, model)
+    compared = 0
+    for key, expected in golden.items():
+        name = key.removeprefix("trajectory/final/")
+        if name != key:
+            assert_close(final[name], expected, 1e-3)
+            compared += 1
+    assert compared == len(final)
+
+
+@pytest.mark.parametrize("kind", ["classify", "regress"])
+def test_the_head_on_the_first_position_is_the_authors(kind):
+    golden = read(FULL, "crammed_tiny")
+    model = tiny_model()
+    tensors = crammed_tensors(golden, kind, model)
+    params = convert.from_crammed(tensors, model)
+    for ours, theirs in (("pooler", "pooler.dense"), ("head", "head")):
+        params[ours] = {
+            "kernel": golden[f"{kind}/params/{theirs}.weight"].T,
+            "bias": golden[f"{kind}/params/{theirs}.bias"],
+        }
+    classes = params["head"]["bias"].size
+    logits = Classifier(model, classes=classes, head_width=48).apply(
+        {"params": params},
+        golden[f"{kind}/input_ids"],
+        golden[f"{kind}/attention_mask"],
+    )
+    np.testing.assert_allclose(logits, golden[f"{kind}/logits"], rtol=0, atol=1e-5)
+    targets = golden[f"{kind}/targets"]
+    if kind == "classify":
+        loss = losses.cross_entropy(logits, targets)
+    else:
+        loss = jnp.mean((logits[:, 0] - targets) ** 2)
+    np.testing.assert_allclose(loss, golden[f"{kind}/loss"], rtol=0, atol=1e-5)
+
+
+HUGGING_FACE = {
+    "hf_bert_tiny": (
+        tiny_model("ffn_width=64", "token_types=2", row="original-bert"),
+        convert.from_hf_bert,
+        convert.to_hf_bert,
+        "bert.embeddings.word_embeddings.weight",
+    ),
+    "modernbert_tiny": (
+        tiny_model("ffn_width=96", "layers=3", row="modern"),
+        convert.from_hf_modernbert,
+        convert.to_hf_modernbert,
+        "model.embeddings.tok_embeddings.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", [CUT, FULL])
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_hugging_faces_models(folder, name):
+    golden = read(folder, name)
+    model, from_hf, to_hf, word_name = HUGGING_FACE[name]
+    tensors = {k[7:]: x for k, x in golden.items() if k.startswith("params/")}
+    params = from_hf(tensors, model)
+    back = to_hf(params, model)
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor)
+
+    tokens, mask = golden["input_ids"], golden["attention_mask"]
+    hidden = Encoder(model).apply({"params": params}, tokens, mask)
+    rows, valid = len(golden["hidden"]), mask == 1
+    np.testing.assert_allclose(
+        hidden[:rows][valid[:rows]], golden["hidden"][valid[:rows]], rtol=0, atol=1e-5
+    )
+    labels = golden["labels"]
+    loss, grads = jax.value_and_grad(masked_loss)(params, model, tokens, labels, mask)
+    np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=1e-5)
+    assert_close(to_hf(grads, model)[word_name], golden["grad_word_embedding"], 1e-4)
+    if "logits" in golden:
+        everywhere = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
+        logits = MaskedLM(model).apply({"params": params}, tokens, everywhere, mask)
+        np.testing.assert_allclose(
+            logits[valid], golden["logits"][valid], rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_encoder_only_files(name, tmp_path):
+    """Without a head there is no prefix; a file's head is left aside if asked to."""
+    model, from_hf, to_hf, word_name = HUGGING_FACE[name]
+    params = jax.tree.map(np.asarray, init(model))
+    with_head, without = to_hf(params, model), to_hf(params, model, head=False)
+    assert not any(key.startswith(("bert.", "model.")) for key in without)
+    save_file(without, tmp_path / "encoder.safetensors")
+    save_file(with_head, tmp_path / "lm.safetensors")
+    body = {k: v for k, v in params.items() if k not in ("transform", "decoder_bias")}
+    for read_back, expected in (
+        (from_hf(tmp_path / "encoder.safetensors", model, head=False), body),
+        (from_hf(tmp_path / "lm.safetensors", model, head=False), body),
+        (from_hf(str(tmp_path / "lm.safetensors"), model), params),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, read_back, expected)
+    repeated = {"decoder.weight": with_head[word_name]}  # tied, but written out
+    if "bert" in word_name:
+        repeated = {"cls.predictions.decoder.weight": with_head[word_name]}
+    from_hf(with_head | repeated, model)
+    repeated = {key: x + 1 for key, x in repeated.items()}
+    with pytest.raises(UserError, match=r"decoder\.weight .* is unknown"):
+        from_hf(with_head | repeated, model)
+
+
+def test_what_old_bert_files_have_besides():
+    model, from_hf, to_hf, _ = HUGGING_FACE["hf_bert_tiny"]
+    params = jax.tree.map(np.asarray, init(model))
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for key, x in to_hf(params, model).items()
+    }
+    old["bert.pooler.dense.weight"] = np.zeros((32, 32))
+    old["cls.seq_relationship.bias"] = np.zeros(2)
+    old["bert.embeddings.position_ids"] = np.arange(16)[None]
+    jax.tree.map(np.testing.assert_array_equal, from_hf(old, model), params)
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path):
+    model = tiny_model()
+    tensors = convert.to_crammed(init(model), model)
+    del tensors["encoder.final_norm.bias"]
+    tensors["encoder.layers.1.attn.dense.weight"] = np.zeros((32, 31))
+    tensors["encoder.layers.2.norm1.weight"] = np.zeros(32)
+    with pytest.raises(UserError) as error:
+        convert.from_crammed(tensors, model)
+    assert str(error.value) == (
+        "these tensors do not fit the model: "
+        "encoder.layers.1.attn.dense.weight is (32, 31), not (32, 32); "
+        "encoder.final_norm.bias is missing; "
+        "encoder.layers.2.norm1.weight (32,) is unknown"
+    )
+    with pytest.raises(UserError, match=r"nowhere\.safetensors cannot be read"):
+        convert.from_crammed(tmp_path / "nowhere.safetensors", model)
+
+
+def test_a_model_that_a_format_cannot_hold_is_refused():
+    factorised = tiny_model("embedding_width=16")
+    with pytest.raises(UserError, match=r"no place for embedding\.projection\.kernel"):
+        convert.to_crammed(init(factorised), factorised)
+    model = tiny_model()
+    with pytest.raises(
+        UserError, match=r"norm_placement is 'pre': Hugging Face's BERT"
+    ):
+        convert.to_hf_bert(init(model), model)
+    with pytest.raises(UserError, match=r"positions is 'scaled_sinusoidal': Hugging"):
+        convert.to_hf_modernbert(init(model), model)
