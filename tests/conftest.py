@@ -1,9 +1,13 @@
 """Settings and pieces that all tests share."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 
 from cramjax import config as config_module
+from cramjax import train_step
 from cramjax.schema import Config
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -36,6 +40,22 @@ TINY = (
 def tiny_config(data_dir, *overrides: str) -> Config:
     overrides = (*TINY, f"data.dir={data_dir}", *overrides)
     return config_module.load("configs/quickstart.py", overrides)
+
+
+def start(config, mesh=None):
+    """Returns a fresh training state and the jitted micro-step."""
+    mesh = mesh or train_step.make_mesh()
+    init = jax.jit(
+        lambda: train_step.init_state(config),
+        out_shardings=train_step.replicated(mesh),
+    )
+    return init(), train_step.make_micro_step(config, mesh)
+
+
+def run_script(name, *flags):
+    """Runs one of scripts/ as a user does; returns the finished process."""
+    command = [sys.executable, f"scripts/{name}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")

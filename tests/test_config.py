@@ -9,18 +9,16 @@ from cramjax.config import flatten, load, to_dict
 from cramjax.errors import UserError
 from cramjax.main import main
 
-SOURCE = "--config.data.sources=x.txt"
-
 
 @pytest.mark.parametrize("name", ["a4000", "a6000", "rtx2080ti", "h200", "quickstart"])
 def test_every_config_file_parses(name):
-    config = load(f"configs/{name}.py", [SOURCE])
+    config = load(f"configs/{name}.py")
     assert config_module.from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_gpu_configs_are_the_recipe_but_for_the_card():
-    recipe = flatten(to_dict(load("configs/default.py", [SOURCE])))
-    a6000 = flatten(to_dict(load("configs/a6000.py", [SOURCE])))
+    recipe = flatten(to_dict(load("configs/default.py")))
+    a6000 = flatten(to_dict(load("configs/a6000.py")))
     assert {k for k in recipe if recipe[k] != a6000[k]} == {"micro_batch"}
 
 

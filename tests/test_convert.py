@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import start
 from safetensors.numpy import save_file
 
 from cramjax import convert, losses, train_step
@@ -53,7 +54,7 @@ def tiny_model(*overrides, row="crammed-bert"):
 
 def crammed_config(row, *overrides):
     path = f"configs/ablations/architecture.py:{row}"
-    return load(path, ["data.sources=x.txt", "glue.max_length=16", *overrides])
+    return load(path, ["glue.max_length=16", *overrides])
 
 
 def init(model):
@@ -129,7 +130,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
     config = load(
         "configs/default.py",
         [f"model.{o}" for o in overrides]
-        + ["data.sources=x.txt", "glue.max_length=16", "micro_batch=4"]
+        + ["glue.max_length=16", "micro_batch=4"]
         + ["batch.sequences=8", "batch.ramp_share=0"],
     )
     model = config.model
@@ -144,8 +145,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
         return Masked(inputs_BxL, positions_BxP, targets_BxP)
 
     monkeypatch.setattr(train_step, "mask_tokens", given_masks)
-    micro_step = train_step.make_micro_step(config, train_step.make_mesh())
-    state = jax.jit(lambda: train_step.init_state(config))()
+    state, micro_step = start(config)
     params = jax.tree.map(jnp.asarray, convert.from_crammed(tensors, model))
     state = state.replace(params=params)
     trace, norms, rates = [], [], []

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import TINY, run_script, tiny_config
 
 from cramjax.data import ordering, packing, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
@@ -131,6 +131,16 @@ def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus):
         assert other != corpus.path
     changed = dataclasses.replace(tiny.data, order="stored")
     assert prepare.corpus_path(dataclasses.replace(tiny, data=changed)) == corpus.path
+
+
+def test_the_script_prepares_without_training(tmp_path):
+    overrides = [f"--config.{o}" for o in (*TINY, f"data.dir={tmp_path}")]
+    flags = ["--config=configs/quickstart.py", *overrides]
+    done = run_script("prepare_data.py", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "452 documents" in done.stdout
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "(found)" in run_script("prepare_data.py", *flags).stdout
 
 
 def test_filter_drops_what_the_tokenizer_finds_odd(tmp_path):

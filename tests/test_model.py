@@ -1,16 +1,18 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cramjax.config import load
+from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
-from cramjax.model import Block, Classifier, Encoder, MaskedLM, sinusoids
-
-SOURCE = "data.sources=x.txt"
+from cramjax.mixing import FourierMixing
+from cramjax.model import Classifier, Encoder, MaskedLM, PreNormBlock
+from cramjax.positions import rotate, sinusoids
 
 
 def random_tokens(rows, length, vocab, seed=0):
@@ -18,7 +20,7 @@ def random_tokens(rows, length, vocab, seed=0):
 
 
 def test_crammed_bert_has_the_papers_size_and_cost():
-    model = load("configs/a4000.py", [SOURCE]).model
+    model = load("configs/a4000.py").model
     tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     shapes = jax.eval_shape(MaskedLM(model).init, jax.random.key(0), tokens, tokens)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 119_589_889
@@ -81,7 +83,7 @@ def test_attention_and_ffn_against_numpy(tiny):
 
     config = dataclasses.replace(tiny.model, init_std=0.3)
     x = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
-    block = Block(config)
+    block = PreNormBlock(config)
     params = block.init(jax.random.key(0), x, None)["params"]
     p = jax.tree.map(np.asarray, params)
 
@@ -103,19 +105,6 @@ def test_attention_and_ffn_against_numpy(tiny):
     )
 
 
-def test_padding_does_not_change_the_rest(tiny):
-    tokens = random_tokens(2, 16, tiny.model.vocab_size)
-    padded = np.pad(tokens, ((0, 0), (0, 8)))
-    mask = (np.arange(24) < 16).astype(np.int32)[None].repeat(2, 0)
-    encoder = Encoder(tiny.model)
-    params = encoder.init(jax.random.key(0), tokens)
-    plain = encoder.apply(params, tokens)
-    with_padding = encoder.apply(params, padded, mask)
-    np.testing.assert_allclose(with_padding[:, :16], plain, atol=1e-6)
-    without_mask = encoder.apply(params, padded)
-    assert np.abs(without_mask[:, :16] - plain).max() > 1e-3  # the mask does the work
-
-
 def test_dropout_needs_a_key_and_changes_with_it(tiny):
     tokens = random_tokens(2, 16, tiny.model.vocab_size)
     params = Encoder(tiny.model).init(jax.random.key(0), tokens)
@@ -127,6 +116,26 @@ def test_dropout_needs_a_key_and_changes_with_it(tiny):
     assert np.abs(one - two).max() > 0.1
 
 
+def test_dropout_is_where_the_original_has_it(tiny):
+    """Embedding; attention probabilities and two residuals a layer; classifier."""
+    places = []
+
+    def note(next_call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            assert context.module.rate == 0.1
+            places.append("/".join(context.module.path[:-1]))
+        return next_call(*args, **kwargs)
+
+    model = Classifier(tiny.model, dropout=0.1)
+    tokens = random_tokens(2, 16, tiny.model.vocab_size)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    with nn.intercept_methods(note):
+        model.init(rngs, tokens)
+    layers = [f"layers_{i}" for i in range(2) for _ in range(2)]
+    attention = [f"layers_{i}/attention" for i in range(2)]
+    assert sorted(places) == sorted(["embedding", "", *layers, *attention])
+
+
 def test_init(tiny):
     params = Encoder(tiny.model).init(jax.random.key(3), random_tokens(1, 8, 99))
     params = params["params"]
@@ -135,4 +144,121 @@ def test_init(tiny):
     assert abs(float(word[1:].std()) - 0.02) < 1e-3
     kernel = params["layers_0"]["ffn"]["output"]["kernel"]
     assert abs(float(kernel.std()) - 0.02) < 2e-3
-    assert params["embedding"]["position_scale"] == pytest.approx(32**-0.5)
+    assert params["embedding"]["positions"]["scale"] == pytest.approx(32**-0.5)
+
+
+@pytest.mark.parametrize(
+    ("init", "word", "query", "value", "output"),
+    [
+        ("normal", 0.02, 0.02, 0.02, 0.02),
+        (
+            "small",
+            (2 / 160) ** 0.5,
+            (2 / 160) ** 0.5,
+            (2 / 160) ** 0.5,
+            (2 / 160) ** 0.5,
+        ),
+        ("megatron", 0.02, 0.02, 0.02, 0.02 / 4**0.5),  # N = 2
+        ("wang", *[(2 / 160) ** 0.5] * 3, 2 / 2 / 32**0.5),
+        # Xavier: variance 2 / (32 + 32); (8 N)^-1/4 = 1/2
+        ("deepnorm", 0.02, 32**-0.5, 32**-0.5 / 2, 32**-0.5 / 2),
+    ],
+)
+def test_inits_by_name(tiny, init, word, query, value, output):
+    model = dataclasses.replace(tiny.model, init=init, layers=1, repeats=2)
+    tokens = random_tokens(1, 8, 99)
+    params = Encoder(model).init(jax.random.key(3), tokens)["params"]
+    assert (params["embedding"]["word"][0] == 0).all()
+    assert params["embedding"]["word"][1:].std() == pytest.approx(word, rel=0.05)
+    attention = params["layers_0"]["attention"]
+    for name, std in (("query", query), ("value", value), ("output", output)):
+        assert attention[name]["kernel"].std() == pytest.approx(std, rel=0.1)
+
+
+def test_rotary_positions_turn_by_the_distance(tiny):
+    """Scores depend on the distance of query and key alone, and do depend on it."""
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+    q, k = (np.repeat(x, 8, axis=1) for x in (q, k))  # the same at every position
+    scores = np.einsum("BLHK,BMHK->LM", rotate(q), rotate(k))
+    for distance in range(-3, 4):
+        np.testing.assert_allclose(np.ptp(np.diagonal(scores, distance)), 0, atol=1e-5)
+    assert np.ptp([scores[0, i] for i in range(8)]) > 0.1
+    # Channels i and i + 8 turn by position / 10000^(i / 8).
+    expected = q[0, 3, 0, 1] * np.cos(3 * 10 ** (-1 / 2)) - q[0, 3, 0, 9] * np.sin(
+        3 * 10 ** (-1 / 2)
+    )
+    np.testing.assert_allclose(rotate(q)[0, 3, 0, 1], expected, rtol=1e-5)
+
+
+def test_fourier_mixing_is_the_transform_over_the_text_alone(tiny):
+    config = dataclasses.replace(tiny.model, mixing="fourier")
+    x = np.random.default_rng(0).normal(size=(2, 12, 32)).astype(np.float32)
+    layer = FourierMixing(config)
+    params = {"params": {"output": {"kernel": np.eye(32, dtype=np.float32)}}}
+    mask = np.ones((2, 12), np.int32)
+    mask[1, 7:] = 0
+    mixed = layer.apply(params, x, mask)
+    for row, length in ((0, 12), (1, 7)):
+        expected = np.fft.fft2(x[row, :length], norm="ortho").real
+        np.testing.assert_allclose(mixed[row, :length], expected, atol=1e-5)
+    np.testing.assert_allclose(layer.apply(params, x, None)[0], mixed[0], atol=1e-5)
+
+
+def test_shared_layers_are_gone_through_again(tiny):
+    """Two times the same two layers are four layers with these weights."""
+    tokens = random_tokens(2, 8, tiny.model.vocab_size)
+    twice = dataclasses.replace(tiny.model, repeats=2)
+    params = Encoder(twice).init(jax.random.key(0), tokens)["params"]
+    four = dataclasses.replace(tiny.model, layers=4)
+    unrolled = params | {"layers_2": params["layers_0"], "layers_3": params["layers_1"]}
+    np.testing.assert_array_equal(
+        Encoder(twice).apply({"params": params}, tokens),
+        Encoder(four).apply({"params": unrolled}, tokens),
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.activation=swish",
+            "config.model.activation is 'swish': must be one",
+        ),
+        ("model.positions=alibi", "config.model.positions is 'alibi': must be one"),
+        ("model.heads=7", "config.model.heads is 7: must be a divisor of model.width"),
+        ("model.ffn_width=3071", "config.model.ffn_width is 3071: must be even"),
+        ("model.ffn_every=17", "config.model.ffn_every is 17: must be between 1 and"),
+        ("model.repeats=0", "config.model.repeats is 0: must be > 0"),
+        ("model.init=xavier", "config.model.init is 'xavier': must be one of"),
+    ],
+)
+def test_a_wrong_shape_or_name_is_one_line(override, message):
+    with pytest.raises(UserError) as error:
+        load("configs/a4000.py", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_combinations_that_cannot_be_are_refused():
+    for overrides, key in (
+        (["model.norm_placement=post", "model.first_norm=False"], "first_norm"),
+        (["model.positions=rotary", "model.mixing=fourier"], "positions"),
+        (["model.positions=rotary", "model.width=60"], "positions"),  # 5 a head
+        (["model.embedding_width=127"], "embedding_width"),
+        (["model.positions=learned", "glue.max_length=256"], "glue.max_length"),
+    ):
+        with pytest.raises(UserError, match=f"config.*{key}"):
+            load("configs/a4000.py", overrides)
+
+
+def test_a_full_size_bfloat16_forward_is_close_to_float32():
+    tokens = random_tokens(1, 128, 32768)
+    model = load("configs/a4000.py").model
+    exact = dataclasses.replace(model, dtype="float32")
+    params = jax.jit(Encoder(exact).init)(jax.random.key(0), tokens)
+    expected, rough = (
+        jax.jit(Encoder(m).apply)(params, tokens).astype(jnp.float32)
+        for m in (exact, model)
+    )
+    assert jnp.linalg.norm(rough - expected) / jnp.linalg.norm(expected) < 2e-2

@@ -22,7 +22,7 @@ def test_decay_mask_against_a_tree_written_by_hand(tiny):
         "ffn": {name: {"kernel": True} for name in ("gate", "value", "output")},
     }
     assert decay_mask(params["params"]) == {
-        "embedding": {"word": True, "position_scale": True, "norm": norm},
+        "embedding": {"word": True, "positions": {"scale": True}, "norm": norm},
         "layers_0": block,
         "layers_1": block,
         "final_norm": norm,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import start, tiny_config
 
 from cramjax import train_step
 
@@ -13,15 +13,6 @@ def tokens_of(config, rows, seed=0):
     shape = (rows, config.model.max_length)
     tokens = np.random.default_rng(seed).integers(7, config.model.vocab_size, shape)
     return tokens.astype(np.uint16)
-
-
-def start(config, mesh=None):
-    mesh = mesh or train_step.make_mesh()
-    init = jax.jit(
-        lambda: train_step.init_state(config),
-        out_shardings=train_step.replicated(mesh),
-    )
-    return init(), train_step.make_micro_step(config, mesh)
 
 
 def test_overfits_one_batch(data_dir):

@@ -1,0 +1,27 @@
+"""Graphics cards: what MFU is a share of, and what has to fit."""
+
+from typing import NamedTuple
+
+
+class Card(NamedTuple):
+    """One card.
+
+    Attributes:
+      title: its name.
+      peak_tflops: dense 16-bit products with float32 sums, 10^12 FLOP/s.
+      memory_gb: 10^9 bytes.
+    """
+
+    title: str
+    peak_tflops: float
+    memory_gb: float
+
+
+# Peaks of the first three: arXiv 2212.14034, table 1. The one of the A4000 is the
+# authors' estimate; half of the data sheet's figure for sparse products is 76.7.
+CARDS = {
+    "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11),
+    "a4000": Card("RTX A4000", 88.45, 16),
+    "a6000": Card("RTX A6000", 154.8, 48),
+    "h200": Card("H200", 989.0, 141),
+}

@@ -1,0 +1,84 @@
+"""What a config asks for, worked out without training: size, FLOPs, memory, tokens."""
+
+import math
+from typing import Any
+
+import jax
+
+from cramjax import train_step
+from cramjax.cards import CARDS
+from cramjax.flops import train_flops_by_part
+from cramjax.schema import Config
+
+
+def describe(config: Config, mfu: float) -> dict[str, Any]:
+    """Returns plain numbers, ready for JSON.
+
+    Args:
+      config: nothing of it is run.
+      mfu: model FLOPs utilisation, the share of a card's peak that training reaches.
+
+    Returns:
+      {"parameters": {part: count}, "flops_per_token": {part: FLOPs, forward and
+      backward}, "state_bytes": {part: bytes}, "cards": {card: {"tokens_per_s", "hours",
+      "tokens", "updates"}}}; hours and tokens are those of the budget on that card,
+      updates are counted as if every one had the final batch.
+    """
+    state = jax.eval_shape(lambda: train_step.init_state(config))
+    flops = train_flops_by_part(config.model, config.objective.mask_rate)
+    return {
+        "parameters": _parameters_by_part(state.params),
+        "flops_per_token": flops,
+        "state_bytes": _bytes_by_part(state),
+        "cards": {
+            name: _on_card(config, card.peak_tflops * 1e12 * mfu, sum(flops.values()))
+            for name, card in CARDS.items()
+        },
+    }
+
+
+def _parameters_by_part(params: Any) -> dict[str, int]:
+    parts = dict.fromkeys(
+        ("embedding", "attention", "feed-forward", "norms", "head"), 0
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        parts[_part([entry.key for entry in path])] += math.prod(leaf.shape)
+    return {part: count for part, count in parts.items() if count}
+
+
+def _part(path: list[str]) -> str:
+    *modules, _ = path
+    if modules and modules[-1].endswith("norm"):
+        return "norms"
+    names = {"embedding": "embedding", "attention": "attention", "ffn": "feed-forward"}
+    return next((names[module] for module in modules if module in names), "head")
+
+
+def _bytes_by_part(state: train_step.TrainState) -> dict[str, int]:
+    def size(tree: Any) -> int:
+        leaves = jax.tree.leaves(tree)
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+    parts = {
+        "parameters": size(state.params),
+        "accumulated gradients": size(state.opt_state.acc_grads),
+        "optimizer": size(state.opt_state.inner_opt_state),
+    }
+    return parts | {"counters": size(state) - sum(parts.values())}
+
+
+def _on_card(config: Config, flops_per_s: float, flops: float) -> dict[str, float]:
+    tokens_per_s = flops_per_s / flops
+    budget = config.budget
+    tokens = {
+        "hours": budget.hours * 3600 * tokens_per_s,
+        "tokens": budget.tokens,
+        "flops": budget.flops / flops,
+    }[budget.kind]
+    batch_tokens = config.batch.sequences * config.model.max_length
+    return {
+        "tokens_per_s": tokens_per_s,
+        "hours": tokens / tokens_per_s / 3600,
+        "tokens": tokens,
+        "updates": tokens / batch_tokens,
+    }

@@ -1,0 +1,60 @@
+"""Parameters, FLOPs and memory of a config, and what its budget buys on each card.
+
+python scripts/describe.py --config=configs/a4000.py [--mfu=0.4] [--json=FILE]
+
+Nothing is trained, and no GPU is needed. Rows of the architecture table go by name:
+--config=configs/ablations/architecture.py:original-bert
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cramjax import files
+from cramjax.cards import CARDS
+from cramjax.config import parse_command_line
+from cramjax.errors import UserError
+from cramjax.main import guarded
+
+
+def show(argv: Sequence[str]) -> None:
+    """Prints the tables, and writes the numbers to --json if it is given."""
+    config, extras = parse_command_line(
+        argv, [("mfu", "share of a card's peak, 0 to 1"), ("json", "file to write")]
+    )
+    try:
+        mfu = float(extras["mfu"] or 0.4)
+    except ValueError:
+        mfu = 0.0
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu={extras['mfu']}: must be above 0 and at most 1")
+    from cramjax.describe import describe  # imports JAX: flags need not wait for it
+
+    facts = describe(config, mfu)
+    _print(facts, mfu)
+    if extras["json"]:
+        files.write_json(Path(extras["json"]), {"mfu": mfu, **facts})
+
+
+def _print(facts: dict[str, Any], mfu: float) -> None:
+    for title, unit, divisor, parts in (
+        ("parameters", "", 1, facts["parameters"]),
+        ("FLOPs per token", "MFLOP", 1e6, facts["flops_per_token"]),
+        ("training state", "MB", 1e6, facts["state_bytes"]),
+    ):
+        print(title)
+        for part, value in [*parts.items(), ("total", sum(parts.values()))]:
+            text = f"{value:,}" if divisor == 1 else f"{value / divisor:,.2f}"
+            print(f"  {part:22}{text:>15} {unit}".rstrip())
+    print(f"the budget at {mfu:.0%} of the card's dense 16-bit peak")
+    print(f"  {'card':14}{'tokens/s':>12}{'hours':>9}{'tokens':>10}{'updates':>10}")
+    for name, row in facts["cards"].items():
+        print(
+            f"  {CARDS[name].title:14}{row['tokens_per_s']:12,.0f}{row['hours']:9.2f}"
+            f"{row['tokens']:10.2e}{row['updates']:10,.0f}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(show, sys.argv[1:], __doc__))

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+from conftest import run_script
+from test_architecture import row_config
+
+from cramjax.cards import CARDS
+from cramjax.describe import describe
+
+
+def test_crammed_bert_in_the_papers_numbers():
+    facts = describe(row_config("crammed-bert", "objective.mask_rate=0.25"), 0.367)
+    assert facts["parameters"] == {
+        "embedding": 25_165_824 + 1,
+        "attention": 16 * 2_359_296,
+        "feed-forward": 16 * 3_538_944,
+        "norms": 52_224,
+    }
+    flops = facts["flops_per_token"]
+    assert sum(flops.values()) == 622_854_144
+    assert flops["attention products"] == 12 * 16 * 128 * 768
+    state = facts["state_bytes"]
+    assert state["parameters"] == state["accumulated gradients"] == 4 * 119_589_889
+    assert state["optimizer"] == pytest.approx(8 * 119_589_889, abs=100)
+    # arXiv 2212.14034, table 1: 4.5e9 tokens a day at 36.7 % of the peak.
+    assert facts["cards"]["a4000"]["tokens"] == pytest.approx(4.5e9, rel=0.01)
+    assert facts["cards"]["a4000"]["hours"] == pytest.approx(24)
+    assert facts["cards"].keys() == CARDS.keys()
+
+
+def test_parts_of_a_model_that_has_them_all():
+    config = row_config("original-bert", "model.embedding_width=128")
+    parameters = describe(config, 0.4)["parameters"]
+    # Head: dense to 128 with its bias, and the decoder's bias; its norm is a norm.
+    assert parameters["head"] == 768 * 128 + 128 + 32768
+    word, positions, projection = 32768 * 128, 128 * 128, 128 * 768 + 768
+    assert parameters["embedding"] == word + positions + projection
+    assert parameters["norms"] == 2 * (128 + 24 * 768 + 128)
+
+
+def test_a_budget_of_tokens_becomes_hours():
+    config = row_config("crammed-bert", "budget.hours=0", "budget.tokens=1000000000")
+    on_card = describe(config, 0.4)["cards"]["h200"]
+    assert on_card["tokens"] == 1_000_000_000
+    seconds = on_card["tokens"] / on_card["tokens_per_s"]
+    assert on_card["hours"] == pytest.approx(seconds / 3600)
+    assert on_card["updates"] == pytest.approx(1e9 / (4096 * 128))
+
+
+def test_the_script_prints_a_table_and_writes_json(tmp_path):
+    path = tmp_path / "facts.json"
+    flags = ["--config=configs/ablations/architecture.py:modern", f"--json={path}"]
+    done = run_script("describe.py", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "120,179,712" in done.stdout
+    assert json.loads(path.read_text())["mfu"] == 0.4
+    done = run_script("describe.py", *flags, "--mfu=40")
+    assert done.returncode == 2
+    assert done.stderr == "error: --mfu=40: must be above 0 and at most 1\n"
