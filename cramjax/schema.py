@@ -151,12 +151,6 @@ class DataConfig:
 
     def __post_init__(self):
         require(
-            len(self.sources) > 0,
-            "data.sources",
-            self.sources,
-            "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
-        )
-        require(
             self.max_tokens_per_char >= 0,
             "data.max_tokens_per_char",
             self.max_tokens_per_char,

@@ -46,7 +46,6 @@ def test_overrides_and_types():
         ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
         ("model.vocab_size=70000", "config.model.vocab_size is 70000"),
-        ("data.sources=()", "config.data.sources"),
         ("objective.mask_rate=0.0", "config.objective.mask_rate"),
         ("objective.mask_rate=0.001", "large enough"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),

@@ -243,6 +243,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
     [
         ("platform=gpu", "config.platform is 'gpu': must be 'any' where JAX sees only"),
         ("data.dir=setup.cfg", "config.data.dir is 'setup.cfg': cannot be written"),
+        ("data.sources=()", "config.data.sources is (): must be the text to train on"),
         ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
         ("glue.tasks=('cola',)", "config.glue.data_dir is 'glue_data'"),
         ("glue.tasks=('colla',)", "config.glue.tasks: 'colla'"),

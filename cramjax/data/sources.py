@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cramjax.errors import UserError
+from cramjax.schema import require
 
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
 FORMATS = (".txt", ".jsonl")
@@ -21,8 +22,15 @@ def resolve(sources: Sequence[str]) -> list[Path]:
     """Returns the files that `config.data.sources` names, in order.
 
     Raises:
-      UserError: a path or glob that matches no file, or a suffix nobody reads.
+      UserError: there is none, a path or glob matches no file, or nobody reads a
+        suffix.
     """
+    require(
+        len(sources) > 0,
+        "data.sources",
+        sources,
+        "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
+    )
     paths = []
     for source in sources:
         if source.startswith("embedded:"):
