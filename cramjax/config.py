@@ -7,6 +7,7 @@ parsing: every key is there, nothing else is, and every type fits.
 import dataclasses
 import difflib
 import math
+import re
 import textwrap
 import types
 import typing
@@ -75,7 +76,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
       path: a Python file with `get_config()`, or `file.py:argument`.
-      overrides: "key=value" or "--config.key=value", the last one wins.
+      overrides: "key=value" or "--config.key=value"; of a key given twice the last
+        one wins, the tuples of a tuple's key are joined.
 
     Raises:
       UserError: see `from_dict`; also if the file is missing or an override is
@@ -83,7 +85,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     prefix = "--config."
     argv = [f"--config={path}"]
-    argv += [o if o.startswith("--") else prefix + o for o in overrides]
+    argv += [o if o.startswith("-") else prefix + o for o in overrides]
     return parse_command_line(argv)[0]
 
 
@@ -102,18 +104,17 @@ def parse_command_line(
     Raises:
       UserError: anything wrong with the arguments or the config.
     """
-    argv = _config_first(argv)
-    path = argv[0].removeprefix("--config=")
-    if not Path(path.split(":")[0]).is_file():
-        raise UserError(f"--config={path}: no such file; pass e.g. configs/a4000.py")
+    path, argv = _split(argv)
+    base = _load_file(path)
+    keys = {f"config.{key}": v for key, v in flatten(base.to_dict()).items()}
+    argv = [_override(a, keys, [name for name, _ in extra_flags]) for a in argv]
     values = flags.FlagValues()
     program = ["cramjax", *argv]
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "config file", flag_values=values, sys_argv=program
+    holder = config_flags.DEFINE_config_dict(
+        "config", base, flag_values=values, sys_argv=program
     )
     for name, text in extra_flags:
         flags.DEFINE_string(name, "", text, flag_values=values)
-    _check_override_keys(argv, path, [name for name, _ in extra_flags])
     try:
         rest = values(program)[1:]
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -124,51 +125,67 @@ def parse_command_line(
     return from_dict(holder.value.to_dict()), extras
 
 
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the path given by --config, and the other arguments."""
+    paths, others, arguments = [], [], iter(argv)
+    for argument in arguments:
+        if argument.startswith("-"):
+            argument = "--" + argument.lstrip("-")
+        if argument == "--config":
+            argument = f"--config={next(arguments, '')}"
+        if argument.startswith("--config="):
+            paths.append(argument.removeprefix("--config="))
+        else:
+            others.append(argument)
+    if len(paths) != 1:
+        found = " and ".join(f"--config={path}" for path in paths)
+        raise UserError(f"{found or 'no config'}: pass one, e.g. configs/a4000.py")
+    return paths[0], others
+
+
+def _load_file(path: str) -> config_dict.ConfigDict:
+    """Returns what the file's get_config() returns."""
+    if not Path(path.split(":")[0]).is_file():
+        raise UserError(f"--config={path}: no such file; pass e.g. configs/a4000.py")
+    values = flags.FlagValues()
+    program = ["cramjax", f"--config={path}"]
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=program
+    )
+    try:
+        values(program)
+    except Exception as error:  # whatever the user's file raises
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"--config={path} cannot be run: {what}") from error
+    if not isinstance(holder.value, config_dict.ConfigDict):
+        raise UserError(f"--config={path}: get_config() must return a ConfigDict")
+    return holder.value
+
+
+def _override(argument: str, keys: Mapping[str, Any], extra_flags: list[str]) -> str:
+    """Checks the key of `--key=value`; returns it with 1e6 as 1000000 for integers."""
+    name, equals, value = argument.removeprefix("--").partition("=")
+    if not argument.startswith("--"):
+        return argument
+    known = [*keys, *extra_flags]
+    if name not in known:
+        short = {key.removeprefix("config."): key for key in known}
+        near = difflib.get_close_matches(name.removeprefix("config."), short, n=1)
+        hint = f"did you mean --{short[near[0]]}?" if near else "see configs/default.py"
+        raise UserError(f"--{name}: no such key; {hint}")
+    if not equals and name in keys:
+        raise UserError(f"--{name} has no value: write --{name}=VALUE")
+    if type(keys.get(name)) is int and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value):
+        number = float(value)
+        return f"--{name}={int(number)}" if number.is_integer() else argument
+    return argument
+
+
 def _one_line(error: Exception) -> str:
     """Returns the message; of a whole traceback in it, as config_flags has, the end."""
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback" in text else text
     return textwrap.shorten(text, 200, placeholder=" ...")
-
-
-def _config_first(argv: Sequence[str]) -> list[str]:
-    """Moves --config=FILE before its overrides, where config_flags wants it."""
-    argv = list(argv)
-    for i, argument in enumerate(argv):
-        if argument == "--config" and i + 1 < len(argv):
-            return [f"--config={argv[i + 1]}", *argv[:i], *argv[i + 2 :]]
-        if argument.startswith("--config="):
-            return [argument, *argv[:i], *argv[i + 1 :]]
-    raise UserError("no config: pass e.g. --config=configs/a4000.py")
-
-
-def _check_override_keys(
-    argv: Sequence[str], path: str, extra_flags: Sequence[str]
-) -> None:
-    """Names the nearest key where an override's key does not exist."""
-    loader = flags.FlagValues()
-    program = ["cramjax", f"--config={path}"]
-    base = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=loader, sys_argv=program
-    )
-    try:
-        loader(program)
-    except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {_one_line(error)}"
-        raise UserError(f"--config={path} cannot be run: {what}") from error
-    if not isinstance(base.value, config_dict.ConfigDict):
-        raise UserError(f"--config={path}: get_config() must return a ConfigDict")
-    keys = ["config." + key for key in flatten(base.value.to_dict())]
-    known = [*keys, "config", *extra_flags]
-    for argument in argv[1:]:
-        name, equals, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            continue
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"--{name}: no such key; did you mean --{near}?")
-        if not equals and name.startswith("config."):
-            raise UserError(f"--{name} has no value: write --{name}=VALUE")
 
 
 def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

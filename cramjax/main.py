@@ -3,6 +3,8 @@
 python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any key of the config can be overridden: --config.budget.hours=0.5
+configs/default.py explains every key; the files beside it are quickstart.py, a4000.py,
+a6000.py, rtx2080ti.py, h200.py and ablations/architecture.py:ROW.
 """
 
 import signal
@@ -35,7 +37,7 @@ def guarded(
 
     2 for a user's mistake, 128 plus the signal's number for an interruption.
     """
-    if not argv or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         print(usage.strip())
         return 0
     before = signal.signal(signal.SIGTERM, _terminate)

@@ -1,7 +1,6 @@
 """The host loop: one budget, one stream of blocks, one jitted micro-step."""
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -17,7 +16,7 @@ from cramjax.budget import BudgetClock
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
-from cramjax.errors import Interrupted
+from cramjax.errors import Interrupted, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.metrics_log import MetricsLog
 from cramjax.progress import Progress
@@ -43,9 +42,11 @@ def pretrain(
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
+      UserError: the device has too little memory.
     """
     mesh = train_step.make_mesh()
     with (
+        _out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
@@ -65,15 +66,41 @@ def pretrain(
     return params, summary
 
 
+@contextlib.contextmanager
+def _out_of_memory_explained(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        raise UserError(
+            f"config.micro_batch is {config.micro_batch}: too much for the memory of "
+            f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller model"
+        ) from error
+
+
 def read_back(config: Config, workdir: Path) -> tuple[Any, dict[str, Any]]:
-    """Returns what `pretrain` returned when it finished in this workdir."""
+    """Returns what `pretrain` returned when it finished in this workdir.
+
+    Raises:
+      UserError: its files are gone or damaged.
+    """
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
         like = abstract(
             lambda: train_step.init_state(config),
             train_step.replicated(train_step.make_mesh()),
         )
-        state = store.state(store.latest_step(), like)
-    return state.params, json.loads((workdir / SUMMARY).read_text())
+        step = store.latest_step()
+        if step is None:
+            raise UserError(
+                f"{workdir / SUMMARY} says that pretraining is finished, but there is "
+                f"no checkpoint beside it: bring {workdir / CHECKPOINTS} back, or "
+                "delete the file to train again"
+            )
+        state = store.state(step, like)
+    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+    return state.params, summary
 
 
 def _resume_or_start(config, mesh, store, log):

@@ -1,15 +1,18 @@
 """The whole job: prepare, pretrain, evaluate, report; what is complete is skipped."""
 
-import json
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 
 from cramjax import files, report
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
-from cramjax.data.prepare import prepare
+from cramjax.data.prepare import corpus_path, prepare
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.pretrain import SUMMARY, pretrain, read_back
@@ -27,23 +30,27 @@ def run(config: Config, workdir: Path) -> None:
       Interrupted: a signal came during pretraining; the state is saved.
     """
     check_workdir(workdir, config)
+    if not (workdir / SUMMARY).exists():
+        check_platform(config)
     evaluate.check(config)
     if (workdir / SUMMARY).exists():  # the text and the GPU may be gone by now
         files.write_json(workdir / CONFIG, to_dict(config))
         params, summary = read_back(config, workdir)
     else:
-        check_platform(config)
+        check_corpus(workdir, corpus_path(config).name)
         corpus = prepare(config)
         note_corpus(workdir, corpus)
-        files.write_json(workdir / CONFIG, to_dict(config))
-        params, summary = pretrain(config, corpus, workdir)
+        with in_use(workdir):
+            files.write_json(workdir / CONFIG, to_dict(config))
+            params, summary = pretrain(config, corpus, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    words = tokenizer.load(workdir / TOKENIZER)
+    bring_back = "bring it back from the folder of the corpus"
+    words = tokenizer.load(workdir / TOKENIZER, bring_back)
+    manifest = files.read_json(workdir / CORPUS, bring_back)
     results = evaluate.evaluate(config, params, words, workdir)
-    manifest = json.loads((workdir / CORPUS).read_text())
     path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 
@@ -70,26 +77,57 @@ def check_platform(config: Config) -> None:
         )
 
 
-def note_corpus(workdir: Path, corpus: Corpus) -> None:
-    """Copies tokenizer and manifest to the workdir; refuses another corpus than there.
+@contextlib.contextmanager
+def in_use(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in the workdir while the block runs.
 
     Raises:
-      UserError: the text has changed since the run began, or the folder cannot be made.
+      UserError: another process is there.
     """
+    lock = FileLock(workdir / "lock", blocking=False)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
-    path, name = workdir / CORPUS, corpus.path.name
-    before = json.loads(path.read_text())["name"] if path.exists() else name
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"--workdir={workdir} is in use by another process: wait for it, or pass "
+            "another --workdir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_corpus(workdir: Path, name: str) -> None:
+    """Refuses to go on with another corpus than the run began with.
+
+    Raises:
+      UserError: the text or its settings have changed.
+    """
+    path = workdir / CORPUS
+    if not path.exists():
+        return
+    before = files.read_json(path, "pass another --workdir")["name"]
     if before != name:
         raise UserError(
             f"--workdir={workdir} was trained on the corpus {before}, and "
             f"config.data.sources now gives {name}: pass another --workdir, "
             "or bring the text back"
         )
+
+
+def note_corpus(workdir: Path, corpus: Corpus) -> None:
+    """Copies the corpus's tokenizer and manifest to the workdir.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
     files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
-    files.write_json(path, {"name": name, **corpus.manifest})
+    files.write_json(workdir / CORPUS, {"name": corpus.path.name, **corpus.manifest})
 
 
 def check_workdir(workdir: Path, config: Config) -> None:
@@ -100,17 +138,16 @@ def check_workdir(workdir: Path, config: Config) -> None:
     Raises:
       UserError: it holds a run with another config; the first differing key is named.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: pass a folder")
+    nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"--workdir={workdir}: {nearest} is a file; pass a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"--workdir={workdir}: {nearest} cannot be written")
     path = workdir / CONFIG
     if not path.exists():
         return
-    try:
-        old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}): pass another --workdir"
-        ) from error
+    old = flatten(files.read_json(path, "pass another --workdir"))
+    new = flatten(to_dict(config))
     scores = workdir / evaluate.RESULTS
     for key in sorted({*old, *new} - OPERATIONAL_KEYS):
         of_glue = key.startswith("glue.")

@@ -412,6 +412,16 @@ class Config:
             f"at most model.max_length={self.model.max_length}, the number of learned "
             "positions",
         )
+        first_update = self.batch.sequences * self.model.max_length
+        require(
+            self.budget.kind != "tokens"
+            or self.batch.ramp_share > 0
+            or self.budget.tokens >= first_update,
+            "budget.tokens",
+            self.budget.tokens,
+            f"at least {first_update}, one update of batch.sequences="
+            f"{self.batch.sequences} (or batch.ramp_share above 0)",
+        )
         for section, rate in (
             ("objective", self.objective.mask_rate),
             ("validation", self.validation.mask_rate),

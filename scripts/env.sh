@@ -9,6 +9,11 @@ install_cramjax() {
   local stamp=.venv/installed${extras:+-$extras}
   if [[ ! -e $stamp || setup.cfg -nt $stamp ]]; then
     local python=${PYTHON:-python3}
+    command -v "$python" > /dev/null || {
+      echo "error: $python is not there; cramjax needs Python 3.11 or newer:" \
+        "set PYTHON=/path/to/python3.12 and run this again" >&2
+      exit 2
+    }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
       echo "error: $("$python" --version) found; cramjax needs Python 3.11 or newer:" \
         "set PYTHON=/path/to/python3.12 and run this again" >&2

@@ -22,6 +22,18 @@ def test_gpu_configs_are_the_recipe_but_for_the_card():
     assert {k for k in recipe if recipe[k] != a6000[k]} == {"micro_batch"}
 
 
+def test_a_first_update_must_fit_in_a_budget_of_tokens():
+    fits = ["batch.ramp_share=0", "batch.sequences=128", "budget.tokens=4096"]
+    load("configs/quickstart.py", fits)
+    with pytest.raises(UserError, match="config.budget.tokens is 4095: .* 4096"):
+        load("configs/quickstart.py", [*fits, "budget.tokens=4095"])
+
+
+def test_large_numbers_and_one_dash():
+    config = load("configs/quickstart.py", ["-config.budget.tokens=1.5e6"])
+    assert config.budget.tokens == 1_500_000
+
+
 def test_overrides_and_types():
     config = load(
         "configs/quickstart.py",
@@ -50,6 +62,8 @@ def test_overrides_and_types():
         ("objective.mask_rate=0.001", "large enough"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
+        ("budget.tokens=1e-3", "invalid literal"),
+        ("xyz=1", "--config.xyz: no such key; see configs/default.py"),
         (
             "budget.hours=1",
             "--config.budget.hours=1 --config.budget.tokens=0, or "
@@ -86,7 +100,12 @@ def test_a_missing_and_an_unknown_key_in_a_dict_are_named():
     [
         ["--workdir=w"],
         ["--config=configs/nowhere.py", "--workdir=w"],
+        [],
         ["--config=configs/quickstart.py"],
+        ["--config=configs/quickstart.py", "--config=configs/h200.py", "--workdir=w"],
+        ["--config=configs/quickstart.py:row", "--workdir=w"],
+        ["--config=configs/quickstart.py", "--workdir=w", "--config.seed", "5"],
+        ["--config=configs/quickstart.py", "--workdir=w", "--version"],
         ["--config=configs/quickstart.py", "--wokdir=w"],
         ["--config=configs/quickstart.py", "--workdir=w", "stray"],
         ["--config=configs/quickstart.py", "--workdir=w", "--config.model.widht=8"],

@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 import lzma
+import os
 import shutil
 
 import numpy as np
@@ -139,8 +140,24 @@ def test_the_script_prepares_without_training(tmp_path):
     done = run_script("prepare_data.py", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert "452 documents" in done.stdout
-    assert len(list(tmp_path.iterdir())) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 and names[1] == "fingerprints.json"
     assert "(found)" in run_script("prepare_data.py", *flags).stdout
+
+
+def test_content_decides_not_place_or_time(tmp_path):
+    (tmp_path / "a").mkdir()
+    one = tmp_path / "a" / "t.txt"
+    one.write_text("the same text")
+    config = tiny_config(tmp_path / "d", f"data.sources={one}")
+    path = prepare.corpus_path(config)
+    os.utime(one, (1, 1))
+    assert prepare.corpus_path(config) == path
+    two = shutil.copy(one, tmp_path / "t.txt")
+    moved = tiny_config(tmp_path / "d", f"data.sources={two}")
+    assert prepare.corpus_path(moved) == path
+    one.write_text("the other text")
+    assert prepare.corpus_path(config) != path
 
 
 def test_filter_drops_what_the_tokenizer_finds_odd(tmp_path):
@@ -162,6 +179,7 @@ def test_filter_drops_what_the_tokenizer_finds_odd(tmp_path):
         ("", (), "no text in"),
         ("\n \n", (), "no text in"),
         ("a few words only", ("model.vocab_size=1024",), "config.model.vocab_size"),
+        ("\u4e2d\u6587 \u4e2d", (), "the normaliser keeps ASCII characters only"),
         ("a few words only", ("model.vocab_size=16",), "characters alone need"),
         ("of two\n\none document", ("model.vocab_size=38",), "no training block"),
     ],
@@ -171,7 +189,8 @@ def test_unusable_text(tmp_path, text, overrides, message):
     config = tiny_config(tmp_path / "d", f"data.sources={tmp_path}/a.txt", *overrides)
     with pytest.raises(UserError, match=message):
         prepare.prepare(config)
-    assert not list((tmp_path / "d").iterdir())  # nothing half-built stays behind
+    names = [path.name for path in (tmp_path / "d").iterdir()]
+    assert names == ["fingerprints.json"]  # nothing half-built stays behind
 
 
 def test_a_damaged_manifest_is_named(tiny, tmp_path):

@@ -1,6 +1,5 @@
 """Whole small runs, in-process."""
 
-import copy
 import dataclasses
 import json
 import os
@@ -17,14 +16,20 @@ from cramjax import checkpoint, metrics_log, pretrain, schema, train_step
 from cramjax import config as config_module
 from cramjax.errors import Interrupted, UserError
 from cramjax.main import main
-from cramjax.run import check_platform, check_workdir, note_corpus, run
+from cramjax.run import (
+    check_corpus,
+    check_platform,
+    check_workdir,
+    in_use,
+    note_corpus,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
 def finished(tiny, corpus, tmp_path_factory):
     """A finished run, and the config keys its code has read."""
     reads = set()
-    parsers = (config_module.__file__, schema.__file__)
     patch = pytest.MonkeyPatch()
     sections = {f.name: f.type for f in dataclasses.fields(schema.Config)}
     classes = [(schema.Config, "")]
@@ -34,9 +39,13 @@ def finished(tiny, corpus, tmp_path_factory):
     for cls, prefix in classes:
 
         def recording(self, name, prefix=prefix):
-            # Reads by the parser, and by generated __eq__ and __hash__, do not count.
-            caller = sys._getframe(1).f_code.co_filename
-            if caller.startswith("/") and caller not in parsers:
+            # Reads by the parser, and by generated __eq__ and __hash__, do not count;
+            # those by the schema's own properties are reads of whoever asks for them.
+            frame = sys._getframe(1)
+            while frame.f_code.co_filename == schema.__file__:
+                frame = frame.f_back
+            caller = frame.f_code.co_filename
+            if caller.startswith("/") and caller != config_module.__file__:
                 reads.add(prefix + name)
             return object.__getattribute__(self, name)
 
@@ -208,12 +217,48 @@ def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):
 
 
 def test_changed_text_is_refused(tmp_path, corpus):
+    check_corpus(tmp_path, "books-2")
     note_corpus(tmp_path, corpus)
-    note_corpus(tmp_path, corpus)
-    other = copy.copy(corpus)
-    other.path = shutil.copytree(corpus.path, tmp_path / "books-2")
+    check_corpus(tmp_path, corpus.path.name)
     with pytest.raises(UserError, match=r"trained on the corpus books-.*gives books-2"):
-        note_corpus(tmp_path, other)
+        check_corpus(tmp_path, "books-2")
+
+
+def test_two_processes_do_not_train_in_one_workdir(tmp_path):
+    for _ in range(2):
+        with (
+            in_use(tmp_path),
+            pytest.raises(UserError, match="in use by another process"),
+            in_use(tmp_path),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoints", r"no checkpoint beside it: bring .*checkpoints back"),
+        ("tokenizer.json", r"tokenizer\.json cannot be read.*bring it back"),
+        ("corpus.json", r"corpus\.json cannot be read.*bring it back"),
+    ],
+)
+def test_what_is_missing_in_a_finished_workdir_is_named(
+    finished, tiny, tmp_path, name, message
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    if name == "checkpoints":
+        shutil.rmtree(workdir / name)
+    else:
+        (workdir / name).unlink()
+    with pytest.raises(UserError, match=message):
+        run(tiny, workdir)
+
+
+def test_too_large_a_model_is_one_line(corpus, tmp_path, data_dir):
+    """A table of learned positions that no machine can hold."""
+    config = tiny_config(data_dir, "model.ffn_width=200000000000")
+    with pytest.raises(UserError, match=r"config\.micro_batch is 4: too much for the"):
+        pretrain.pretrain(config, corpus, tmp_path)
 
 
 def test_glue_keys_may_change_until_there_are_scores(finished, data_dir, tmp_path):
@@ -227,15 +272,17 @@ def test_glue_keys_may_change_until_there_are_scores(finished, data_dir, tmp_pat
 
 
 def test_a_damaged_config_in_the_workdir_is_named(tmp_path, tiny):
-    (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"config\.json is not JSON"):
-        check_workdir(tmp_path, tiny)
+    for text in ('{"seed": ', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config\.json .*another --workdir"):
+            check_workdir(tmp_path, tiny)
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
     (tmp_path / "w").touch()
-    assert main(command(tmp_path / "w", data_dir)) == 2
-    assert "is a file" in capsys.readouterr().err
+    for workdir in (tmp_path / "w", tmp_path / "w" / "sub"):
+        assert main(command(workdir, data_dir)) == 2
+        assert "is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """The packed corpus on disk: memory-mapped blocks, tokenizer and manifest."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax import files
 from cramjax.data import tokenizer
 from cramjax.errors import UserError
 
@@ -70,15 +70,9 @@ class Corpus:
           UserError: the manifest or tokenizer cannot be read, or the files do not fit.
         """
         self.path = path
-        try:
-            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-            length = self.manifest["block_length"]
-            shards = self.manifest["shards"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path / MANIFEST} cannot be read ({error}): delete {path} and run "
-                "again to rebuild it"
-            ) from error
+        rebuild = f"delete {path} and run again to rebuild it"
+        self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, rebuild)
+        length, shards = self.manifest["block_length"], self.manifest["shards"]
         self.train = Blocks(path, "blocks", shards["blocks"], length)
         self.held_out = Blocks(path, "held_out", shards["held_out"], length)
-        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER)
+        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, rebuild)

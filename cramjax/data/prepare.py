@@ -16,25 +16,32 @@ from tokenizers import Tokenizer
 
 from cramjax.data import sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data.fingerprints import fingerprints
 from cramjax.data.packing import BlockWriter
 from cramjax.errors import UserError
 from cramjax.schema import Config
 
-FORMAT = 2  # of the corpus folder; another number is another corpus
+FORMAT = 3  # of the corpus folder; another number is another corpus
 CHUNK_DOCUMENTS = 1000  # encoded at once: memory stays flat
 
 
 def corpus_path(config: Config) -> Path:
     """Returns the folder of the packed corpus that a config asks for.
 
-    Its name ends in a hash of all that changes the blocks: the files (path, size and
-    time of change) and the settings. Order and seed are not among them.
+    Its name ends in a hash of all that changes the blocks: the files' contents, in
+    their order, and the settings. Order and seed are not among them, nor where the
+    files are.
     """
     paths = sources.resolve(config.data.sources)
-    key = [_settings(config), [_fingerprint(path) for path in paths]]
+    folder = Path(config.data.dir).expanduser()
+    contents = [
+        [path.suffixes, facts["sha256"]]
+        for path, facts in zip(paths, fingerprints(paths, folder), strict=True)
+    ]
+    key = [_settings(config), contents]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     stem = re.sub(r"\W+", "-", paths[0].name.split(".")[0])
-    return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+    return folder / f"{stem}-{digest}"
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
@@ -99,7 +106,7 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str
     documents = dict.fromkeys(("train", "held_out", "filtered"), 0)
     total_bytes = 0
     encode_start = time.monotonic()
-    words = tokenizer.load(folder / TOKENIZER)
+    words = tokenizer.load(folder / TOKENIZER, "run again")
     limit = config.data.max_tokens_per_char
     for text, ids in _encoded(words, _documents(paths)):
         total_bytes += len(text.encode())
@@ -119,7 +126,7 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str
                 f"{documents['filtered']} dropped by config.data.max_tokens_per_char="
                 f"{limit:g}, {documents['held_out']} held out by config.data."
                 f"held_out_share={share:g}) leave no {what} block of {length} tokens: "
-                "add text or change these keys"
+                "add text or change these keys (blank lines separate documents in .txt)"
             )
     seconds = time.monotonic() - encode_start
     say(
@@ -131,7 +138,7 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str
     return {
         "format": FORMAT,
         "settings": _settings(config),
-        "sources": [_fingerprint(path) for path in paths],
+        "sources": fingerprints(paths, folder.parent),
         "block_length": length,
         "vocab_size": config.model.vocab_size,
         "shards": shards,
@@ -180,8 +187,3 @@ def _settings(config: Config) -> dict[str, Any]:
         "max_tokens_per_char": config.data.max_tokens_per_char,
         "held_out_share": config.data.held_out_share,
     }
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"path": str(path), "bytes": stat.st_size, "changed_ns": stat.st_mtime_ns}

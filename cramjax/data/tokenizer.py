@@ -60,6 +60,11 @@ def train(documents: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
     characters = _pieces(documents(), 0, SPECIAL_TOKENS)[len(SPECIAL_TOKENS) :]
     inside = sorted(piece for piece in characters if piece.startswith("##"))
     pieces = _pieces(documents(), vocab_size, (*SPECIAL_TOKENS, *inside))
+    if len(pieces) < 2 * len(SPECIAL_TOKENS):
+        raise UserError(
+            "config.data.sources: almost nothing is left of the text, since the "
+            "normaliser keeps ASCII characters only"
+        )
     if len(pieces) < vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
@@ -97,19 +102,17 @@ def _pieces(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path, way_out: str) -> Tokenizer:
     """Returns the tokenizer of a packed corpus.
 
     Text that spells a special token, "<mask>" say, is read as plain characters.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged; the message ends in `way_out`.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(
-            f"{path} cannot be read ({error}): delete {path.parent} and run again"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -1,6 +1,5 @@
 """All tasks, from all starts, at all learning rates: the scores of a run."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +60,9 @@ def evaluate(
       "best_rate" (of the highest median), "median", "min", "max"}}}}
     """
     path = workdir / RESULTS
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results: dict[str, Any] = {}
+    if path.exists():
+        results = files.read_json(path, "delete it to score again")
     for name, task in tasks.get(config.glue.tasks).items():
         train, dev, facts = _load(config, task, words)
         result = results.setdefault(name, facts | {"starts": {}})
