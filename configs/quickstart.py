@@ -40,7 +40,7 @@ def get_config() -> config_dict.ConfigDict:
     config.checkpoint.every_minutes = 1.0
     config.log.every_steps = 50
 
-    config.glue.tasks = ("intents15", "acceptability")
+    config.glue.tasks = ("intents10", "acceptability")
     config.glue.starts = ("pretrained", "random")
     config.glue.trials = 3
     config.glue.learning_rates = (4e-3, 8e-3, 1.6e-2)  # best is inside, for each start

@@ -89,7 +89,7 @@ def finetune(
     params_T, opt_T = _init(static, keys_T, pretrained)
     steps = glue.epochs * (len(train) // glue.batch_size)
     for step, rows_TxB in enumerate(_batches(len(train), glue, seed)):
-        tokens_TxBxL = _trim(train.tokens_NxL[rows_TxB])
+        tokens_TxBxL = _trim(train.tokens_NxL[rows_TxB], glue.max_length)
         params_T, opt_T = _train_step(
             static,
             params_T,
@@ -107,7 +107,7 @@ def finetune(
 @functools.partial(jax.jit, static_argnums=0)
 def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
     """Returns params_T and the optimizer's state; the head is random in any case."""
-    tokens_1xL = jnp.zeros((1, LENGTH_STEP), jnp.int32)
+    tokens_1xL = jnp.zeros((1, static.glue.max_length), jnp.int32)
 
     def one_trial(key):
         # With a mask, so that cuDNN's attention, which needs a GPU, is not asked for.
@@ -133,10 +133,13 @@ def _batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
             yield order_TxN[:, start : start + glue.batch_size]
 
 
-def _trim(tokens: np.ndarray) -> np.ndarray:
-    """Cuts or pads the last axis to the longest row, rounded up to LENGTH_STEP."""
+def _trim(tokens: np.ndarray, max_length: int) -> np.ndarray:
+    """Cuts or pads the last axis to the longest row, rounded up to LENGTH_STEP.
+
+    Not beyond `max_length`: there may be no more learned positions than that.
+    """
     longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
     missing = max(length - tokens.shape[-1], 0)
     widths = [(0, 0)] * (tokens.ndim - 1) + [(0, missing)]
     return np.pad(tokens, widths, constant_values=tokenizer.PAD)[..., :length]
@@ -170,7 +173,7 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
     predictions = []
     for start in range(0, len(rows), EVAL_BATCH):
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
-        tokens_BxL = _trim(rows.tokens_NxL[ids_B])
+        tokens_BxL = _trim(rows.tokens_NxL[ids_B], static.glue.max_length)
         predictions.append(np.asarray(_predict(static, params_T, tokens_BxL)))
     return np.concatenate(predictions, axis=1)[:, : len(rows)]
 

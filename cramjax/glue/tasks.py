@@ -69,8 +69,8 @@ TASKS = {
     ),
     # In the package, see cramjax/demo/README.md.
     "intents": _INTENTS,
-    "intents15": dataclasses.replace(
-        _INTENTS, title="Intents, 15 labels a class", rows_per_class=15
+    "intents10": dataclasses.replace(
+        _INTENTS, title="Intents, 10 labels a class", rows_per_class=10
     ),
     "acceptability": Task(
         "Acceptability",
