@@ -69,8 +69,16 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.clip_norm = 0.5  # global norm of the accumulated gradient; 0 = off
 
     config.schedule = schedule = config_dict.ConfigDict()
-    schedule.base = 0.25  # share of the peak learning rate at the start
-    schedule.falloff = 0.25  # share of the budget over which it falls to 0 at the end
+    # constant, linear, polynomial, cosine, cosine_restarts, inverse_cosine,
+    # inverse_sqrt, ramp, one_cycle, multi_cycle, triangle, dive, trapezoid
+    schedule.curve = "triangle"
+    schedule.base = 0.25  # share of the peak at the start (triangle, trapezoid)
+    schedule.falloff = 0.25  # share of the end, down to 0 (triangle, dive, trapezoid)
+    schedule.power = 1.0  # of polynomial
+    schedule.cycles = 4  # of cosine_restarts and multi_cycle
+    schedule.warmup = 0.0  # share of linear rise from 0 before the curve
+    schedule.cooldown = 0.0  # share of linear fall to 0 at the end, whatever the curve
+    schedule.updates = 0  # the curve runs over so many updates; 0 = over the budget
 
     config.batch = batch = config_dict.ConfigDict()
     batch.sequences = 8192  # per update, at the end of the ramp
@@ -89,7 +97,16 @@ def get_config() -> config_dict.ConfigDict:
     config.log = log = config_dict.ConfigDict()
     log.every_steps = 100  # micro-steps per line of metrics.jsonl
 
+    config.guard = guard = config_dict.ConfigDict()
+    # So many micro-batches in a row without finite gradients: back to the last
+    # checkpoint with a lower learning rate, once; the second time the run stops.
+    guard.max_bad_steps = 50
+    guard.rate_factor = 0.5  # how much lower
+    guard.max_loss = 6.0  # the run stops if the loss is above; 0 = no limit
+    guard.max_loss_after = 0.125  # share of the budget from which on it is checked
+
     config.validation = validation = config_dict.ConfigDict()
+    validation.every_minutes = 60.0  # outside the budget; 0 = at the end only
     validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
     validation.max_blocks = 2048  # held-out blocks scored, at most
 

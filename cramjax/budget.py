@@ -2,21 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from cramjax.schema import BudgetConfig
+
+# What a second can go to. "training" is all that is not said to be something else, data
+# loading included; "lost" is work that a crash or a step back took with it.
+CHARGED = ("training", "lost", "compilation", "checkpoints")
+FREE = ("validation", "idle")
 
 
 class BudgetClock:
     """How much of the budget is used; drives learning rate, batch ramp and stop.
 
-    A wall-clock budget counts everything between the loop's start and its end except
-    what runs under `paused()`: compilation, data loading and checkpoints are inside.
-    Validation comes after the loop. A token or FLOP budget counts the tokens given to
-    `add`.
+    A wall-clock budget counts the seconds of `CHARGED`: everything between the loop's
+    start and its end but validation, over all sessions of a run. A token or FLOP budget
+    counts the tokens given to `add`.
 
     Attributes:
-      elapsed_s: seconds counted, over all sessions of a run.
       tokens: tokens trained on, over all sessions of a run.
     """
 
@@ -25,7 +28,7 @@ class BudgetClock:
         budget: BudgetConfig,
         flops_per_token: float,
         *,
-        elapsed_s: float = 0.0,
+        seconds: Mapping[str, float] | None = None,
         tokens: int = 0,
         now: Callable[[], float] = time.monotonic,
     ):
@@ -33,13 +36,36 @@ class BudgetClock:
         self._budget = budget
         self._flops_per_token = flops_per_token
         self._now = now
-        self._start = now() - elapsed_s
+        self._seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | dict(seconds or {})
+        self._kind, self._since = "training", now()
         self.tokens = tokens
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far, {kind: seconds} for the kinds of `CHARGED` and `FREE`."""
+        running = self._now() - self._since
+        return self._seconds | {self._kind: self._seconds[self._kind] + running}
+
+    @property
     def elapsed_s(self) -> float:
-        """Seconds counted so far."""
-        return self._now() - self._start
+        """Seconds so far that a wall-clock budget counts."""
+        seconds = self.seconds
+        return sum(seconds[kind] for kind in CHARGED)
+
+    @contextlib.contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Counts the block's seconds as `kind`, one of `CHARGED` or `FREE`."""
+        before = self._switch(kind)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, kind: str) -> str:
+        self._seconds = self.seconds
+        self._since = self._now()
+        before, self._kind = self._kind, kind
+        return before
 
     def add(self, tokens: int) -> None:
         """Counts tokens whose step has been handed to the device."""
@@ -58,12 +84,3 @@ class BudgetClock:
             "flops": (self.flops, self._budget.flops),
         }[self._budget.kind]
         return min(used / total, 1.0)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock while the block runs."""
-        stopped = self._now()
-        try:
-            yield
-        finally:
-            self._start += self._now() - stopped

@@ -29,6 +29,7 @@ OPERATIONAL_KEYS = frozenset(
         "checkpoint.every_minutes",
         "checkpoint.keep",
         "log.every_steps",
+        "validation.every_minutes",
         "glue.data_dir",
     ]
 )

@@ -4,9 +4,13 @@
 class UserError(Exception):
     """Ends the program in one line, exit code 2: names the key or file, and a way out.
 
-    The message names the key or file, its value, and what to do about it. It is raised
-    before any compute is spent.
+    The message names the key or file, its value, and what to do about it. What can be
+    seen beforehand is raised before any compute is spent.
     """
+
+
+class TrainingFailed(UserError):
+    """Training came to nothing: its numbers are not finite, or the loss stays high."""
 
 
 class Interrupted(Exception):

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import optax
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy in nats; logits have one axis more, the last."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
+def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns cross-entropies in nats; logits have one axis more than labels."""
+    return optax.softmax_cross_entropy_with_integer_labels(
         logits.astype(jnp.float32), labels
     )
-    return jnp.mean(losses)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean of `cross_entropies`."""
+    return jnp.mean(cross_entropies(logits, labels))

@@ -5,6 +5,7 @@ key `event`.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,8 @@ class MetricsLog:
         self._file.close()
 
     def write(self, **values: Any) -> None:
-        """Appends one line."""
-        print(json.dumps(values), file=self._file, flush=True)
-
-    def last_elapsed_s(self) -> float:
-        """Returns the largest `elapsed_s` on record, or 0."""
-        return max((line.get("elapsed_s", 0.0) for line in read(self._path)), default=0)
+        """Appends one line, with the time of day in seconds since 1970."""
+        print(json.dumps({"time": time.time(), **values}), file=self._file, flush=True)
 
     def cut(self, step: int) -> None:
         """Drops what was measured after `step`: a resumed run will measure it again."""

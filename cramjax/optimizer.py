@@ -10,26 +10,34 @@ from cramjax import schedules
 from cramjax.schema import OptimizerConfig, ScheduleConfig
 
 
-class ScaleByProgressState(NamedTuple):
-    """The learning rate of the last update, for the logs."""
+class ScaleByScheduleState(NamedTuple):
+    """Updates so far, and the learning rate of the last one, for the logs."""
 
+    updates: jax.Array
     learning_rate: jax.Array
 
 
-def scale_by_progress(
+def scale_by_schedule(
     peak: float, schedule: ScheduleConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """Scales updates by minus the learning rate at `progress`, an extra argument."""
+    """Scales updates by minus the learning rate.
+
+    It follows from the extra argument `progress`, the used share of the budget, or, if
+    `schedule.updates` is set, from the number of updates before this one; the extra
+    argument `rate_scale` multiplies it.
+    """
 
     def init(params):
         del params
-        return ScaleByProgressState(jnp.zeros([], jnp.float32))
+        return ScaleByScheduleState(jnp.int32(0), jnp.float32(0))
 
-    def update(updates, state, params=None, *, progress, **extra):
-        del state, params, extra
-        rate = peak * schedules.triangle(progress, schedule.base, schedule.falloff)
-        rate = jnp.asarray(rate, jnp.float32)
-        return jax.tree.map(lambda u: -rate * u, updates), ScaleByProgressState(rate)
+    def update(updates, state, params=None, *, progress, rate_scale, **extra):
+        del params, extra
+        if schedule.updates:
+            progress = state.updates / schedule.updates
+        rate = rate_scale * peak * schedules.factor(progress, schedule)
+        state = ScaleByScheduleState(state.updates + 1, rate)
+        return jax.tree.map(lambda u: -rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -54,8 +62,9 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns clipping and AdamW at the budget's learning rate.
 
-    Its `update` needs `progress=`. The state keeps the norm of the accumulated gradient
-    before clipping as "grad_norm", and "learning_rate", for `optax.tree.get`.
+    Its `update` needs `progress=` and `rate_scale=`, see `scale_by_schedule`. The state
+    keeps the norm of the accumulated gradient before clipping as "grad_norm", and
+    "learning_rate", for `optax.tree.get`.
     """
     clip = (
         optax.clip_by_global_norm(config.clip_norm)
@@ -67,5 +76,5 @@ def make_optimizer(
         clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        scale_by_progress(config.learning_rate, schedule),
+        scale_by_schedule(config.learning_rate, schedule),
     )

@@ -1,7 +1,6 @@
-"""The host loop: one budget, one stream of blocks, one jitted micro-step."""
+"""Pretraining as a stage: take up or start, train for the budget, score, sum up."""
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -9,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from cramjax import files, train_step
-from cramjax.budget import BudgetClock
+from cramjax import files, metrics_log, train_step
+from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.data.corpus import Corpus
-from cramjax.data.ordering import BlockStream
 from cramjax.errors import Interrupted, UserError
 from cramjax.flops import train_flops_per_token
+from cramjax.loop import STEPPED_BACK, Loop, begin
 from cramjax.metrics_log import MetricsLog
-from cramjax.progress import Progress
 from cramjax.schema import Config
-from cramjax.validation import held_out_loss
+from cramjax.validation import held_out
 
 # In the workdir; the summary is there if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
@@ -42,16 +39,15 @@ def pretrain(
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
+      TrainingFailed: the numbers are bad, or the loss too high; see `loop.Loop.run`.
       UserError: the device has too little memory.
     """
-    mesh = train_step.make_mesh()
     with (
         _out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        state, host = _resume_or_start(config, mesh, store, log)
-        loop = _Loop(config, corpus, mesh, store, log, state, host)
+        loop = _take_up(config, corpus, store, log, workdir)
         stopped_by = loop.run()
         if stopped_by is not None:
             raise Interrupted(
@@ -60,10 +56,37 @@ def pretrain(
                 "budget); the same command goes on from here",
                 stopped_by,
             )
-    params = loop.state.params
-    summary = _summary(config, corpus, params, loop.host)
+        with loop.clock.measure("validation"):
+            scores = held_out(config, loop.state.params, corpus)
+    summary = _summary(config, corpus, loop, scores)
     files.write_json(workdir / SUMMARY, summary)
-    return params, summary
+    return loop.state.params, summary
+
+
+def _take_up(
+    config: Config,
+    corpus: Corpus,
+    store: CheckpointStore,
+    log: MetricsLog,
+    workdir: Path,
+) -> Loop:
+    """Returns the loop where an earlier session left it, with what it used charged."""
+    lines = metrics_log.read(workdir / METRICS)
+    steps_back = sum(line.get("event") == STEPPED_BACK for line in lines)
+    state, counters = begin(config, store, steps_back)
+    log.cut(counters.step)
+    if lines:
+        seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | counters.seconds
+        kept_s = sum(seconds[kind] for kind in CHARGED)
+        logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
+        # Work lost since the checkpoint is charged: a crash gains no time.
+        seconds["lost"] += max(logged_s - kept_s, 0.0)
+        seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
+        counters.seconds = seconds
+    loop = Loop(config, corpus, store, log, workdir, state, counters, steps_back)
+    if lines:
+        log.write(event="resumed", step=counters.step, elapsed_s=loop.clock.elapsed_s)
+    return loop
 
 
 @contextlib.contextmanager
@@ -103,169 +126,27 @@ def read_back(config: Config, workdir: Path) -> tuple[Any, dict[str, Any]]:
     return state.params, summary
 
 
-def _resume_or_start(config, mesh, store, log):
-    make = lambda: train_step.init_state(config)  # noqa: E731
-    sharding = train_step.replicated(mesh)
-    step = store.latest_step()
-    charged_s = log.last_elapsed_s()  # work lost since the checkpoint included
-    if step is None:
-        log.cut(0)
-        state = jax.jit(make, out_shardings=sharding)()
-        host = {
-            "step": 0,
-            "updates": 0,
-            "position": 0,
-            "tokens": 0,
-            "elapsed_s": charged_s,
-            "window": [],
-            "last_loss": None,
-            "latest": {"skipped": 0},
-        }
-        if charged_s:
-            log.write(event="restarted", step=0, elapsed_s=charged_s)
-        return state, host
-    state = store.state(step, abstract(make, sharding))
-    host = store.host(step)
-    host["elapsed_s"] = max(host["elapsed_s"], charged_s)
-    log.cut(step)
-    log.write(event="resumed", step=step, elapsed_s=host["elapsed_s"])
-    return state, host
-
-
-class _Loop:
-    """The loop's moving parts: device state, host counters and the step in flight.
-
-    `host` is what a checkpoint keeps beside the state: counts of `step` (micro-steps),
-    `updates`, `position` (blocks) and `tokens`, `elapsed_s`, the losses since the last
-    metrics line (`window`), and what the last line and the last step said.
-    """
-
-    def __init__(self, config, corpus, mesh, store, log, state, host):
-        self._config, self._store, self._log = config, store, log
-        self.state, self.host = state, dict(host)
-        self._micro_step = train_step.make_micro_step(config, mesh)
-        self._stream = BlockStream(corpus, config.data.order, config.seed)
-        self.clock = BudgetClock(
-            config.budget,
-            train_flops_per_token(config.model, config.objective.mask_rate),
-            elapsed_s=host["elapsed_s"],
-            tokens=host["tokens"],
-        )
-        self._in_flight: dict[str, jax.Array] | None = None
-        self._last_save = self._last_line = time.monotonic()
-        self._line_tokens = self.clock.tokens
-
-    def run(self) -> int | None:
-        """Steps until the budget is used (None), or a signal comes (its number).
-
-        When it returns the state is on disk: a second signal cannot prevent that.
-        """
-        log_every = self._config.log.every_steps
-        save_every_s = self._config.checkpoint.every_minutes * 60
-        with _stop_signals() as stop, Progress(self._config.budget) as progress:
-            while (used := self.clock.progress()) < 1 and not stop:
-                self._step(used)
-                progress.update(self.clock, self.host)
-                if self.host["step"] % log_every == 0:
-                    self._write_line()
-                if time.monotonic() - self._last_save > save_every_s:
-                    self._save()
-            finished = self.clock.progress() >= 1
-            if finished and self.host["step"] % log_every:
-                self._write_line()
-            self._save()
-            self._store.wait()
-        return stop[0] if stop else None
-
-    def _step(self, used: float) -> None:
-        rows = self._config.micro_batch
-        tokens_BxL = self._stream.batch(self.host["position"], rows)
-        self.state, metrics = self._micro_step(self.state, tokens_BxL, np.float32(used))
-        # The device works on this step while the host reads the one before it: it never
-        # waits for the host, and the host runs at most one step ahead of it.
-        self._read_metrics()
-        self._in_flight = metrics
-        self.clock.add(tokens_BxL.size)
-        self.host["step"] += 1
-        self.host["position"] += rows
-        self.host["tokens"] = self.clock.tokens
-
-    def _read_metrics(self) -> None:
-        """Waits for the step in flight and counts it."""
-        if self._in_flight is None:
-            return
-        metrics = {name: np.asarray(x).item() for name, x in self._in_flight.items()}
-        self._in_flight = None
-        self.host["updates"] += metrics["updated"]
-        if metrics["finite"]:
-            self.host["window"].append(metrics["loss"])
-        self.host["latest"] = {
-            "learning_rate": metrics["learning_rate"],
-            "grad_norm": metrics["grad_norm"],
-            "batch_size": metrics["accumulate"] * self._config.micro_batch,
-            "skipped": metrics["skipped"],
-        }
-
-    def _write_line(self) -> None:
-        self._read_metrics()
-        host, now = self.host, time.monotonic()
-        if host["window"]:
-            host["last_loss"] = math.fsum(host["window"]) / len(host["window"])
-        host["window"] = []
-        seconds = max(now - self._last_line, 1e-9)
-        self._log.write(
-            step=host["step"],
-            updates=host["updates"],
-            progress=self.clock.progress(),
-            tokens=self.clock.tokens,
-            elapsed_s=self.clock.elapsed_s,
-            loss=host["last_loss"],
-            tokens_per_s=(self.clock.tokens - self._line_tokens) / seconds,
-            **host["latest"],
-        )
-        self._last_line, self._line_tokens = now, self.clock.tokens
-
-    def _save(self) -> None:
-        self._read_metrics()
-        self.host["elapsed_s"] = self.clock.elapsed_s
-        self._store.save(self.host["step"], self.state, self.host)
-        self._last_save = time.monotonic()
-
-
-def _summary(config, corpus, params, host) -> dict[str, Any]:
+def _summary(
+    config: Config, corpus: Corpus, loop: Loop, scores: dict[str, float]
+) -> dict[str, Any]:
+    counters, clock = loop.counters, loop.clock
     flops = train_flops_per_token(config.model, config.objective.mask_rate)
-    length = config.model.max_length
+    elapsed_s = sum(counters.seconds[kind] for kind in CHARGED)
     return {
-        "held_out_loss": held_out_loss(config, params, corpus.held_out),
+        "held_out_loss": scores["loss"],
+        "held_out_accuracy": scores["accuracy"],
+        "bits_per_byte": scores["bits_per_byte"],
         "unigram_entropy": corpus.manifest["unigram_entropy"],
-        "train_loss": host["last_loss"],
-        "tokens": host["tokens"],
-        "passes": host["tokens"] / (len(corpus.train) * length),
-        "micro_steps": host["step"],
-        "updates": host["updates"],
-        "elapsed_s": host["elapsed_s"],
-        "tokens_per_s": host["tokens"] / host["elapsed_s"],
-        "model_flops": host["tokens"] * flops,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "skipped": host["latest"]["skipped"],
+        "train_loss": counters.last_loss,
+        "tokens": counters.tokens,
+        "passes": counters.tokens / (len(corpus.train) * config.model.max_length),
+        "micro_steps": counters.step,
+        "updates": counters.updates,
+        "elapsed_s": elapsed_s,
+        "seconds": clock.seconds,
+        "tokens_per_s": counters.tokens / elapsed_s,
+        "model_flops": counters.tokens * flops,
+        "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
+        "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,
     }
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM while the block runs, instead of dying of them."""
-    received: list[int] = []
-
-    def note(number, frame):
-        del frame
-        received.append(number)
-        print(f"{signal.Signals(number).name}: saving after this step ...", flush=True)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

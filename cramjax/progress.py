@@ -2,13 +2,13 @@
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from cramjax.budget import BudgetClock
+from cramjax.counters import Counters
 from cramjax.schema import BudgetConfig
 
 PLAIN_EVERY_S = 10.0
@@ -41,8 +41,8 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, clock: BudgetClock, host: dict[str, Any]) -> None:
-        """Shows the state after a step; `host` is the loop's counters."""
+    def update(self, clock: BudgetClock, counters: Counters) -> None:
+        """Shows the state after a step."""
         used, now = clock.progress(), time.monotonic()
         if self._start is None:  # the first step compiles: rates count from its end
             self._start = (now, used, clock.tokens)
@@ -51,18 +51,23 @@ class Progress:
         seconds = max(now - start, 1e-9)
         rate = (clock.tokens - start_tokens) / seconds
         left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
-        latest, window = host["latest"], host["window"]
-        loss = sum(window) / len(window) if window else host["last_loss"]
+        latest, window = counters.latest, counters.window
+        loss = sum(window) / len(window) if window else counters.last_loss
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
             f"{_si(rate)} tokens/s  lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  left {_duration(left_s)}"
+            f"{_skipped(latest['skipped'])}"
         )
         if self._live:
             self._live.update(self._task, completed=used, description=text)
         elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
             self._last_plain = now
             print(f"pretraining {used:6.1%}  {text}", flush=True)
+
+
+def _skipped(count: float) -> str:
+    return f"  {count} micro-batches skipped: not finite" if count else ""
 
 
 def _si(value: float) -> str:

@@ -11,6 +11,7 @@ import optax
 from matplotlib.figure import Figure
 
 from cramjax import metrics_log
+from cramjax.budget import CHARGED, FREE
 from cramjax.pretrain import METRICS
 from cramjax.schema import Config
 
@@ -25,10 +26,10 @@ def write(
     workdir: Path,
 ) -> Path:
     """Writes report.md, loss.png and schedule.png; returns the report's path."""
-    lines = [
-        line for line in metrics_log.read(workdir / METRICS) if "event" not in line
-    ]
-    _loss_figure(lines, summary).savefig(workdir / "loss.png", dpi=120)
+    events = metrics_log.read(workdir / METRICS)
+    lines = [line for line in events if "event" not in line]
+    scored = [line for line in events if line.get("event") == "validation"]
+    _loss_figure(lines, scored, summary).savefig(workdir / "loss.png", dpi=120)
     _schedule_figure(lines).savefig(workdir / "schedule.png", dpi=120)
     sections = [
         f"# {workdir.name}",
@@ -90,6 +91,8 @@ def _pretraining_section(
         ["held-out loss", f"{loss:.3f} nats per masked token"],
         ["unigram entropy of the corpus", f"{entropy:.3f} nats per token"],
         ["difference", f"{entropy - loss:.3f} nats"],
+        ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}"],
+        ["held-out bits per byte", f"{summary['bits_per_byte']:.3f}"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         ["budget", f"{budget:,.12g} {config.budget.kind}"],
         ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
@@ -98,7 +101,11 @@ def _pretraining_section(
             f"{summary['updates']:,} of {summary['micro_steps']:,} micro-steps",
         ],
         ["skipped micro-batches", f"{summary['skipped']:,}"],
-        ["time", f"{summary['elapsed_s']:.0f} s, compilation included"],
+        [
+            "time in the budget",
+            f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}",
+        ],
+        ["outside the budget", _seconds(summary, FREE)],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
         ["parameters", f"{summary['parameters']:,}"],
@@ -116,6 +123,10 @@ def _pretraining_section(
     )
 
 
+def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    return ", ".join(f"{kind} {summary['seconds'][kind]:.0f} s" for kind in kinds)
+
+
 def _environment_section(summary: dict[str, Any]) -> str:
     versions = [
         f"Python {platform.python_version()}",
@@ -129,7 +140,11 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _loss_figure(lines: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+def _loss_figure(
+    lines: list[dict[str, Any]],
+    scored: list[dict[str, Any]],
+    summary: dict[str, Any],
+) -> Figure:
     figure = _figure(7, 4)
     axes = figure.subplots()
     measured = [line for line in lines if line["loss"] is not None]
@@ -139,9 +154,9 @@ def _loss_figure(lines: list[dict[str, Any]], summary: dict[str, Any]) -> Figure
         label="training",
     )
     axes.plot(
-        [summary["tokens"] / 1e6],
-        [summary["held_out_loss"]],
-        "o",
+        [line["tokens"] / 1e6 for line in scored] + [summary["tokens"] / 1e6],
+        [line["loss"] for line in scored] + [summary["held_out_loss"]],
+        "o-",
         label=f"held out, at the end: {summary['held_out_loss']:.2f}",
     )
     axes.axhline(

@@ -15,10 +15,6 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"config.{key} is {value!r}: must be {allowed}")
 
 
-def _is_share(x: float) -> bool:
-    return 0 <= x <= 1
-
-
 # Keys of the model whose value is one of a few names.
 MODEL_CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -207,18 +203,63 @@ class OptimizerConfig:
             require(value >= 0, f"optimizer.{name}", value, ">= 0")
 
 
+# Names of `schedules.CURVES`, which this file, without JAX, does not import.
+CURVES = (
+    "constant",
+    "linear",
+    "polynomial",
+    "cosine",
+    "cosine_restarts",
+    "inverse_cosine",
+    "inverse_sqrt",
+    "ramp",
+    "one_cycle",
+    "multi_cycle",
+    "triangle",
+    "dive",
+    "trapezoid",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over the budget."""
 
+    curve: str
     base: float
     falloff: float
+    power: float
+    cycles: int
+    warmup: float
+    cooldown: float
+    updates: int
 
     def __post_init__(self):
-        require(_is_share(self.base), "schedule.base", self.base, "in [0, 1]")
-        require(
-            0 < self.falloff < 1, "schedule.falloff", self.falloff, "between 0 and 1"
+        def check(ok: bool, name: str, allowed: str) -> None:
+            require(ok, f"schedule.{name}", getattr(self, name), allowed)
+
+        check(self.curve in CURVES, "curve", f"one of {CURVES}")
+        check(0 <= self.base <= 1, "base", "in [0, 1]")
+        check(0 < self.falloff < 1, "falloff", "between 0 and 1")
+        check(
+            self.curve != "trapezoid" or self.falloff <= 0.5,
+            "falloff",
+            "at most 0.5 with schedule.curve='trapezoid'",
         )
+        check(self.power > 0, "power", "> 0")
+        check(self.cycles >= 1, "cycles", ">= 1")
+        check(0 <= self.warmup < 1, "warmup", "in [0, 1)")
+        check(
+            self.curve != "inverse_sqrt" or self.warmup > 0,
+            "warmup",
+            "above 0 with schedule.curve='inverse_sqrt'",
+        )
+        check(
+            0 <= self.cooldown <= 1 - self.warmup,
+            "cooldown",
+            f"between 0 and 1 - schedule.warmup = {1 - self.warmup:g}",
+        )
+        check(self.updates >= 0, "updates", ">= 0 (0 = over the budget)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +339,29 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When a run that goes wrong steps back or stops."""
+
+    max_bad_steps: int
+    rate_factor: float
+    max_loss: float
+    max_loss_after: float
+
+    def __post_init__(self):
+        for name, allowed, ok in (
+            ("max_bad_steps", ">= 1", self.max_bad_steps >= 1),
+            ("rate_factor", "above 0 and below 1", 0 < self.rate_factor < 1),
+            ("max_loss", ">= 0 (0 = no limit)", self.max_loss >= 0),
+            ("max_loss_after", "in [0, 1]", 0 <= self.max_loss_after <= 1),
+        ):
+            require(ok, f"guard.{name}", getattr(self, name), allowed)
+
+
+@dataclasses.dataclass(frozen=True)
 class ValidationConfig:
     """The held-out loss."""
 
+    every_minutes: float
     mask_rate: float
     max_blocks: int
 
@@ -312,6 +373,12 @@ class ValidationConfig:
             "above 0 and at most 1",
         )
         require(self.max_blocks >= 1, "validation.max_blocks", self.max_blocks, ">= 1")
+        require(
+            self.every_minutes >= 0,
+            "validation.every_minutes",
+            self.every_minutes,
+            ">= 0 (0 = at the end only)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,6 +451,7 @@ class Config:
     budget: BudgetConfig
     checkpoint: CheckpointConfig
     log: LogConfig
+    guard: GuardConfig
     validation: ValidationConfig
     glue: GlueConfig
 

@@ -33,9 +33,12 @@ class TrainState:
       opt_state: of `optax.MultiSteps` around the optimizer.
       step: micro-steps done, int32.
       accumulate: micro-batches per update, fixed while one is accumulated, int32.
-      skipped: micro-batches left out because a gradient was not finite, int32.
+      skipped: micro-batches left out because a gradient was not finite, int32; in
+        float16 only those at the lowest loss scale, the others are how it is found.
+      bad_in_a_row: of these, the ones since the last good micro-batch, int32.
       loss_scale: 1 unless the model computes in float16.
       finite_steps: micro-steps since the loss scale last changed, int32.
+      rate_scale: factor of the learning rate, below 1 after bad numbers.
     """
 
     params: Any
@@ -43,8 +46,10 @@ class TrainState:
     step: jax.Array
     accumulate: jax.Array
     skipped: jax.Array
+    bad_in_a_row: jax.Array
     loss_scale: jax.Array
     finite_steps: jax.Array
+    rate_scale: jax.Array
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -69,6 +74,8 @@ def init_state(config: Config) -> TrainState:
         step=jnp.int32(0),
         accumulate=jnp.int32(1),
         skipped=jnp.int32(0),
+        bad_in_a_row=jnp.int32(0),
+        rate_scale=jnp.float32(1),
         loss_scale=jnp.float32(LOSS_SCALE_START if _scales_loss(config) else 1.0),
         finite_steps=jnp.int32(0),
     )
@@ -85,7 +92,7 @@ def make_micro_step(
 
     Returned metrics, all scalars: `loss` (nats), `finite`, `accumulate`,
     `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,
-    `skipped` (micro-batches so far).
+    `skipped` (micro-batches so far), `bad_in_a_row`.
     """
     model = MaskedLM(config.model, dropout=config.objective.dropout)
 
@@ -126,15 +133,24 @@ def make_micro_step(
         )
         multi_steps = _multi_steps(config, accumulate)
         updates, opt_state = multi_steps.update(
-            grads, state.opt_state, state.params, progress=progress
+            grads,
+            state.opt_state,
+            state.params,
+            progress=progress,
+            rate_scale=state.rate_scale,
         )
         finite = ~opt_state.skip_state["should_skip"]
+        bad = ~finite
+        if _scales_loss(config):
+            bad &= state.loss_scale <= LOSS_SCALE_MIN
         new_state = TrainState(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             step=state.step + 1,
             accumulate=accumulate,
-            skipped=state.skipped + ~finite,
+            skipped=state.skipped + bad,
+            bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + bad),
+            rate_scale=state.rate_scale,
             **_next_loss_scale(config, state, finite),
         )
         metrics = {
@@ -145,6 +161,7 @@ def make_micro_step(
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "updated": finite & (opt_state.mini_step == 0),
             "skipped": new_state.skipped,
+            "bad_in_a_row": new_state.bad_in_a_row,
         }
         return new_state, metrics
 

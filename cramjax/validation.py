@@ -1,4 +1,4 @@
-"""The held-out masked-LM loss, comparable between runs."""
+"""The masked-LM loss on held-out text, comparable between runs."""
 
 import functools
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
 from cramjax.data import tokenizer
-from cramjax.data.corpus import Blocks
-from cramjax.losses import cross_entropy
+from cramjax.data.corpus import Corpus
+from cramjax.losses import cross_entropies
 from cramjax.masking import mask_tokens
 from cramjax.model import MaskedLM
 from cramjax.schema import Config
@@ -17,31 +18,59 @@ from cramjax.schema import Config
 KEY = 15  # of the masks: the same for every run, whatever its seed
 
 
-def held_out_loss(config: Config, params: Any, blocks: Blocks) -> float:
-    """Returns the mean loss in nats per masked token.
+def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
+    """Scores the held-out part.
 
     All chosen positions are <mask>: none is given away by being kept, whatever the
     training's mixture. Each block's mask depends on its number in the held-out part
-    alone, so runs with another micro-batch, masking rate or seed are scored on the same
-    question.
+    alone, so runs with another micro-batch, masking rate, data order or seed are scored
+    on the same question.
 
     Args:
       config: `validation` and `model` are read, and `micro_batch` for the batch size.
       params: of `model.MaskedLM`.
-      blocks: the held-out part; the first `validation.max_blocks` of it are used.
+      corpus: the first `validation.max_blocks` blocks of its held-out part are used.
+
+    Returns:
+      "loss", nats per masked token; "accuracy", share of masked tokens that are the
+      likeliest one; "bits_per_byte", bits needed for the masked tokens by the bytes of
+      text they stand for, which also compares runs with different tokenizers.
     """
+    blocks = corpus.held_out
     rows = min(len(blocks), config.validation.max_blocks)
-    total = 0.0
+    bytes_V = token_bytes(corpus.tokenizer, config.model.vocab_size)
+    loss = correct = tokens = text_bytes = 0.0
     for start in range(0, rows, config.micro_batch):
         ids_B = np.arange(start, start + config.micro_batch)
         tokens_BxL = blocks.take(np.minimum(ids_B, rows - 1))
-        loss_B = _row_losses(config, params, tokens_BxL, ids_B.astype(np.int32))
-        total += float(np.sum(np.asarray(loss_B)[ids_B < rows]))
-    return total / rows
+        scores = _scores(config, params, tokens_BxL, ids_B.astype(np.int32))
+        loss_BxP, correct_BxP, targets_BxP = (
+            np.asarray(x, np.float64)[ids_B < rows] for x in scores
+        )
+        loss, correct = loss + loss_BxP.sum(), correct + correct_BxP.sum()
+        tokens += targets_BxP.size
+        text_bytes += bytes_V[targets_BxP.astype(np.int64)].sum()
+    return {
+        "loss": loss / tokens,
+        "accuracy": correct / tokens,
+        "bits_per_byte": loss / np.log(2) / max(text_bytes, 1.0),
+    }
+
+
+def token_bytes(words: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Returns bytes_V: the UTF-8 bytes a token stands for, 0 for special ones."""
+    pieces = [words.id_to_token(i) or "" for i in range(vocab_size)]
+    specials = len(tokenizer.SPECIAL_TOKENS)
+    return np.array(
+        [
+            0 if i < specials else len(piece.removeprefix("##").encode())
+            for i, piece in enumerate(pieces)
+        ]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_losses(config: Config, params, tokens_BxL, ids_B):
+def _scores(config: Config, params, tokens_BxL, ids_B):
     def corrupt(row_id, tokens_L):
         return mask_tokens(
             jax.random.fold_in(jax.random.key(KEY), row_id),
@@ -57,4 +86,6 @@ def _row_losses(config: Config, params, tokens_BxL, ids_B):
     logits_BxPxV = MaskedLM(config.model).apply(
         {"params": params}, masked.tokens_BxL, masked.positions_BxP
     )
-    return jax.vmap(cross_entropy)(logits_BxPxV, jnp.asarray(masked.targets_BxP))
+    loss_BxP = cross_entropies(logits_BxPxV, masked.targets_BxP)
+    correct_BxP = jnp.argmax(logits_BxPxV, axis=-1) == masked.targets_BxP
+    return loss_BxP, correct_BxP, masked.targets_BxP

@@ -26,6 +26,7 @@ TINY = (
     "batch.sequences=12",
     "budget.tokens=5120",
     "log.every_steps=5",
+    "guard.max_loss=100.0",
     "validation.max_blocks=6",
     "glue.tasks=('intents10',)",
     "glue.max_train_rows=32",

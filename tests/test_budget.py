@@ -12,23 +12,35 @@ class FakeTime:
         return self.now
 
 
-def test_wall_clock_counts_all_but_pauses():
+def test_wall_clock_counts_all_but_validation():
     time = FakeTime()
     clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), 1.0, now=time)
     assert clock.progress() == 0
     time.now += 900
     assert clock.progress() == 0.25
-    with clock.paused():
+    with clock.measure("validation"):
         time.now += 5000
-    assert clock.progress() == 0.25
+        assert clock.progress() == 0.25
+    with clock.measure("checkpoints"):
+        time.now += 900
+    assert clock.progress() == 0.5
     time.now += 9000
     assert clock.progress() == 1
+    assert clock.seconds == {
+        "training": 9900,
+        "lost": 0,
+        "compilation": 0,
+        "checkpoints": 900,
+        "validation": 5000,
+        "idle": 0,
+    }
 
 
 def test_a_resumed_clock_has_only_what_is_left():
     time = FakeTime()
     budget = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
-    clock = BudgetClock(budget, 1.0, elapsed_s=1800, now=time)
+    spent = {"training": 1500, "lost": 300, "idle": 1e6}
+    clock = BudgetClock(budget, 1.0, seconds=spent, now=time)
     assert clock.progress() == 0.5
     time.now += 60
     assert clock.elapsed_s == 1860

@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 
+from cramjax.config import load
 from cramjax.model import Classifier
 from cramjax.optimizer import decay_mask, make_optimizer
-from cramjax.schema import OptimizerConfig, ScheduleConfig
+from cramjax.schema import OptimizerConfig
 
 
 def test_decay_mask_against_a_tree_written_by_hand(tiny):
@@ -36,7 +37,10 @@ def make(**changes):
         learning_rate=0.1, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5
     )
     config = OptimizerConfig(**(values | changes))
-    return make_optimizer(config, ScheduleConfig(base=0.25, falloff=0.25))
+    return make_optimizer(config, load("configs/default.py").schedule)
+
+
+START = {"progress": jnp.float32(0), "rate_scale": jnp.float32(1)}
 
 
 def test_first_update_by_hand():
@@ -45,7 +49,11 @@ def test_first_update_by_hand():
     grads = {"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([12.0])}
     optimizer = make()
     updates, state = optimizer.update(
-        grads, optimizer.init(params), params, progress=jnp.float32(0)
+        grads,
+        optimizer.init(params),
+        params,
+        progress=jnp.float32(0),
+        rate_scale=jnp.float32(1),
     )
     np.testing.assert_allclose(
         updates["kernel"], [-0.025 * 1.02, 0.025 * 1.01], rtol=1e-5
@@ -60,7 +68,11 @@ def test_clipping_scales_to_the_global_norm():
     for clip_norm, expected in ((0.5, 0.3), (10.0, 3.0), (0.0, 3.0)):
         optimizer = make(clip_norm=clip_norm)
         _, state = optimizer.update(
-            grads, optimizer.init(grads), grads, progress=jnp.float32(0)
+            grads,
+            optimizer.init(grads),
+            grads,
+            progress=jnp.float32(0),
+            rate_scale=jnp.float32(1),
         )
         momentum = optax.tree.get(state, "mu")["kernel"][0]
         assert momentum == pytest.approx(0.1 * expected)

@@ -1,0 +1,268 @@
+"""The host loop: one budget, one stream of blocks, one jitted micro-step."""
+
+import contextlib
+import functools
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cramjax import train_step
+from cramjax.budget import BudgetClock
+from cramjax.checkpoint import CheckpointStore, abstract
+from cramjax.counters import Counters
+from cramjax.data.corpus import Corpus
+from cramjax.data.ordering import BlockStream
+from cramjax.errors import TrainingFailed
+from cramjax.flops import train_flops_per_token
+from cramjax.metrics_log import MetricsLog
+from cramjax.progress import Progress
+from cramjax.schema import Config
+from cramjax.validation import held_out
+
+STEPPED_BACK = "stepped_back"  # an event of metrics.jsonl
+
+
+class Loop:
+    """The loop's moving parts: device state, host counters and the step in flight.
+
+    Attributes:
+      state: a `train_step.TrainState` on the device.
+      counters: of the host, up to date after `run`.
+      clock: the budget's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        store: CheckpointStore,
+        log: MetricsLog,
+        workdir: Path,
+        state: train_step.TrainState,
+        counters: Counters,
+        steps_back: int,
+    ):
+        """Takes up training where `state` and `counters` are; see `begin`."""
+        self._config, self._corpus = config, corpus
+        self._store, self._log, self._workdir = store, log, workdir
+        self.state, self.counters = state, counters
+        self._steps_back = steps_back
+        self._micro_step = train_step.make_micro_step(config, train_step.make_mesh())
+        self._stream = BlockStream(corpus, config.data.order, config.seed)
+        self.clock = BudgetClock(
+            config.budget,
+            train_flops_per_token(config.model, config.objective.mask_rate),
+            seconds=counters.seconds,
+            tokens=counters.tokens,
+        )
+        self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_save = self._last_line = self._last_validation = time.monotonic()
+        self._line_tokens = self.clock.tokens
+
+    def run(self) -> int | None:
+        """Steps until the budget is used (None), or a signal comes (its number).
+
+        When it returns the state is on disk: a second signal cannot prevent that.
+
+        Raises:
+          TrainingFailed: bad numbers again after a step back, or too high a loss.
+        """
+        log_every = self._config.log.every_steps
+        with stop_signals() as stop, Progress(self._config.budget) as progress:
+            while (used := self.clock.progress()) < 1 and not stop:
+                self._step(used)
+                progress.update(self.clock, self.counters)
+                self._check_numbers()
+                if self.counters.step % log_every == 0:
+                    self._write_line()
+                    self._check_loss()
+                if self._is_due(
+                    self._last_validation, self._config.validation.every_minutes
+                ):
+                    self._validate()
+                if self._is_due(self._last_save, self._config.checkpoint.every_minutes):
+                    self._save()
+            finished = self.clock.progress() >= 1
+            if finished and self.counters.step % log_every:
+                self._write_line()
+            self._save()
+            self._store.wait()
+        return stop[0] if stop else None
+
+    def _is_due(self, last: float, every_minutes: float) -> bool:
+        return every_minutes > 0 and time.monotonic() - last > every_minutes * 60
+
+    def _step(self, used: float) -> None:
+        counters, rows = self.counters, self._config.micro_batch
+        tokens_BxL = self._stream.batch(counters.position, rows)
+        compiles = self._micro_step._cache_size() == 0
+        with self.clock.measure("compilation" if compiles else "training"):
+            self.state, metrics = self._micro_step(
+                self.state, tokens_BxL, np.float32(used)
+            )
+        # The device works on this step while the host reads the one before it: it never
+        # waits for the host, and the host runs at most one step ahead of it.
+        self._read_metrics()
+        self._in_flight = counters.position, metrics
+        self.clock.add(tokens_BxL.size)
+        counters.step += 1
+        counters.position += rows
+        counters.tokens = self.clock.tokens
+
+    def _read_metrics(self) -> None:
+        """Waits for the step in flight and counts it."""
+        if self._in_flight is None:
+            return
+        self._read_position, on_device = self._in_flight
+        self._in_flight = None
+        metrics = {name: np.asarray(x).item() for name, x in on_device.items()}
+        self.counters.updates += metrics["updated"]
+        if metrics["finite"]:
+            self.counters.window.append(metrics["loss"])
+        self.counters.latest = {
+            "learning_rate": metrics["learning_rate"],
+            "grad_norm": metrics["grad_norm"],
+            "batch_size": metrics["accumulate"] * self._config.micro_batch,
+            "skipped": metrics["skipped"],
+            "bad_in_a_row": metrics["bad_in_a_row"],
+        }
+
+    def _write_line(self) -> None:
+        self._read_metrics()
+        counters, now = self.counters, time.monotonic()
+        if counters.window:
+            counters.last_loss = math.fsum(counters.window) / len(counters.window)
+        counters.window = []
+        seconds = max(now - self._last_line, 1e-9)
+        self._log.write(
+            step=counters.step,
+            updates=counters.updates,
+            progress=self.clock.progress(),
+            tokens=self.clock.tokens,
+            elapsed_s=self.clock.elapsed_s,
+            loss=counters.last_loss,
+            tokens_per_s=(self.clock.tokens - self._line_tokens) / seconds,
+            **counters.latest,
+        )
+        self._last_line, self._line_tokens = now, self.clock.tokens
+
+    def _validate(self) -> None:
+        self._read_metrics()
+        with self.clock.measure("validation"):
+            scores = held_out(self._config, self.state.params, self._corpus)
+        self._log.write(
+            event="validation",
+            step=self.counters.step,
+            tokens=self.clock.tokens,
+            elapsed_s=self.clock.elapsed_s,
+            **scores,
+        )
+        self._last_validation = time.monotonic()
+
+    def _save(self) -> None:
+        self._read_metrics()
+        with self.clock.measure("checkpoints"):
+            self.counters.seconds = self.clock.seconds
+            self._store.save(self.counters.step, self.state, self.counters.to_dict())
+        self._last_save = time.monotonic()
+
+    def _check_loss(self) -> None:
+        """Stops a run that does not learn."""
+        guard, loss = self._config.guard, self.counters.last_loss
+        if not guard.max_loss or self.clock.progress() < guard.max_loss_after:
+            return
+        if loss is not None and loss > guard.max_loss:
+            self._save()
+            raise TrainingFailed(
+                f"the training loss is {loss:.2f} after {self.clock.progress():.1%} of "
+                f"the budget, above config.guard.max_loss={guard.max_loss:g}: try a "
+                "lower --config.optimizer.learning_rate in another --workdir, or raise "
+                "the limit (0 = none)"
+            )
+
+    def _check_numbers(self) -> None:
+        """Goes back to the last checkpoint when too many steps in a row are bad."""
+        counters, guard = self.counters, self._config.guard
+        if counters.latest["bad_in_a_row"] < guard.max_bad_steps:
+            return
+        dump = self._workdir / f"bad_batch-{counters.step}.npz"
+        tokens_BxL = self._stream.batch(self._read_position, self._config.micro_batch)
+        np.savez(dump, tokens=tokens_BxL, position=self._read_position)
+        what = (
+            f"{counters.latest['bad_in_a_row']} micro-batches in a row had gradients "
+            f"that are not finite, the last one is in {dump}"
+        )
+        if self._steps_back:
+            raise TrainingFailed(
+                f"{what}; the learning rate was already lowered once: pass a lower "
+                "--config.optimizer.learning_rate and another --workdir"
+            )
+        self._step_back(what)
+
+    def _step_back(self, why: str) -> None:
+        self._in_flight = None
+        self._steps_back += 1
+        self._store.wait()
+        state, self.counters = begin(self._config, self._store, self._steps_back)
+        self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
+        self.counters.latest["bad_in_a_row"] = 0
+        self.clock.tokens = self._line_tokens = self.counters.tokens
+        step = self.counters.step
+        self._log.cut(step)
+        self._log.write(
+            event=STEPPED_BACK, step=step, elapsed_s=self.clock.elapsed_s, why=why
+        )
+        print(
+            f"{why}: going on from step {step} with the learning rate times "
+            f"{self._config.guard.rate_factor:g}",
+            flush=True,
+        )
+
+
+def begin(
+    config: Config, store: CheckpointStore, steps_back: int
+) -> tuple[train_step.TrainState, Counters]:
+    """Returns the newest checkpoint's state and counters, or fresh ones.
+
+    Args:
+      config: the run's.
+      store: where checkpoints are.
+      steps_back: how often training went back to a checkpoint because of bad numbers;
+        each time lowers the learning rate by `guard.rate_factor`.
+    """
+    sharding = train_step.replicated(train_step.make_mesh())
+    make = functools.partial(train_step.init_state, config)
+    step = store.latest_step()
+    if step is None:
+        state, counters = jax.jit(make, out_shardings=sharding)(), Counters()
+    else:
+        state = store.state(step, abstract(make, sharding))
+        counters = Counters(**store.host(step))
+    # The checkpoint may be from before the step back.
+    scale = jnp.float32(config.guard.rate_factor**steps_back)
+    return state.replace(rate_scale=jax.device_put(scale, sharding)), counters
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM while the block runs, instead of dying of them."""
+    received: list[int] = []
+
+    def note(number, frame):
+        del frame
+        received.append(number)
+        print(f"{signal.Signals(number).name}: saving after this step ...", flush=True)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
