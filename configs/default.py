@@ -58,9 +58,15 @@ def get_config() -> config_dict.ConfigDict:
 
     config.objective = objective = config_dict.ConfigDict()
     objective.mask_rate = 0.25  # share of positions predicted, the same in every row
+    objective.mask_share = 0.8  # of these, share that becomes <mask>
+    objective.random_share = 0.1  # share that becomes a random token; the rest stays
+    objective.separate_documents = False  # no attention across <sep> in a block
     objective.dropout = 0.0  # off in pretraining (P 4.3)
 
     config.optimizer = optimizer = config_dict.ConfigDict()
+    # adamw, adam_l2 (decay in the gradient), adafactor, sgd (momentum b1), radam, lion,
+    # muon (kernels inside the layers; adamw for the rest)
+    optimizer.name = "adamw"
     optimizer.learning_rate = 1e-3  # at the peak of the schedule
     optimizer.b1 = 0.9
     optimizer.b2 = 0.98

@@ -29,8 +29,8 @@ class Attention(nn.Module):
         )
         self.drop = drop(self.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD; mask_BxM is 1 where a key may be attended to, else 0."""
+    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
+        """Returns x_BxLxD; the mask is 1 where L may attend to M; its L may be 1."""
         shape = (*x_BxLxD.shape[:2], self.config.heads, self.config.head_dim)
         q_BxLxHxK = self.query(x_BxLxD).reshape(shape)
         k_BxMxHxK = self.key(x_BxLxD).reshape(shape)
@@ -38,21 +38,21 @@ class Attention(nn.Module):
         if self.config.positions == "rotary":
             q_BxLxHxK = positions.rotate(q_BxLxHxK)
             k_BxMxHxK = positions.rotate(k_BxMxHxK)
-        if self.config.attention == "cudnn" and mask_BxM is None and not self.dropout:
+        if self.config.attention == "cudnn" and mask_BxLxM is None and not self.dropout:
             mixed_BxLxHxK = jax.nn.dot_product_attention(
                 q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
             )
         else:
-            mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxM)
+            mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM)
         return self.output(mixed_BxLxHxK.reshape(x_BxLxD.shape))
 
-    def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxM):
+    def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM):
         scores_BxHxLxM = jnp.einsum("BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK)
         scores_BxHxLxM = scores_BxHxLxM.astype(jnp.float32) * self.config.head_dim**-0.5
-        if mask_BxM is not None:
+        if mask_BxLxM is not None:
             # The original adds -10000; in float32 the result is the same exact zero.
-            mask_Bx1x1xM = mask_BxM.astype(bool)[:, None, None, :]
-            scores_BxHxLxM = jnp.where(mask_Bx1x1xM, scores_BxHxLxM, -10000.0)
+            mask_Bx1xLxM = mask_BxLxM.astype(bool)[:, None]
+            scores_BxHxLxM = jnp.where(mask_Bx1xLxM, scores_BxHxLxM, -10000.0)
         probs_BxHxLxM = self.drop(jax.nn.softmax(scores_BxHxLxM, axis=-1))
         return jnp.einsum(
             "BHLM,BMHK->BLHK", probs_BxHxLxM.astype(v_BxMxHxK.dtype), v_BxMxHxK
@@ -77,13 +77,13 @@ class FourierMixing(nn.Module):
             role="output",
         )
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD; only positions where mask_BxM is 1 are transformed."""
+    def __call__(self, x_BxLxD: jax.Array, mask_Bx1xM: jax.Array | None) -> jax.Array:
+        """Returns x_BxLxD; only positions where the mask is 1 are transformed."""
         x_BxLxD = jnp.fft.fft(x_BxLxD.astype(jnp.float32), axis=2, norm="ortho")
-        if mask_BxM is None:
+        if mask_Bx1xM is None:
             mixed_BxLxD = jnp.fft.fft(x_BxLxD, axis=1, norm="ortho").real
         else:
-            mixed_BxLxD = self._over_valid_positions(x_BxLxD, mask_BxM)
+            mixed_BxLxD = self._over_valid_positions(x_BxLxD, mask_Bx1xM[:, 0])
         return self.output(mixed_BxLxD)
 
     def _over_valid_positions(self, x_BxLxD, mask_BxM):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from cramjax import initializers
-from cramjax.data.tokenizer import PAD
+from cramjax.data.tokenizer import PAD, SEP
 from cramjax.layers import ACTIVATIONS, dense, drop, norm
 from cramjax.mixing import MIXING
 from cramjax.positions import ADDED
@@ -141,11 +141,11 @@ class PreNormBlock(nn.Module):
             self.ffn = FEED_FORWARD[config.ffn](config)
         self.drop = drop(self.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
         """Returns x_BxLxD."""
         first = not (self.index or self.config.first_norm)
         normed_BxLxD = x_BxLxD if first else self.attention_norm(x_BxLxD)
-        x_BxLxD += self.drop(self.attention(normed_BxLxD, mask_BxM))
+        x_BxLxD += self.drop(self.attention(normed_BxLxD, mask_BxLxM))
         if self.config.has_ffn(self.index):
             x_BxLxD += self.drop(self.ffn(self.ffn_norm(x_BxLxD)))
         return x_BxLxD
@@ -154,10 +154,10 @@ class PreNormBlock(nn.Module):
 class PostNormBlock(PreNormBlock):
     """Attention, residual, norm; feed-forward, residual, norm (arXiv 1706.03762)."""
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxM: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
         """Returns x_BxLxD."""
         x_BxLxD = self.attention_norm(
-            x_BxLxD + self.drop(self.attention(x_BxLxD, mask_BxM))
+            x_BxLxD + self.drop(self.attention(x_BxLxD, mask_BxLxM))
         )
         if self.config.has_ffn(self.index):
             x_BxLxD = self.ffn_norm(x_BxLxD + self.drop(self.ffn(x_BxLxD)))
@@ -166,6 +166,13 @@ class PostNormBlock(PreNormBlock):
 
 FEED_FORWARD = {"gated": GatedFeedForward, "plain": PlainFeedForward}
 BLOCK = {"pre": PreNormBlock, "post": PostNormBlock}
+
+
+def document_mask(tokens_BxL: jax.Array) -> jax.Array:
+    """Returns mask_BxLxM: 1 within a document of a packed block, whose end is <sep>."""
+    ends_BxL = (tokens_BxL == SEP).astype(jnp.int32)
+    document_BxL = jnp.cumsum(ends_BxL, axis=1) - ends_BxL
+    return document_BxL[:, :, None] == document_BxL[:, None, :]
 
 
 class Encoder(nn.Module):
@@ -199,7 +206,14 @@ class Encoder(nn.Module):
         attention_mask_BxL: jax.Array | None = None,
         token_types_BxL: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns hidden_BxLxD; the mask is 1 for tokens, 0 for padding."""
+        """Returns hidden_BxLxD.
+
+        Args:
+          tokens_BxL: any integer dtype.
+          attention_mask_BxL: 1 for tokens, 0 for padding; or a mask_BxLxM, 1 where L
+            may attend to M, see `document_mask`.
+          token_types_BxL: 0 or 1, if the config has token types.
+        """
         return self.encode(tokens_BxL, attention_mask_BxL, token_types_BxL)
 
     def encode(
@@ -207,8 +221,11 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         """Returns hidden_BxLxD, for subclasses whose `__call__` goes on to a head."""
         x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
+        mask_BxLxM = attention_mask_BxL
+        if mask_BxLxM is not None and mask_BxLxM.ndim == 2:
+            mask_BxLxM = attention_mask_BxL[:, None]
         for layer in self.layers * self.config.repeats:
-            x_BxLxD = layer(x_BxLxD, attention_mask_BxL)
+            x_BxLxD = layer(x_BxLxD, mask_BxLxM)
         return self.final_norm(x_BxLxD) if self.config.final_norm else x_BxLxD
 
 

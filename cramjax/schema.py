@@ -167,6 +167,9 @@ class ObjectiveConfig:
     """Masked language modelling."""
 
     mask_rate: float
+    mask_share: float
+    random_share: float
+    separate_documents: bool
     dropout: float
 
     def __post_init__(self):
@@ -176,13 +179,30 @@ class ObjectiveConfig:
             self.mask_rate,
             "above 0 and at most 1",
         )
+        require(
+            0 <= self.mask_share <= 1,
+            "objective.mask_share",
+            self.mask_share,
+            "in [0, 1]",
+        )
+        require(
+            0 <= self.random_share <= 1 - self.mask_share,
+            "objective.random_share",
+            self.random_share,
+            f"between 0 and 1 - objective.mask_share = {1 - self.mask_share:g}",
+        )
         require(0 <= self.dropout < 1, "objective.dropout", self.dropout, "in [0, 1)")
+
+
+# Names of `optimizer.METHODS`, which this file, without JAX, does not import.
+OPTIMIZERS = ("adamw", "adam_l2", "adafactor", "sgd", "radam", "lion", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and clipping."""
+    """From gradients to steps."""
 
+    name: str
     learning_rate: float
     b1: float
     b2: float
@@ -191,6 +211,9 @@ class OptimizerConfig:
     clip_norm: float
 
     def __post_init__(self):
+        require(
+            self.name in OPTIMIZERS, "optimizer.name", self.name, f"one of {OPTIMIZERS}"
+        )
         require(
             self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "> 0"
         )
@@ -479,6 +502,12 @@ class Config:
             self.glue.max_length,
             f"at most model.max_length={self.model.max_length}, the number of learned "
             "positions",
+        )
+        require(
+            self.model.mixing == "attention" or not self.objective.separate_documents,
+            "objective.separate_documents",
+            self.objective.separate_documents,
+            f"False with model.mixing={self.model.mixing!r}",
         )
         first_update = self.batch.sequences * self.model.max_length
         require(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cramjax import losses, schedules
 from cramjax.data import tokenizer
 from cramjax.masking import mask_tokens
-from cramjax.model import MaskedLM
+from cramjax.model import MaskedLM, document_mask
 from cramjax.optimizer import make_optimizer
 from cramjax.schema import Config
 
@@ -96,10 +96,14 @@ def make_micro_step(
     """
     model = MaskedLM(config.model, dropout=config.objective.dropout)
 
-    def loss_of(params, masked, dropout_key, loss_scale):
+    def loss_of(params, masked, attention_mask, dropout_key, loss_scale):
         rngs = {"dropout": dropout_key} if config.objective.dropout else {}
         logits_BxPxV = model.apply(
-            {"params": params}, masked.tokens_BxL, masked.positions_BxP, rngs=rngs
+            {"params": params},
+            masked.tokens_BxL,
+            masked.positions_BxP,
+            attention_mask,
+            rngs=rngs,
         )
         loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP)
         return loss * loss_scale, loss
@@ -113,9 +117,14 @@ def make_micro_step(
             mask_rate=config.objective.mask_rate,
             mask_id=tokenizer.MASK,
             vocab_size=config.model.vocab_size,
+            mask_share=config.objective.mask_share,
+            random_share=config.objective.random_share,
         )
+        attention_mask = None
+        if config.objective.separate_documents:
+            attention_mask = document_mask(tokens_BxL)
         grads, loss = jax.grad(loss_of, has_aux=True)(
-            state.params, masked, dropout_key, state.loss_scale
+            state.params, masked, attention_mask, dropout_key, state.loss_scale
         )
         if _scales_loss(config):
             grads = jax.tree.map(lambda g: g / state.loss_scale, grads)
@@ -138,6 +147,7 @@ def make_micro_step(
             state.params,
             progress=progress,
             rate_scale=state.rate_scale,
+            emit=state.opt_state.mini_step == accumulate - 1,
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite

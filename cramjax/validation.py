@@ -12,7 +12,7 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.losses import cross_entropies
 from cramjax.masking import mask_tokens
-from cramjax.model import MaskedLM
+from cramjax.model import MaskedLM, document_mask
 from cramjax.schema import Config
 
 KEY = 15  # of the masks: the same for every run, whatever its seed
@@ -83,8 +83,11 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))
+    attention_mask = None
+    if config.objective.separate_documents:
+        attention_mask = document_mask(tokens_BxL)
     logits_BxPxV = MaskedLM(config.model).apply(
-        {"params": params}, masked.tokens_BxL, masked.positions_BxP
+        {"params": params}, masked.tokens_BxL, masked.positions_BxP, attention_mask
     )
     loss_BxP = cross_entropies(logits_BxPxV, masked.targets_BxP)
     correct_BxP = jnp.argmax(logits_BxPxV, axis=-1) == masked.targets_BxP

@@ -253,6 +253,42 @@ def test_validation_during_training_changes_nothing(
     assert summary["seconds"]["validation"] > 0
 
 
+def signal_before(monkeypatch, owner, name, call):
+    """Makes SIGTERM arrive right before the call-th call of owner.name."""
+    original, calls = getattr(owner, name), []
+
+    def signalling(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, signalling)
+
+
+@pytest.mark.parametrize("moment", ["compile", "checkpoint", "validation"])
+def test_sigterm_at_bad_moments_ends_cleanly_and_resumes(
+    finished, tiny, corpus, tmp_path, data_dir, monkeypatch, moment
+):
+    config = tiny_config(
+        data_dir, "validation.every_minutes=1e-9", "checkpoint.every_minutes=1e-9"
+    )
+    if moment == "compile":  # the step is traced, and then compiled, after this
+        signal_before(monkeypatch, train_step, "mask_tokens", 1)
+    if moment == "checkpoint":
+        signal_before(monkeypatch, checkpoint.CheckpointStore, "save", 3)
+    if moment == "validation":
+        signal_before(monkeypatch, loop, "held_out", 3)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM") as error:
+        pretrain.pretrain(config, corpus, tmp_path)
+    assert error.value.exit_code == 143
+    monkeypatch.undo()
+    params, summary = pretrain.pretrain(tiny, corpus, tmp_path)
+    expected_params, expected = pretrain.read_back(tiny, finished[0])
+    jax.tree.map(np.testing.assert_array_equal, params, expected_params)
+    assert summary["tokens"] == expected["tokens"]
+
+
 def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
     """Also at the last step, which is then saved twice."""
     config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
