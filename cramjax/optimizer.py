@@ -105,8 +105,15 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     Steps are scaled to the size of Adam's (arXiv 2502.16982, section 2.2), so that one
     learning rate serves both.
     """
+    plain_matrix = optax.contrib.MuonDimensionNumbers()
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=0.95,
+        weight_dimension_numbers=lambda tree: jax.tree.map(
+            lambda _: plain_matrix, tree
+        ),
+    )
     muon = optax.chain(
-        when_emitting(optax.contrib.scale_by_muon(beta=0.95)),
+        when_emitting(orthogonal),
         optax.stateless(
             lambda updates, _: jax.tree.map(
                 lambda u: 0.2 * max(u.shape) ** 0.5 * u, updates

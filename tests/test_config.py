@@ -72,6 +72,13 @@ def test_overrides_and_types():
         ("optimizer.learning_rate=inf", "must be a finite number"),
         ("budget.tokens", "has no value"),
         ("micro_batch=0", "config.micro_batch is 0"),
+        ("optimizer.name=adam", "config.optimizer.name is 'adam': must be one of"),
+        (
+            "objective.random_share=0.3",
+            "between 0 and 1 - objective.mask_share",
+        ),
+        ("guard.rate_factor=1.0", "config.guard.rate_factor is 1.0"),
+        ("validation.every_minutes=-1.0", "config.validation.every_minutes is -1.0"),
         ("micro_batch=4096", "at most batch.sequences"),
         ("glue.starts=('pretraned',)", "config.glue.starts"),
         ("schedule.falloff=1.0", "config.schedule.falloff"),

@@ -1,13 +1,22 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from cramjax import train_step
 from cramjax.config import load
-from cramjax.model import Classifier
-from cramjax.optimizer import decay_mask, make_optimizer
-from cramjax.schema import OptimizerConfig
+from cramjax.model import Classifier, MaskedLM
+from cramjax.optimizer import (
+    METHODS,
+    decay_mask,
+    make_optimizer,
+    muon_labels,
+    when_emitting,
+)
+from cramjax.schema import OPTIMIZERS, OptimizerConfig
 
 
 def test_decay_mask_against_a_tree_written_by_hand(tiny):
@@ -34,13 +43,23 @@ def test_decay_mask_against_a_tree_written_by_hand(tiny):
 
 def make(**changes):
     values = dict(
-        learning_rate=0.1, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5
+        name="adamw",
+        learning_rate=0.1,
+        b1=0.9,
+        b2=0.98,
+        eps=1e-12,
+        weight_decay=0.01,
+        clip_norm=0.5,
     )
     config = OptimizerConfig(**(values | changes))
     return make_optimizer(config, load("configs/default.py").schedule)
 
 
-START = {"progress": jnp.float32(0), "rate_scale": jnp.float32(1)}
+START = {
+    "progress": jnp.float32(0),
+    "rate_scale": jnp.float32(1),
+    "emit": jnp.bool_(True),
+}
 
 
 def test_first_update_by_hand():
@@ -76,3 +95,100 @@ def test_clipping_scales_to_the_global_norm():
         )
         momentum = optax.tree.get(state, "mu")["kernel"][0]
         assert momentum == pytest.approx(0.1 * expected)
+
+
+def test_the_table_and_the_schema_have_the_same_names():
+    assert tuple(METHODS) == OPTIMIZERS
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        # With gradient 3, weight 2, decay 0.01: L2 gives 3.02, decoupled adds 0.02.
+        ("sgd", 3.02),
+        ("adam_l2", 1.0),  # sign(3.02)
+        ("adamw", 1.02),
+        ("lion", 1.02),
+        ("radam", 3.02),  # no variance yet: plain momentum, bias-corrected
+    ],
+)
+def test_first_steps_by_hand(name, step):
+    params = {"kernel": jnp.array([[2.0]])}
+    grads = {"kernel": jnp.array([[3.0]])}
+    optimizer = make(name=name, clip_norm=0.0)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, **START)
+    np.testing.assert_allclose(updates["kernel"], -0.025 * step, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_down_a_hill(name):
+    target = np.random.default_rng(0).normal(size=(4, 6))
+    params = {"layers_0": {"kernel": jnp.zeros((4, 6))}, "norm": {"scale": jnp.ones(4)}}
+    optimizer = make(name=name, weight_decay=0.0, learning_rate=0.05, clip_norm=0.0)
+
+    def loss(params):
+        error = params["layers_0"]["kernel"] - target
+        return jnp.mean(error**2) + jnp.mean(params["norm"]["scale"] ** 2)
+
+    state, first = optimizer.init(params), loss(params)
+    for _ in range(60):
+        updates, state = optimizer.update(
+            jax.grad(loss)(params), state, params, **START
+        )
+        params = optax.apply_updates(params, updates)
+    assert loss(params) < 0.75 * first
+
+
+def test_muon_is_for_the_kernels_inside_the_layers(tiny):
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    model = dataclasses.replace(tiny.model, linear_bias=True)
+    params = MaskedLM(model).init(jax.random.key(0), tokens, tokens[:, :1])["params"]
+    labels = muon_labels(params)
+    dense, norm = {"kernel": "matrix"}, {"scale": "other", "bias": "other"}
+    with_bias = dense | {"bias": "other"}
+    block = {
+        "attention_norm": norm,
+        "attention": {n: dense for n in ("query", "key", "value")}
+        | {"output": with_bias},
+        "ffn_norm": norm,
+        "ffn": {name: with_bias for name in ("gate", "value", "output")},
+    }
+    assert labels == {
+        "embedding": {"word": "other", "positions": {"scale": "other"}, "norm": norm},
+        "layers_0": block,
+        "layers_1": block,
+        "final_norm": norm,
+    }
+
+
+def test_muons_step_has_equal_singular_values_and_adams_size():
+    grads = {
+        "layers_0": {
+            "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(8, 32)))
+        }
+    }
+    optimizer = make(name="muon", weight_decay=0.0, clip_norm=0.0)
+    params = jax.tree.map(jnp.ones_like, grads)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, **START)
+    step = updates["layers_0"]["kernel"] / -0.025
+    singular = np.linalg.svd(step, compute_uv=False) / (0.2 * 32**0.5)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert 0.1 < np.sqrt(np.mean(np.square(step))) < 0.3  # Adam's is 0.2 to 0.4
+
+
+def test_newton_schulz_runs_on_the_emitting_micro_step_only(tiny):
+    """It is behind a condition in the compiled program, not only its result."""
+    config = dataclasses.replace(
+        tiny, optimizer=dataclasses.replace(tiny.optimizer, name="muon")
+    )
+    state = jax.eval_shape(lambda: train_step.init_state(config))
+    tokens = jax.ShapeDtypeStruct((4, 32), jnp.uint16)
+    progress = jax.ShapeDtypeStruct((), jnp.float32)
+    micro_step = train_step.make_micro_step(config, train_step.make_mesh())
+    text = str(jax.make_jaxpr(micro_step)(state, tokens, progress))
+    transform = when_emitting(optax.scale(2.0))
+    updates = {"x": jnp.ones(3)}
+    for emit, expected in ((True, 2.0), (False, 0.0)):
+        out, _ = transform.update(updates, transform.init(updates), emit=emit)
+        np.testing.assert_array_equal(out["x"], expected)
+    assert "cond[" in text

@@ -7,6 +7,9 @@ import pytest
 from conftest import start, tiny_config
 
 from cramjax import train_step
+from cramjax.data.tokenizer import SEP
+from cramjax.model import Encoder, document_mask
+from cramjax.optimizer import METHODS
 
 
 def tokens_of(config, rows, seed=0):
@@ -182,3 +185,64 @@ def test_the_rate_scale_scales_the_rate(tiny):
         for s in (state, half)
     ]
     assert rates[1] == rates[0] / 2 > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_optimizer_trains(data_dir, name):
+    """Accumulating, with two micro-batches an update."""
+    rate = {"sgd": 0.5, "adafactor": 0.01}.get(name, 0.005)
+    config = tiny_config(
+        data_dir,
+        *(f"optimizer.name={name}", f"optimizer.learning_rate={rate}"),
+        *("batch.sequences=8", "batch.ramp_share=0"),
+    )
+    state, micro_step = start(config)
+    tokens = np.repeat(tokens_of(config, 4)[:, :1], 32, axis=1)  # a word a row
+    losses = []
+    for _ in range(40):
+        state, metrics = micro_step(state, tokens, np.float32(0.75))
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.3
+
+
+def test_separate_documents_do_not_see_each_other(data_dir):
+    config = tiny_config(data_dir, "objective.separate_documents=True")
+    tokens = tokens_of(config, 2).astype(np.int32)
+    tokens[0, [9, 20]] = SEP
+    mask = np.asarray(document_mask(tokens))
+    assert mask[0, 9, 0] and not mask[0, 9, 10]  # <sep> ends its document
+    assert mask[0, 10, 20] and not mask[0, 10, 21]
+    assert mask[1].all()
+    encoder = Encoder(config.model)
+    params = encoder.init(jax.random.key(0), tokens)
+    other = tokens.copy()
+    other[0, 21:] = 99
+    one, two = (encoder.apply(params, t, document_mask(t)) for t in (tokens, other))
+    np.testing.assert_array_equal(one[0, :21], two[0, :21])
+    assert np.abs(one[0, 21:] - two[0, 21:]).max() > 1e-3
+
+    plain = tiny_config(data_dir)
+    first = [
+        float(start(c)[1](start(c)[0], tokens, np.float32(0))[1]["loss"])
+        for c in (config, plain)
+    ]
+    assert first[0] != first[1]  # the training step uses it
+
+
+def test_all_mask(data_dir, monkeypatch):
+    given = {}
+
+    def note(*args, **kwargs):
+        given.update(kwargs)
+        return mask_tokens(*args, **kwargs)
+
+    from cramjax.masking import mask_tokens
+
+    monkeypatch.setattr(train_step, "mask_tokens", note)
+    config = tiny_config(
+        data_dir, "objective.mask_share=1.0", "objective.random_share=0.0"
+    )
+    state, micro_step = start(config)
+    micro_step(state, tokens_of(config, 4), np.float32(0))
+    assert (given["mask_share"], given["random_share"]) == (1.0, 0.0)
