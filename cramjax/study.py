@@ -1,0 +1,127 @@
+"""Rows x seeds under one budget: what a change is worth, and how sure that is."""
+
+import dataclasses
+import json
+import runpy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cramjax import files
+from cramjax.config import load
+from cramjax.errors import UserError
+from cramjax.pretrain import SUMMARY
+from cramjax.run import run
+from cramjax.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+      config: path of the config that all rows start from.
+      overrides: of all rows, "key=value".
+      rows: {name: overrides}; the first row is the baseline.
+      seeds: every row runs with each of them.
+    """
+
+    config: str
+    overrides: Sequence[str]
+    rows: dict[str, Sequence[str]]
+    seeds: Sequence[int]
+
+    def configs(self) -> dict[tuple[str, int], Config]:
+        """Returns {(row, seed): config}.
+
+        Raises:
+          UserError: an override that cannot be; all are parsed before anything runs.
+        """
+        return {
+            (row, seed): load(
+                self.config,
+                [*self.overrides, "glue.tasks=()", *changes, f"seed={seed}"],
+            )
+            for row, changes in self.rows.items()
+            for seed in self.seeds
+        }
+
+
+def run_study(
+    study: Study, workdir: Path, say: Callable[[str], None] = print
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Pretrains what is not there yet; returns {row: {seed: summary}}.
+
+    A run lives in `workdir/<row>/seed<seed>`, so a stopped study goes on with the run
+    it was in. After each one study.json and study.md are written with what there is.
+
+    Raises:
+      UserError: see `run.run`.
+      Interrupted: a signal came; the run's state is saved.
+    """
+    configs = study.configs()
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for number, ((row, seed), config) in enumerate(configs.items(), start=1):
+        say(f"study: {row}, seed {seed} ({number} of {len(configs)})")
+        folder = workdir / row / f"seed{seed}"
+        run(config, folder)
+        summary = json.loads((folder / SUMMARY).read_text())
+        results.setdefault(row, {})[seed] = summary
+        files.write_json(workdir / "study.json", results)
+        files.write_text(workdir / "study.md", table(study, results) + "\n")
+    return results
+
+
+def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Returns a Markdown table of held-out losses.
+
+    Differences to the first row are paired: of runs with the same seed, which see the
+    same data in the same order from the same weights.
+    """
+    base_name = next(iter(study.rows))
+    base = results.get(base_name, {})
+    lines = [
+        "| row | seeds | held-out loss, mean (lowest to highest) | standard deviation "
+        "| difference to the first row, paired: mean (standard deviation) | tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, by_seed in results.items():
+        losses = np.array([by_seed[seed]["held_out_loss"] for seed in by_seed])
+        common = [seed for seed in by_seed if seed in base]
+        gaps = np.array(
+            [
+                by_seed[seed]["held_out_loss"] - base[seed]["held_out_loss"]
+                for seed in common
+            ]
+        )
+        gap = "-" if row == base_name else f"{gaps.mean():+.3f} ({_spread(gaps)})"
+        tokens = max(summary["tokens"] for summary in by_seed.values())
+        lines.append(
+            f"| {row} | {len(losses)} | {losses.mean():.3f} ({losses.min():.3f} to "
+            f"{losses.max():.3f}) | {_spread(losses)} | {gap} | {tokens:,} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.std(ddof=1):.3f}" if len(values) > 1 else "one seed"
+
+
+def load_study(path: Path) -> Study:
+    """Returns what `get_study()` of a Python file returns.
+
+    Raises:
+      UserError: the file is missing, or does not run.
+    """
+    try:
+        study = runpy.run_path(str(path))["get_study"]()
+    except Exception as error:  # whatever the user's file raises
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"--study={path} cannot be run: {what}") from error
+    if not isinstance(study, Study):
+        raise UserError(
+            f"--study={path}: get_study() must return a cramjax.study.Study"
+        )
+    return study

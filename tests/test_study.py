@@ -1,0 +1,81 @@
+import json
+
+import pytest
+from conftest import TINY
+
+from configs.ablations import training
+from cramjax import study as study_module
+from cramjax.config import load
+from cramjax.errors import UserError
+from cramjax.study import Study, load_study, run_study, table
+
+
+@pytest.fixture
+def study(data_dir):
+    return Study(
+        config="configs/quickstart.py",
+        overrides=(*TINY, f"data.dir={data_dir}", "budget.tokens=640"),
+        rows={"base": (), "same": ()},
+        seeds=(0, 1),
+    )
+
+
+def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
+    results = run_study(study, tmp_path, say=lambda _: None)
+    assert json.loads((tmp_path / "study.json").read_text()).keys() == {
+        "base",
+        "same",
+    }
+    for seed in (0, 1):  # the same settings, the same seed: the same numbers
+        losses = {results[row][seed]["held_out_loss"] for row in study.rows}
+        assert len(losses) == 1
+    assert results["base"][0]["held_out_loss"] != results["base"][1]["held_out_loss"]
+    assert "| same | 2 |" in table(study, results)
+    assert "| +0.000 (0.000) |" in table(study, results)
+
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("cramjax.run.pretrain", fail)
+    assert run_study(study, tmp_path, say=lambda _: None).keys() == results.keys()
+
+
+def test_the_table_by_hand():
+    study = Study("c", (), {"a": (), "b": ()}, (0, 1, 2))
+    results = {
+        "a": {s: {"held_out_loss": x, "tokens": 10} for s, x in enumerate([1.0, 2.0])},
+        "b": {s: {"held_out_loss": x, "tokens": 10} for s, x in enumerate([1.5, 2.7])},
+    }
+    a, b = table(study, results).splitlines()[2:]
+    assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | 10 |"
+    assert b == "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | 10 |"
+
+
+def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, "run", pytest.fail)
+    study.rows["broken"] = ("optimizer.nam=muon",)
+    with pytest.raises(UserError, match="did you mean --config.optimizer.name"):
+        run_study(study, tmp_path)
+
+
+def test_study_files(tmp_path):
+    assert "base" in load_study(study_module.Path("configs/studies/quickstart.py")).rows
+    path = tmp_path / "s.py"
+    path.write_text("def get_study(): return 1 / 0")
+    with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):
+        load_study(path)
+    path.write_text("def get_study(): return 1")
+    with pytest.raises(UserError, match=r"must return a cramjax\.study\.Study"):
+        load_study(path)
+
+
+@pytest.mark.parametrize("row", training.ROWS)
+def test_every_training_row_parses(row):
+    config = load(f"configs/ablations/training.py:{row}")
+    assert config.model == load("configs/ablations/architecture.py:crammed-bert").model
+
+
+def test_the_original_rows_schedule_is_over_8_million_micro_batches():
+    config = load("configs/ablations/training.py:original")
+    micro_batches_per_update = config.batch.sequences // config.micro_batch
+    assert config.schedule.updates * micro_batches_per_update == 8_000_000
