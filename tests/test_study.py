@@ -59,7 +59,7 @@ def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
 
 
 def test_study_files(tmp_path):
-    assert "base" in load_study(study_module.Path("configs/studies/quickstart.py")).rows
+    assert "muon" in load_study(study_module.Path("configs/studies/quickstart.py")).rows
     path = tmp_path / "s.py"
     path.write_text("def get_study(): return 1 / 0")
     with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):
