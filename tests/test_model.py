@@ -198,7 +198,7 @@ def test_fourier_mixing_is_the_transform_over_the_text_alone(tiny):
     params = {"params": {"output": {"kernel": np.eye(32, dtype=np.float32)}}}
     mask = np.ones((2, 12), np.int32)
     mask[1, 7:] = 0
-    mixed = layer.apply(params, x, mask)
+    mixed = layer.apply(params, x, mask[:, None])
     for row, length in ((0, 12), (1, 7)):
         expected = np.fft.fft2(x[row, :length], norm="ortho").real
         np.testing.assert_allclose(mixed[row, :length], expected, atol=1e-5)
