@@ -34,7 +34,7 @@ class Study:
     seeds: Sequence[int]
 
     def configs(self) -> dict[tuple[str, int], Config]:
-        """Returns {(row, seed): config}.
+        """Returns {(row, seed): config}, all rows with the first seed first.
 
         Raises:
           UserError: an override that cannot be; all are parsed before anything runs.
@@ -44,8 +44,8 @@ class Study:
                 self.config,
                 [*self.overrides, "glue.tasks=()", *changes, f"seed={seed}"],
             )
-            for row, changes in self.rows.items()
             for seed in self.seeds
+            for row, changes in self.rows.items()
         }
 
 
@@ -55,20 +55,21 @@ def run_study(
     """Pretrains what is not there yet; returns {row: {seed: summary}}.
 
     A run lives in `workdir/<row>/seed<seed>`, so a stopped study goes on with the run
-    it was in. After each one study.json and study.md are written with what there is.
+    it was in. All rows get their first seed before any gets its second: what a stopped
+    study has can be compared. After each run study.json and study.md are written.
 
     Raises:
       UserError: see `run.run`.
       Interrupted: a signal came; the run's state is saved.
     """
     configs = study.configs()
-    results: dict[str, dict[int, dict[str, Any]]] = {}
+    results: dict[str, dict[int, dict[str, Any]]] = {row: {} for row in study.rows}
     for number, ((row, seed), config) in enumerate(configs.items(), start=1):
         say(f"study: {row}, seed {seed} ({number} of {len(configs)})")
         folder = workdir / row / f"seed{seed}"
         run(config, folder)
         summary = json.loads((folder / SUMMARY).read_text())
-        results.setdefault(row, {})[seed] = summary
+        results[row][seed] = summary
         files.write_json(workdir / "study.json", results)
         files.write_text(workdir / "study.md", table(study, results) + "\n")
     return results
@@ -88,6 +89,8 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row, by_seed in results.items():
+        if not by_seed:
+            continue
         losses = np.array([by_seed[seed]["held_out_loss"] for seed in by_seed])
         common = [seed for seed in by_seed if seed in base]
         gaps = np.array(

@@ -1,10 +1,12 @@
 """Compares rows over seeds under one budget: mean, spread and paired differences.
 
-python scripts/study.py --study=configs/studies/recipe.py --workdir=runs/recipe
+python scripts/study.py --study=configs/studies/quickstart.py --workdir=runs/study
 
-Stopped and started again it goes on where it was; study.md in the workdir is the table.
+--config.KEY=VALUE changes a key in every row. Stopped and started again it goes on
+where it was; study.md in the workdir is the table.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +23,22 @@ def compare(argv: Sequence[str]) -> None:
     for name in ("study", "workdir"):
         flags.DEFINE_string(name, "", name, flag_values=values)
     try:
-        rest = values(["study", *argv])[1:]
+        rest = values(["study", *argv], known_only=True)[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     for name in ("study", "workdir"):
         if not values[name].value:
             raise UserError(f"no {name}: pass --study=FILE and --workdir=FOLDER")
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}: flags look like --key=value")
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(
+                f"unexpected argument {argument!r}: pass --study, --workdir and "
+                "--config.key=value"
+            )
     from cramjax.study import load_study, run_study, table
 
     study = load_study(Path(values["study"].value))
+    study = dataclasses.replace(study, overrides=(*study.overrides, *rest))
     print(table(study, run_study(study, Path(values["workdir"].value))))
 
 

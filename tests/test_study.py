@@ -1,4 +1,5 @@
 import json
+import runpy
 
 import pytest
 from conftest import TINY
@@ -30,6 +31,7 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
         losses = {results[row][seed]["held_out_loss"] for row in study.rows}
         assert len(losses) == 1
     assert results["base"][0]["held_out_loss"] != results["base"][1]["held_out_loss"]
+    assert list(results) == list(study.rows)
     assert "| same | 2 |" in table(study, results)
     assert "| +0.000 (0.000) |" in table(study, results)
 
@@ -38,6 +40,28 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cramjax.run.pretrain", fail)
     assert run_study(study, tmp_path, say=lambda _: None).keys() == results.keys()
+
+
+def test_every_row_gets_its_first_seed_first(study):
+    assert list(study.configs()) == [
+        ("base", 0),
+        ("same", 0),
+        ("base", 1),
+        ("same", 1),
+    ]
+
+
+def test_the_scripts_overrides_are_of_all_rows(monkeypatch, tmp_path):
+    script = runpy.run_path("scripts/study.py")
+    seen = []
+    monkeypatch.setattr(
+        study_module, "run_study", lambda study, _: seen.append(study.configs()) or {}
+    )
+    flags = ["--study=configs/studies/quickstart.py", f"--workdir={tmp_path}"]
+    script["compare"]([*flags, "--config.model.width=64"])
+    assert {config.model.width for config in seen[0].values()} == {64}
+    with pytest.raises(UserError, match="unexpected argument '--seeds=3'"):
+        script["compare"]([*flags, "--seeds=3"])
 
 
 def test_the_table_by_hand():
