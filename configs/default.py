@@ -58,10 +58,17 @@ def get_config() -> config_dict.ConfigDict:
 
     config.objective = objective = config_dict.ConfigDict()
     objective.mask_rate = 0.25  # share of positions predicted, the same in every row
+    objective.final_mask_rate = 0.0  # reached linearly over the budget; 0 = the same
     objective.mask_share = 0.8  # of these, share that becomes <mask>
     objective.random_share = 0.1  # share that becomes a random token; the rest stays
     objective.separate_documents = False  # no attention across <sep> in a block
     objective.dropout = 0.0  # off in pretraining (P 4.3)
+
+    # Sequences cut from blocks, short ones first; () = whole blocks throughout.
+    config.curriculum = curriculum = config_dict.ConfigDict()
+    curriculum.lengths = ()  # tokens of a sequence, one per stage
+    curriculum.starts = ()  # share of the budget at which each stage begins
+    curriculum.unfold = True  # a block becomes several sequences; False = its beginning
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     # adamw, adam_l2 (decay in the gradient), adafactor, sgd (momentum b1), radam, lion,
@@ -85,6 +92,14 @@ def get_config() -> config_dict.ConfigDict:
     schedule.warmup = 0.0  # share of linear rise from 0 before the curve
     schedule.cooldown = 0.0  # share of linear fall to 0 at the end, whatever the curve
     schedule.updates = 0  # the curve runs over so many updates; 0 = over the budget
+
+    # Averages of the weights, scored beside the weights themselves.
+    config.averaging = averaging = config_dict.ConfigDict()
+    averaging.ema_decay = 0.0  # per update, e.g. 0.999; 0 = off
+    averaging.lawa_last = (
+        0  # snapshots in the mean, each as large as the model; 0 = off
+    )
+    averaging.lawa_every = 100  # updates from one snapshot to the next
 
     config.batch = batch = config_dict.ConfigDict()
     batch.sequences = 8192  # per update, at the end of the ramp
@@ -119,7 +134,8 @@ def get_config() -> config_dict.ConfigDict:
     config.glue = glue = config_dict.ConfigDict()
     glue.tasks = ("cola", "sst2", "mrpc", "rte")  # () to stop after pretraining
     glue.data_dir = "glue_data"  # folder with CoLA/, SST-2/, MRPC/, RTE/
-    glue.starts = ("pretrained",)  # and "random", for comparison
+    # and "random", for comparison; "ema" and "lawa" if averaged
+    glue.starts = ("pretrained",)
     glue.trials = 5  # each with its own head, dropout and order; the median counts
     glue.max_length = 128  # tokens of a row, special ones included; longer are cut
     glue.epochs = 5

@@ -17,28 +17,28 @@ class BudgetClock:
 
     A wall-clock budget counts the seconds of `CHARGED`: everything between the loop's
     start and its end but validation, over all sessions of a run. A token or FLOP budget
-    counts the tokens given to `add`.
+    counts what is given to `add`.
 
     Attributes:
       tokens: tokens trained on, over all sessions of a run.
+      flops: model FLOPs of these.
     """
 
     def __init__(
         self,
         budget: BudgetConfig,
-        flops_per_token: float,
         *,
         seconds: Mapping[str, float] | None = None,
         tokens: int = 0,
+        flops: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ):
         """Starts the clock, from what a resumed run has already used."""
         self._budget = budget
-        self._flops_per_token = flops_per_token
         self._now = now
         self._seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | dict(seconds or {})
         self._kind, self._since = "training", now()
-        self.tokens = tokens
+        self.tokens, self.flops = tokens, flops
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -67,14 +67,10 @@ class BudgetClock:
         before, self._kind = self._kind, kind
         return before
 
-    def add(self, tokens: int) -> None:
-        """Counts tokens whose step has been handed to the device."""
+    def add(self, tokens: int, flops: float) -> None:
+        """Counts tokens whose step has been handed to the device, and their FLOPs."""
         self.tokens += tokens
-
-    @property
-    def flops(self) -> float:
-        """Model FLOPs so far."""
-        return self.tokens * self._flops_per_token
+        self.flops += flops
 
     def progress(self) -> float:
         """Returns the used share of the budget, in [0, 1]."""

@@ -13,6 +13,7 @@ class Counters:
       updates: optimizer steps done.
       position: blocks read; the next batch starts here.
       tokens: tokens trained on.
+      flops: model FLOPs of these.
       seconds: by what they went to, see `budget.BudgetClock.seconds`.
       window: losses since the last line of metrics.jsonl.
       last_loss: the mean over the window before that, or None.
@@ -24,6 +25,7 @@ class Counters:
     updates: int = 0
     position: int = 0
     tokens: int = 0
+    flops: float = 0.0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     window: list[float] = dataclasses.field(default_factory=list)
     last_loss: float | None = None

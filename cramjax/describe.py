@@ -25,7 +25,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
       updates are counted as if every one had the final batch.
     """
     state = jax.eval_shape(lambda: train_step.init_state(config))
-    flops = train_flops_by_part(config.model, config.objective.mask_rate)
+    flops = train_flops_by_part(config.model, config.objective.max_mask_rate)
     return {
         "parameters": _parameters_by_part(state.params),
         "flops_per_token": flops,
@@ -63,6 +63,7 @@ def _bytes_by_part(state: train_step.TrainState) -> dict[str, int]:
         "parameters": size(state.params),
         "accumulated gradients": size(state.opt_state.acc_grads),
         "optimizer": size(state.opt_state.inner_opt_state),
+        "averages": size(state.averages),
     }
     return parts | {"counters": size(state) - sum(parts.values())}
 

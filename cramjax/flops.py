@@ -10,15 +10,20 @@ def predicted_positions(mask_rate: float, length: int) -> int:
     return round(mask_rate * length)
 
 
-def train_flops_per_token(model: ModelConfig, mask_rate: float) -> float:
-    """Returns FLOPs of forward and backward per token of a packed block.
+def train_flops_per_token(
+    model: ModelConfig, mask_rate: float, length: int | None = None
+) -> float:
+    """Returns FLOPs of forward and backward per token of a sequence.
 
-    For crammed-bert at a rate of 0.25 this is 622.85 MFLOP.
+    Its length is that of a packed block unless given: for crammed-bert at a rate of
+    0.25 this is 622.85 MFLOP.
     """
-    return sum(train_flops_by_part(model, mask_rate).values())
+    return sum(train_flops_by_part(model, mask_rate, length).values())
 
 
-def train_flops_by_part(model: ModelConfig, mask_rate: float) -> dict[str, float]:
+def train_flops_by_part(
+    model: ModelConfig, mask_rate: float, length: int | None = None
+) -> dict[str, float]:
     """Returns FLOPs of forward and backward per token, {part: FLOPs}.
 
     One multiply-accumulate is 2 FLOPs, the backward pass costs twice the forward one.
@@ -26,7 +31,8 @@ def train_flops_by_part(model: ModelConfig, mask_rate: float) -> dict[str, float
     it is applied to; a Fourier transform as 5 n log2 n for n numbers. Weights that are
     shared count every time they are used.
     """
-    width, embedding, length = model.width, model.embedding_dim, model.max_length
+    width, embedding = model.width, model.embedding_dim
+    length = length or model.max_length
     layers = model.layers * model.repeats
     ffn_layers = model.repeats * sum(model.has_ffn(i) for i in range(model.layers))
     decoded = 1.0

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax import train_step
+from cramjax import curriculum, train_step
 from cramjax.budget import BudgetClock
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.counters import Counters
@@ -23,7 +23,7 @@ from cramjax.flops import train_flops_per_token
 from cramjax.metrics_log import MetricsLog
 from cramjax.progress import Progress
 from cramjax.schema import Config
-from cramjax.validation import held_out
+from cramjax.validation import score
 
 STEPPED_BACK = "stepped_back"  # an event of metrics.jsonl
 
@@ -57,10 +57,11 @@ class Loop:
         self._stream = BlockStream(corpus, config.data.order, config.seed)
         self.clock = BudgetClock(
             config.budget,
-            train_flops_per_token(config.model, config.objective.mask_rate),
             seconds=counters.seconds,
             tokens=counters.tokens,
+            flops=counters.flops,
         )
+        self._compiled: set[tuple[int, ...]] = set()
         self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
         self._last_save = self._last_line = self._last_validation = time.monotonic()
         self._line_tokens = self.clock.tokens
@@ -99,9 +100,10 @@ class Loop:
         return every_minutes > 0 and time.monotonic() - last > every_minutes * 60
 
     def _step(self, used: float) -> None:
-        counters, rows = self.counters, self._config.micro_batch
-        tokens_BxL = self._stream.batch(counters.position, rows)
-        compiles = self._micro_step._cache_size() == 0
+        counters = self.counters
+        tokens_BxL = self._batch(counters.position, used)
+        compiles = tokens_BxL.shape not in self._compiled
+        self._compiled.add(tokens_BxL.shape)
         with self.clock.measure("compilation" if compiles else "training"):
             self.state, metrics = self._micro_step(
                 self.state, tokens_BxL, np.float32(used)
@@ -110,10 +112,22 @@ class Loop:
         # waits for the host, and the host runs at most one step ahead of it.
         self._read_metrics()
         self._in_flight = counters.position, metrics
-        self.clock.add(tokens_BxL.size)
+        self.clock.add(tokens_BxL.size, self._flops(tokens_BxL.shape))
         counters.step += 1
-        counters.position += rows
-        counters.tokens = self.clock.tokens
+        counters.position += self._config.micro_batch
+        counters.tokens, counters.flops = self.clock.tokens, self.clock.flops
+
+    def _batch(self, position: int, used: float) -> np.ndarray:
+        stages = self._config.curriculum
+        blocks_BxL = self._stream.batch(position, self._config.micro_batch)
+        length = curriculum.sequence_length(used, stages, blocks_BxL.shape[1])
+        return curriculum.cut(blocks_BxL, length, stages.unfold)
+
+    def _flops(self, shape: tuple[int, int]) -> float:
+        rows, length = shape
+        rate = self._config.objective.max_mask_rate
+        per_token = train_flops_per_token(self._config.model, rate, length)
+        return rows * length * per_token
 
     def _read_metrics(self) -> None:
         """Waits for the step in flight and counts it."""
@@ -155,7 +169,8 @@ class Loop:
     def _validate(self) -> None:
         self._read_metrics()
         with self.clock.measure("validation"):
-            scores = held_out(self._config, self.state.params, self._corpus)
+            weights = train_step.weights(self._config, self.state)
+            scores = score(self._config, weights, self._corpus)
         self._log.write(
             event="validation",
             step=self.counters.step,
@@ -213,6 +228,7 @@ class Loop:
         self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
         self.counters.latest["bad_in_a_row"] = 0
         self.clock.tokens = self._line_tokens = self.counters.tokens
+        self.clock.flops = self.counters.flops
         step = self.counters.step
         self._log.cut(step)
         self._log.write(

@@ -12,6 +12,11 @@ def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     )
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the mean of `cross_entropies`."""
-    return jnp.mean(cross_entropies(logits, labels))
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Returns the mean of `cross_entropies`, weighted along the labels' last axis."""
+    if weights is None:
+        return jnp.mean(cross_entropies(logits, labels))
+    weights = jnp.broadcast_to(weights, labels.shape)
+    return jnp.average(cross_entropies(logits, labels), weights=weights)

@@ -14,6 +14,7 @@ class Masked(NamedTuple):
     tokens_BxL: jax.Array
     positions_BxP: jax.Array
     targets_BxP: jax.Array
+    weights_P: jax.Array | None = None  # of the loss; None = all equal
 
 
 def mask_tokens(
@@ -25,6 +26,7 @@ def mask_tokens(
     vocab_size: int,
     mask_share: float = 0.8,
     random_share: float = 0.1,
+    predicted: jax.Array | None = None,
 ) -> Masked:
     """Masks exactly P = round(mask_rate * L) positions of every row.
 
@@ -42,11 +44,17 @@ def mask_tokens(
       vocab_size: random tokens are drawn from [0, vocab_size), static.
       mask_share: share of the P that becomes <mask>, static.
       random_share: share of the P that becomes a random token, static.
+      predicted: a number up to P, traced: only so many are corrupted and weigh in the
+        loss, and the shares are of these. None means P.
     """
     rows, length = tokens_BxL.shape
     count = predicted_positions(mask_rate, length)
-    masked = round(mask_share * count)
-    replaced = round((mask_share + random_share) * count)
+    if predicted is None:
+        masked = round(mask_share * count)
+        replaced = round((mask_share + random_share) * count)
+    else:
+        masked = jnp.round(mask_share * predicted)
+        replaced = jnp.round((mask_share + random_share) * predicted)
 
     tokens_BxL = jnp.asarray(tokens_BxL, jnp.int32)
     position_key, token_key = jax.random.split(key)
@@ -61,9 +69,13 @@ def mask_tokens(
         mask_id,
         jnp.where(order_P < replaced, random_BxP, targets_BxP),
     )
+    weights_P = None
+    if predicted is not None:
+        weights_P = jnp.asarray(order_P[0] < predicted, jnp.float32)
     row_Bx1 = jnp.arange(rows)[:, None]
     return Masked(
         tokens_BxL.at[row_Bx1, positions_BxP].set(new_BxP, unique_indices=True),
         positions_BxP,
         targets_BxP,
+        weights_P,
     )

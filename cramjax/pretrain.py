@@ -14,11 +14,10 @@ from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.data.corpus import Corpus
 from cramjax.errors import Interrupted, UserError
-from cramjax.flops import train_flops_per_token
 from cramjax.loop import STEPPED_BACK, Loop, begin
 from cramjax.metrics_log import MetricsLog
 from cramjax.schema import Config
-from cramjax.validation import held_out
+from cramjax.validation import score
 
 # In the workdir; the summary is there if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
@@ -28,14 +27,15 @@ SUMMARY = "pretrain.json"
 
 def pretrain(
     config: Config, corpus: Corpus, workdir: Path
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
     Writes checkpoints/, metrics.jsonl and, when all is done, pretrain.json in the
     workdir.
 
     Returns:
-      The float32 parameters of `model.MaskedLM`, and the summary of pretrain.json.
+      Float32 parameters of `model.MaskedLM` by name ("pretrained", and the averages
+      that are on), and the summary of pretrain.json.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -57,10 +57,11 @@ def pretrain(
                 stopped_by,
             )
         with loop.clock.measure("validation"):
-            scores = held_out(config, loop.state.params, corpus)
-    summary = _summary(config, corpus, loop, scores)
+            weights = train_step.weights(config, loop.state)
+            scores = score(config, weights, corpus)
+    summary = _summary(corpus, loop, scores)
     files.write_json(workdir / SUMMARY, summary)
-    return loop.state.params, summary
+    return weights, summary
 
 
 def _take_up(
@@ -103,7 +104,7 @@ def _out_of_memory_explained(config: Config) -> Iterator[None]:
         ) from error
 
 
-def read_back(config: Config, workdir: Path) -> tuple[Any, dict[str, Any]]:
+def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what `pretrain` returned when it finished in this workdir.
 
     Raises:
@@ -123,29 +124,27 @@ def read_back(config: Config, workdir: Path) -> tuple[Any, dict[str, Any]]:
             )
         state = store.state(step, like)
     summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return state.params, summary
+    return train_step.weights(config, state), summary
 
 
-def _summary(
-    config: Config, corpus: Corpus, loop: Loop, scores: dict[str, float]
-) -> dict[str, Any]:
+def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, Any]:
     counters, clock = loop.counters, loop.clock
-    flops = train_flops_per_token(config.model, config.objective.mask_rate)
     elapsed_s = sum(counters.seconds[kind] for kind in CHARGED)
     return {
         "held_out_loss": scores["loss"],
         "held_out_accuracy": scores["accuracy"],
         "bits_per_byte": scores["bits_per_byte"],
+        "averages": scores["averages"],
         "unigram_entropy": corpus.manifest["unigram_entropy"],
         "train_loss": counters.last_loss,
         "tokens": counters.tokens,
-        "passes": counters.tokens / (len(corpus.train) * config.model.max_length),
+        "passes": counters.position / len(corpus.train),
         "micro_steps": counters.step,
         "updates": counters.updates,
         "elapsed_s": elapsed_s,
         "seconds": clock.seconds,
         "tokens_per_s": counters.tokens / elapsed_s,
-        "model_flops": counters.tokens * flops,
+        "model_flops": counters.flops,
         "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,

@@ -51,7 +51,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _results_section(config: Config, results: dict[str, Any]) -> str:
     if not results:
         return ""
-    names = {"pretrained": "pretrained", "random": "not pretrained"}
+    names = {
+        "pretrained": "pretrained",
+        "random": "not pretrained",
+        "ema": "pretrained, moving average",
+        "lawa": "pretrained, latest weights' average",
+    }
     header = ["task", "metric", "training rows"]
     header += [names[start] for start in config.glue.starts] + ["majority class"]
     rows = []
@@ -89,6 +94,10 @@ def _pretraining_section(
     budget = getattr(config.budget, config.budget.kind)
     rows = [
         ["held-out loss", f"{loss:.3f} nats per masked token"],
+        *(
+            [f"held-out loss, {name} weights", f"{value:.3f} nats"]
+            for name, value in summary["averages"].items()
+        ),
         ["unigram entropy of the corpus", f"{entropy:.3f} nats per token"],
         ["difference", f"{entropy - loss:.3f} nats"],
         ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}"],
@@ -119,7 +128,10 @@ def _pretraining_section(
     return (
         "## Pretraining\n\n"
         f"The held-out loss is over {config.validation.mask_rate:.0%} of the positions "
-        "of documents never trained on.\n\n" + _table(["what", "value"], rows)
+        "of documents never trained on. The budget is of the training loop: "
+        "compilation, data loading, checkpoints and work lost to a crash are inside, "
+        "building the corpus, validation and fine-tuning are outside.\n\n"
+        + _table(["what", "value"], rows)
     )
 
 

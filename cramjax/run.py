@@ -35,14 +35,14 @@ def run(config: Config, workdir: Path) -> None:
     evaluate.check(config)
     if (workdir / SUMMARY).exists():  # the text and the GPU may be gone by now
         files.write_json(workdir / CONFIG, to_dict(config))
-        params, summary = read_back(config, workdir)
+        weights, summary = read_back(config, workdir)
     else:
         check_corpus(workdir, corpus_path(config).name)
         corpus = prepare(config)
         note_corpus(workdir, corpus)
         with in_use(workdir):
             files.write_json(workdir / CONFIG, to_dict(config))
-            params, summary = pretrain(config, corpus, workdir)
+            weights, summary = pretrain(config, corpus, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
@@ -50,7 +50,7 @@ def run(config: Config, workdir: Path) -> None:
     bring_back = "bring it back from the folder of the corpus"
     words = tokenizer.load(workdir / TOKENIZER, bring_back)
     manifest = files.read_json(workdir / CORPUS, bring_back)
-    results = evaluate.evaluate(config, params, words, workdir)
+    results = evaluate.evaluate(config, weights, words, workdir)
     path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 

@@ -167,12 +167,29 @@ class ObjectiveConfig:
     """Masked language modelling."""
 
     mask_rate: float
+    final_mask_rate: float
     mask_share: float
     random_share: float
     separate_documents: bool
     dropout: float
 
+    @property
+    def max_mask_rate(self) -> float:
+        """The highest masking rate of the run, which decides the arrays' shapes."""
+        return max(self.mask_rate, self.final_mask_rate)
+
+    @property
+    def min_mask_rate(self) -> float:
+        """The lowest masking rate of the run."""
+        return min(self.mask_rate, self.final_mask_rate or self.mask_rate)
+
     def __post_init__(self):
+        require(
+            0 <= self.final_mask_rate <= 1,
+            "objective.final_mask_rate",
+            self.final_mask_rate,
+            "in [0, 1] (0 = objective.mask_rate throughout)",
+        )
         require(
             0 < self.mask_rate <= 1,
             "objective.mask_rate",
@@ -192,6 +209,62 @@ class ObjectiveConfig:
             f"between 0 and 1 - objective.mask_share = {1 - self.mask_share:g}",
         )
         require(0 <= self.dropout < 1, "objective.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """Sequence lengths over the budget."""
+
+    lengths: tuple[int, ...]
+    starts: tuple[float, ...]
+    unfold: bool
+
+    def __post_init__(self):
+        require(
+            all(n >= 8 for n in self.lengths)
+            and list(self.lengths) == sorted(set(self.lengths)),
+            "curriculum.lengths",
+            self.lengths,
+            "increasing and >= 8, or ()",
+        )
+        require(
+            len(self.starts) == len(self.lengths)
+            and all(0 <= start < 1 for start in self.starts)
+            and list(self.starts) == sorted(set(self.starts)),
+            "curriculum.starts",
+            self.starts,
+            f"increasing, in [0, 1), one for each of curriculum.lengths={self.lengths}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragingConfig:
+    """Averages of the weights."""
+
+    ema_decay: float
+    lawa_last: int
+    lawa_every: int
+
+    def __post_init__(self):
+        require(
+            0 <= self.ema_decay < 1,
+            "averaging.ema_decay",
+            self.ema_decay,
+            "in [0, 1) (0 = off)",
+        )
+        require(
+            self.lawa_last >= 0,
+            "averaging.lawa_last",
+            self.lawa_last,
+            ">= 0 (0 = off)",
+        )
+        require(self.lawa_every >= 1, "averaging.lawa_every", self.lawa_every, ">= 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The averages that are on."""
+        on = {"ema": self.ema_decay, "lawa": self.lawa_last}
+        return tuple(name for name, value in on.items() if value)
 
 
 # Names of `optimizer.METHODS`, which this file, without JAX, does not import.
@@ -426,14 +499,14 @@ class GlueConfig:
     max_train_rows: int
 
     def __post_init__(self):
-        allowed = ("pretrained", "random")
+        allowed = ("pretrained", "random", "ema", "lawa")
         require(
             len(self.starts) > 0
             and len(set(self.starts)) == len(self.starts)
             and set(self.starts) <= set(allowed),
             "glue.starts",
             self.starts,
-            f"one or both of {allowed}",
+            f"one or more of {allowed}",
         )
         require(self.max_length >= 8, "glue.max_length", self.max_length, ">= 8")
         for name in ("trials", "epochs", "batch_size", "head_width"):
@@ -468,8 +541,10 @@ class Config:
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
+    curriculum: CurriculumConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    averaging: AveragingConfig
     batch: BatchConfig
     budget: BudgetConfig
     checkpoint: CheckpointConfig
@@ -519,14 +594,30 @@ class Config:
             f"at least {first_update}, one update of batch.sequences="
             f"{self.batch.sequences} (or batch.ramp_share above 0)",
         )
-        for section, rate in (
-            ("objective", self.objective.mask_rate),
-            ("validation", self.validation.mask_rate),
+        length = self.model.max_length
+        lengths = self.curriculum.lengths or (length,)
+        for n in lengths:
+            require(
+                n <= length and (length % n == 0 or not self.curriculum.unfold),
+                "curriculum.lengths",
+                lengths,
+                f"at most model.max_length={length}, and divisors of it with "
+                "curriculum.unfold=True",
+            )
+        for key, rate, shortest in (
+            ("objective.mask_rate", self.objective.min_mask_rate, lengths[0]),
+            ("validation.mask_rate", self.validation.mask_rate, length),
         ):
             require(
-                round(rate * self.model.max_length) >= 1,
-                f"{section}.mask_rate",
+                round(rate * shortest) >= 1,
+                key,
                 rate,
-                "large enough to mask one of model.max_length="
-                f"{self.model.max_length} positions",
+                f"large enough to mask one position of a sequence of {shortest}",
+            )
+        for start in self.glue.starts:
+            require(
+                start in ("pretrained", "random", *self.averaging.names),
+                "glue.starts",
+                self.glue.starts,
+                f"without {start!r}, unless averaging.{start}_... is set",
             )

@@ -79,7 +79,8 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Returns a Markdown table of held-out losses.
 
     Differences to the first row are paired: of runs with the same seed, which see the
-    same data in the same order from the same weights.
+    same data in the same order from the same weights. A row that averages its weights
+    has a line for each average, too.
     """
     base_name = next(iter(study.rows))
     base = results.get(base_name, {})
@@ -89,23 +90,35 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row, by_seed in results.items():
-        if not by_seed:
-            continue
-        losses = np.array([by_seed[seed]["held_out_loss"] for seed in by_seed])
-        common = [seed for seed in by_seed if seed in base]
-        gaps = np.array(
-            [
-                by_seed[seed]["held_out_loss"] - base[seed]["held_out_loss"]
-                for seed in common
-            ]
-        )
-        gap = "-" if row == base_name else f"{gaps.mean():+.3f} ({_spread(gaps)})"
-        tokens = max(summary["tokens"] for summary in by_seed.values())
-        lines.append(
-            f"| {row} | {len(losses)} | {losses.mean():.3f} ({losses.min():.3f} to "
-            f"{losses.max():.3f}) | {_spread(losses)} | {gap} | {tokens:,} |"
-        )
+        tokens = max((summary["tokens"] for summary in by_seed.values()), default=0)
+        for name, losses in _losses(row, by_seed).items():
+            values = np.array(list(losses.values()))
+            gaps = np.array(
+                [
+                    loss - base[seed]["held_out_loss"]
+                    for seed, loss in losses.items()
+                    if seed in base
+                ]
+            )
+            gap = f"{gaps.mean():+.3f} ({_spread(gaps)})" if len(gaps) else "-"
+            lines.append(
+                f"| {name} | {len(values)} | {values.mean():.3f} ({values.min():.3f} "
+                f"to {values.max():.3f}) | {_spread(values)} | "
+                f"{'-' if name == base_name else gap} | {tokens:,} |"
+            )
     return "\n".join(lines)
+
+
+def _losses(
+    row: str, by_seed: dict[int, dict[str, Any]]
+) -> dict[str, dict[int, float]]:
+    """Returns {line of the table: {seed: held-out loss}}."""
+    lines: dict[str, dict[int, float]] = {}
+    for seed, summary in by_seed.items():
+        lines.setdefault(row, {})[seed] = summary["held_out_loss"]
+        for name, loss in summary["averages"].items():
+            lines.setdefault(f"{row}, {name}", {})[seed] = loss
+    return lines
 
 
 def _spread(values: np.ndarray) -> str:

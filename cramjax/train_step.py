@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cramjax import losses, schedules
+from cramjax import averaging, losses, schedules
 from cramjax.data import tokenizer
+from cramjax.flops import predicted_positions
 from cramjax.masking import mask_tokens
 from cramjax.model import MaskedLM, document_mask
 from cramjax.optimizer import make_optimizer
@@ -31,6 +32,7 @@ class TrainState:
     Attributes:
       params: float32, the tree of `model.MaskedLM`.
       opt_state: of `optax.MultiSteps` around the optimizer.
+      averages: of the parameters, see `averaging.read`.
       step: micro-steps done, int32.
       accumulate: micro-batches per update, fixed while one is accumulated, int32.
       skipped: micro-batches left out because a gradient was not finite, int32; in
@@ -43,6 +45,7 @@ class TrainState:
 
     params: Any
     opt_state: optax.MultiStepsState
+    averages: averaging.Averages
     step: jax.Array
     accumulate: jax.Array
     skipped: jax.Array
@@ -71,6 +74,7 @@ def init_state(config: Config) -> TrainState:
     return TrainState(
         params=params,
         opt_state=_multi_steps(config, jnp.int32(1)).init(params),
+        averages=averaging.init(config.averaging, params),
         step=jnp.int32(0),
         accumulate=jnp.int32(1),
         skipped=jnp.int32(0),
@@ -81,14 +85,21 @@ def init_state(config: Config) -> TrainState:
     )
 
 
+def weights(config: Config, state: TrainState) -> dict[str, Any]:
+    """Returns parameters by name: "pretrained", and the averages that are on."""
+    averages = averaging.read(config.averaging, state.averages, state.params)
+    return {"pretrained": state.params, **averages}
+
+
 def make_micro_step(
     config: Config, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted `micro_step(state, tokens_BxL, progress)`.
 
-    It compiles once: `progress`, the used share of the budget, is traced, and the
-    ramp's accumulation count lives in the state. The state is donated. The batch is
-    split over the mesh. Randomness depends on (config.seed, state.step) alone.
+    It compiles once for each B x L: `progress`, the used share of the budget, is
+    traced, and the ramp's accumulation count lives in the state. The state is donated.
+    The batch is split over the mesh. Randomness depends on (config.seed, state.step)
+    alone.
 
     Returned metrics, all scalars: `loss` (nats), `finite`, `accumulate`,
     `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,
@@ -105,7 +116,7 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP)
+        loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_P)
         return loss * loss_scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
@@ -114,11 +125,12 @@ def make_micro_step(
         masked = mask_tokens(
             mask_key,
             tokens_BxL,
-            mask_rate=config.objective.mask_rate,
+            mask_rate=config.objective.max_mask_rate,
             mask_id=tokenizer.MASK,
             vocab_size=config.model.vocab_size,
             mask_share=config.objective.mask_share,
             random_share=config.objective.random_share,
+            predicted=_predicted(config, progress, tokens_BxL.shape[1]),
         )
         attention_mask = None
         if config.objective.separate_documents:
@@ -153,9 +165,14 @@ def make_micro_step(
         bad = ~finite
         if _scales_loss(config):
             bad &= state.loss_scale <= LOSS_SCALE_MIN
+        updated = finite & (opt_state.mini_step == 0)
+        params = optax.apply_updates(state.params, updates)
         new_state = TrainState(
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
+            averages=averaging.update(
+                config.averaging, state.averages, params, updated
+            ),
             step=state.step + 1,
             accumulate=accumulate,
             skipped=state.skipped + bad,
@@ -169,7 +186,7 @@ def make_micro_step(
             "accumulate": accumulate,
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
-            "updated": finite & (opt_state.mini_step == 0),
+            "updated": updated,
             "skipped": new_state.skipped,
             "bad_in_a_row": new_state.bad_in_a_row,
         }
@@ -191,6 +208,16 @@ def _multi_steps(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
         every_k_schedule=lambda _: accumulate,
         should_skip_update_fn=optax.skip_not_finite,
     )
+
+
+def _predicted(config: Config, progress: jax.Array, length: int) -> jax.Array | None:
+    """Returns the positions to predict in a row now, None if always as many."""
+    objective = config.objective
+    if not objective.final_mask_rate:
+        return None
+    change = objective.final_mask_rate - objective.mask_rate
+    count = jnp.round((objective.mask_rate + change * progress) * length)
+    return jnp.clip(count, 1, predicted_positions(objective.max_mask_rate, length))
 
 
 def _scales_loss(config: Config) -> bool:

@@ -18,8 +18,22 @@ from cramjax.schema import Config
 KEY = 15  # of the masks: the same for every run, whatever its seed
 
 
+def score(config: Config, weights: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """Scores a run's weights, see `train_step.weights`, on the held-out part.
+
+    Returns:
+      What `held_out` does for "pretrained", and "averages", {name: loss} of the others.
+    """
+    averages = {
+        name: held_out(config, params, corpus)["loss"]
+        for name, params in weights.items()
+        if name != "pretrained"
+    }
+    return held_out(config, weights["pretrained"], corpus) | {"averages": averages}
+
+
 def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
-    """Scores the held-out part.
+    """Scores parameters on the held-out part.
 
     All chosen positions are <mask>: none is given away by being kept, whatever the
     training's mixture. Each block's mask depends on its number in the held-out part

@@ -14,7 +14,7 @@ class FakeTime:
 
 def test_wall_clock_counts_all_but_validation():
     time = FakeTime()
-    clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), 1.0, now=time)
+    clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), now=time)
     assert clock.progress() == 0
     time.now += 900
     assert clock.progress() == 0.25
@@ -40,7 +40,7 @@ def test_a_resumed_clock_has_only_what_is_left():
     time = FakeTime()
     budget = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
     spent = {"training": 1500, "lost": 300, "idle": 1e6}
-    clock = BudgetClock(budget, 1.0, seconds=spent, now=time)
+    clock = BudgetClock(budget, seconds=spent, now=time)
     assert clock.progress() == 0.5
     time.now += 60
     assert clock.elapsed_s == 1860
@@ -55,8 +55,8 @@ def test_a_resumed_clock_has_only_what_is_left():
 )
 def test_tokens_and_flops(budget):
     time = FakeTime()
-    clock = BudgetClock(budget, flops_per_token=7.0, tokens=100, now=time)
-    clock.add(400)
+    clock = BudgetClock(budget, tokens=100, flops=700.0, now=time)
+    clock.add(400, 2800.0)
     time.now += 1e9
     assert clock.progress() == 0.5
     assert (clock.tokens, clock.flops) == (500, 3500)

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_overrides_and_types():
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
         ("model.vocab_size=70000", "config.model.vocab_size is 70000"),
         ("objective.mask_rate=0.0", "config.objective.mask_rate"),
-        ("objective.mask_rate=0.001", "large enough"),
+        ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
         ("budget.tokens=1e-3", "invalid literal"),
@@ -82,12 +83,38 @@ def test_overrides_and_types():
         ("micro_batch=4096", "at most batch.sequences"),
         ("glue.starts=('pretraned',)", "config.glue.starts"),
         ("schedule.falloff=1.0", "config.schedule.falloff"),
+        ("objective.final_mask_rate=-0.1", "config.objective.final_mask_rate is -0.1"),
+        ("objective.final_mask_rate=0.001", "config.objective.mask_rate is 0.001"),
+        ("averaging.ema_decay=1.0", "config.averaging.ema_decay is 1.0"),
+        ("averaging.lawa_last=-1", "config.averaging.lawa_last is -1"),
+        ("averaging.lawa_every=0", "config.averaging.lawa_every is 0"),
+        ("glue.starts=('ema',)", "without 'ema', unless averaging.ema_"),
+        ("curriculum.lengths=(8,32)", "config.curriculum.starts is (): must be"),
+        ("curriculum.lengths=(32,8)", "config.curriculum.lengths is (32, 8)"),
+        ("curriculum.lengths=(8,'x')", "config.curriculum.lengths is 'x': must be"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, message):
     with pytest.raises(UserError) as error:
         load("configs/quickstart.py", [override])
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "starts", "others", "message"),
+    [
+        ("(8,24)", "(0.0,0.5)", (), "divisors of it with curriculum.unfold=True"),
+        ("(8,64)", "(0.0,0.5)", (), "at most model.max_length=32"),
+        ("(8,32)", "(0.5,0.2)", (), "config.curriculum.starts is (0.5, 0.2)"),
+        ("(8,32)", "(0.0,1.0)", (), "config.curriculum.starts is (0.0, 1.0)"),
+        ("(8,32)", "(0.0,0.5)", ("objective.mask_rate=0.03",), "a sequence of 8"),
+    ],
+)
+def test_stages_that_cannot_be_are_one_line(lengths, starts, others, message):
+    overrides = [f"curriculum.lengths={lengths}", f"curriculum.starts={starts}"]
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load("configs/quickstart.py", [*overrides, *others])
     assert "\n" not in str(error.value)
 
 

@@ -21,6 +21,7 @@ def test_crammed_bert_in_the_papers_numbers():
     assert flops["attention products"] == 12 * 16 * 128 * 768
     state = facts["state_bytes"]
     assert state["parameters"] == state["accumulated gradients"] == 4 * 119_589_889
+    assert state["averages"] == 4  # off: a counter
     assert state["optimizer"] == pytest.approx(8 * 119_589_889, abs=100)
     # arXiv 2212.14034, table 1: 4.5e9 tokens a day at 36.7 % of the peak.
     assert facts["cards"]["a4000"]["tokens"] == pytest.approx(4.5e9, rel=0.01)
@@ -36,6 +37,14 @@ def test_parts_of_a_model_that_has_them_all():
     word, positions, projection = 32768 * 128, 128 * 128, 128 * 768 + 768
     assert parameters["embedding"] == word + positions + projection
     assert parameters["norms"] == 2 * (128 + 24 * 768 + 128)
+
+
+def test_averages_take_memory():
+    config = row_config(
+        "crammed-bert", "averaging.ema_decay=0.999", "averaging.lawa_last=3"
+    )
+    state = describe(config, 0.4)["state_bytes"]
+    assert state["averages"] == 4 * state["parameters"] + 4
 
 
 def test_a_budget_of_tokens_becomes_hours():

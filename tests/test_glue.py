@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.glue import data, metrics, tasks
+from cramjax.glue import data, evaluate, metrics, tasks
 from cramjax.glue.data import Rows, template
 from cramjax.glue.finetune import _batches, _trim, finetune
 
@@ -155,6 +155,25 @@ def test_finetuning_learns_a_separable_task(tiny):
     )
     assert predictions.shape == (2, 64)
     assert (predictions == labels).all()
+
+
+def test_every_start_gets_its_weights(tiny, corpus, tmp_path, monkeypatch):
+    given = []
+
+    def note(*args, pretrained, **_):
+        dev = args[3]
+        given.append(pretrained)
+        return np.zeros((2, len(dev)), np.int32)
+
+    monkeypatch.setattr(evaluate, "finetune", note)
+    starts = ("pretrained", "random", "ema", "lawa")
+    config = dataclasses.replace(
+        tiny, glue=dataclasses.replace(tiny.glue, starts=starts)
+    )
+    weights = {"pretrained": 1, "ema": 2, "lawa": 3}
+    results = evaluate.evaluate(config, weights, corpus.tokenizer, tmp_path)
+    assert given == [1, None, 2, 3]
+    assert list(results["intents10"]["starts"]) == list(starts)
 
 
 def test_too_few_rows_for_a_batch(tiny):

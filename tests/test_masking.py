@@ -61,6 +61,36 @@ def test_all_mask():
     assert (out.targets_BxP == 9).all()
 
 
+def test_a_masking_rate_that_is_traced_equals_the_fixed_one():
+    """The shapes are those of the highest rate, the rest weighs nothing."""
+    tokens, most = masked(length=128, rate=0.25)
+    apply = jax.jit(
+        lambda predicted: mask_tokens(
+            jax.random.key(0),
+            tokens.astype(np.uint16),
+            mask_rate=0.25,
+            mask_id=MASK,
+            vocab_size=1000,
+            predicted=predicted,
+        )
+    )
+    for predicted in (19, 32):
+        out = jax.tree.map(np.asarray, apply(np.float32(predicted)))
+        assert out.positions_BxP.shape == (64, 32)
+        np.testing.assert_array_equal(out.positions_BxP, most.positions_BxP)
+        assert (out.weights_P == (np.arange(32) < predicted)).all()
+        first = out.positions_BxP[:, :predicted]
+        new = np.take_along_axis(out.tokens_BxL, first, 1)
+        old = np.take_along_axis(tokens, first, 1)
+        masks, replaced = round(0.8 * predicted), round(0.9 * predicted)
+        assert (new[:, :masks] == MASK).all()
+        assert (new[:, masks:replaced] != old[:, masks:replaced]).mean() > 0.95
+        assert (new[:, replaced:] == old[:, replaced:]).all()
+        changed = (out.tokens_BxL != tokens).sum(axis=1)
+        assert (changed <= replaced).all()
+    np.testing.assert_array_equal(out.tokens_BxL, most.tokens_BxL)
+
+
 def test_randomness_depends_on_the_key_alone():
     _, one = masked(seed=1)
     _, same = masked(seed=1)

@@ -24,6 +24,7 @@ from cramjax import (
 from cramjax import config as config_module
 from cramjax.data import ordering
 from cramjax.errors import Interrupted, TrainingFailed, UserError
+from cramjax.flops import train_flops_per_token
 from cramjax.main import main
 from cramjax.run import (
     check_corpus,
@@ -152,11 +153,11 @@ def test_stop_and_resume_equals_the_uninterrupted_run_bitwise(
     stop_after(stop_at, tiny, corpus, tmp_path, monkeypatch)
     assert not (tmp_path / "pretrain.json").exists()
     assert saved_state(tiny, tmp_path).opt_state.mini_step == mini_step
-    params, summary = pretrain.pretrain(tiny, corpus, tmp_path)
+    weights, summary = pretrain.pretrain(tiny, corpus, tmp_path)
 
-    expected_params, expected = pretrain.read_back(tiny, finished[0])
+    expected_weights, expected = pretrain.read_back(tiny, finished[0])
     for a, b in zip(
-        jax.tree.leaves(params), jax.tree.leaves(expected_params), strict=True
+        jax.tree.leaves(weights), jax.tree.leaves(expected_weights), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     for key in ("tokens", "micro_steps", "updates", "held_out_loss", "train_loss"):
@@ -171,6 +172,36 @@ def test_stop_and_resume_equals_the_uninterrupted_run_bitwise(
         for folder in (tmp_path, finished[0])
     )
     assert lines == expected_lines
+
+
+def test_a_curriculum_of_lengths_and_masking_rates_resumes_bitwise(
+    corpus, tmp_path, data_dir, monkeypatch
+):
+    """Stopped in the second of three stages; 40 blocks' tokens are the budget."""
+    config = tiny_config(
+        data_dir,
+        "curriculum.lengths=(8,16,32)",
+        "curriculum.starts=(0.0,0.25,0.5)",
+        "curriculum.unfold=False",
+        "objective.final_mask_rate=0.125",
+        "objective.mask_rate=0.25",
+    )
+    whole, summary = pretrain.pretrain(config, corpus, tmp_path / "whole")
+    # 1280 tokens at 4 x 8, 1280 at 4 x 16, 2560 at 4 x 32.
+    assert summary["micro_steps"] == 41 + 20 + 20
+    assert summary["tokens"] == 41 * 32 + 20 * 64 + 20 * 128
+    flops = [
+        rows * train_flops_per_token(config.model, 0.25, length)
+        for rows, length in ((41 * 32, 8), (20 * 64, 16), (20 * 128, 32))
+    ]
+    assert summary["model_flops"] == pytest.approx(sum(flops), rel=1e-12)
+    assert summary["passes"] == 81 * 4 / len(corpus.train)
+
+    stop_after(50, config, corpus, tmp_path / "stopped", monkeypatch)
+    resumed, again = pretrain.pretrain(config, corpus, tmp_path / "stopped")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    for key in ("held_out_loss", "averages", "model_flops", "micro_steps"):
+        assert again[key] == summary[key]
 
 
 def break_steps(monkeypatch, bad):
@@ -242,9 +273,9 @@ def test_validation_during_training_changes_nothing(
     finished, corpus, tmp_path, data_dir
 ):
     config = tiny_config(data_dir, "validation.every_minutes=1e-9")
-    params, summary = pretrain.pretrain(config, corpus, tmp_path)
-    expected_params, expected = pretrain.read_back(config, finished[0])
-    jax.tree.map(np.testing.assert_array_equal, params, expected_params)
+    weights, summary = pretrain.pretrain(config, corpus, tmp_path)
+    expected_weights, expected = pretrain.read_back(config, finished[0])
+    jax.tree.map(np.testing.assert_array_equal, weights, expected_weights)
     lines = metrics_log.read(tmp_path / "metrics.jsonl")
     scored = [line for line in lines if line.get("event") == "validation"]
     assert len(scored) == 40
@@ -278,14 +309,14 @@ def test_sigterm_at_bad_moments_ends_cleanly_and_resumes(
     if moment == "checkpoint":
         signal_before(monkeypatch, checkpoint.CheckpointStore, "save", 3)
     if moment == "validation":
-        signal_before(monkeypatch, loop, "held_out", 3)
+        signal_before(monkeypatch, loop, "score", 3)
     with pytest.raises(Interrupted, match="stopped by SIGTERM") as error:
         pretrain.pretrain(config, corpus, tmp_path)
     assert error.value.exit_code == 143
     monkeypatch.undo()
-    params, summary = pretrain.pretrain(tiny, corpus, tmp_path)
-    expected_params, expected = pretrain.read_back(tiny, finished[0])
-    jax.tree.map(np.testing.assert_array_equal, params, expected_params)
+    weights, summary = pretrain.pretrain(tiny, corpus, tmp_path)
+    expected_weights, expected = pretrain.read_back(tiny, finished[0])
+    jax.tree.map(np.testing.assert_array_equal, weights, expected_weights)
     assert summary["tokens"] == expected["tokens"]
 
 
@@ -294,9 +325,9 @@ def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
     config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
     _, summary = pretrain.pretrain(config, corpus, tmp_path)
     assert summary["micro_steps"] == 3
-    params, summary_read = pretrain.read_back(config, tmp_path)
+    weights, summary_read = pretrain.read_back(config, tmp_path)
     assert summary_read == summary
-    assert params["final_norm"]["scale"].shape == (32,)
+    assert weights["pretrained"]["final_norm"]["scale"].shape == (32,)
 
 
 def test_work_lost_since_the_checkpoint_is_charged(tiny, corpus, tmp_path, monkeypatch):

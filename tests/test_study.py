@@ -65,12 +65,23 @@ def test_the_scripts_overrides_are_of_all_rows(monkeypatch, tmp_path):
 
 
 def test_the_table_by_hand():
-    study = Study("c", (), {"a": (), "b": ()}, (0, 1, 2))
-    results = {
-        "a": {s: {"held_out_loss": x, "tokens": 10} for s, x in enumerate([1.0, 2.0])},
-        "b": {s: {"held_out_loss": x, "tokens": 10} for s, x in enumerate([1.5, 2.7])},
-    }
-    a, b = table(study, results).splitlines()[2:]
+    study = Study("c", (), {"a": (), "b": (), "c": ()}, (0, 1, 2))
+
+    def runs(losses, ema=None):
+        return {
+            seed: {
+                "held_out_loss": loss,
+                "tokens": 10,
+                "averages": {} if ema is None else {"ema": loss - ema},
+            }
+            for seed, loss in enumerate(losses)
+        }
+
+    results = {"a": runs([1.0, 2.0]), "b": runs([1.5, 2.7], 0.2), "c": {}}
+    a, b, ema = table(study, results).splitlines()[2:]
+    assert (
+        ema == "| b, ema | 2 | 1.900 (1.300 to 2.500) | 0.849 | +0.400 (0.141) | 10 |"
+    )
     assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | 10 |"
     assert b == "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | 10 |"
 

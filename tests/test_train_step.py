@@ -230,6 +230,30 @@ def test_separate_documents_do_not_see_each_other(data_dir):
     assert first[0] != first[1]  # the training step uses it
 
 
+def test_a_falling_masking_rate_compiles_once_and_weighs_what_is_masked(data_dir):
+    falling = tiny_config(
+        data_dir, "objective.mask_rate=0.5", "objective.final_mask_rate=0.25"
+    )
+    constant = [
+        tiny_config(data_dir, f"objective.mask_rate={rate}") for rate in (0.5, 0.25)
+    ]
+    tokens = np.repeat(tokens_of(falling, 4)[:, :1], 32, axis=1)
+    state, micro_step = start(falling)
+    losses = []
+    for progress in (0.0, 0.5, 1.0):
+        fresh = jax.tree.map(jnp.copy, state)
+        losses.append(float(micro_step(fresh, tokens, np.float32(progress))[1]["loss"]))
+    assert micro_step._cache_size() == 1
+    ends = [
+        float(start(c)[1](start(c)[0], tokens, np.float32(0))[1]["loss"])
+        for c in constant
+    ]
+    assert losses[0] == pytest.approx(ends[0], rel=1e-6)
+    assert losses[0] != losses[1] != losses[2]
+    # At the end: 8 of 32 positions, of which the loss is the mean, not a half of it.
+    assert losses[2] == pytest.approx(ends[1], rel=0.05)
+
+
 def test_all_mask(data_dir, monkeypatch):
     given = {}
 

@@ -37,7 +37,7 @@ def check(config: Config) -> None:
 
 def evaluate(
     config: Config,
-    params: Any,
+    weights: dict[str, Any],
     words: Tokenizer,
     workdir: Path,
     say: Callable[[str], None] = print,
@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
       config: its `glue` and `model` sections.
-      params: the pretrained parameters of `model.MaskedLM`.
+      weights: parameters of `model.MaskedLM` for every start but "random".
       words: the tokenizer they were trained with.
       workdir: where glue.json is.
       say: called with a line per start and learning rate.
@@ -78,7 +78,7 @@ def evaluate(
                     train,
                     dev,
                     len(task.labels),
-                    pretrained=params if start == "pretrained" else None,
+                    pretrained=weights.get(start),
                     learning_rate=rate,
                     seed=config.seed,
                 )

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cramjax import averaging
+from cramjax.schema import AveragingConfig
+
+
+def averaged(config, values, updated=None):
+    """Feeds scalars; returns the averages after each."""
+    state = averaging.init(config, {"w": jnp.zeros(())})
+    updated = updated or [True] * len(values)
+    history = []
+    take = jax.jit(lambda s, p, u: averaging.update(config, s, p, u))
+    for value, now in zip(values, updated, strict=True):
+        params = {"w": jnp.float32(value)}
+        state = take(state, params, jnp.asarray(now))
+        read = averaging.read(config, state, params)
+        history.append({name: float(tree["w"]) for name, tree in read.items()})
+    return history
+
+
+def test_ema_by_hand():
+    config = AveragingConfig(ema_decay=0.5, lawa_last=0, lawa_every=1)
+    history = averaged(config, [4.0, 1.0, 7.0])
+    # Weights 1; 1/3, 2/3; 1/7, 2/7, 4/7.
+    expected = [4.0, 4 / 3 + 2 / 3, 4 / 7 + 2 / 7 + 28 / 7]
+    assert [h["ema"] for h in history] == pytest.approx(expected)
+    assert all(h.keys() == {"ema"} for h in history)
+
+
+def test_the_mean_of_the_latest_snapshots_by_hand():
+    config = AveragingConfig(ema_decay=0.0, lawa_last=3, lawa_every=2)
+    history = averaged(config, [10.0, 1, 20, 2, 30, 6, 40, 10, 50])
+    # Snapshots after updates 2, 4, 6 and 8; before the first, the weights themselves.
+    expected = [10, 1, 1, 1.5, 1.5, 3, 3, 6, 6]
+    assert [h["lawa"] for h in history] == pytest.approx(expected)
+
+
+def test_micro_steps_without_an_update_do_not_count():
+    config = AveragingConfig(ema_decay=0.5, lawa_last=2, lawa_every=1)
+    updated = [False, True, False, True]
+    history = averaged(config, [9.0, 1.0, 9.0, 4.0], updated)
+    assert history[0] == {"ema": 9.0, "lawa": 9.0}  # nothing yet: the weights
+    assert history[2] == {"ema": 1.0, "lawa": 1.0}
+    assert history[3] == pytest.approx({"ema": 3.0, "lawa": 2.5})
+
+
+def test_off_costs_nothing():
+    config = AveragingConfig(ema_decay=0.0, lawa_last=0, lawa_every=1)
+    state = averaging.init(config, {"w": jnp.zeros((5, 5))})
+    assert [np.shape(x) for x in jax.tree.leaves(state)] == [()]
+    assert averaging.read(config, state, {"w": jnp.ones((5, 5))}) == {}
