@@ -71,14 +71,13 @@ def test_the_whole_ramp_compiles_once_and_k_is_fixed_while_it_accumulates(data_d
         state, metrics = micro_step(state, tokens_of(config, 4, i), np.float32(i / 60))
         history.append((int(metrics["accumulate"]), bool(metrics["updated"])))
     assert micro_step._cache_size() == 1
-    runs, length = [], 0
+    ks, seen = [], []
     for k, updated in history:
-        length += 1
+        seen.append(k)
         if updated:
-            runs.append((k, length))
-            length = 0
-    assert all(k == length for k, length in runs)
-    ks = [k for k, _ in runs]
+            assert seen == [k] * k
+            ks.append(k)
+            seen = []
     assert ks == sorted(ks) and ks[0] == 1 and ks[-1] == 5
 
 

@@ -1,0 +1,71 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import start, tiny_config
+
+from cramjax.data.tokenizer import MASK
+from cramjax.model import MaskedLM
+from cramjax.validation import held_out, score, token_bytes
+
+
+@pytest.fixture(scope="module")
+def params(tiny):
+    return start(tiny)[0].params
+
+
+@pytest.fixture(scope="module")
+def everything(data_dir):
+    """Six blocks, every position masked: then the answer can be worked out."""
+    return tiny_config(data_dir, "validation.mask_rate=1.0")
+
+
+def test_a_model_that_knows_nothing(everything, corpus, params):
+    scores = held_out(everything, jax.tree.map(jnp.zeros_like, params), corpus)
+    assert scores["loss"] == pytest.approx(np.log(256), rel=1e-6)
+    tokens_BxL = corpus.held_out.take(np.arange(6))
+    assert scores["accuracy"] == (tokens_BxL == 0).mean()  # the first of equals
+    words = [corpus.tokenizer.id_to_token(int(i)) for i in tokens_BxL.ravel()]
+    text_bytes = sum(
+        0 if word.startswith("<") and len(word) > 1 else len(word.replace("##", ""))
+        for word in words
+    )
+    assert scores["bits_per_byte"] == pytest.approx(6 * 32 * 8 / text_bytes)
+
+
+def test_what_is_masked_is_not_given_away(everything, corpus, params):
+    tokens_BxL = corpus.held_out.take(np.arange(6)).astype(np.int32)
+    logits_BxLxV = MaskedLM(everything.model).apply(
+        {"params": params},
+        jnp.full_like(tokens_BxL, MASK),
+        jnp.broadcast_to(jnp.arange(32), (6, 32)),
+    )
+    log_probs = jax.nn.log_softmax(logits_BxLxV)
+    expected = -np.take_along_axis(np.asarray(log_probs), tokens_BxL[..., None], -1)
+    loss = held_out(everything, params, corpus)["loss"]
+    assert loss == pytest.approx(expected.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"micro_batch": 5}])
+def test_every_run_is_asked_the_same(tiny, corpus, params, change):
+    """Six blocks in batches of 4 or 5: the last one is filled up, not counted."""
+    expected = held_out(tiny, params, corpus)
+    scores = held_out(dataclasses.replace(tiny, **change), params, corpus)
+    assert scores == pytest.approx(expected, rel=1e-6)
+
+
+def test_averages_are_scored_beside_the_weights(tiny, corpus, params):
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    scores = score(tiny, {"pretrained": params, "ema": nothing}, corpus)
+    assert scores["averages"] == {"ema": pytest.approx(np.log(256))}
+    assert scores["loss"] == held_out(tiny, params, corpus)["loss"]
+
+
+def test_the_bytes_of_a_token(corpus):
+    bytes_V = token_bytes(corpus.tokenizer, 256)
+    assert (bytes_V[:7] == 0).all() and (bytes_V[7:] > 0).all()
+    vocabulary = corpus.tokenizer.get_vocab()
+    for word in ("e", "##e", "the"):
+        assert bytes_V[vocabulary[word]] == len(word.removeprefix("##"))
