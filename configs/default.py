@@ -50,8 +50,13 @@ def get_config() -> config_dict.ConfigDict:
     model.init_std = 0.02  # of dense kernels and embeddings
 
     config.data = data = config_dict.ConfigDict()
-    data.sources = ()  # files, globs, or "embedded:books"; .txt .jsonl [.gz .xz]
+    # Files, globs, or "embedded:books": .txt, .jsonl, .csv, .parquet, each plain or
+    # .gz, .xz, .bz2, .zst.
+    data.sources = ()
     data.dir = "data"  # where packed corpora are kept, one folder each
+    data.text_field = "text"  # of a .jsonl, .csv or .parquet record
+    data.txt_documents = "blank_line"  # what ends a document in .txt; or "line", "file"
+    data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
     data.held_out_share = 0.005  # of the documents, never trained on
     data.order = "sentence_length"  # of the first pass; or "random", "stored"

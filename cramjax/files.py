@@ -1,17 +1,39 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cramjax.errors import UserError
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside the path for the block, then renames it.
+
+    A kill leaves the old file or the new one. Two processes may write the same path.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes as `replacing` does."""
+    with replacing(path) as file:
+        file.write(data)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes beside the path, then renames: a kill leaves the old file or the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    """Writes as `replacing` does."""
+    write_bytes(path, text.encode())
 
 
 def read_json(path: Path, way_out: str) -> dict[str, Any]:

@@ -101,9 +101,9 @@ class ModelConfig:
             f"between 1 and model.layers={self.layers}",
         )
         check(
-            16 <= self.vocab_size <= 65536,
+            16 <= self.vocab_size <= 1 << 24,
             "vocab_size",
-            "between 16 and 65536 (blocks are stored as uint16)",
+            "between 16 and 16777216",
         )
         check(self.max_length >= 8, "max_length", ">= 8")
         check(self.token_types >= 0, "token_types", ">= 0 (0 = none)")
@@ -141,11 +141,27 @@ class DataConfig:
 
     sources: tuple[str, ...]
     dir: str
+    text_field: str
+    txt_documents: str
+    tokenizer_chars: int
     max_tokens_per_char: float
     held_out_share: float
     order: str
 
     def __post_init__(self):
+        rules = ("blank_line", "line", "file")
+        require(
+            self.txt_documents in rules,
+            "data.txt_documents",
+            self.txt_documents,
+            f"one of {rules}",
+        )
+        require(
+            self.tokenizer_chars >= 1,
+            "data.tokenizer_chars",
+            self.tokenizer_chars,
+            ">= 1",
+        )
         require(
             self.max_tokens_per_char >= 0,
             "data.max_tokens_per_char",

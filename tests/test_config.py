@@ -58,7 +58,7 @@ def test_overrides_and_types():
         ("model.layers=2.5", "invalid literal"),
         ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
-        ("model.vocab_size=70000", "config.model.vocab_size is 70000"),
+        ("model.vocab_size=8", "config.model.vocab_size is 8: must be between 16"),
         ("objective.mask_rate=0.0", "config.objective.mask_rate"),
         ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),

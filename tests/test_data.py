@@ -1,3 +1,5 @@
+import bz2
+import collections
 import dataclasses
 import gzip
 import json
@@ -6,11 +8,15 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import TINY, run_script, tiny_config
+from pyarrow import parquet
 
-from cramjax.data import ordering, packing, prepare, sources, tokenizer
+from cramjax.data import encoding, ordering, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
+from cramjax.data.packing import ShardWriter, token_dtype
+from cramjax.data.sources import Reading
 from cramjax.errors import UserError
 
 
@@ -19,37 +25,103 @@ def write_text(path, documents):
     return path
 
 
-@pytest.mark.parametrize(
-    ("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)]
-)
-def test_readers(tmp_path, suffix, opener):
-    text = tmp_path / f"a.txt{suffix}"
-    with opener(text, "wt") as file:
-        file.write("\n\none\ntwo\r\n\n \n\nthree\n")
-    assert list(sources.read_documents(text)) == ["one\ntwo", "three"]
-    lines = tmp_path / f"b.jsonl{suffix}"
-    with opener(lines, "wt") as file:
-        file.write('{"text": "one\\n\\ntwo"}\n\n{"text": "  "}\n{"text": "three"}\n')
-    assert list(sources.read_documents(lines)) == ["one\n\ntwo", "three"]
+def read(path, field="text", rule="blank_line"):
+    """Returns a file's documents, and its problems."""
+    problems = collections.Counter()
+    reading = Reading(text_field=field, txt_documents=rule)
+    return list(sources.read_documents(path, reading, problems)), dict(problems)
 
 
-def test_broken_input_names_file_and_row(tmp_path):
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_readers(tmp_path, suffix):
+    def write(name, text):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(PACKERS[suffix](text.encode()))
+        return path
+
+    text = write("a.txt", "\n\none\ntwo\r\n\n \n\nthree\rfour\n")
+    assert read(text) == (["one\ntwo", "three\nfour"], {})
+    assert read(text, rule="line")[0] == ["one", "two", "three", "four"]
+    assert read(text, rule="file")[0] == ["one\ntwo\n\n \n\nthree\nfour"]
+    lines = '{"text": "one\\n\\ntwo"}\n\n{"text": "  "}\n{"text": "three"}\n'
+    assert read(write("b.jsonl", lines)) == (["one\n\ntwo", "three"], {})
+    rows = 'id,body\n1,"one, ""two"""\n2,\n3,"three\nfour"\n'
+    assert read(write("c.csv", rows), "body")[0] == ['one, "two"', "three\nfour"]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"id": [1, 2, 3], "content": ["one", None, " two "]})
+    parquet.write_table(table, path)
+    assert read(path, "content") == (["one", "two"], {})
+    with pytest.raises(UserError, match=r"field 'text'; it has \['id', 'content'\]"):
+        read(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    documents, problems = read(path)
+    assert documents == [] and "a.parquet is damaged" in next(iter(problems))
+
+
+def test_a_record_without_the_field_names_those_there_are(tmp_path):
     lines = tmp_path / "b.jsonl"
     lines.write_text('{"text": "one"}\n{"title": "x", "body": "y"}\n')
-    with pytest.raises(UserError, match=r"b\.jsonl:2 has no field 'text'.*body.*title"):
-        list(sources.read_documents(lines))
-    lines.write_text('{"text": \n')
-    with pytest.raises(UserError, match=r"b\.jsonl:1 is not JSON"):
-        list(sources.read_documents(lines))
-    cut = tmp_path / "c.txt.xz"
-    cut.write_bytes(lzma.compress(b"hello " * 1000)[:-20])
-    with pytest.raises(UserError, match=r"c\.txt\.xz is damaged"):
-        list(sources.read_documents(cut))
-    lines.write_text('{"text": "a \\ud800 b"}\n')
-    assert list(sources.read_documents(lines)) == ["a ? b"]
+    with pytest.raises(UserError, match=r"b\.jsonl:2 has no text in.*body.*title"):
+        read(lines)
+    rows = tmp_path / "c.csv"
+    rows.write_text("id,body\n1,one\n")
+    with pytest.raises(UserError, match=r"c\.csv has no text in.*'id', 'body'"):
+        read(rows)
+
+
+def test_broken_input_is_survived_and_counted(tmp_path):
+    lines = tmp_path / "b.jsonl"
+    lines.write_text('{"text": \n{"text": "a \\ud800 b"}\n[1]]\n')
+    assert read(lines) == (["a ? b"], {"lines that are not JSON": 2})
     latin = tmp_path / "d.txt"
-    latin.write_bytes(b"caf\xe9")
-    assert list(sources.read_documents(latin)) == ["caf\ufffd"]
+    latin.write_bytes(b"caf\xe9\n\nplain")
+    assert read(latin) == (
+        ["caf\ufffd", "plain"],
+        {"documents with bytes that are not UTF-8": 1},
+    )
+    empty = tmp_path / "e.txt"
+    empty.write_text("\n \n")
+    assert read(empty) == ([], {"files without text": 1})
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_of_a_cut_file_all_before_the_cut_is_read(tmp_path, suffix, kind):
+    words = np.random.default_rng(0).integers(0, 10**9, 200_000).astype(str)
+    texts = [" ".join(row) for row in words.reshape(-1, 20)]
+    if kind == "txt":
+        data = "\n\n".join(texts)
+    else:
+        data = "\n".join(json.dumps({"text": text}) for text in texts)
+    packed = PACKERS[suffix](data.encode())
+    path = tmp_path / f"a.{kind}{suffix}"
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    documents, problems = read(path)
+    assert len(documents) > 3000  # of 10,000: bzip2 gives whole blocks only
+    assert documents[:-1] == texts[: len(documents) - 1]
+    (what,) = (name for name in problems if "damaged" in name)
+    assert what.startswith(f"{path.name} is damaged: ")
+
+
+def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 2500 + "\nshort\n\nnext")
+    documents, problems = read(path)
+    assert [len(d) for d in documents] == [1000, 1000, 506, 4]
+    assert problems == {"documents cut for their length": 2}
 
 
 def test_resolve(tmp_path):
@@ -60,7 +132,7 @@ def test_resolve(tmp_path):
     for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
         with pytest.raises(UserError, match="config.data.sources"):
             sources.resolve([wrong])
-    with pytest.raises(UserError, match=r"d\.pdf is neither"):
+    with pytest.raises(UserError, match=r"d\.pdf is none of"):
         sources.resolve([f"{tmp_path}/d.pdf"])
 
 
@@ -86,21 +158,30 @@ def test_special_tokens_in_text_are_plain_characters(corpus):
     assert [words.id_to_token(i) for i in range(7)] == list(tokenizer.SPECIAL_TOKENS)
 
 
-def test_packing_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "SHARD_BLOCKS", 2)
-    writer = packing.BlockWriter(tmp_path, "blocks", 4, 100)
-    for document in ([10, 11, 5], [20, 21, 22, 23, 24, 25, 5], [30, 5], [40, 41, 5]):
-        writer.add(document)
-    shards = writer.close()
-    assert shards == [2, 1]
-    blocks = Blocks(tmp_path, "blocks", shards, 4)
-    expected = [[10, 11, 5, 20], [21, 22, 23, 24], [25, 5, 30, 5]]  # 40, 41, 5 lost
-    np.testing.assert_array_equal(blocks.take(np.arange(3)), expected)
-    np.testing.assert_array_equal(blocks.take(np.array([2, 0])), expected[::-2])
-    assert writer.token_counts_V[5] == 3
-    (tmp_path / "blocks-00001.bin").write_bytes(b"xx")
-    with pytest.raises(UserError, match="blocks-00001.bin is not the 8 bytes"):
-        Blocks(tmp_path, "blocks", shards, 4)
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "<u2"), (65537, "<u4")])
+def test_packing_by_hand(tmp_path, vocab_size, dtype):
+    assert token_dtype(vocab_size) == dtype
+    documents = ([10, 11, 5], [20, 21, 22, 23, 24, 25, 5], [30, 5], [40, 41, 5])
+    shards = []
+    for number, some in enumerate((documents[:3], documents[1:2])):
+        writer = ShardWriter(4, vocab_size)
+        for document in some:
+            writer.add(document)
+        shards.append(writer.write(tmp_path / f"blocks-{number}.bin"))
+        assert writer.token_counts_V[5] == 3 - 3 * number  # of what was written
+    assert [shard["blocks"] for shard in shards] == [3, 1]
+    blocks = Blocks(tmp_path, shards, 4, dtype)
+    expected = [[10, 11, 5, 20], [21, 22, 23, 24], [25, 5, 30, 5], [20, 21, 22, 23]]
+    np.testing.assert_array_equal(blocks.take(np.arange(4)), expected)
+    np.testing.assert_array_equal(blocks.take(np.array([3, 0])), expected[::-3])
+    blocks.verify()
+    path = tmp_path / "blocks-1.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=r"blocks-1\.bin is damaged, its checksum"):
+        Blocks(tmp_path, shards, 4, dtype).verify()
+    path.write_bytes(b"xx")
+    with pytest.raises(UserError, match=r"blocks-1\.bin is not the \d+ bytes"):
+        Blocks(tmp_path, shards, 4, dtype)
 
 
 def test_unigram_entropy():
@@ -113,8 +194,8 @@ def test_blocks_are_the_documents_tokens(corpus, tiny):
     for prefix, held_out in ((corpus.train, False), (corpus.held_out, True)):
         ids = []
         for path in sources.resolve(tiny.data.sources):
-            for text in sources.read_documents(path):
-                if prepare.is_held_out(text, tiny.data.held_out_share) == held_out:
+            for text in read(path)[0]:
+                if encoding.is_held_out(text, tiny.data.held_out_share) == held_out:
                     ids += words.encode(text, add_special_tokens=False).ids
                     ids.append(tokenizer.SEP)
         length = tiny.model.max_length
@@ -176,7 +257,7 @@ def test_filter_drops_what_the_tokenizer_finds_odd(tmp_path):
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("", (), "no text in"),
+        ("", (), r"no text in .*\(files without text\)"),
         ("\n \n", (), "no text in"),
         ("a few words only", ("model.vocab_size=1024",), "config.model.vocab_size"),
         ("\u4e2d\u6587 \u4e2d", (), "the normaliser keeps ASCII characters only"),

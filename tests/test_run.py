@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from cramjax import (
     schedules,
     schema,
     train_step,
+    validation,
 )
 from cramjax import config as config_module
 from cramjax.data import ordering
@@ -270,9 +272,15 @@ def test_a_loss_that_stays_high_stops_the_run(corpus, tmp_path, data_dir):
 
 
 def test_validation_during_training_changes_nothing(
-    finished, corpus, tmp_path, data_dir
+    finished, corpus, tmp_path, data_dir, monkeypatch
 ):
     config = tiny_config(data_dir, "validation.every_minutes=1e-9")
+
+    def slow(*args):
+        time.sleep(0.05)
+        return validation.score(*args)
+
+    monkeypatch.setattr(loop, "score", slow)
     weights, summary = pretrain.pretrain(config, corpus, tmp_path)
     expected_weights, expected = pretrain.read_back(config, finished[0])
     jax.tree.map(np.testing.assert_array_equal, weights, expected_weights)
@@ -281,7 +289,7 @@ def test_validation_during_training_changes_nothing(
     assert len(scored) == 40
     assert scored[-1]["loss"] == summary["held_out_loss"] == expected["held_out_loss"]
     assert scored[0]["loss"] > scored[-1]["loss"]
-    assert summary["seconds"]["validation"] > 0
+    assert summary["seconds"]["validation"] > 40 * 0.05  # outside the budget
 
 
 def signal_before(monkeypatch, owner, name, call):

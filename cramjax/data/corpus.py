@@ -1,5 +1,6 @@
 """The packed corpus on disk: memory-mapped blocks, tokenizer and manifest."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import files
-from cramjax.data import tokenizer
+from cramjax.data import packing, tokenizer
 from cramjax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -15,26 +16,49 @@ TOKENIZER = "tokenizer.json"
 
 
 class Blocks:
-    """Rows of L tokens over one or more memory-mapped shards, as uint16."""
+    """Rows of L tokens over memory-mapped shards."""
 
-    def __init__(self, folder: Path, prefix: str, shard_blocks: list[int], length: int):
+    def __init__(
+        self, folder: Path, shards: list[dict[str, Any]], length: int, dtype: str
+    ):
         """Maps the shards.
+
+        Args:
+          folder: where they are.
+          shards: {"file", "blocks", "crc32"} of each.
+          length: tokens in a block.
+          dtype: of the tokens.
 
         Raises:
           UserError: a shard is missing or of another size than the manifest says.
         """
-        self.length = length
-        self._ends = np.cumsum(shard_blocks)
+        self.length, self._dtype = length, np.dtype(dtype)
+        self._folder, self._facts = folder, [s for s in shards if s["blocks"]]
+        self._ends = np.cumsum([shard["blocks"] for shard in self._facts])
         self._shards = []
-        for i, blocks in enumerate(shard_blocks):
-            path = folder / f"{prefix}-{i:05d}.bin"
-            size = blocks * length * 2
+        for shard in self._facts:
+            path, shape = folder / shard["file"], (shard["blocks"], length)
+            size = math.prod(shape) * self._dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
                 raise UserError(
                     f"{path} is not the {size} bytes its manifest promises: delete "
                     f"{folder} and run again to rebuild it"
                 )
-            self._shards.append(np.memmap(path, "<u2", "r", shape=(blocks, length)))
+            self._shards.append(np.memmap(path, self._dtype, "r", shape=shape))
+
+    def verify(self) -> None:
+        """Reads every shard once.
+
+        Raises:
+          UserError: one is not what was written.
+        """
+        for shard in self._facts:
+            path = self._folder / shard["file"]
+            if packing.crc32(path) != shard["crc32"]:
+                raise UserError(
+                    f"{path} is damaged, its checksum is not the manifest's: delete "
+                    f"{self._folder} and run again to rebuild it"
+                )
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -43,7 +67,7 @@ class Blocks:
         """Returns tokens_NxL, a copy."""
         if len(self._shards) == 1:
             return np.asarray(self._shards[0][rows_N])
-        tokens_NxL = np.empty((len(rows_N), self.length), np.uint16)
+        tokens_NxL = np.empty((len(rows_N), self.length), self._dtype)
         shard_N = np.searchsorted(self._ends, rows_N, side="right")
         for shard in np.unique(shard_N):
             here_N = shard_N == shard
@@ -72,7 +96,27 @@ class Corpus:
         self.path = path
         rebuild = f"delete {path} and run again to rebuild it"
         self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, rebuild)
-        length, shards = self.manifest["block_length"], self.manifest["shards"]
-        self.train = Blocks(path, "blocks", shards["blocks"], length)
-        self.held_out = Blocks(path, "held_out", shards["held_out"], length)
+        try:
+            self.train, self.held_out = (
+                Blocks(
+                    path,
+                    self.manifest["shards"][part],
+                    self.manifest["block_length"],
+                    self.manifest["dtype"],
+                )
+                for part in ("blocks", "held_out")
+            )
+        except (LookupError, TypeError) as error:
+            raise UserError(
+                f"{path / MANIFEST} is damaged ({error!r}): {rebuild}"
+            ) from error
         self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, rebuild)
+
+    def verify(self) -> None:
+        """Compares every shard with its checksum.
+
+        Raises:
+          UserError: one is damaged.
+        """
+        self.train.verify()
+        self.held_out.verify()

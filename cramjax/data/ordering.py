@@ -1,10 +1,8 @@
 """Orders in which training visits the blocks: permutations, never copies."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 
+from cramjax import files
 from cramjax.data.corpus import Blocks, Corpus
 
 
@@ -61,7 +59,9 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     path = corpus.path / "order-sentence_length.npy"
     if not path.exists():
         period = corpus.tokenizer.token_to_id(".")
-        _save(path, np.argsort(-_count_token(blocks, period), kind="stable"))
+        order = np.argsort(-_count_token(blocks, period), kind="stable")
+        with files.replacing(path) as file:
+            np.save(file, order.astype(np.uint32))
     return np.load(path, mmap_mode="r")
 
 
@@ -79,10 +79,3 @@ def _count_token(blocks: Blocks, token: int | None, rows: int = 65536) -> np.nda
             chunk_NxL = blocks.take(np.arange(start, stop))
             counts[start:stop] = (chunk_NxL == token).sum(axis=1)
     return counts
-
-
-def _save(path: Path, order: np.ndarray) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, order.astype(np.uint32))
-    partial.replace(path)

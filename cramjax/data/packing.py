@@ -1,48 +1,55 @@
-"""From token ids to blocks of equal length, in shards on disk."""
+"""From token ids to blocks of equal length: one shard, in a file of its own."""
 
+import zlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SHARD_BLOCKS = 1 << 18  # 64 MiB at 128 tokens of 2 bytes
+from cramjax import files
 
 
-class BlockWriter:
+def token_dtype(vocab_size: int) -> str:
+    """Returns the type of stored tokens: 2 bytes as long as they fit, else 4."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+class ShardWriter:
     """Concatenates documents and cuts them into blocks; the last partial one is lost.
 
-    Writes `<prefix>-00000.bin`, `<prefix>-00001.bin`, ... of little-endian uint16.
-
     Attributes:
-      token_counts_V: how often each token was written.
+      token_counts_V: how often each token was written, after `write`.
     """
 
-    def __init__(self, folder: Path, prefix: str, length: int, vocab_size: int):
-        """Opens nothing until a shard is full."""
-        self._folder, self._prefix, self._length = folder, prefix, length
-        self._buffer = array("H")
-        self._shard_blocks: list[int] = []
+    def __init__(self, length: int, vocab_size: int):
+        """Keeps the shard in memory until it is written."""
+        self._length = length
+        self._dtype = np.dtype(token_dtype(vocab_size))
+        self._buffer = array("H" if self._dtype.itemsize == 2 else "I")
         self.token_counts_V = np.zeros(vocab_size, np.int64)
 
     def add(self, ids: Sequence[int]) -> None:
-        """Appends one document, its final <sep> included."""
+        """Appends a part of a document."""
         self._buffer.extend(ids)
-        if len(self._buffer) >= SHARD_BLOCKS * self._length:
-            self._write(SHARD_BLOCKS)
 
-    def close(self) -> list[int]:
-        """Writes what is left; returns the number of blocks in each shard."""
-        if blocks := len(self._buffer) // self._length:
-            self._write(blocks)
-        return self._shard_blocks
+    def write(self, path: Path) -> dict[str, Any]:
+        """Writes the shard; returns {"file", "blocks", "crc32"}."""
+        blocks = len(self._buffer) // self._length
+        tokens = np.frombuffer(self._buffer, self._dtype.newbyteorder("="))
+        tokens = tokens[: blocks * self._length]
+        counts = np.bincount(tokens, minlength=self.token_counts_V.size)
+        self.token_counts_V += counts
+        data = tokens.astype(self._dtype, copy=False).tobytes()
+        files.write_bytes(path, data)
+        return {"file": path.name, "blocks": blocks, "crc32": zlib.crc32(data)}
 
-    def _write(self, blocks: int) -> None:
-        tokens = np.frombuffer(self._buffer, np.uint16)[: blocks * self._length]
-        self.token_counts_V += np.bincount(tokens, minlength=self.token_counts_V.size)
-        name = f"{self._prefix}-{len(self._shard_blocks):05d}.bin"
-        tokens.astype("<u2").tofile(self._folder / name)
-        self._shard_blocks.append(blocks)
-        rest = tokens.size
-        del tokens
-        self._buffer = self._buffer[rest:]
+
+def crc32(path: Path) -> int:
+    """Returns the checksum of a file, read a piece at a time."""
+    value = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 24):
+            value = zlib.crc32(data, value)
+    return value

@@ -1,28 +1,39 @@
 """Raw text to a packed corpus: read, train tokenizer, encode, filter, pack."""
 
+import collections
+import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import re
 import shutil
-import tempfile
+import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from filelock import FileLock, Timeout
 
-from cramjax.data import sources, tokenizer
+from cramjax import files
+from cramjax.data import encoding, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data.encoding import Settings, Unit
 from cramjax.data.fingerprints import fingerprints
-from cramjax.data.packing import BlockWriter
+from cramjax.data.packing import token_dtype
+from cramjax.data.sources import Reading
 from cramjax.errors import UserError
 from cramjax.schema import Config
 
-FORMAT = 3  # of the corpus folder; another number is another corpus
-CHUNK_DOCUMENTS = 1000  # encoded at once: memory stays flat
+FORMAT = 4  # of the corpus folder; another number is another corpus
+SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
+UNIT_BYTES = 1 << 24  # smaller files are encoded together
+LOCK = "lock"
 
 
 def corpus_path(config: Config) -> Path:
@@ -47,115 +58,241 @@ def corpus_path(config: Config) -> Path:
 def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
     """Returns the packed corpus of a config, and builds it if it is not there.
 
-    The folder appears whole or not at all. Its manifest holds `documents` (train,
-    held_out, filtered), `tokens` (train, held_out), `bytes`, `unigram_entropy` (nats
-    per token of the training blocks), `sources` and `settings`.
+    It is built in a folder beside, whose name ends in ".partial": stopped at any
+    moment, the same call goes on with the shards that are not finished. One that is
+    found is read once, to compare its checksums.
+
+    Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
+    held_out), `bytes`, `problems` (what was broken in the text, and how often),
+    `unigram_entropy` (nats per token of the training blocks), `shards`, `sources` and
+    `settings`.
 
     Raises:
-      UserError: a source cannot be read, `data.dir` cannot be written, the corpus is
-        empty or too small for one training and one held-out block, or the vocabulary
-        does not fit the text.
+      UserError: a source cannot be read, `data.dir` cannot be written or is full, the
+        corpus is empty or too small for one training and one held-out block or
+        damaged, or the vocabulary does not fit the text.
     """
     path = corpus_path(config)
-    if (path / MANIFEST).exists():
-        say(f"corpus: {path} (found)")
-        return Corpus(path)
-    if path.exists():
-        raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
+    if not (path / MANIFEST).exists():
+        if path.exists():
+            raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
+        building = path.with_name(f"{path.name}.partial")
+        try:
+            building.mkdir(parents=True, exist_ok=True)
+            with _alone(building, say):
+                if not (path / MANIFEST).exists():
+                    _build(config, building, say)
+                    building.rename(path)
+                    (path / LOCK).unlink()
+                    return Corpus(path)
+                shutil.rmtree(building)
+        except UserError:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that encodes text was killed (too little memory?): the same "
+                f"command goes on with what is finished in {building}"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"config.data.dir is {config.data.dir!r}: cannot be written ({error}); "
+                "make room or pass another one, and the same command goes on with "
+                "what is finished"
+            ) from error
+    say(f"corpus: {path} (found)")
+    corpus = Corpus(path)
+    corpus.verify()
+    return corpus
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process builds in the folder."""
+    lock = FileLock(folder / LOCK)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise UserError(
-            f"config.data.dir is {config.data.dir!r}: cannot be written ({error})"
-        ) from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"corpus: another process is building {folder}, waiting for it ...")
+        lock.acquire()
     try:
-        manifest = _build(config, building, say)
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        building.chmod(0o755)
-        # Another process may have been faster: then its folder is the same as ours.
-        if not (path / MANIFEST).exists():
-            building.rename(path)
+        yield
     finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return Corpus(path)
+        lock.release()
 
 
-def _build(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     paths = sources.resolve(config.data.sources)
-    share = config.data.held_out_share
-    start = time.monotonic()
-    first = next(_documents(paths), None)
-    if first is None:
-        raise UserError(
-            f"config.data.sources: no text in {', '.join(map(str, paths))}; a document "
-            "is a line of .jsonl, or lines between blank ones in .txt"
+    sizes = fingerprints(paths, folder.parent)
+    words_path = folder / TOKENIZER
+    if not words_path.exists():
+        start = time.monotonic()
+        words = _train_tokenizer(config, paths)
+        files.write_text(words_path, words.to_str())
+        say(
+            f"tokenizer: {words.get_vocab_size()} entries, "
+            f"{time.monotonic() - start:.0f}s"
         )
-    words = tokenizer.train(
-        lambda: (text for text in _documents(paths) if not is_held_out(text, share)),
-        config.model.vocab_size,
+    units = _units(paths, [facts["bytes"] for facts in sizes])
+    settings = Settings(
+        reading=Reading.of(config.data),
+        block_length=config.model.max_length,
+        vocab_size=config.model.vocab_size,
+        max_tokens_per_char=config.data.max_tokens_per_char,
+        held_out_share=config.data.held_out_share,
+        shard_chars=SHARD_CHARS,
     )
-    words.save(str(folder / TOKENIZER))
-    say(f"tokenizer: {words.get_vocab_size()} entries, {time.monotonic() - start:.0f}s")
+    start = time.monotonic()
+    by_unit = _encode(units, settings, folder, say)
+    manifest = _manifest(config, settings, by_unit, sizes)
+    counts_V = sum(
+        encoding.token_counts(unit, len(facts), folder)
+        for unit, facts in zip(units, by_unit, strict=True)
+    )
+    manifest["unigram_entropy"] = unigram_entropy(counts_V)
+    files.write_json(folder / MANIFEST, manifest)
+    for pattern in ("facts-*.json", "counts-*.npy", "*.partial"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    documents, shards = manifest["documents"], manifest["shards"]
+    say(
+        f"corpus: {documents['train']:,} documents in {_blocks(shards['blocks']):,} "
+        f"blocks of {config.model.max_length} tokens, {documents['held_out']:,} held "
+        f"out in {_blocks(shards['held_out']):,}, {documents['filtered']:,} dropped, "
+        f"{time.monotonic() - start:.0f}s"
+    )
+    for what, count in manifest["problems"].items():
+        say(f"corpus: {what} ({count:,})")
 
-    length = config.model.max_length
-    writers = {
-        prefix: BlockWriter(folder, prefix, length, config.model.vocab_size)
-        for prefix in ("blocks", "held_out")
-    }
-    documents = dict.fromkeys(("train", "held_out", "filtered"), 0)
-    total_bytes = 0
-    encode_start = time.monotonic()
-    words = tokenizer.load(folder / TOKENIZER, "run again")
-    limit = config.data.max_tokens_per_char
-    for text, ids in _encoded(words, _documents(paths)):
-        total_bytes += len(text.encode())
-        if limit and len(ids) > limit * len(text):
-            documents["filtered"] += 1
-        elif is_held_out(text, share):
-            documents["held_out"] += 1
-            writers["held_out"].add(ids)
-        else:
-            documents["train"] += 1
-            writers["blocks"].add(ids)
-    shards = {prefix: writer.close() for prefix, writer in writers.items()}
-    for prefix, what in (("blocks", "training"), ("held_out", "held-out")):
-        if not shards[prefix]:
+
+def _train_tokenizer(config: Config, paths: list[Path]) -> Any:
+    """Returns a tokenizer trained on the beginning of every file.
+
+    Each gives `data.tokenizer_chars` by its share of the files' bytes; held-out
+    documents give nothing.
+    """
+    reading = Reading.of(config.data)
+    bytes_of = [path.stat().st_size for path in paths]
+    problems: collections.Counter[str] = collections.Counter()
+
+    def sample() -> Iterator[str]:
+        for path, size in zip(paths, bytes_of, strict=True):
+            left = config.data.tokenizer_chars * size / max(sum(bytes_of), 1)
+            for text in sources.read_documents(path, reading, problems):
+                if left <= 0:
+                    break
+                left -= len(text)
+                if not encoding.is_held_out(text, config.data.held_out_share):
+                    yield text
+
+    if next(sample(), None) is None:
+        found = "; ".join(problems)
+        raise UserError(
+            f"config.data.sources: no text in {', '.join(map(str, paths))} ({found}); "
+            "see data.txt_documents and data.text_field in configs/default.py for what "
+            "is a document"
+        )
+    return tokenizer.train(sample, config.model.vocab_size)
+
+
+def _units(paths: list[Path], sizes: list[int]) -> list[Unit]:
+    """Returns the files in order, small ones together."""
+    groups: list[list[Path]] = []
+    room = 0
+    for path, size in zip(paths, sizes, strict=True):
+        if room < size:
+            groups.append([])
+            room = UNIT_BYTES
+        groups[-1].append(path)
+        room -= size
+    return [Unit(number, tuple(group)) for number, group in enumerate(groups)]
+
+
+def _encode(
+    units: list[Unit], settings: Settings, folder: Path, say: Callable[[str], None]
+) -> list[list[dict[str, Any]]]:
+    """Returns the facts of every unit's shards; as many units at once as cores."""
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, len(units))
+    common = (settings, folder, folder / TOKENIZER)
+    if workers == 1:
+        return [encoding.encode_unit(unit, *common)[0] for unit in units]
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(cores // workers,),
+    )
+    try:
+        futures = {pool.submit(encoding.encode_unit, u, *common): u for u in units}
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            facts, _ = future.result()
+            size = sum(shard["bytes"] for shard in facts)
+            say(f"corpus: {done} of {len(units)} parts, this one {size / 1e6:,.0f} MB")
+        return [future.result()[0] for future in futures]
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that encodes text was killed: too little memory?"
+        ) from error
+    finally:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def _manifest(
+    config: Config,
+    settings: Settings,
+    by_unit: list[list[dict[str, Any]]],
+    found_sources: list[dict[str, Any]],
+) -> dict[str, Any]:
+    shards = list(itertools.chain.from_iterable(by_unit))
+    documents = _total(shard["documents"] for shard in shards)
+    parts = {part: [s[part] for s in shards] for part in ("blocks", "held_out")}
+    length = settings.block_length
+    for part, what in (("blocks", "training"), ("held_out", "held-out")):
+        if not _blocks(parts[part]):
             raise UserError(
                 f"config.data.sources: {sum(documents.values())} documents (of them "
                 f"{documents['filtered']} dropped by config.data.max_tokens_per_char="
-                f"{limit:g}, {documents['held_out']} held out by config.data."
-                f"held_out_share={share:g}) leave no {what} block of {length} tokens: "
-                "add text or change these keys (blank lines separate documents in .txt)"
+                f"{settings.max_tokens_per_char:g}, {documents['held_out']} held out "
+                f"by config.data.held_out_share={settings.held_out_share:g}) leave no "
+                f"{what} block of {length} tokens: add text or change these keys "
+                "(config.data.txt_documents says what separates documents in .txt)"
             )
-    seconds = time.monotonic() - encode_start
-    say(
-        f"corpus: {documents['train']:,} documents in {sum(shards['blocks']):,} blocks "
-        f"of {length} tokens, {documents['held_out']:,} held out in "
-        f"{sum(shards['held_out']):,}, {documents['filtered']:,} dropped, "
-        f"{seconds:.0f}s"
-    )
     return {
         "format": FORMAT,
         "settings": _settings(config),
-        "sources": fingerprints(paths, folder.parent),
+        "sources": found_sources,
         "block_length": length,
-        "vocab_size": config.model.vocab_size,
-        "shards": shards,
+        "vocab_size": settings.vocab_size,
+        "dtype": token_dtype(settings.vocab_size),
+        "shards": parts,
         "documents": documents,
-        "bytes": total_bytes,
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "problems": _total(shard["problems"] for shard in shards),
         "tokens": {
-            "train": sum(shards["blocks"]) * length,
-            "held_out": sum(shards["held_out"]) * length,
+            "train": _blocks(parts["blocks"]) * length,
+            "held_out": _blocks(parts["held_out"]) * length,
         },
-        "unigram_entropy": unigram_entropy(writers["blocks"].token_counts_V),
     }
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Returns whether a document is held out: told by its hash, so copies agree."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+def _total(counts: Any) -> dict[str, int]:
+    total: collections.Counter[str] = collections.Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
+
+
+def _blocks(shards: list[dict[str, Any]]) -> int:
+    return sum(shard["blocks"] for shard in shards)
 
 
 def unigram_entropy(counts_V: np.ndarray) -> float:
@@ -164,26 +301,15 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def _documents(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        yield from sources.read_documents(path)
-
-
-def _encoded(
-    words: Tokenizer, documents: Iterator[str]
-) -> Iterator[tuple[str, Sequence[int]]]:
-    """Yields each document with its ids, the final <sep> included."""
-    while chunk := list(itertools.islice(documents, CHUNK_DOCUMENTS)):
-        encodings = words.encode_batch_fast(chunk, add_special_tokens=False)
-        for text, encoding in zip(chunk, encodings, strict=True):
-            yield text, [*encoding.ids, tokenizer.SEP]
-
-
 def _settings(config: Config) -> dict[str, Any]:
+    data = config.data
     return {
         "format": FORMAT,
         "vocab_size": config.model.vocab_size,
         "block_length": config.model.max_length,
-        "max_tokens_per_char": config.data.max_tokens_per_char,
-        "held_out_share": config.data.held_out_share,
+        "max_tokens_per_char": data.max_tokens_per_char,
+        "held_out_share": data.held_out_share,
+        "tokenizer_chars": data.tokenizer_chars,
+        "text_field": data.text_field,
+        "txt_documents": data.txt_documents,
     }

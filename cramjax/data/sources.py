@@ -1,21 +1,50 @@
-"""Where text comes from: files, one document at a time."""
+"""Where text comes from: files, one document at a time, in bounded memory."""
 
+import bz2
+import collections
+import csv
+import dataclasses
 import glob
 import gzip
+import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
+
+import pyarrow
+from pyarrow import parquet
 
 from cramjax.errors import UserError
-from cramjax.schema import require
+from cramjax.schema import DataConfig, require
 
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
-FORMATS = (".txt", ".jsonl")
-COMPRESSIONS = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSIONS: dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": lambda path: pyarrow.input_stream(str(path), compression="zstd"),
+}
+# What a decompressor says of a file that was cut or changed.
+DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
+# Longer documents are cut, or one file without a blank line could fill the memory.
+MAX_DOCUMENT_CHARS = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How files are read; see `schema.DataConfig`."""
+
+    text_field: str
+    txt_documents: str
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Reading":
+        """Returns what the config says."""
+        return cls(config.text_field, config.txt_documents)
 
 
 def resolve(sources: Sequence[str]) -> list[Path]:
@@ -48,60 +77,142 @@ def resolve(sources: Sequence[str]) -> list[Path]:
                 "globs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\""
             )
         for match in matches:
-            if _format(Path(match)) not in FORMATS:
+            if _format(Path(match)) not in READERS:
                 raise UserError(
-                    f"config.data.sources: {match} is neither .txt nor .jsonl (plain, "
-                    ".gz or .xz); convert or rename it"
+                    f"config.data.sources: {match} is none of {', '.join(READERS)} "
+                    f"(plain or {', '.join(COMPRESSIONS)}); convert or rename it"
                 )
         paths += [Path(m).resolve() for m in matches]
     return paths
 
 
-def read_documents(path: Path) -> Iterator[str]:
+def read_documents(
+    path: Path, reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
     """Yields a file's documents, stripped, without the empty ones.
 
-    In `.txt` a blank line separates documents; in `.jsonl` a line is one, in the field
-    "text". Bytes that are not UTF-8 become U+FFFD, halves of surrogate pairs "?".
+    In `.txt` a document is what `reading.txt_documents` says; in `.jsonl` a line, in
+    `.csv` and `.parquet` a row, with the text in `reading.text_field`. What is broken
+    is left out or mended, and counted: bytes that are not UTF-8 become U+FFFD and
+    halves of surrogate pairs "?", lines that are not JSON are skipped, of a file that
+    is damaged all before the damage is read, a document longer than
+    `MAX_DOCUMENT_CHARS` becomes several.
+
+    Args:
+      path: the file; its suffixes say what it is.
+      reading: the rules.
+      problems: {what: how often}, counted up while reading.
 
     Raises:
-      UserError: a JSON line that cannot be read, or one without the field.
+      UserError: a record has no such field.
     """
-    opener = COMPRESSIONS.get(path.suffix, open)
-    with opener(path, "rt", encoding="utf-8", errors="replace") as file:
-        reader = _paragraphs if _format(path) == ".txt" else _json_texts
+    texts = READERS[_format(path)](path, reading, problems)
+    empty = True
+    while True:
         try:
-            yield from reader(file, path)
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+            text = next(texts, None)
+        except DAMAGE as error:
+            problems[f"{path.name} is damaged: {error}"] += 1
+            return
+        if text is None:
+            break
+        if text := text.strip():
+            empty = False
+            if "\ufffd" in text:
+                problems["documents with bytes that are not UTF-8"] += 1
+            yield text
+    if empty:
+        problems["files without text"] += 1
 
 
 def _format(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
-def _paragraphs(file: TextIO, path: Path) -> Iterator[str]:
-    del path
+def _open(path: Path) -> io.TextIOWrapper:
+    opener = COMPRESSIONS.get(path.suffix, lambda path: path.open("rb"))
+    return io.TextIOWrapper(opener(path), encoding="utf-8", errors="replace")
+
+
+def _txt(
+    path: Path, reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
     lines: list[str] = []
-    for line in file:
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "".join(lines).strip()
-            lines = []
-    if lines:
-        yield "".join(lines).strip()
-
-
-def _json_texts(file: TextIO, path: Path) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
+    size = 0
+    with _open(path) as file:
+        # Yields what it has when the file turns out to be damaged, too.
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number} is not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            while line := file.readline(MAX_DOCUMENT_CHARS):
+                blank = reading.txt_documents == "blank_line" and not line.strip()
+                full = size + len(line) > MAX_DOCUMENT_CHARS
+                if full:
+                    problems["documents cut for their length"] += 1
+                if lines and (blank or full or reading.txt_documents == "line"):
+                    yield "".join(lines)
+                    lines, size = [], 0
+                lines.append(line)
+                size += len(line)
+        except DAMAGE:
+            yield "".join(lines)
+            raise
+    yield "".join(lines)
+
+
+def _jsonl(
+    path: Path, reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                problems["lines that are not JSON"] += 1
+                continue
             fields = sorted(record) if isinstance(record, dict) else type(record)
-            raise UserError(f"{path}:{number} has no field 'text'; it has {fields}")
-        if text := record["text"].strip():
+            text = record.get(reading.text_field) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise _no_field(f"{path}:{number}", reading, fields)
             yield text.encode(errors="replace").decode()
+
+
+def _csv(
+    path: Path, reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
+    csv.field_size_limit(MAX_DOCUMENT_CHARS)
+    with _open(path) as file:
+        rows = csv.DictReader(file)
+        if reading.text_field not in (rows.fieldnames or ()):
+            raise _no_field(str(path), reading, rows.fieldnames or [])
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error:
+                problems["rows that are not CSV"] += 1
+                continue
+            if row is None:
+                return
+            yield row[reading.text_field] or ""
+
+
+def _parquet(
+    path: Path, reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
+    del problems
+    with parquet.ParquetFile(path) as file:
+        if reading.text_field not in file.schema_arrow.names:
+            raise _no_field(str(path), reading, file.schema_arrow.names)
+        for batch in file.iter_batches(1000, columns=[reading.text_field]):
+            for text in batch.column(0):
+                yield text.as_py() or ""
+
+
+def _no_field(where: str, reading: Reading, fields: object) -> UserError:
+    return UserError(
+        f"{where} has no text in the field {reading.text_field!r}; it has {fields}: "
+        "pass one of them as --config.data.text_field"
+    )
+
+
+READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

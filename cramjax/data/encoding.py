@@ -1,0 +1,220 @@
+"""From files to shards of blocks: a function without state, for one process or many."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cramjax import files
+from cramjax.data import sources, tokenizer
+from cramjax.data.packing import ShardWriter, crc32
+from cramjax.data.sources import Reading
+
+CHUNK_CHARS = 1 << 20  # text that is encoded at once
+PIECE_CHARS = 1 << 16  # longer documents are encoded in pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a shard depends on besides its text and the tokenizer."""
+
+    reading: Reading
+    block_length: int
+    vocab_size: int
+    max_tokens_per_char: float
+    held_out_share: float
+    shard_chars: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Consecutive files that one worker turns into shards."""
+
+    number: int
+    paths: tuple[Path, ...]
+
+
+def encode_unit(
+    unit: Unit, settings: Settings, folder: Path, tokenizer_path: Path
+) -> tuple[list[dict[str, Any]], float]:
+    """Writes the shards of a unit that are not finished yet.
+
+    A shard is `settings.shard_chars` of text, in blocks-<unit>-<shard>.bin,
+    held_out-<unit>-<shard>.bin and counts-<unit>-<shard>.npy (tokens of the training
+    blocks); facts-<unit>-<shard>.json is written last. The same text gives the same
+    bytes, whoever writes them and however often it was interrupted.
+
+    Returns:
+      The facts of all shards, in order: {"documents" ({"train", "held_out",
+      "filtered"}), "read" (documents in all), "bytes", "problems", "blocks" and
+      "held_out" (see `ShardWriter.write`), "last" (of its unit)}; and the seconds that
+      reading and encoding took.
+
+    Raises:
+      UserError: see `sources.read_documents`.
+      OSError: the folder cannot be written.
+    """
+    done = _finished(unit, folder)
+    if done and done[-1]["last"]:
+        return done, 0.0
+    words = tokenizer.load(tokenizer_path, "run again")
+    problems: collections.Counter[str] = collections.Counter()
+    documents = read_all(unit.paths, settings.reading, problems)
+    for _ in range(sum(facts["read"] for facts in done)):
+        next(documents)
+    start = time.monotonic()
+    while not (done and done[-1]["last"]):
+        stem = _stem(unit, len(done))
+        before = problems.copy()
+        facts, counts_V = _encode_shard(words, documents, settings, folder, stem)
+        facts["problems"] = dict(problems - before)
+        with files.replacing(folder / f"counts-{stem}.npy") as file:
+            np.save(file, counts_V)
+        files.write_json(folder / f"facts-{stem}.json", facts)
+        done.append(facts)
+    return done, time.monotonic() - start
+
+
+def token_counts(unit: Unit, shards: int, folder: Path) -> np.ndarray:
+    """Returns how often the unit's training blocks have each token."""
+    stems = (_stem(unit, number) for number in range(shards))
+    return sum(np.load(folder / f"counts-{stem}.npy") for stem in stems)
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Returns whether a document is held out: told by its hash, so copies agree."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def read_all(
+    paths: Iterable[Path], reading: Reading, problems: collections.Counter[str]
+) -> Iterator[str]:
+    """Yields the documents of several files; see `sources.read_documents`."""
+    for path in paths:
+        yield from sources.read_documents(path, reading, problems)
+
+
+def _stem(unit: Unit, number: int) -> str:
+    return f"{unit.number:05d}-{number:05d}"
+
+
+def _finished(unit: Unit, folder: Path) -> list[dict[str, Any]]:
+    """Returns the facts of the unit's first shards that are there and whole."""
+    done = []
+    for number in itertools.count():
+        stem = _stem(unit, number)
+        try:
+            facts = json.loads((folder / f"facts-{stem}.json").read_text())
+            np.load(folder / f"counts-{stem}.npy")
+            for prefix in ("blocks", "held_out"):
+                shard = facts[prefix]
+                if crc32(folder / shard["file"]) != shard["crc32"]:
+                    return done
+        except (OSError, ValueError, LookupError, TypeError):
+            return done
+        done.append(facts)
+        if facts["last"]:
+            return done
+    raise AssertionError("never reached")
+
+
+def _encode_shard(
+    words: Tokenizer,
+    documents: Iterator[str],
+    settings: Settings,
+    folder: Path,
+    stem: str,
+) -> tuple[dict[str, Any], np.ndarray]:
+    writers = {
+        prefix: ShardWriter(settings.block_length, settings.vocab_size)
+        for prefix in ("blocks", "held_out")
+    }
+    counts = dict.fromkeys(("train", "held_out", "filtered"), 0)
+    size = text_bytes = 0
+    chunk: list[str] = ["first"]
+    while chunk and size < settings.shard_chars:
+        _stop_if_orphaned()
+        chunk = _take(documents, min(CHUNK_CHARS, settings.shard_chars - size))
+        size += sum(map(len, chunk))
+        for text, parts in _encoded(words, chunk):
+            text_bytes += len(text.encode())
+            tokens = sum(map(len, parts)) + 1
+            limit = settings.max_tokens_per_char
+            if limit and tokens > limit * len(text):
+                counts["filtered"] += 1
+                continue
+            held_out = is_held_out(text, settings.held_out_share)
+            counts["held_out" if held_out else "train"] += 1
+            writer = writers["held_out" if held_out else "blocks"]
+            for ids in parts:
+                writer.add(ids)
+            writer.add((tokenizer.SEP,))
+    facts = {
+        "documents": counts,
+        "read": sum(counts.values()),
+        "bytes": text_bytes,
+        **{
+            prefix: writer.write(folder / f"{prefix}-{stem}.bin")
+            for prefix, writer in writers.items()
+        },
+        "last": not chunk,
+    }
+    return facts, writers["blocks"].token_counts_V
+
+
+def _take(documents: Iterator[str], chars: int) -> list[str]:
+    """Returns the next documents, until they have so many characters."""
+    taken: list[str] = []
+    while chars > 0 and (text := next(documents, None)) is not None:
+        taken.append(text)
+        chars -= len(text)
+    return taken
+
+
+def _encoded(
+    words: Tokenizer, texts: Sequence[str]
+) -> Iterator[tuple[str, list[list[int]]]]:
+    """Yields each text with its ids, in one or more lists."""
+    pieces = [split(text, PIECE_CHARS) for text in texts]
+    flat = itertools.chain.from_iterable(pieces)
+    encodings = iter(words.encode_batch_fast(list(flat), add_special_tokens=False))
+    for text, of_text in zip(texts, pieces, strict=True):
+        yield text, [next(encodings).ids for _ in of_text]
+
+
+def split(text: str, size: int) -> list[str]:
+    """Cuts a text into pieces of about `size` characters, before white space only.
+
+    Words end there for the tokenizer, so the pieces' tokens are the text's; and long
+    documents take neither much memory nor one core alone.
+    """
+    pieces, start = [], 0
+    while len(text) - start > size:
+        space = _SPACE.search(text, start + size)
+        if space is None:
+            break
+        pieces.append(text[start : space.start()])
+        start = space.start()
+    return [*pieces, text[start:]]
+
+
+_SPACE = re.compile(r"[ \n]")
+
+
+def _stop_if_orphaned() -> None:
+    """Ends a worker whose parent was killed: the next one will want its files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)

@@ -1,0 +1,257 @@
+"""Building a corpus: in shards, by several processes, stopped and started again."""
+
+import errno
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import TINY, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cramjax import files
+from cramjax.data import encoding, prepare, sources, tokenizer
+from cramjax.data.corpus import Corpus
+from cramjax.data.sources import Reading
+from cramjax.errors import UserError
+
+WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "hat", ".", ",", "it")
+
+
+def write_texts(folder, files=3, documents=60, seed=0):
+    """Writes files of random documents; returns their glob."""
+    generator = random.Random(seed)
+    folder.mkdir(exist_ok=True)
+    for number in range(files):
+        texts = (
+            " ".join(generator.choices(WORDS, k=generator.randint(5, 80)))
+            for _ in range(documents)
+        )
+        (folder / f"{number}.txt").write_text("\n\n".join(texts))
+    return f"{folder}/*.txt"
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Every file is a unit of several shards."""
+    monkeypatch.setattr(prepare, "UNIT_BYTES", 1)
+    monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
+
+
+def config_of(tmp_path, name="d"):
+    texts = write_texts(tmp_path / "texts")
+    return tiny_config(
+        tmp_path / name,
+        f"data.sources={texts}",
+        "model.vocab_size=42",
+        "data.held_out_share=0.2",
+    )
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def cores(monkeypatch, count):
+    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: set(range(count)))
+
+
+def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
+    config = config_of(tmp_path)
+    corpus = prepare.prepare(config)
+    assert len(corpus.manifest["shards"]["blocks"]) > 6
+    expected = {False: [], True: []}
+    for path in sources.resolve(config.data.sources):
+        documents = path.read_text().split("\n\n")
+        while documents:  # a shard is full with the document that reaches its size
+            ids, size = {False: [], True: []}, 0
+            while documents and size < 3000:
+                text = documents.pop(0)
+                size += len(text)
+                tokens = corpus.tokenizer.encode(text, add_special_tokens=False).ids
+                held_out = encoding.is_held_out(text, 0.2)
+                ids[held_out] += [*tokens, tokenizer.SEP]
+            for held_out, tokens in ids.items():
+                expected[held_out] += tokens[: len(tokens) // 32 * 32]
+    for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
+        tokens_NxL = blocks.take(np.arange(len(blocks)))
+        np.testing.assert_array_equal(
+            tokens_NxL, np.reshape(expected[held_out], (-1, 32))
+        )
+    documents = corpus.manifest["documents"]
+    assert documents["train"] + documents["held_out"] == 180
+    names = {path.name.split("-")[0] for path in corpus.path.iterdir()}
+    assert names == {"blocks", "held_out", "manifest.json", "tokenizer.json"}
+
+
+def test_two_processes_write_what_one_does(tmp_path, small_shards, monkeypatch):
+    stores = []
+    for count in (1, 2):
+        cores(monkeypatch, count)
+        corpus = prepare.prepare(config_of(tmp_path, f"d{count}"))
+        stores.append(content(corpus.path))
+    assert stores[0] == stores[1]
+
+
+def test_stopped_and_started_again_it_goes_on(tmp_path, small_shards, monkeypatch):
+    cores(monkeypatch, 1)
+    whole = prepare.prepare(config_of(tmp_path, "whole"))
+    config = config_of(tmp_path)
+    encode, calls = encoding._encode_shard, []
+
+    def stop_at_5(*args):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(args[-1])
+        return encode(*args)
+
+    monkeypatch.setattr(encoding, "_encode_shard", stop_at_5)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(config)
+    (partial,) = (tmp_path / "d").glob("*.partial")
+    assert not prepare.corpus_path(config).exists()
+    # One finished shard is damaged meanwhile, one has lost its facts.
+    (partial / f"blocks-{calls[1]}.bin").write_bytes(b"x")
+    (partial / f"facts-{calls[4]}.json").write_text("{")
+    again = []
+    monkeypatch.setattr(
+        encoding, "_encode_shard", lambda *a: again.append(a[-1]) or encode(*a)
+    )
+    corpus = prepare.prepare(config)
+    assert content(corpus.path) == content(whole.path)
+    shards = [s["file"][7:18] for s in corpus.manifest["shards"]["blocks"]]
+    # Of a unit, shards behind a damaged one are made again: their text is read anyway.
+    assert calls == shards[:5] and calls[2][:5] != calls[3][:5]
+    assert again == [shard for shard in shards if shard not in (calls[0], calls[3])]
+
+
+def test_a_full_disk_is_one_line_and_resumable(tmp_path, small_shards, monkeypatch):
+    cores(monkeypatch, 1)
+    whole = prepare.prepare(config_of(tmp_path, "whole"))
+    config = config_of(tmp_path)
+    write, left = files.write_bytes, list(range(7))
+
+    def write_until_full(path, data):
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left.pop()
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_bytes", write_until_full)
+    with pytest.raises(UserError, match="No space left.*goes on with what is") as error:
+        prepare.prepare(config)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(files, "write_bytes", write)
+    assert content(prepare.prepare(config).path) == content(whole.path)
+
+
+def test_a_damaged_shard_is_found_before_training(tmp_path, small_shards):
+    config = config_of(tmp_path)
+    corpus = prepare.prepare(config)
+    path = corpus.path / corpus.manifest["shards"]["held_out"][1]["file"]
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(f"{path} is damaged, its checksum")):
+        prepare.prepare(config)
+    manifest = json.loads((corpus.path / "manifest.json").read_text())
+    del manifest["shards"]["blocks"][0]["crc32"], manifest["dtype"]
+    (corpus.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        Corpus(corpus.path)
+
+
+def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        tokenizer, "train", lambda documents, _: seen.extend(documents())
+    )
+    texts = write_texts(tmp_path / "texts", files=3, documents=100)
+    paths = sources.resolve([texts])
+    config = tiny_config(tmp_path, f"data.sources={texts}", "data.tokenizer_chars=9000")
+    prepare._train_tokenizer(config, paths)
+    assert 9000 * 0.9 < sum(map(len, seen)) < 9000 * 1.2
+    for path in paths:
+        documents = path.read_text().split("\n\n")
+        count = sum(text in set(documents) for text in seen)
+        assert 5 < count < 40
+
+
+PROGRAM = """
+import sys
+from cramjax.data import prepare
+from cramjax.config import load
+if __name__ == "__main__":
+    prepare.UNIT_BYTES, prepare.SHARD_CHARS = 1 << 20, 1 << 19
+    prepare.prepare(load("configs/quickstart.py", sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_and_started_again_the_store_is_the_same(tmp_path, kills):
+    texts = write_texts(tmp_path / "texts", files=6, documents=8000)
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def start(name):
+        command = [sys.executable, str(tmp_path / "program.py"), *TINY]
+        overrides = [f"data.sources={texts}", f"data.dir={tmp_path / name}"]
+        return subprocess.Popen([*command, *overrides, "model.vocab_size=42"])
+
+    def folder(name):
+        return next(p for p in (tmp_path / name).iterdir() if p.is_dir())
+
+    assert start("whole").wait() == 0
+    shards = len(Corpus(folder("whole")).manifest["shards"]["blocks"])
+    generator = random.Random(kills)
+    finished: dict[str, int] = {}
+    for goal in np.linspace(0, 0.8 * shards, kills):
+        process = start("killed")
+        while len(list((tmp_path / "killed").glob("*.partial/facts-*.json"))) < goal:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        time.sleep(0.5)  # the workers notice
+        for path in (tmp_path / "killed").glob("*.partial/facts-*.json"):
+            made = path.stat().st_mtime_ns
+            assert finished.setdefault(path.name, made) == made  # not made again
+    assert len(finished) > 0.7 * shards
+    assert start("killed").wait() == 0
+    assert content(folder("killed")) == content(folder("whole"))
+
+
+@pytest.fixture(scope="module")
+def words(corpus):
+    return corpus.tokenizer
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(
+        st.text(st.sampled_from("ab .,'`\né\u0301\u2003中\t-") | st.characters()),
+        min_size=1,
+        max_size=8,
+    ),
+    piece=st.integers(1, 20),
+)
+def test_no_token_is_lost_or_invented_by_encoding_in_pieces(words, texts, piece):
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    for text in texts:
+        assert "".join(encoding.split(text, piece)) == text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "PIECE_CHARS", piece)
+        encoded = list(encoding._encoded(words, texts))
+    for (text, parts), expected in zip(encoded, texts, strict=True):
+        assert text == expected
+        ids = words.encode(text, add_special_tokens=False).ids
+        assert [i for part in parts for i in part] == ids
+
+
+def test_reading_is_what_the_config_says(tiny):
+    assert Reading.of(tiny.data) == Reading("text", "blank_line")
