@@ -22,10 +22,10 @@ def averaged(config, values, updated=None):
 
 
 def test_ema_by_hand():
-    config = AveragingConfig(ema_decay=0.5, lawa_last=0, lawa_every=1)
+    config = AveragingConfig(ema_decay=0.75, lawa_last=0, lawa_every=1)
     history = averaged(config, [4.0, 1.0, 7.0])
-    # Weights 1; 1/3, 2/3; 1/7, 2/7, 4/7.
-    expected = [4.0, 4 / 3 + 2 / 3, 4 / 7 + 2 / 7 + 28 / 7]
+    # Weights 1; 3/7, 4/7; 9/37, 12/37, 16/37.
+    expected = [4.0, (3 * 4 + 4) / 7, (9 * 4 + 12 + 16 * 7) / 37]
     assert [h["ema"] for h in history] == pytest.approx(expected)
     assert all(h.keys() == {"ema"} for h in history)
 
