@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ class Unit:
 
 def encode_unit(
     unit: Unit, settings: Settings, folder: Path, tokenizer_path: Path
-) -> tuple[list[dict[str, Any]], float]:
+) -> list[dict[str, Any]]:
     """Writes the shards of a unit that are not finished yet.
 
     A shard is `settings.shard_chars` of text, in blocks-<unit>-<shard>.bin,
@@ -58,8 +57,7 @@ def encode_unit(
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
       "filtered"}), "read" (documents in all), "bytes", "problems", "blocks" and
-      "held_out" (see `ShardWriter.write`), "last" (of its unit)}; and the seconds that
-      reading and encoding took.
+      "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
 
     Raises:
       UserError: see `sources.read_documents`.
@@ -67,15 +65,14 @@ def encode_unit(
     """
     done = _finished(unit, folder)
     if done and done[-1]["last"]:
-        return done, 0.0
+        return done
     words = tokenizer.load(tokenizer_path, "run again")
     problems: collections.Counter[str] = collections.Counter()
     documents = read_all(unit.paths, settings.reading, problems)
     for _ in range(sum(facts["read"] for facts in done)):
         next(documents)
-    start = time.monotonic()
     while not (done and done[-1]["last"]):
-        stem = _stem(unit, len(done))
+        stem = _stem(unit.number, len(done))
         before = problems.copy()
         facts, counts_V = _encode_shard(words, documents, settings, folder, stem)
         facts["problems"] = dict(problems - before)
@@ -83,10 +80,10 @@ def encode_unit(
             np.save(file, counts_V)
         files.write_json(folder / f"facts-{stem}.json", facts)
         done.append(facts)
-    return done, time.monotonic() - start
+    return done
 
 
-def token_counts(unit: Unit, shards: int, folder: Path) -> np.ndarray:
+def token_counts(unit: int, shards: int, folder: Path) -> np.ndarray:
     """Returns how often the unit's training blocks have each token."""
     stems = (_stem(unit, number) for number in range(shards))
     return sum(np.load(folder / f"counts-{stem}.npy") for stem in stems)
@@ -106,15 +103,15 @@ def read_all(
         yield from sources.read_documents(path, reading, problems)
 
 
-def _stem(unit: Unit, number: int) -> str:
-    return f"{unit.number:05d}-{number:05d}"
+def _stem(unit: int, number: int) -> str:
+    return f"{unit:05d}-{number:05d}"
 
 
 def _finished(unit: Unit, folder: Path) -> list[dict[str, Any]]:
     """Returns the facts of the unit's first shards that are there and whole."""
     done = []
     for number in itertools.count():
-        stem = _stem(unit, number)
+        stem = _stem(unit.number, number)
         try:
             facts = json.loads((folder / f"facts-{stem}.json").read_text())
             np.load(folder / f"counts-{stem}.npy")

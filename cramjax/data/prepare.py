@@ -133,21 +133,12 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
             f"tokenizer: {words.get_vocab_size()} entries, "
             f"{time.monotonic() - start:.0f}s"
         )
-    units = _units(paths, [facts["bytes"] for facts in sizes])
-    settings = Settings(
-        reading=Reading.of(config.data),
-        block_length=config.model.max_length,
-        vocab_size=config.model.vocab_size,
-        max_tokens_per_char=config.data.max_tokens_per_char,
-        held_out_share=config.data.held_out_share,
-        shard_chars=SHARD_CHARS,
-    )
     start = time.monotonic()
-    by_unit = _encode(units, settings, folder, say)
-    manifest = _manifest(config, settings, by_unit, sizes)
+    by_unit = encode_all(config, folder, say)
+    manifest = _manifest(config, by_unit, sizes)
     counts_V = sum(
-        encoding.token_counts(unit, len(facts), folder)
-        for unit, facts in zip(units, by_unit, strict=True)
+        encoding.token_counts(number, len(shards), folder)
+        for number, shards in enumerate(by_unit)
     )
     manifest["unigram_entropy"] = unigram_entropy(counts_V)
     files.write_json(folder / MANIFEST, manifest)
@@ -208,15 +199,29 @@ def _units(paths: list[Path], sizes: list[int]) -> list[Unit]:
     return [Unit(number, tuple(group)) for number, group in enumerate(groups)]
 
 
-def _encode(
-    units: list[Unit], settings: Settings, folder: Path, say: Callable[[str], None]
+def encode_all(
+    config: Config, folder: Path, say: Callable[[str], None]
 ) -> list[list[dict[str, Any]]]:
-    """Returns the facts of every unit's shards; as many units at once as cores."""
+    """Writes all shards with the folder's tokenizer, as many units at once as cores.
+
+    Returns:
+      The facts of every unit's shards, see `encoding.encode_unit`.
+    """
+    paths = sources.resolve(config.data.sources)
+    units = _units(paths, [path.stat().st_size for path in paths])
+    settings = Settings(
+        reading=Reading.of(config.data),
+        block_length=config.model.max_length,
+        vocab_size=config.model.vocab_size,
+        max_tokens_per_char=config.data.max_tokens_per_char,
+        held_out_share=config.data.held_out_share,
+        shard_chars=SHARD_CHARS,
+    )
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, len(units))
     common = (settings, folder, folder / TOKENIZER)
     if workers == 1:
-        return [encoding.encode_unit(unit, *common)[0] for unit in units]
+        return [encoding.encode_unit(unit, *common) for unit in units]
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -226,10 +231,9 @@ def _encode(
     try:
         futures = {pool.submit(encoding.encode_unit, u, *common): u for u in units}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            facts, _ = future.result()
-            size = sum(shard["bytes"] for shard in facts)
+            size = sum(shard["bytes"] for shard in future.result())
             say(f"corpus: {done} of {len(units)} parts, this one {size / 1e6:,.0f} MB")
-        return [future.result()[0] for future in futures]
+        return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise OSError(
             "a process that encodes text was killed: too little memory?"
@@ -248,31 +252,30 @@ def _start_worker(threads: int) -> None:
 
 def _manifest(
     config: Config,
-    settings: Settings,
     by_unit: list[list[dict[str, Any]]],
     found_sources: list[dict[str, Any]],
 ) -> dict[str, Any]:
     shards = list(itertools.chain.from_iterable(by_unit))
     documents = _total(shard["documents"] for shard in shards)
     parts = {part: [s[part] for s in shards] for part in ("blocks", "held_out")}
-    length = settings.block_length
+    length = config.model.max_length
     for part, what in (("blocks", "training"), ("held_out", "held-out")):
         if not _blocks(parts[part]):
             raise UserError(
                 f"config.data.sources: {sum(documents.values())} documents (of them "
                 f"{documents['filtered']} dropped by config.data.max_tokens_per_char="
-                f"{settings.max_tokens_per_char:g}, {documents['held_out']} held out "
-                f"by config.data.held_out_share={settings.held_out_share:g}) leave no "
-                f"{what} block of {length} tokens: add text or change these keys "
-                "(config.data.txt_documents says what separates documents in .txt)"
+                f"{config.data.max_tokens_per_char:g}, {documents['held_out']} held "
+                f"out by config.data.held_out_share={config.data.held_out_share:g}) "
+                f"leave no {what} block of {length} tokens: add text or change these "
+                "keys (config.data.txt_documents says what ends a document in .txt)"
             )
     return {
         "format": FORMAT,
         "settings": _settings(config),
         "sources": found_sources,
         "block_length": length,
-        "vocab_size": settings.vocab_size,
-        "dtype": token_dtype(settings.vocab_size),
+        "vocab_size": config.model.vocab_size,
+        "dtype": token_dtype(config.model.vocab_size),
         "shards": parts,
         "documents": documents,
         "bytes": sum(shard["bytes"] for shard in shards),

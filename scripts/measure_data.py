@@ -1,0 +1,120 @@
+"""Measures the data path: encoding beside the tokenizer alone, memory, disk, reading.
+
+python scripts/measure_data.py --config=configs/a4000.py --config.data.sources=...
+
+The corpus is prepared first, if it is not there. Then its text is encoded again into a
+temporary folder, alternating with the tokenizers library on the same text in memory.
+Prints JSON. Linux only: memory is the sum of all processes' proportional set sizes.
+"""
+
+import collections
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cramjax.config import parse_command_line
+from cramjax.data import encoding, prepare, sources, tokenizer
+from cramjax.data.corpus import TOKENIZER
+from cramjax.data.ordering import BlockStream
+from cramjax.data.sources import Reading
+from cramjax.main import guarded
+
+ROUNDS = 3
+READ_ROWS = 128
+
+
+def measure(argv: Sequence[str]) -> None:
+    """Runs all measurements and prints them."""
+    config, _ = parse_command_line(argv)
+    with _peak_memory() as memory:
+        corpus = prepare.prepare(config)
+    facts = {"cores": len(os.sched_getaffinity(0)), "text_mb": _mb(corpus.manifest)}
+    facts["peak_memory_mb"] = memory["pss"] / 1e6
+    facts["store_mb"] = sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6
+    texts = _all_texts(config)
+    speeds: dict[str, list[float]] = {"encoding": [], "tokenizers": []}
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory(dir=config.data.dir) as folder:
+            shutil.copy(corpus.path / TOKENIZER, folder)
+            start = time.monotonic()
+            prepare.encode_all(config, Path(folder), say=lambda _: None)
+            speeds["encoding"].append(facts["text_mb"] / (time.monotonic() - start))
+        speeds["tokenizers"].append(facts["text_mb"] / _tokenizers_s(corpus, texts))
+    for name, values in speeds.items():
+        facts[f"{name}_mb_per_s"] = [round(value, 2) for value in values]
+    facts["ratio"] = statistics.median(speeds["encoding"]) / statistics.median(
+        speeds["tokenizers"]
+    )
+    for order in ("stored", "random"):
+        facts[f"read_{order}_tokens_per_s"] = _read_speed(corpus, order, config.seed)
+    print(json.dumps(facts, indent=1))
+
+
+def _mb(manifest: dict) -> float:
+    return manifest["bytes"] / 1e6
+
+
+def _all_texts(config) -> list[str]:
+    problems: collections.Counter[str] = collections.Counter()
+    paths = sources.resolve(config.data.sources)
+    return list(encoding.read_all(paths, Reading.of(config.data), problems))
+
+
+def _tokenizers_s(corpus, texts: list[str]) -> float:
+    words = tokenizer.load(corpus.path / TOKENIZER, "run again")
+    start = time.monotonic()
+    for first in range(0, len(texts), 1000):
+        words.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
+    return time.monotonic() - start
+
+
+def _read_speed(corpus, order: str, seed: int, seconds: float = 5.0) -> float:
+    stream = BlockStream(corpus, order, seed)
+    stream.batch(0, READ_ROWS)
+    start, rows = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        stream.batch(rows, READ_ROWS)
+        rows += READ_ROWS
+    return rows * corpus.train.length / (time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[dict[str, float]]:
+    """Samples the memory of this process and its children while the block runs."""
+    found, stop = {"pss": 0.0}, threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.1):
+            children = [p.pid for p in multiprocessing.active_children()]
+            total = sum(map(_pss, [os.getpid(), *children]))
+            found["pss"] = max(found["pss"], total)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _pss(pid: int) -> float:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it has just ended
+        return 0.0
+    return float(re.search(r"^Pss:\s+(\d+) kB", text, re.M).group(1)) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(measure, sys.argv[1:], __doc__))
