@@ -253,6 +253,29 @@ def test_a_falling_masking_rate_compiles_once_and_weighs_what_is_masked(data_dir
     assert losses[2] == pytest.approx(ends[1], rel=0.05)
 
 
+def test_the_averages_follow_the_updates(tiny):
+    """Of two and three micro-batches each; EMA 0.9, LAWA of every third, two of them."""
+    state, micro_step = start(tiny)
+    seen = []
+    for i in range(30):
+        state, metrics = micro_step(state, tokens_of(tiny, 4, i), np.float32(i / 40))
+        if metrics["updated"]:
+            seen.append(np.asarray(state.params["final_norm"]["scale"]))
+    assert 8 < len(seen) < 25
+    weights = 0.9 ** np.arange(len(seen))[::-1]
+    expected = {
+        "pretrained": seen[-1],
+        "ema": np.average(seen, axis=0, weights=weights),
+        "lawa": np.mean(seen[2::3][-2:], axis=0),
+    }
+    found = train_step.weights(tiny, state)
+    assert found.keys() == expected.keys()
+    for name, tree in found.items():
+        np.testing.assert_allclose(
+            tree["final_norm"]["scale"], expected[name], rtol=1e-5
+        )
+
+
 def test_all_mask(data_dir, monkeypatch):
     given = {}
 

@@ -1,0 +1,21 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cramjax.losses import cross_entropies, cross_entropy
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]))
+    labels = jnp.array([[1, 0]])
+    each = cross_entropies(logits, labels)
+    np.testing.assert_allclose(each, [[np.log(4), np.log(10)]], rtol=1e-6)
+    assert float(cross_entropy(logits, labels)) == pytest.approx(np.log(40) / 2)
+    for weights, expected in (([1.0, 0.0], np.log(4)), ([0.0, 1.0], np.log(10))):
+        loss = cross_entropy(logits, labels, jnp.array(weights))
+        assert float(loss) == pytest.approx(expected)
+
+
+def test_it_is_computed_in_float32():
+    logits = jnp.full((1, 4), 300.0, jnp.bfloat16)
+    assert cross_entropies(logits, jnp.array([1])).dtype == jnp.float32
