@@ -346,6 +346,9 @@ def test_work_lost_since_the_checkpoint_is_charged(tiny, corpus, tmp_path, monke
     assert 1000 < summary["elapsed_s"] < 1060
     assert 940 < summary["seconds"]["lost"] <= 1000
     assert summary["micro_steps"] == 40
+    lines = metrics_log.read(tmp_path / "metrics.jsonl")
+    steps = [line["step"] for line in lines if "event" not in line]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]  # what was lost is not told twice
 
 
 def test_a_cut_log_forgets_what_will_be_measured_again(tmp_path):

@@ -254,7 +254,7 @@ def test_a_falling_masking_rate_compiles_once_and_weighs_what_is_masked(data_dir
 
 
 def test_the_averages_follow_the_updates(tiny):
-    """Of two and three micro-batches each; EMA 0.9, LAWA of every third, two of them."""
+    """EMA of 0.9, LAWA of every third update and two of them."""
     state, micro_step = start(tiny)
     seen = []
     for i in range(30):
