@@ -43,6 +43,7 @@ def finished(tiny, corpus, tmp_path_factory):
     """A finished run, and the config keys its code has read."""
     reads = set()
     patch = pytest.MonkeyPatch()
+    schema_folder = os.path.dirname(schema.__file__)
     sections = {f.name: f.type for f in dataclasses.fields(schema.Config)}
     classes = [(schema.Config, "")]
     classes += [
@@ -54,7 +55,7 @@ def finished(tiny, corpus, tmp_path_factory):
             # Reads by the parser, and by generated __eq__ and __hash__, do not count;
             # those by the schema's own properties are reads of whoever asks for them.
             frame = sys._getframe(1)
-            while frame.f_code.co_filename == schema.__file__:
+            while frame.f_code.co_filename.startswith(schema_folder):
                 frame = frame.f_back
             caller = frame.f_code.co_filename
             if caller.startswith("/") and caller != config_module.__file__:

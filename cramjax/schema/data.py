@@ -1,0 +1,123 @@
+"""The text, and what is asked of the model about it."""
+
+import dataclasses
+
+from cramjax.schema.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes blocks."""
+
+    sources: tuple[str, ...]
+    dir: str
+    text_field: str
+    txt_documents: str
+    tokenizer_chars: int
+    max_tokens_per_char: float
+    held_out_share: float
+    order: str
+
+    def __post_init__(self):
+        rules = ("blank_line", "line", "file")
+        require(
+            self.txt_documents in rules,
+            "data.txt_documents",
+            self.txt_documents,
+            f"one of {rules}",
+        )
+        require(
+            self.tokenizer_chars >= 1,
+            "data.tokenizer_chars",
+            self.tokenizer_chars,
+            ">= 1",
+        )
+        require(
+            self.max_tokens_per_char >= 0,
+            "data.max_tokens_per_char",
+            self.max_tokens_per_char,
+            ">= 0",
+        )
+        require(
+            0 < self.held_out_share < 0.5,
+            "data.held_out_share",
+            self.held_out_share,
+            "above 0 and below 0.5",
+        )
+        orders = ("sentence_length", "random", "stored")
+        require(self.order in orders, "data.order", self.order, f"one of {orders}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Masked language modelling."""
+
+    mask_rate: float
+    final_mask_rate: float
+    mask_share: float
+    random_share: float
+    separate_documents: bool
+    dropout: float
+
+    @property
+    def max_mask_rate(self) -> float:
+        """The highest masking rate of the run, which decides the arrays' shapes."""
+        return max(self.mask_rate, self.final_mask_rate)
+
+    @property
+    def min_mask_rate(self) -> float:
+        """The lowest masking rate of the run."""
+        return min(self.mask_rate, self.final_mask_rate or self.mask_rate)
+
+    def __post_init__(self):
+        require(
+            0 <= self.final_mask_rate <= 1,
+            "objective.final_mask_rate",
+            self.final_mask_rate,
+            "in [0, 1] (0 = objective.mask_rate throughout)",
+        )
+        require(
+            0 < self.mask_rate <= 1,
+            "objective.mask_rate",
+            self.mask_rate,
+            "above 0 and at most 1",
+        )
+        require(
+            0 <= self.mask_share <= 1,
+            "objective.mask_share",
+            self.mask_share,
+            "in [0, 1]",
+        )
+        require(
+            0 <= self.random_share <= 1 - self.mask_share,
+            "objective.random_share",
+            self.random_share,
+            f"between 0 and 1 - objective.mask_share = {1 - self.mask_share:g}",
+        )
+        require(0 <= self.dropout < 1, "objective.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """Sequence lengths over the budget."""
+
+    lengths: tuple[int, ...]
+    starts: tuple[float, ...]
+    unfold: bool
+
+    def __post_init__(self):
+        require(
+            all(n >= 8 for n in self.lengths)
+            and list(self.lengths) == sorted(set(self.lengths)),
+            "curriculum.lengths",
+            self.lengths,
+            "increasing and >= 8, or ()",
+        )
+        require(
+            len(self.starts) == len(self.lengths)
+            and all(0 <= start < 1 for start in self.starts)
+            and list(self.starts) == sorted(set(self.starts)),
+            "curriculum.starts",
+            self.starts,
+            f"increasing, in [0, 1), one for each of curriculum.lengths={self.lengths}",
+        )

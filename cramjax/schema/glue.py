@@ -1,0 +1,59 @@
+"""Fine-tuning."""
+
+import dataclasses
+
+from cramjax.schema.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueConfig:
+    """Fine-tuning: the tasks and the protocol. Task names are in `glue/tasks.py`."""
+
+    tasks: tuple[str, ...]
+    data_dir: str
+    starts: tuple[str, ...]
+    trials: int
+    max_length: int
+    epochs: int
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    warmup_share: float
+    dropout: float
+    head_width: int
+    max_train_rows: int
+
+    def __post_init__(self):
+        allowed = ("pretrained", "random", "ema", "lawa")
+        require(
+            len(self.starts) > 0
+            and len(set(self.starts)) == len(self.starts)
+            and set(self.starts) <= set(allowed),
+            "glue.starts",
+            self.starts,
+            f"one or more of {allowed}",
+        )
+        require(self.max_length >= 8, "glue.max_length", self.max_length, ">= 8")
+        for name in ("trials", "epochs", "batch_size", "head_width"):
+            value = getattr(self, name)
+            require(value >= 1, f"glue.{name}", value, ">= 1")
+        require(
+            len(self.learning_rates) > 0 and min(self.learning_rates) > 0,
+            "glue.learning_rates",
+            self.learning_rates,
+            "one or more positive numbers",
+        )
+        for name in ("b1", "b2", "warmup_share", "dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"glue.{name}", value, "in [0, 1)")
+        require(self.eps > 0, "glue.eps", self.eps, "> 0")
+        require(self.weight_decay >= 0, "glue.weight_decay", self.weight_decay, ">= 0")
+        require(
+            self.max_train_rows >= 0,
+            "glue.max_train_rows",
+            self.max_train_rows,
+            ">= 0 (0 = all)",
+        )
