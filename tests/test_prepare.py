@@ -231,10 +231,16 @@ def words(corpus):
     return corpus.tokenizer
 
 
+# What the normaliser and the pieces could get wrong.
+ODD = "aB .,'`-\n\t\r\x1c\u00e9\u0130\u212a\u0301\u2003\u4e2d"
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     texts=st.lists(
-        st.text(st.sampled_from("ab .,'`\né\u0301\u2003中\t-") | st.characters()),
+        st.text(
+            st.sampled_from("aB .,'`\néİ\u212a\u0301\u2003中\t-") | st.characters()
+        ),
         min_size=1,
         max_size=8,
     ),
@@ -243,10 +249,11 @@ def words(corpus):
 def test_no_token_is_lost_or_invented_by_encoding_in_pieces(words, texts, piece):
     texts = [text.encode(errors="replace").decode() for text in texts]
     for text in texts:
-        assert "".join(encoding.split(text, piece)) == text
+        pieces = encoding.split(text, piece)
+        assert re.sub("[ \n]", "", "".join(pieces)) == re.sub("[ \n]", "", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "PIECE_CHARS", piece)
-        encoded = list(encoding._encoded(words, texts))
+        encoded = list(encoding._encoded(tokenizer.Encoder(words), texts))
     for (text, parts), expected in zip(encoded, texts, strict=True):
         assert text == expected
         ids = words.encode(text, add_special_tokens=False).ids

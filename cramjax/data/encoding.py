@@ -7,13 +7,11 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.data import sources, tokenizer
@@ -21,7 +19,7 @@ from cramjax.data.packing import ShardWriter, crc32
 from cramjax.data.sources import Reading
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
-PIECE_CHARS = 1 << 16  # longer documents are encoded in pieces
+PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,7 @@ def encode_unit(
     done = _finished(unit, folder)
     if done and done[-1]["last"]:
         return done
-    words = tokenizer.load(tokenizer_path, "run again")
+    words = tokenizer.Encoder(tokenizer.load(tokenizer_path, "run again"))
     problems: collections.Counter[str] = collections.Counter()
     documents = read_all(unit.paths, settings.reading, problems)
     for _ in range(sum(facts["read"] for facts in done)):
@@ -128,7 +126,7 @@ def _finished(unit: Unit, folder: Path) -> list[dict[str, Any]]:
 
 
 def _encode_shard(
-    words: Tokenizer,
+    words: tokenizer.Encoder,
     documents: Iterator[str],
     settings: Settings,
     folder: Path,
@@ -181,33 +179,33 @@ def _take(documents: Iterator[str], chars: int) -> list[str]:
 
 
 def _encoded(
-    words: Tokenizer, texts: Sequence[str]
+    words: tokenizer.Encoder, texts: Sequence[str]
 ) -> Iterator[tuple[str, list[list[int]]]]:
     """Yields each text with its ids, in one or more lists."""
     pieces = [split(text, PIECE_CHARS) for text in texts]
-    flat = itertools.chain.from_iterable(pieces)
-    encodings = iter(words.encode_batch_fast(list(flat), add_special_tokens=False))
+    ids = iter(words.ids(list(itertools.chain.from_iterable(pieces))))
     for text, of_text in zip(texts, pieces, strict=True):
-        yield text, [next(encodings).ids for _ in of_text]
+        yield text, [next(ids) for _ in of_text]
 
 
 def split(text: str, size: int) -> list[str]:
-    """Cuts a text into pieces of about `size` characters, before white space only.
+    """Cuts a text into its lines, and these into pieces of about `size` characters.
 
-    Words end there for the tokenizer, so the pieces' tokens are the text's; and long
-    documents take neither much memory nor one core alone.
+    Cuts are at newlines and spaces only. Words end there for the tokenizer, so the
+    pieces' tokens are the text's; and a long document takes neither much memory nor one
+    core alone.
     """
-    pieces, start = [], 0
-    while len(text) - start > size:
-        space = _SPACE.search(text, start + size)
-        if space is None:
-            break
-        pieces.append(text[start : space.start()])
-        start = space.start()
-    return [*pieces, text[start:]]
-
-
-_SPACE = re.compile(r"[ \n]")
+    pieces = []
+    for line in text.split("\n"):
+        start = 0
+        while len(line) - start > size:
+            space = line.find(" ", start + size)
+            if space < 0:
+                break
+            pieces.append(line[start:space])
+            start = space + 1
+        pieces.append(line[start:])
+    return pieces
 
 
 def _stop_if_orphaned() -> None:
