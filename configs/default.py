@@ -59,7 +59,9 @@ def get_config() -> config_dict.ConfigDict:
     data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
     data.held_out_share = 0.005  # of the documents, never trained on
-    data.order = "sentence_length"  # of the first pass; or "random", "stored"
+    # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
+    # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".
+    data.order = "sentence_length"
 
     config.objective = objective = config_dict.ConfigDict()
     objective.mask_rate = 0.25  # share of positions predicted, the same in every row

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -18,6 +19,7 @@ from cramjax.data.corpus import Blocks, Corpus
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.sources import Reading
 from cramjax.errors import UserError
+from cramjax.schema.data import ORDERS
 
 
 def write_text(path, documents):
@@ -300,6 +302,37 @@ def test_sentence_length_order(corpus, tiny):
     counts = (corpus.train.take(np.asarray(order)) == period).sum(axis=1)
     assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]
     assert (corpus.path / "order-sentence_length.npy").exists()
+
+
+def test_orders_by_hand(tmp_path):
+    """Tokens 7 "a", 8 "##bc", 9 "def", 10 "."; 5 is <sep>."""
+    blocks = [[7, 7, 9, 5], [7, 8, 8, 7], [10, 5, 10, 5], [9, 9, 9, 9], [7, 7, 7, 5]]
+    (tmp_path / "b.bin").write_bytes(np.array(blocks, "<u2").tobytes())
+    shard = {"file": "b.bin", "blocks": 5, "crc32": 0}
+    vocab = [*tokenizer.SPECIAL_TOKENS, "a", "##bc", "def", "."]
+    corpus = SimpleNamespace(
+        path=tmp_path,
+        train=Blocks(tmp_path, [shard], 4, "<u2"),
+        manifest={"vocab_size": 11},
+        tokenizer=SimpleNamespace(
+            id_to_token=vocab.__getitem__, token_to_id=vocab.index
+        ),
+    )
+    # Counts: 7 seven times, 9 five, 5 four, 8 two, 10 two.
+    for order, expected in {
+        "stored": [0, 1, 2, 3, 4],
+        "sentence_length": [2, 0, 1, 3, 4],
+        "fragments": [2, 0, 4, 1, 3],
+        "unigram": [4, 0, 3, 1, 2],
+        "unigram_reversed": [2, 1, 3, 0, 4],
+        "decoded_length": [2, 4, 0, 1, 3],  # 4, 6, 8, 8 and 16 characters
+    }.items():
+        for _ in range(2):  # computed, then read
+            assert list(ordering.first_pass(corpus, order, 0)) == expected, order
+    path = tmp_path / "order-unigram.npy"
+    path.write_bytes(path.read_bytes()[:-3])  # damaged: made again
+    assert list(ordering.first_pass(corpus, "unigram", 0)) == [4, 0, 3, 1, 2]
+    assert set(ordering.VALUES) | {"random", "stored"} == set(ORDERS)
 
 
 def test_batches_depend_on_the_position_alone(corpus):

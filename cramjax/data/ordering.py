@@ -1,9 +1,13 @@
 """Orders in which training visits the blocks: permutations, never copies."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
 from cramjax import files
 from cramjax.data.corpus import Blocks, Corpus
+from cramjax.data.tokenizer import SEP, SPECIAL_TOKENS
 
 
 class BlockStream:
@@ -41,14 +45,60 @@ class BlockStream:
         return self._permutation
 
 
+def _one(corpus: Corpus, token: int | None) -> np.ndarray:
+    values_V = np.zeros(corpus.manifest["vocab_size"])
+    if token is not None:
+        values_V[token] = 1
+    return values_V
+
+
+def _periods(corpus: Corpus) -> np.ndarray:
+    """Counts ".": short sentences come first (arXiv 2212.14034, section 4.4)."""
+    return _one(corpus, corpus.tokenizer.token_to_id("."))
+
+
+def _fragments(corpus: Corpus) -> np.ndarray:
+    """Counts the ends of documents: short documents come first."""
+    return _one(corpus, SEP)
+
+
+def _unigram(corpus: Corpus) -> np.ndarray:
+    """Adds log-probabilities of the training blocks: likely text comes first."""
+    counts_V = np.zeros(corpus.manifest["vocab_size"])
+    for chunk_NxL in _chunks(corpus.train):
+        counts_V += np.bincount(chunk_NxL.ravel(), minlength=len(counts_V))
+    return np.log(np.maximum(counts_V, 1) / counts_V.sum())
+
+
+def _decoded_length(corpus: Corpus) -> np.ndarray:
+    """Takes away characters of decoded text: blocks of short words come first."""
+    words = corpus.tokenizer
+    pieces = [words.id_to_token(i) or "" for i in range(corpus.manifest["vocab_size"])]
+    lengths = [
+        len(piece) - 2 if piece.startswith("##") and len(piece) > 2 else len(piece) + 1
+        for piece in pieces
+    ]
+    lengths[: len(SPECIAL_TOKENS)] = [0] * len(SPECIAL_TOKENS)
+    return -np.array(lengths, float)
+
+
+# {order: values_V}; blocks are sorted by the sum of their tokens' values, most first.
+VALUES: dict[str, Callable[[Corpus], np.ndarray]] = {
+    "sentence_length": _periods,
+    "fragments": _fragments,
+    "unigram": _unigram,
+    "unigram_reversed": lambda corpus: -_unigram(corpus),
+    "decoded_length": _decoded_length,
+}
+
+
 def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     """Returns the permutation of the training blocks for the first pass.
 
     Args:
       corpus: the packed corpus.
-      order: "stored", "random", or "sentence_length": most "." tokens first, so that
-        short sentences come first (arXiv 2212.14034, section 4.4). The last one is
-        computed once and kept beside the blocks.
+      order: "stored", "random", or one of `VALUES`, which is computed once and kept
+        beside the blocks.
       seed: of "random".
     """
     blocks = corpus.train
@@ -56,26 +106,25 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
         return np.arange(len(blocks))
     if order == "random":
         return reshuffled(len(blocks), seed, 0)
-    path = corpus.path / "order-sentence_length.npy"
-    if not path.exists():
-        period = corpus.tokenizer.token_to_id(".")
-        order = np.argsort(-_count_token(blocks, period), kind="stable")
-        with files.replacing(path) as file:
-            np.save(file, order.astype(np.uint32))
-    return np.load(path, mmap_mode="r")
+    path = corpus.path / f"order-{order}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: made again
+        kept = np.load(path, mmap_mode="r")
+        if kept.shape == (len(blocks),):
+            return kept
+    values_V = VALUES[order](corpus)
+    scores = [values_V[chunk_NxL].sum(axis=1) for chunk_NxL in _chunks(blocks)]
+    permutation = np.argsort(-np.concatenate(scores), kind="stable")
+    with files.replacing(path) as file:
+        np.save(file, permutation.astype(np.uint32))
+    return permutation
+
+
+def _chunks(blocks: Blocks, rows: int = 1 << 14) -> Iterator[np.ndarray]:
+    for start in range(0, len(blocks), rows):
+        yield blocks.take(np.arange(start, min(start + rows, len(blocks))))
 
 
 def reshuffled(blocks: int, seed: int, epoch: int) -> np.ndarray:
     """Returns a random permutation that depends on (seed, epoch) alone."""
     bits = np.random.Philox(key=[seed, epoch])
     return np.random.Generator(bits).permutation(blocks)
-
-
-def _count_token(blocks: Blocks, token: int | None, rows: int = 65536) -> np.ndarray:
-    counts = np.zeros(len(blocks), np.int16)
-    if token is not None:
-        for start in range(0, len(blocks), rows):
-            stop = min(start + rows, len(blocks))
-            chunk_NxL = blocks.take(np.arange(start, stop))
-            counts[start:stop] = (chunk_NxL == token).sum(axis=1)
-    return counts

@@ -4,6 +4,17 @@ import dataclasses
 
 from cramjax.schema.checks import require
 
+# Names of `data.ordering.VALUES`, and two more.
+ORDERS = (
+    "sentence_length",
+    "fragments",
+    "unigram",
+    "unigram_reversed",
+    "decoded_length",
+    "random",
+    "stored",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -44,8 +55,7 @@ class DataConfig:
             self.held_out_share,
             "above 0 and below 0.5",
         )
-        orders = ("sentence_length", "random", "stored")
-        require(self.order in orders, "data.order", self.order, f"one of {orders}")
+        require(self.order in ORDERS, "data.order", self.order, f"one of {ORDERS}")
 
 
 @dataclasses.dataclass(frozen=True)
