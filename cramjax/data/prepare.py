@@ -127,10 +127,14 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     words_path = folder / TOKENIZER
     if not words_path.exists():
         start = time.monotonic()
-        words = _train_tokenizer(config, paths)
-        files.write_text(words_path, words.to_str())
+        if len(_units(config)) == 1:
+            words_json = _train_tokenizer(config)
+        else:  # in a process of its own, whose memory is free again afterwards
+            with _processes(1, _cores()) as pool:
+                words_json = pool.submit(_train_tokenizer, config).result()
+        files.write_text(words_path, words_json)
         say(
-            f"tokenizer: {words.get_vocab_size()} entries, "
+            f"tokenizer: {config.model.vocab_size} entries, "
             f"{time.monotonic() - start:.0f}s"
         )
     start = time.monotonic()
@@ -156,12 +160,13 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         say(f"corpus: {what} ({count:,})")
 
 
-def _train_tokenizer(config: Config, paths: list[Path]) -> Any:
-    """Returns a tokenizer trained on the beginning of every file.
+def _train_tokenizer(config: Config) -> str:
+    """Returns, as JSON, a tokenizer trained on the beginning of every file.
 
     Each gives `data.tokenizer_chars` by its share of the files' bytes; held-out
     documents give nothing.
     """
+    paths = sources.resolve(config.data.sources)
     reading = Reading.of(config.data)
     bytes_of = [path.stat().st_size for path in paths]
     problems: collections.Counter[str] = collections.Counter()
@@ -183,15 +188,16 @@ def _train_tokenizer(config: Config, paths: list[Path]) -> Any:
             "see data.txt_documents and data.text_field in configs/default.py for what "
             "is a document"
         )
-    return tokenizer.train(sample, config.model.vocab_size)
+    return tokenizer.train(sample, config.model.vocab_size).to_str()
 
 
-def _units(paths: list[Path], sizes: list[int]) -> list[Unit]:
+def _units(config: Config) -> list[Unit]:
     """Returns the files in order, small ones together."""
     groups: list[list[Path]] = []
     room = 0
-    for path, size in zip(paths, sizes, strict=True):
-        if room < size:
+    for path in sources.resolve(config.data.sources):
+        size = path.stat().st_size
+        if not groups or room < size:
             groups.append([])
             room = UNIT_BYTES
         groups[-1].append(path)
@@ -207,8 +213,7 @@ def encode_all(
     Returns:
       The facts of every unit's shards, see `encoding.encode_unit`.
     """
-    paths = sources.resolve(config.data.sources)
-    units = _units(paths, [path.stat().st_size for path in paths])
+    units = _units(config)
     settings = Settings(
         reading=Reading.of(config.data),
         block_length=config.model.max_length,
@@ -217,29 +222,38 @@ def encode_all(
         held_out_share=config.data.held_out_share,
         shard_chars=SHARD_CHARS,
     )
-    cores = len(os.sched_getaffinity(0))
-    workers = min(cores, len(units))
+    workers = min(_cores(), len(units))
     common = (settings, folder, folder / TOKENIZER)
     if workers == 1:
         return [encoding.encode_unit(unit, *common) for unit in units]
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(cores // workers,),
-    )
-    try:
+    with _processes(workers, _cores() // workers) as pool:
         futures = {pool.submit(encoding.encode_unit, u, *common): u for u in units}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             size = sum(shard["bytes"] for shard in future.result())
             say(f"corpus: {done} of {len(units)} parts, this one {size / 1e6:,.0f} MB")
         return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a process that encodes text was killed: too little memory?"
-        ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _processes(
+    count: int, threads: int
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Yields a pool of processes that end with the block, whatever happens in it."""
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(threads,),
+    )
+    try:
+        yield pool
     finally:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
