@@ -39,9 +39,10 @@ class ShardWriter:
         blocks = len(self._buffer) // self._length
         tokens = np.frombuffer(self._buffer, self._dtype.newbyteorder("="))
         tokens = tokens[: blocks * self._length]
-        counts = np.bincount(tokens, minlength=self.token_counts_V.size)
-        self.token_counts_V += counts
-        data = tokens.astype(self._dtype, copy=False).tobytes()
+        for start in range(0, len(tokens), 1 << 20):  # bincount makes an int64 copy
+            some = tokens[start : start + (1 << 20)]
+            self.token_counts_V += np.bincount(some, minlength=len(self.token_counts_V))
+        data = tokens.astype(self._dtype, copy=False).data
         files.write_bytes(path, data)
         return {"file": path.name, "blocks": blocks, "crc32": zlib.crc32(data)}
 
