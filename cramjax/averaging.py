@@ -1,5 +1,6 @@
 """Averages of the weights along the way, scored beside the weights themselves."""
 
+import math
 from typing import Any
 
 import flax.struct
@@ -51,7 +52,7 @@ def update(
         decay = config.ema_decay
         ema = jax.lax.cond(
             updated,
-            lambda: jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params),
+            lambda: jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params),
             lambda: ema,
         )
     if snapshots is not None:
@@ -79,7 +80,8 @@ def read(config: AveragingConfig, averages: Averages, params: Any) -> dict[str, 
     """
     found = {}
     if averages.ema is not None:
-        weight = 1 - config.ema_decay ** averages.updates.astype(jnp.float32)
+        # 1 - decay^updates, also where float32 has no such decay.
+        weight = -jnp.expm1(averages.updates * math.log(config.ema_decay))
         found["ema"] = jax.tree.map(
             lambda e, p: jnp.where(weight > 0, e / jnp.maximum(weight, 1e-30), p),
             averages.ema,

@@ -72,6 +72,15 @@ class BudgetClock:
         self.tokens += tokens
         self.flops += flops
 
+    def lose(self, kept: Mapping[str, float]) -> None:
+        """Counts all charged seconds since `kept` as lost: their work is undone."""
+        self._switch(self._kind)
+        for kind in CHARGED:
+            if kind != "lost":
+                before = kept.get(kind, 0.0)
+                self._seconds["lost"] += self._seconds[kind] - before
+                self._seconds[kind] = before
+
     def progress(self) -> float:
         """Returns the used share of the budget, in [0, 1]."""
         used, total = {

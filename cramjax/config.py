@@ -30,6 +30,8 @@ OPERATIONAL_KEYS = frozenset(
         "checkpoint.keep",
         "log.every_steps",
         "validation.every_minutes",
+        "guard.max_loss",
+        "guard.max_loss_after",
         "glue.data_dir",
     ]
 )

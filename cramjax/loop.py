@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ from cramjax.schema import Config
 from cramjax.validation import score
 
 STEPPED_BACK = "stepped_back"  # an event of metrics.jsonl
+
+
+class _Place(NamedTuple):
+    """Of a micro-step: its number, its first block, and the budget used before it."""
+
+    step: int
+    position: int
+    used: float
 
 
 class Loop:
@@ -62,7 +71,8 @@ class Loop:
             flops=counters.flops,
         )
         self._compiled: set[tuple[int, ...]] = set()
-        self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
+        self._in_flight: tuple[_Place, dict[str, jax.Array]] | None = None
+        self._read: _Place | None = None  # of the metrics read last
         self._last_save = self._last_line = self._last_validation = time.monotonic()
         self._line_tokens = self.clock.tokens
 
@@ -94,6 +104,9 @@ class Loop:
                 self._write_line()
             self._save()
             self._store.wait()
+            if not finished:  # what the last write took is charged, too
+                step, elapsed_s = self.counters.step, self.clock.elapsed_s
+                self._log.write(event="stopped", step=step, elapsed_s=elapsed_s)
         return stop[0] if stop else None
 
     def _is_due(self, last: float, every_minutes: float) -> bool:
@@ -111,7 +124,7 @@ class Loop:
         # The device works on this step while the host reads the one before it: it never
         # waits for the host, and the host runs at most one step ahead of it.
         self._read_metrics()
-        self._in_flight = counters.position, metrics
+        self._in_flight = _Place(counters.step, counters.position, used), metrics
         self.clock.add(tokens_BxL.size, self._flops(tokens_BxL.shape))
         counters.step += 1
         counters.position += self._config.micro_batch
@@ -133,7 +146,7 @@ class Loop:
         """Waits for the step in flight and counts it."""
         if self._in_flight is None:
             return
-        self._read_position, on_device = self._in_flight
+        self._read, on_device = self._in_flight
         self._in_flight = None
         metrics = {name: np.asarray(x).item() for name, x in on_device.items()}
         self.counters.updates += metrics["updated"]
@@ -204,11 +217,12 @@ class Loop:
     def _check_numbers(self) -> None:
         """Goes back to the last checkpoint when too many steps in a row are bad."""
         counters, guard = self.counters, self._config.guard
-        if counters.latest["bad_in_a_row"] < guard.max_bad_steps:
+        place = self._read
+        if place is None or counters.latest["bad_in_a_row"] < guard.max_bad_steps:
             return
-        dump = self._workdir / f"bad_batch-{counters.step}.npz"
-        tokens_BxL = self._stream.batch(self._read_position, self._config.micro_batch)
-        np.savez(dump, tokens=tokens_BxL, position=self._read_position)
+        dump = self._workdir / f"bad_batch-{place.step}.npz"
+        tokens_BxL = self._batch(place.position, place.used)
+        np.savez(dump, tokens=tokens_BxL, **place._asdict())
         what = (
             f"{counters.latest['bad_in_a_row']} micro-batches in a row had gradients "
             f"that are not finite, the last one is in {dump}"
@@ -221,7 +235,7 @@ class Loop:
         self._step_back(what)
 
     def _step_back(self, why: str) -> None:
-        self._in_flight = None
+        self._in_flight = self._read = None
         self._steps_back += 1
         self._store.wait()
         state, self.counters = begin(self._config, self._store, self._steps_back)
@@ -229,11 +243,9 @@ class Loop:
         self.counters.latest["bad_in_a_row"] = 0
         self.clock.tokens = self._line_tokens = self.counters.tokens
         self.clock.flops = self.counters.flops
-        step = self.counters.step
-        self._log.cut(step)
-        self._log.write(
-            event=STEPPED_BACK, step=step, elapsed_s=self.clock.elapsed_s, why=why
-        )
+        self.clock.lose(self.counters.seconds)
+        step, elapsed_s = self.counters.step, self.clock.elapsed_s
+        self._log.cut(step, event=STEPPED_BACK, step=step, elapsed_s=elapsed_s, why=why)
         print(
             f"{why}: going on from step {step} with the learning rate times "
             f"{self._config.guard.rate_factor:g}",

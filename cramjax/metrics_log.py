@@ -30,9 +30,13 @@ class MetricsLog:
         """Appends one line, with the time of day in seconds since 1970."""
         print(json.dumps({"time": time.time(), **values}), file=self._file, flush=True)
 
-    def cut(self, step: int) -> None:
-        """Drops what was measured after `step`: a resumed run will measure it again."""
-        lines = [line for line in read(self._path) if line["step"] <= step]
+    def cut(self, after: int, **event: Any) -> None:
+        """Drops what was measured after a step, which will be measured again.
+
+        The event that says so comes in the same write: a kill leaves both or none.
+        """
+        lines = [line for line in read(self._path) if line["step"] <= after]
+        lines.append({"time": time.time(), **event})
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = self._path.open("a")

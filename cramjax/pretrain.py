@@ -75,7 +75,6 @@ def _take_up(
     lines = metrics_log.read(workdir / METRICS)
     steps_back = sum(line.get("event") == STEPPED_BACK for line in lines)
     state, counters = begin(config, store, steps_back)
-    log.cut(counters.step)
     if lines:
         seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | counters.seconds
         kept_s = sum(seconds[kind] for kind in CHARGED)
@@ -84,10 +83,9 @@ def _take_up(
         seconds["lost"] += max(logged_s - kept_s, 0.0)
         seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
         counters.seconds = seconds
-    loop = Loop(config, corpus, store, log, workdir, state, counters, steps_back)
-    if lines:
-        log.write(event="resumed", step=counters.step, elapsed_s=loop.clock.elapsed_s)
-    return loop
+        elapsed_s = sum(seconds[kind] for kind in CHARGED)
+        log.cut(counters.step, event="resumed", step=counters.step, elapsed_s=elapsed_s)
+    return Loop(config, corpus, store, log, workdir, state, counters, steps_back)
 
 
 @contextlib.contextmanager
@@ -100,7 +98,8 @@ def _out_of_memory_explained(config: Config) -> Iterator[None]:
             raise
         raise UserError(
             f"config.micro_batch is {config.micro_batch}: too much for the memory of "
-            f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller model"
+            f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller model, "
+            "and another --workdir"
         ) from error
 
 

@@ -1,7 +1,6 @@
 """Rows x seeds under one budget: what a change is worth, and how sure that is."""
 
 import dataclasses
-import json
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from cramjax import files
 from cramjax.config import load
-from cramjax.errors import UserError
+from cramjax.errors import TrainingFailed, UserError
 from cramjax.pretrain import SUMMARY
 from cramjax.run import run
 from cramjax.schema import Config
@@ -32,6 +31,12 @@ class Study:
     overrides: Sequence[str]
     rows: dict[str, Sequence[str]]
     seeds: Sequence[int]
+
+    def __post_init__(self):
+        """Raises a UserError if there is nothing to compare."""
+        for name in ("rows", "seeds"):
+            if not getattr(self, name):
+                raise UserError(f"the study has no {name}: give it one or more")
 
     def configs(self) -> dict[tuple[str, int], Config]:
         """Returns {(row, seed): config}, all rows with the first seed first.
@@ -60,18 +65,33 @@ def run_study(
 
     Raises:
       UserError: see `run.run`.
+      TrainingFailed: one or more runs did; raised when the others are done.
       Interrupted: a signal came; the run's state is saved.
     """
     configs = study.configs()
     results: dict[str, dict[int, dict[str, Any]]] = {row: {} for row in study.rows}
+    failed = []
+    for row, seed in configs:  # of a session before
+        path = workdir / row / f"seed{seed}" / SUMMARY
+        if path.exists():
+            results[row][seed] = files.read_json(path, "delete its folder")
     for number, ((row, seed), config) in enumerate(configs.items(), start=1):
         say(f"study: {row}, seed {seed} ({number} of {len(configs)})")
         folder = workdir / row / f"seed{seed}"
-        run(config, folder)
-        summary = json.loads((folder / SUMMARY).read_text())
-        results[row][seed] = summary
+        try:
+            run(config, folder)
+        except TrainingFailed as error:
+            failed.append(f"{row}, seed {seed}: {error}")
+            say(f"study: {failed[-1]}")
+            continue
+        results[row][seed] = files.read_json(folder / SUMMARY, "run again")
         files.write_json(workdir / "study.json", results)
         files.write_text(workdir / "study.md", table(study, results) + "\n")
+    if failed:
+        raise TrainingFailed(
+            f"{len(failed)} of {len(configs)} runs failed, the others are in "
+            f"{workdir / 'study.md'}: {'; '.join(failed)}"
+        )
     return results
 
 

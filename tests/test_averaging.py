@@ -30,6 +30,12 @@ def test_ema_by_hand():
     assert all(h.keys() == {"ema"} for h in history)
 
 
+@pytest.mark.parametrize("decay", [0.999, 0.99999])
+def test_the_average_of_a_constant_is_the_constant(decay):
+    config = AveragingConfig(ema_decay=decay, lawa_last=0, lawa_every=1)
+    assert averaged(config, [3.0] * 50)[-1]["ema"] == pytest.approx(3.0, rel=1e-5)
+
+
 def test_the_mean_of_the_latest_snapshots_by_hand():
     config = AveragingConfig(ema_decay=0.0, lawa_last=3, lawa_every=2)
     history = averaged(config, [10.0, 1, 20, 2, 30, 6, 40, 10, 50])

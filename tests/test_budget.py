@@ -46,6 +46,21 @@ def test_a_resumed_clock_has_only_what_is_left():
     assert clock.elapsed_s == 1860
 
 
+def test_undone_work_is_lost_not_gained():
+    time = FakeTime()
+    clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), now=time)
+    time.now += 100
+    kept = clock.seconds
+    time.now += 30
+    with clock.measure("checkpoints"):
+        time.now += 5
+    clock.lose(kept)
+    time.now += 1
+    assert clock.elapsed_s == 136
+    assert (clock.seconds["training"], clock.seconds["lost"]) == (101, 35)
+    assert clock.seconds["checkpoints"] == 0
+
+
 @pytest.mark.parametrize(
     "budget",
     [

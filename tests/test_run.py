@@ -247,15 +247,27 @@ def test_bad_numbers_step_back_once_and_lower_the_rate(
     assert (summary["micro_steps"], summary["tokens"]) == (40, 5120)
     lines = metrics_log.read(tmp_path / "metrics.jsonl")
     events = [line["event"] for line in lines if "event" in line]
-    assert events == ["resumed", "stepped_back"]
+    assert events == ["stopped", "resumed", "stepped_back"]
+    assert summary["seconds"]["lost"] > 0
     expected = metrics_log.read(finished[0] / "metrics.jsonl")[-1]
     assert lines[-1]["learning_rate"] == pytest.approx(expected["learning_rate"] / 2)
     dump = next(tmp_path.glob("bad_batch-*.npz"))
     with np.load(dump) as batch:
         stream = ordering.BlockStream(corpus, config.data.order, config.seed)
         position = int(batch["position"])
-        assert position == 14 * 4
+        assert (position, int(batch["step"])) == (14 * 4, 14)
         np.testing.assert_array_equal(batch["tokens"], stream.batch(position, 4))
+
+
+def test_a_run_stopped_at_its_bad_limit_can_be_resumed(
+    corpus, tmp_path, data_dir, monkeypatch
+):
+    """The counters say that the limit is reached, of a step of the session before."""
+    config = tiny_config(data_dir, "guard.max_bad_steps=1")
+    break_steps(monkeypatch, lambda step: step == 10)
+    stop_after(11, config, corpus, tmp_path, monkeypatch)
+    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    assert (summary["micro_steps"], summary["skipped"]) == (40, 1)
 
 
 def test_bad_numbers_twice_stop_the_run(corpus, tmp_path, data_dir, monkeypatch):
@@ -360,8 +372,7 @@ def test_a_cut_log_forgets_what_will_be_measured_again(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 5, "elap')  # killed here
     with metrics_log.MetricsLog(path) as log:
-        log.cut(2)
-        log.write(event="resumed", step=2, elapsed_s=40.0)
+        log.cut(2, event="resumed", step=2, elapsed_s=40.0)
     assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2]
 
 

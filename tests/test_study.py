@@ -7,7 +7,7 @@ from conftest import TINY
 from configs.ablations import training
 from cramjax import study as study_module
 from cramjax.config import load
-from cramjax.errors import UserError
+from cramjax.errors import TrainingFailed, UserError
 from cramjax.study import Study, load_study, run_study, table
 
 
@@ -40,6 +40,32 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cramjax.run.pretrain", fail)
     assert run_study(study, tmp_path, say=lambda _: None).keys() == results.keys()
+
+
+def test_a_row_that_fails_does_not_keep_the_others_from_running(
+    study, tmp_path, monkeypatch
+):
+    done = {"held_out_loss": 1.0, "tokens": 5, "averages": {}}
+
+    def run(config, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.parent.name == "base":
+            raise TrainingFailed("it diverged")
+        (folder / "pretrain.json").write_text(json.dumps(done))
+
+    monkeypatch.setattr(study_module, "run", run)
+    with pytest.raises(TrainingFailed, match="2 of 4 runs failed.*base, seed 0: it di"):
+        run_study(study, tmp_path, say=lambda _: None)
+    assert "| same | 2 | 1.000" in (tmp_path / "study.md").read_text()
+
+    # The next session begins with all there is.
+    seen = []
+    monkeypatch.setattr(study_module, "run", lambda *_: seen.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_study(study, tmp_path, say=lambda _: None)
+    assert "| same | 2 |" in (tmp_path / "study.md").read_text()
+    with pytest.raises(UserError, match="the study has no seeds"):
+        Study("c", (), {"a": ()}, ())
 
 
 def test_every_row_gets_its_first_seed_first(study):
