@@ -2,13 +2,14 @@
 
 python scripts/measure_data.py --config=configs/a4000.py --config.data.sources=...
 
-The corpus is prepared first, if it is not there. Then its text is encoded again into a
-temporary folder, alternating with the tokenizers library on the same text in memory.
+The corpus is built in a temporary folder in `data.dir`. Then its text is encoded again,
+alternating with the tokenizers library on the same text in memory.
 Prints JSON. Linux only: memory is the sum of all processes' proportional set sizes.
 """
 
 import collections
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,56 +22,65 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cramjax.config import parse_command_line
 from cramjax.data import encoding, prepare, sources, tokenizer
-from cramjax.data.corpus import TOKENIZER
+from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.ordering import BlockStream
 from cramjax.data.sources import Reading
 from cramjax.main import guarded
+from cramjax.schema import Config
 
 ROUNDS = 3
 READ_ROWS = 128
 
 
 def measure(argv: Sequence[str]) -> None:
-    """Runs all measurements and prints them."""
+    """Builds the corpus in a temporary folder, runs all measurements, prints them."""
     config, _ = parse_command_line(argv)
+    folder = Path(config.data.dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        data = dataclasses.replace(config.data, dir=temporary)
+        print(json.dumps(_measure(dataclasses.replace(config, data=data)), indent=1))
+
+
+def _measure(config: Config) -> dict[str, Any]:
     with _peak_memory() as memory:
         corpus = prepare.prepare(config)
-    facts = {"cores": len(os.sched_getaffinity(0)), "text_mb": _mb(corpus.manifest)}
-    facts["peak_memory_mb"] = memory["pss"] / 1e6
-    facts["store_mb"] = sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6
+    text_mb = corpus.manifest["bytes"] / 1e6
+    facts = {
+        "cores": len(os.sched_getaffinity(0)),
+        "text_mb": text_mb,
+        "peak_memory_mb": memory["pss"] / 1e6,
+        "store_mb": sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6,
+    }
     texts = _all_texts(config)
     speeds: dict[str, list[float]] = {"encoding": [], "tokenizers": []}
     for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory(dir=config.data.dir) as folder:
-            shutil.copy(corpus.path / TOKENIZER, folder)
+        with tempfile.TemporaryDirectory(dir=config.data.dir) as again:
+            shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
-            prepare.encode_all(config, Path(folder), say=lambda _: None)
-            speeds["encoding"].append(facts["text_mb"] / (time.monotonic() - start))
-        speeds["tokenizers"].append(facts["text_mb"] / _tokenizers_s(corpus, texts))
+            prepare.encode_all(config, Path(again), say=lambda _: None)
+            speeds["encoding"].append(text_mb / (time.monotonic() - start))
+        speeds["tokenizers"].append(text_mb / _tokenizers_s(corpus, texts))
     for name, values in speeds.items():
         facts[f"{name}_mb_per_s"] = [round(value, 2) for value in values]
-    facts["ratio"] = statistics.median(speeds["encoding"]) / statistics.median(
-        speeds["tokenizers"]
-    )
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    facts["ratio"] = medians["encoding"] / medians["tokenizers"]
     for order in ("stored", "random"):
         facts[f"read_{order}_tokens_per_s"] = _read_speed(corpus, order, config.seed)
-    print(json.dumps(facts, indent=1))
+    return facts
 
 
-def _mb(manifest: dict) -> float:
-    return manifest["bytes"] / 1e6
-
-
-def _all_texts(config) -> list[str]:
+def _all_texts(config: Config) -> list[str]:
     problems: collections.Counter[str] = collections.Counter()
     paths = sources.resolve(config.data.sources)
     return list(encoding.read_all(paths, Reading.of(config.data), problems))
 
 
-def _tokenizers_s(corpus, texts: list[str]) -> float:
+def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:
     words = tokenizer.load(corpus.path / TOKENIZER, "run again")
     start = time.monotonic()
     for first in range(0, len(texts), 1000):
@@ -78,7 +88,7 @@ def _tokenizers_s(corpus, texts: list[str]) -> float:
     return time.monotonic() - start
 
 
-def _read_speed(corpus, order: str, seed: int, seconds: float = 5.0) -> float:
+def _read_speed(corpus: Corpus, order: str, seed: int, seconds: float = 5.0) -> float:
     stream = BlockStream(corpus, order, seed)
     stream.batch(0, READ_ROWS)
     start, rows = time.monotonic(), 0

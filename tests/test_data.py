@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from cramjax.data import encoding, ordering, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
+from cramjax.data.fingerprints import fingerprints
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.sources import Reading
 from cramjax.errors import UserError
@@ -115,6 +116,45 @@ def test_of_a_cut_file_all_before_the_cut_is_read(tmp_path, suffix, kind):
     assert documents[:-1] == texts[: len(documents) - 1]
     (what,) = (name for name in problems if "damaged" in name)
     assert what.startswith(f"{path.name} is damaged: ")
+
+
+def test_odd_records(tmp_path):
+    lines = tmp_path / "a.jsonl"
+    deep = "[" * 100_000
+    lines.write_text('\ufeff{"text": "one"}\n{"text": ' + "9" * 5000 + "}\n" + deep)
+    assert read(lines) == (["one"], {"lines that are not JSON": 2})
+    rows = tmp_path / "a.csv"
+    rows.write_text("\ufefftext,id\none,1\n\ntwo\n" + '"' + "w " * 200_000 + '",3')
+    documents, problems = read(rows)
+    assert [len(document) for document in documents] == [3, 3, 399_999]
+    assert problems == {}
+    columns = tmp_path / "a.parquet"
+    values = {"text": [b"caf\xe9", b"plain"], "number": [1, 2]}
+    parquet.write_table(pyarrow.table(values), columns)
+    assert read(columns)[0] == ["caf\ufffd", "plain"]
+    with pytest.raises(UserError, match="no text in the field 'number'"):
+        read(columns, "number")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_long_records_are_cut(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 1000)
+    path, text = tmp_path / name, "x" * 2500
+    if name == "a.parquet":
+        parquet.write_table(pyarrow.table({"text": [text]}), path)
+    else:
+        texts = {"a.csv": f"text\n{text}", "a.jsonl": f'{{"text":"{text}"}}'}
+        path.write_text(texts[name])
+    documents, problems = read(path)
+    assert [len(document) for document in documents] == [1000, 1000, 500]
+    assert problems == {"documents cut for their length": 2}
+
+
+def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
+        read(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
+        fingerprints([tmp_path / "gone.txt"], tmp_path)
 
 
 def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -96,6 +97,52 @@ def test_two_processes_write_what_one_does(tmp_path, small_shards, monkeypatch):
         corpus = prepare.prepare(config_of(tmp_path, f"d{count}"))
         stores.append(content(corpus.path))
     assert stores[0] == stores[1]
+
+
+def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
+    cores(monkeypatch, 1)
+    config = config_of(tmp_path)
+    encode, waiting, lines = encoding._encode_shard, threading.Event(), []
+    found = []
+
+    def say(line):
+        lines.append(line)
+        if "another process" in line:
+            waiting.set()
+
+    # A thread is another owner to the lock, as a process is.
+    other = threading.Thread(
+        target=lambda: found.append(prepare.prepare(config, say).path)
+    )
+
+    def encode_when_waited_for(*args):
+        if not waiting.is_set():
+            other.start()
+            assert waiting.wait(30)
+        return encode(*args)
+
+    monkeypatch.setattr(encoding, "_encode_shard", encode_when_waited_for)
+    corpus = prepare.prepare(config)
+    other.join()
+    assert found == [corpus.path]
+    assert "(found)" in lines[-1]
+    names = {path.name for path in (tmp_path / "d").iterdir()}
+    assert names == {corpus.path.name, "fingerprints.json"}
+
+
+def test_text_that_changes_meanwhile_is_refused(tmp_path, small_shards, monkeypatch):
+    cores(monkeypatch, 1)
+    config = config_of(tmp_path)
+    path = sources.resolve(config.data.sources)[0]
+    encode_all = prepare.encode_all
+
+    def change(*args):
+        path.write_text("the cat sat")
+        return encode_all(*args)
+
+    monkeypatch.setattr(prepare, "encode_all", change)
+    with pytest.raises(UserError, match="a file has changed while it was read"):
+        prepare.prepare(config)
 
 
 def test_stopped_and_started_again_it_goes_on(tmp_path, small_shards, monkeypatch):

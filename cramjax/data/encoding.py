@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +66,7 @@ def encode_unit(
     problems: collections.Counter[str] = collections.Counter()
     documents = read_all(unit.paths, settings.reading, problems)
     for _ in range(sum(facts["read"] for facts in done)):
-        next(documents)
+        next(documents, None)
     while not (done and done[-1]["last"]):
         stem = _stem(unit.number, len(done))
         before = problems.copy()
@@ -140,7 +138,6 @@ def _encode_shard(
     size = text_bytes = 0
     chunk: list[str] = ["first"]
     while chunk and size < settings.shard_chars:
-        _stop_if_orphaned()
         chunk = _take(documents, min(CHUNK_CHARS, settings.shard_chars - size))
         size += sum(map(len, chunk))
         for text, parts in _encoded(words, chunk):
@@ -206,10 +203,3 @@ def split(text: str, size: int) -> list[str]:
             start = space + 1
         pieces.append(line[start:])
     return pieces
-
-
-def _stop_if_orphaned() -> None:
-    """Ends a worker whose parent was killed: the next one will want its files."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)

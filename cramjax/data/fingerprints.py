@@ -19,7 +19,7 @@ def fingerprints(paths: Sequence[Path], data_dir: Path) -> list[dict[str, Any]]:
     hash that `data_dir` remembers is taken.
 
     Raises:
-      UserError: `data_dir` cannot be written.
+      UserError: a file cannot be read, or `data_dir` cannot be written.
     """
     cache_path = data_dir / CACHE
     try:
@@ -28,13 +28,18 @@ def fingerprints(paths: Sequence[Path], data_dir: Path) -> list[dict[str, Any]]:
         known = {}
     found, changed = [], False
     for path in paths:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
         entry = known.get(str(path))
-        if entry is None or entry[:2] != stamp:
-            with path.open("rb") as file:
-                entry = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-            known[str(path)], changed = entry, True
+        try:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            if entry is None or entry[:2] != stamp:
+                with path.open("rb") as file:
+                    entry = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+                known[str(path)], changed = entry, True
+        except OSError as error:
+            raise UserError(
+                f"config.data.sources: {path} cannot be read ({error.strerror})"
+            ) from error
         found.append({"path": str(path), "bytes": entry[0], "sha256": entry[2]})
     if changed:
         try:

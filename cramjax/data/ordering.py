@@ -114,7 +114,8 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     values_V = VALUES[order](corpus)
     scores = [values_V[chunk_NxL].sum(axis=1) for chunk_NxL in _chunks(blocks)]
     permutation = np.argsort(-np.concatenate(scores), kind="stable")
-    with files.replacing(path) as file:
+    # Kept for the next run, if the folder can be written.
+    with contextlib.suppress(OSError), files.replacing(path) as file:
         np.save(file, permutation.astype(np.uint32))
     return permutation
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,6 @@ from cramjax.schema import Config
 FORMAT = 4  # of the corpus folder; another number is another corpus
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
-LOCK = "lock"
 
 
 def corpus_path(config: Config) -> Path:
@@ -73,26 +73,20 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
         damaged, or the vocabulary does not fit the text.
     """
     path = corpus_path(config)
+    building = path.with_name(f"{path.name}.partial")
     if not (path / MANIFEST).exists():
-        if path.exists():
-            raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
-        building = path.with_name(f"{path.name}.partial")
         try:
-            building.mkdir(parents=True, exist_ok=True)
-            with _alone(building, say):
-                if not (path / MANIFEST).exists():
-                    _build(config, building, say)
+            with _alone(path, say):
+                if not path.exists():
+                    building.mkdir(exist_ok=True)
+                    _build_whole(config, building, say)
                     building.rename(path)
-                    (path / LOCK).unlink()
                     return Corpus(path)
-                shutil.rmtree(building)
-        except UserError:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
         except BrokenProcessPool as error:
             raise UserError(
                 "a process that encodes text was killed (too little memory?): the same "
-                f"command goes on with what is finished in {building}"
+                f"command goes on with what is finished in {building}; in a program "
+                'of yours, call this under `if __name__ == "__main__":`'
             ) from error
         except OSError as error:
             raise UserError(
@@ -100,6 +94,8 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
                 "make room or pass another one, and the same command goes on with "
                 "what is finished"
             ) from error
+    if not (path / MANIFEST).exists():
+        raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
     say(f"corpus: {path} (found)")
     corpus = Corpus(path)
     corpus.verify()
@@ -107,18 +103,29 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Waits until no other process builds in the folder."""
-    lock = FileLock(folder / LOCK)
+def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process builds the corpus."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"corpus: another process is building {folder}, waiting for it ...")
+        say(f"corpus: another process is building {path}, waiting for it ...")
         lock.acquire()
     try:
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits sees what was built
         lock.release()
+
+
+def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> None:
+    """Leaves nothing behind if the text or the settings are of no use."""
+    try:
+        _build(config, folder, say)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
@@ -139,6 +146,11 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         )
     start = time.monotonic()
     by_unit = encode_all(config, folder, say)
+    if fingerprints(paths, folder.parent) != sizes:
+        raise UserError(
+            "config.data.sources: a file has changed while it was read; run again when "
+            "all are complete"
+        )
     manifest = _manifest(config, by_unit, sizes)
     counts_V = sum(
         encoding.token_counts(number, len(shards), folder)
@@ -260,8 +272,14 @@ def _processes(
 
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _manifest(

@@ -77,10 +77,12 @@ def resolve(sources: Sequence[str]) -> list[Path]:
                 "globs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\""
             )
         for match in matches:
-            if _format(Path(match)) not in READERS:
+            packed_parquet = _format(Path(match)) == ".parquet" != Path(match).suffix
+            if _format(Path(match)) not in READERS or packed_parquet:
                 raise UserError(
                     f"config.data.sources: {match} is none of {', '.join(READERS)} "
-                    f"(plain or {', '.join(COMPRESSIONS)}); convert or rename it"
+                    f"(plain or {', '.join(COMPRESSIONS)}; .parquet plain); convert or "
+                    "rename it"
                 )
         paths += [Path(m).resolve() for m in matches]
     return paths
@@ -104,7 +106,7 @@ def read_documents(
       problems: {what: how often}, counted up while reading.
 
     Raises:
-      UserError: a record has no such field.
+      UserError: a record has no such field, or the file cannot be read at all.
     """
     texts = READERS[_format(path)](path, reading, problems)
     empty = True
@@ -112,15 +114,25 @@ def read_documents(
         try:
             text = next(texts, None)
         except DAMAGE as error:
+            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
+                raise UserError(
+                    f"config.data.sources: {path} cannot be read ({error})"
+                ) from error
             problems[f"{path.name} is damaged: {error}"] += 1
             return
         if text is None:
             break
-        if text := text.strip():
-            empty = False
-            if "\ufffd" in text:
+        parts = range(0, len(text), MAX_DOCUMENT_CHARS)
+        if len(parts) > 1:
+            problems["documents cut for their length"] += len(parts) - 1
+        for start in parts:
+            part = text[start : start + MAX_DOCUMENT_CHARS].strip()
+            part = part.encode(errors="replace").decode()
+            if "\ufffd" in part:
                 problems["documents with bytes that are not UTF-8"] += 1
-            yield text
+            empty = empty and not part
+            if part:
+                yield part
     if empty:
         problems["files without text"] += 1
 
@@ -131,7 +143,7 @@ def _format(path: Path) -> str:
 
 def _open(path: Path) -> io.TextIOWrapper:
     opener = COMPRESSIONS.get(path.suffix, lambda path: path.open("rb"))
-    return io.TextIOWrapper(opener(path), encoding="utf-8", errors="replace")
+    return io.TextIOWrapper(opener(path), encoding="utf-8-sig", errors="replace")
 
 
 def _txt(
@@ -167,33 +179,39 @@ def _jsonl(
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 problems["lines that are not JSON"] += 1
                 continue
             fields = sorted(record) if isinstance(record, dict) else type(record)
             text = record.get(reading.text_field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise _no_field(f"{path}:{number}", reading, fields)
-            yield text.encode(errors="replace").decode()
+            yield text
 
 
 def _csv(
     path: Path, reading: Reading, problems: collections.Counter[str]
 ) -> Iterator[str]:
-    csv.field_size_limit(MAX_DOCUMENT_CHARS)
+    csv.field_size_limit(1 << 30)
     with _open(path) as file:
-        rows = csv.DictReader(file)
-        if reading.text_field not in (rows.fieldnames or ()):
-            raise _no_field(str(path), reading, rows.fieldnames or [])
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error:
-                problems["rows that are not CSV"] += 1
-                continue
-            if row is None:
-                return
-            yield row[reading.text_field] or ""
+        rows = csv.reader(file)
+        names = _next_row(rows, problems) or []
+        if reading.text_field not in names:
+            raise _no_field(str(path), reading, names)
+        column = names.index(reading.text_field)
+        while (row := _next_row(rows, problems)) is not None:
+            if column < len(row):
+                yield row[column]
+
+
+def _next_row(
+    rows: Iterator[list[str]], problems: collections.Counter[str]
+) -> list[str] | None:
+    while True:
+        try:
+            return next(rows, None)
+        except csv.Error:
+            problems["rows that are not CSV"] += 1
 
 
 def _parquet(
@@ -201,11 +219,17 @@ def _parquet(
 ) -> Iterator[str]:
     del problems
     with parquet.ParquetFile(path) as file:
-        if reading.text_field not in file.schema_arrow.names:
-            raise _no_field(str(path), reading, file.schema_arrow.names)
+        types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+        if not _is_text(types.get(reading.text_field)):
+            raise _no_field(str(path), reading, list(types))
         for batch in file.iter_batches(1000, columns=[reading.text_field]):
-            for text in batch.column(0):
-                yield text.as_py() or ""
+            for text in batch.column(0).cast(pyarrow.large_binary()):
+                yield (text.as_py() or b"").decode(errors="replace")
+
+
+def _is_text(kind: pyarrow.DataType | None) -> bool:
+    tests = ("is_string", "is_large_string", "is_binary", "is_large_binary")
+    return kind is not None and any(getattr(pyarrow.types, t)(kind) for t in tests)
 
 
 def _no_field(where: str, reading: Reading, fields: object) -> UserError:
