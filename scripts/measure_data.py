@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cramjax.config import parse_command_line
-from cramjax.data import encoding, prepare, sources, tokenizer
+from cramjax.data import encoding, prepare, processes, sources, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.ordering import BlockStream
 from cramjax.data.sources import Reading
@@ -51,7 +51,7 @@ def _measure(config: Config) -> dict[str, Any]:
         corpus = prepare.prepare(config)
     text_mb = corpus.manifest["bytes"] / 1e6
     facts = {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": processes.cores(),
         "text_mb": text_mb,
         "peak_memory_mb": memory["pss"] / 1e6,
         "store_mb": sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramjax import files
-from cramjax.data import encoding, prepare, sources, tokenizer
+from cramjax.data import encoding, prepare, processes, sources, tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.sources import Reading
 from cramjax.errors import UserError
@@ -59,7 +59,7 @@ def content(folder):
 
 
 def cores(monkeypatch, count):
-    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: set(range(count)))
+    monkeypatch.setattr(processes, "cores", lambda: count)
 
 
 def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):

@@ -6,12 +6,8 @@ import contextlib
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
-from cramjax.data import encoding, sources, tokenizer
+from cramjax.data import encoding, processes, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
 from cramjax.data.fingerprints import fingerprints
@@ -137,7 +133,7 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         if len(_units(config)) == 1:
             words_json = _train_tokenizer(config)
         else:  # in a process of its own, whose memory is free again afterwards
-            with _processes(1, _cores()) as pool:
+            with processes.pool(1, processes.cores()) as pool:
                 words_json = pool.submit(_train_tokenizer, config).result()
         files.write_text(words_path, words_json)
         say(
@@ -234,52 +230,17 @@ def encode_all(
         held_out_share=config.data.held_out_share,
         shard_chars=SHARD_CHARS,
     )
-    workers = min(_cores(), len(units))
+    cores = processes.cores()
+    workers = min(cores, len(units))
     common = (settings, folder, folder / TOKENIZER)
     if workers == 1:
         return [encoding.encode_unit(unit, *common) for unit in units]
-    with _processes(workers, _cores() // workers) as pool:
+    with processes.pool(workers, cores // workers) as pool:
         futures = {pool.submit(encoding.encode_unit, u, *common): u for u in units}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             size = sum(shard["bytes"] for shard in future.result())
             say(f"corpus: {done} of {len(units)} parts, this one {size / 1e6:,.0f} MB")
         return [future.result() for future in futures]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-@contextlib.contextmanager
-def _processes(
-    count: int, threads: int
-) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Yields a pool of processes that end with the block, whatever happens in it."""
-    others = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(
-        count,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(threads,),
-    )
-    try:
-        yield pool
-    finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _manifest(
