@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from cramjax.data.fingerprints import fingerprints
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.sources import Reading
 from cramjax.errors import UserError
-from cramjax.schema.data import ORDERS
+from cramjax.schema.data import NORMALIZER_STEPS, ORDERS
 
 
 def write_text(path, documents):
@@ -179,8 +180,42 @@ def test_resolve(tmp_path):
 
 
 def test_normaliser():
-    normalize = tokenizer.normalizer().normalize_str
-    assert normalize("``Caf\u00e9''  \u00c5ngstr\u00f6m \u4e2d!") == '"cafe" angstrom !'
+    text = "``Caf\u00e9''  \u00c5ngstr\u00f6m \u4e2d!"
+
+    def normalized(*left_out):
+        steps = [step for step in NORMALIZER_STEPS if step not in left_out]
+        return tokenizer.normalizer(steps).normalize_str(text)
+
+    assert normalized() == '"cafe" angstrom !'
+    assert normalized("quotes") == "``cafe'' angstrom !"
+    assert normalized("nfd") == '"caf" ngstrm !'
+    assert normalized("lowercase") == '"Cafe" Angstrom !'
+    assert normalized("ascii") == '"cafe" angstrom \u4e2d!'
+    assert normalized("spaces") == '"cafe"  angstrom !'
+    assert (
+        normalized("strip_accents", "nfd", "ascii")
+        == '"caf\u00e9" \u00e5ngstr\u00f6m \u4e2d!'
+    )
+    assert normalized(*NORMALIZER_STEPS) == text
+    assert tuple(tokenizer.STEPS) == NORMALIZER_STEPS
+
+
+def test_text_in_another_script_is_refused_and_kept_on_demand(tmp_path):
+    generator = np.random.default_rng(0)
+    words = ["\u043c\u0438\u0440", "\u0434\u043e\u043c", "\u0406\u0441", "of", "1992"]
+    texts = [" ".join(generator.choice(words, 40)) for _ in range(60)]
+    write_text(tmp_path / "a.txt", texts)
+    overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=36")
+    config = tiny_config(tmp_path / "d", *overrides)
+    with pytest.raises(
+        UserError, match=r"normalizer removes \d\d% of the text"
+    ) as error:
+        prepare.prepare(config)
+    assert "\n" not in str(error.value)
+    way_out = re.search(r'--config\.(data\.normalizer=)"(.*)"$', str(error.value))
+    config = tiny_config(tmp_path / "d", *overrides, "".join(way_out.groups()))
+    kept = prepare.prepare(config).tokenizer
+    assert kept.encode("\u041c\u0418\u0420 of").tokens == ["\u043c\u0438\u0440", "of"]
 
 
 def test_the_same_text_gives_the_same_tokenizer():
@@ -188,7 +223,9 @@ def test_the_same_text_gives_the_same_tokenizer():
     words = ["wel", "come", "to", "the", "tok", "en", "izers", "libr", "ary", "zero"]
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.permutation(words)) for _ in range(20)]
-    trained = {tokenizer.train(lambda: texts, 50).to_str() for _ in range(20)}
+    trained = {
+        tokenizer.train(lambda: texts, 50, NORMALIZER_STEPS).to_str() for _ in range(20)
+    }
     assert len(trained) == 1
 
 
@@ -302,7 +339,7 @@ def test_filter_drops_what_the_tokenizer_finds_odd(tmp_path):
         ("", (), r"no text in .*\(files without text\)"),
         ("\n \n", (), "no text in"),
         ("a few words only", ("model.vocab_size=1024",), "config.model.vocab_size"),
-        ("\u4e2d\u6587 \u4e2d", (), "the normaliser keeps ASCII characters only"),
+        ("\u4e2d\u6587 \u4e2d", (), "config.data.normalizer removes"),
         ("a few words only", ("model.vocab_size=16",), "characters alone need"),
         ("of two\n\none document", ("model.vocab_size=38",), "no training block"),
     ],

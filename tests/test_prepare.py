@@ -20,6 +20,7 @@ from cramjax.data import encoding, prepare, processes, sources, tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.sources import Reading
 from cramjax.errors import UserError
+from cramjax.schema.data import NORMALIZER_STEPS
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "hat", ".", ",", "it")
 
@@ -216,9 +217,9 @@ def test_a_damaged_shard_is_found_before_training(tmp_path, small_shards):
 def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
     seen = []
 
-    def note(documents, _):
+    def note(documents, _, steps):
         seen.extend(documents())
-        return tokenizer._untrained()
+        return tokenizer._untrained(steps)
 
     monkeypatch.setattr(tokenizer, "train", note)
     texts = write_texts(tmp_path / "texts", files=3, documents=100)
@@ -303,7 +304,8 @@ def test_no_token_is_lost_or_invented_by_encoding_in_pieces(words, texts, piece)
         assert re.sub("[ \n]", "", "".join(pieces)) == re.sub("[ \n]", "", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "PIECE_CHARS", piece)
-        encoded = list(encoding._encoded(tokenizer.Encoder(words), texts))
+        encoder = tokenizer.Encoder(words, NORMALIZER_STEPS)
+        encoded = list(encoding._encoded(encoder, texts))
     for (text, parts), expected in zip(encoded, texts, strict=True):
         assert text == expected
         ids = words.encode(text, add_special_tokens=False).ids

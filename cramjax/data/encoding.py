@@ -25,6 +25,7 @@ class Settings:
     """What a shard depends on besides its text and the tokenizer."""
 
     reading: Reading
+    normalizer: tuple[str, ...]
     block_length: int
     vocab_size: int
     max_tokens_per_char: float
@@ -62,7 +63,8 @@ def encode_unit(
     done = _finished(unit, folder)
     if done and done[-1]["last"]:
         return done
-    words = tokenizer.Encoder(tokenizer.load(tokenizer_path, "run again"))
+    words = tokenizer.load(tokenizer_path, "run again")
+    encoder = tokenizer.Encoder(words, settings.normalizer)
     problems: collections.Counter[str] = collections.Counter()
     documents = read_all(unit.paths, settings.reading, problems)
     for _ in range(sum(facts["read"] for facts in done)):
@@ -70,7 +72,7 @@ def encode_unit(
     while not (done and done[-1]["last"]):
         stem = _stem(unit.number, len(done))
         before = problems.copy()
-        facts, counts_V = _encode_shard(words, documents, settings, folder, stem)
+        facts, counts_V = _encode_shard(encoder, documents, settings, folder, stem)
         facts["problems"] = dict(problems - before)
         with files.replacing(folder / f"counts-{stem}.npy") as file:
             np.save(file, counts_V)
@@ -124,7 +126,7 @@ def _finished(unit: Unit, folder: Path) -> list[dict[str, Any]]:
 
 
 def _encode_shard(
-    words: tokenizer.Encoder,
+    encoder: tokenizer.Encoder,
     documents: Iterator[str],
     settings: Settings,
     folder: Path,
@@ -140,7 +142,7 @@ def _encode_shard(
     while chunk and size < settings.shard_chars:
         chunk = _take(documents, min(CHUNK_CHARS, settings.shard_chars - size))
         size += sum(map(len, chunk))
-        for text, parts in _encoded(words, chunk):
+        for text, parts in _encoded(encoder, chunk):
             text_bytes += len(text.encode())
             tokens = sum(map(len, parts)) + 1
             limit = settings.max_tokens_per_char
@@ -176,11 +178,11 @@ def _take(documents: Iterator[str], chars: int) -> list[str]:
 
 
 def _encoded(
-    words: tokenizer.Encoder, texts: Sequence[str]
+    encoder: tokenizer.Encoder, texts: Sequence[str]
 ) -> Iterator[tuple[str, list[list[int]]]]:
     """Yields each text with its ids, in one or more lists."""
     pieces = [split(text, PIECE_CHARS) for text in texts]
-    ids = iter(words.ids(list(itertools.chain.from_iterable(pieces))))
+    ids = iter(encoder.ids(list(itertools.chain.from_iterable(pieces))))
     for text, of_text in zip(texts, pieces, strict=True):
         yield text, [next(ids) for _ in of_text]
 

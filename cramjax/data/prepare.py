@@ -29,6 +29,8 @@ from cramjax.schema import Config
 
 FORMAT = 4  # of the corpus folder; another number is another corpus
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
+CHECK_CHARS = 1 << 20  # text that the normaliser is tried on
+MAX_REMOVED = 0.1  # share of the characters it may remove
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
 
 
@@ -196,7 +198,29 @@ def _train_tokenizer(config: Config) -> str:
             "see data.txt_documents and data.text_field in configs/default.py for what "
             "is a document"
         )
-    return tokenizer.train(sample, config.model.vocab_size).to_str()
+    _check_normalizer(config, sample())
+    steps = config.data.normalizer
+    return tokenizer.train(sample, config.model.vocab_size, steps).to_str()
+
+
+def _check_normalizer(config: Config, texts: Iterator[str]) -> None:
+    """Refuses to throw away much of the text, as of another script."""
+    steps = tokenizer.normalizer(config.data.normalizer)
+    before = after = 0
+    for text in texts:
+        text = re.sub(" {2,}", " ", text)
+        before, after = before + len(text), after + len(steps.normalize_str(text))
+        if before > CHECK_CHARS:
+            break
+    if after < (1 - MAX_REMOVED) * before:
+        kept = [
+            s for s in config.data.normalizer if s not in ("ascii", "strip_accents")
+        ]
+        raise UserError(
+            f"config.data.normalizer removes {1 - after / before:.0%} of the text's "
+            "characters (of another script?): to keep them, pass "
+            f'--config.data.normalizer="{tuple(kept)!r}"'
+        )
 
 
 def _units(config: Config) -> list[Unit]:
@@ -224,6 +248,7 @@ def encode_all(
     units = _units(config)
     settings = Settings(
         reading=Reading.of(config.data),
+        normalizer=config.data.normalizer,
         block_length=config.model.max_length,
         vocab_size=config.model.vocab_size,
         max_tokens_per_char=config.data.max_tokens_per_char,
@@ -308,4 +333,5 @@ def _settings(config: Config) -> dict[str, Any]:
         "tokenizer_chars": data.tokenizer_chars,
         "text_field": data.text_field,
         "txt_documents": data.txt_documents,
+        "normalizer": data.normalizer,
     }

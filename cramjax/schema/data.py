@@ -16,6 +16,10 @@ ORDERS = (
 )
 
 
+# Names of `data.tokenizer.STEPS`.
+NORMALIZER_STEPS = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which text, and how it becomes blocks."""
@@ -24,6 +28,7 @@ class DataConfig:
     dir: str
     text_field: str
     txt_documents: str
+    normalizer: tuple[str, ...]
     tokenizer_chars: int
     max_tokens_per_char: float
     held_out_share: float
@@ -36,6 +41,12 @@ class DataConfig:
             "data.txt_documents",
             self.txt_documents,
             f"one of {rules}",
+        )
+        require(
+            set(self.normalizer) <= set(NORMALIZER_STEPS),
+            "data.normalizer",
+            self.normalizer,
+            f"some of {NORMALIZER_STEPS}",
         )
         require(
             self.tokenizer_chars >= 1,
