@@ -14,6 +14,7 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.errors import UserError
+from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
 from cramjax.pretrain import SUMMARY, pretrain, read_back
 from cramjax.schema import Config, require
@@ -40,6 +41,8 @@ def run(config: Config, workdir: Path) -> None:
         check_corpus(workdir, corpus_path(config).name)
         corpus = prepare(config)
         note_corpus(workdir, corpus)
+        if passes := more_than_one_pass(config, corpus):
+            print(passes)
         with in_use(workdir):
             files.write_json(workdir / CONFIG, to_dict(config))
             weights, summary = pretrain(config, corpus, workdir)
@@ -75,6 +78,26 @@ def check_platform(config: Config) -> None:
             f"{other!r} where JAX sees only {jax.default_backend()}: pass "
             f"--config.{key}={other}, or install the extra cuda12 or cuda13",
         )
+
+
+def more_than_one_pass(config: Config, corpus: Corpus) -> str:
+    """Returns a line that says how often the budget goes through the text, or "".
+
+    How much a budget of hours will see is not known beforehand; report.md says it.
+    """
+    rate = config.objective.max_mask_rate
+    tokens = {
+        "hours": 0.0,
+        "tokens": config.budget.tokens,
+        "flops": config.budget.flops / train_flops_per_token(config.model, rate),
+    }[config.budget.kind]
+    there = len(corpus.train) * corpus.train.length
+    if tokens <= there:
+        return ""
+    return (
+        f"budget: {tokens:,.0f} tokens, {tokens / there:.1f} passes over the corpus's "
+        f"{there:,}"
+    )
 
 
 @contextlib.contextmanager
