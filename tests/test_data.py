@@ -229,6 +229,29 @@ def test_the_same_text_gives_the_same_tokenizer():
     assert len(trained) == 1
 
 
+def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):
+    path = corpus.path / "tokenizer.json"
+    write_text(
+        tmp_path / "a.txt", ["an odd little text " * 9 + str(i) for i in range(99)]
+    )
+    overrides = [f"data.sources={tmp_path}/a.txt", f"data.tokenizer={path}"]
+    other = prepare.prepare(tiny_config(tmp_path / "d", *overrides))
+    assert other.tokenizer.to_str() == corpus.tokenizer.to_str()
+    assert "odd" in other.tokenizer.decode(other.train.take(np.array([0]))[0])
+    copy = tmp_path / "t.json"
+    values = json.loads(path.read_text())
+    values["model"]["vocab"]["<mask>"], values["model"]["vocab"]["<sep>"] = 5, 6
+    copy.write_text(json.dumps(values))
+    for override, message in (
+        (f"data.tokenizer={tmp_path}/x", "x cannot be read"),
+        ("model.vocab_size=300", "has 256 entries, not config.model.vocab_size=300"),
+        ("data.normalizer=('nfd',)", "another normaliser"),
+        (f"data.tokenizer={copy}", "has not the special tokens"),
+    ):
+        with pytest.raises(UserError, match=f"config.data.tokenizer: .*{message}"):
+            prepare.prepare(tiny_config(tmp_path / "d", *overrides, override))
+
+
 def test_special_tokens_in_text_are_plain_characters(corpus):
     words = corpus.tokenizer
     ids = words.encode("a <mask> b <sep>", add_special_tokens=False).ids

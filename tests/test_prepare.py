@@ -88,7 +88,14 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
     documents = corpus.manifest["documents"]
     assert documents["train"] + documents["held_out"] == 180
     names = {path.name.split("-")[0] for path in corpus.path.iterdir()}
-    assert names == {"blocks", "held_out", "manifest.json", "tokenizer.json"}
+    assert names == {
+        *("blocks", "held_out", "manifest.json", "tokenizer.json"),
+        *("report.md", "lengths.png"),
+    }
+    report = (corpus.path / "report.md").read_text()
+    assert "| documents | 180 |" in report
+    assert f"| held out | {documents['held_out']} (" in report
+    assert "`<sep>` " in report and report.count("\n    ") == 5
 
 
 def test_two_processes_write_what_one_does(tmp_path, small_shards, monkeypatch):

@@ -53,7 +53,8 @@ def encode_unit(
 
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
-      "filtered"}), "read" (documents in all), "bytes", "problems", "blocks" and
+      "filtered"}), "read" (documents in all), "bytes", "lengths" ({n: documents
+      of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks" and
       "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
 
     Raises:
@@ -137,6 +138,7 @@ def _encode_shard(
         for prefix in ("blocks", "held_out")
     }
     counts = dict.fromkeys(("train", "held_out", "filtered"), 0)
+    lengths: collections.Counter[str] = collections.Counter()
     size = text_bytes = 0
     chunk: list[str] = ["first"]
     while chunk and size < settings.shard_chars:
@@ -149,6 +151,7 @@ def _encode_shard(
             if limit and tokens > limit * len(text):
                 counts["filtered"] += 1
                 continue
+            lengths[str(tokens.bit_length())] += 1
             held_out = is_held_out(text, settings.held_out_share)
             counts["held_out" if held_out else "train"] += 1
             writer = writers["held_out" if held_out else "blocks"]
@@ -159,6 +162,7 @@ def _encode_shard(
         "documents": counts,
         "read": sum(counts.values()),
         "bytes": text_bytes,
+        "lengths": dict(lengths),
         **{
             prefix: writer.write(folder / f"{prefix}-{stem}.bin")
             for prefix, writer in writers.items()

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
-from cramjax.data import encoding, processes, sources, tokenizer
+from cramjax.data import encoding, processes, report, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
 from cramjax.data.fingerprints import fingerprints
@@ -63,7 +63,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
     Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
     held_out), `bytes`, `problems` (what was broken in the text, and how often),
     `unigram_entropy` (nats per token of the training blocks), `shards`, `sources` and
-    `settings`.
+    `settings`. report.md beside it tells what is in the corpus.
 
     Raises:
       UserError: a source cannot be read, `data.dir` cannot be written or is full, the
@@ -132,7 +132,13 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     words_path = folder / TOKENIZER
     if not words_path.exists():
         start = time.monotonic()
-        if len(_units(config)) == 1:
+        if config.data.tokenizer:
+            words_json = tokenizer.adopt(
+                Path(config.data.tokenizer).expanduser(),
+                config.model.vocab_size,
+                config.data.normalizer,
+            )
+        elif len(_units(config)) == 1:
             words_json = _train_tokenizer(config)
         else:  # in a process of its own, whose memory is free again afterwards
             with processes.pool(1, processes.cores()) as pool:
@@ -156,6 +162,8 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     )
     manifest["unigram_entropy"] = unigram_entropy(counts_V)
     files.write_json(folder / MANIFEST, manifest)
+    lengths = _total(shard["lengths"] for unit in by_unit for shard in unit)
+    report.write(Corpus(folder), counts_V, lengths)
     for pattern in ("facts-*.json", "counts-*.npy", "*.partial"):
         for path in folder.glob(pattern):
             path.unlink()
@@ -322,6 +330,17 @@ def unigram_entropy(counts_V: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+def _tokenizer_hash(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"config.data.tokenizer: {path} cannot be read ({error.strerror})"
+        ) from error
+
+
 def _settings(config: Config) -> dict[str, Any]:
     data = config.data
     return {
@@ -334,4 +353,5 @@ def _settings(config: Config) -> dict[str, Any]:
         "text_field": data.text_field,
         "txt_documents": data.txt_documents,
         "normalizer": data.normalizer,
+        "tokenizer": _tokenizer_hash(data.tokenizer),
     }

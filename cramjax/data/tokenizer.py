@@ -142,6 +142,34 @@ def _pieces(
     return sorted(vocab, key=vocab.__getitem__)
 
 
+def adopt(path: Path, vocab_size: int, steps: Sequence[str]) -> str:
+    """Returns, as JSON, a tokenizer that was trained before, on another corpus say.
+
+    Raises:
+      UserError: it cannot be read, or is another one than the config describes.
+    """
+    words = load(path, "pass a tokenizer.json of a packed corpus")
+    ids = [words.token_to_id(token) for token in SPECIAL_TOKENS]
+    for ok, what in (
+        (
+            ids == list(range(len(SPECIAL_TOKENS))),
+            f"has not the special tokens {SPECIAL_TOKENS} as its first ones",
+        ),
+        (
+            words.get_vocab_size() == vocab_size,
+            f"has {words.get_vocab_size()} entries, not config.model.vocab_size="
+            f"{vocab_size}",
+        ),
+        (
+            str(words.normalizer) == str(normalizer(steps)),
+            f"was trained with another normaliser than config.data.normalizer={steps}",
+        ),
+    ):
+        if not ok:
+            raise UserError(f"config.data.tokenizer: {path} {what}")
+    return words.to_str()
+
+
 def load(path: Path, way_out: str) -> Tokenizer:
     """Returns the tokenizer of a packed corpus.
 

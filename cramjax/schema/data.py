@@ -29,6 +29,7 @@ class DataConfig:
     text_field: str
     txt_documents: str
     normalizer: tuple[str, ...]
+    tokenizer: str
     tokenizer_chars: int
     max_tokens_per_char: float
     held_out_share: float
