@@ -57,7 +57,8 @@ def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path
     files.write_text(
         corpus.path / REPORT,
         f"# {corpus.path.name.removesuffix('.partial')}\n\n"
-        f"| what | value |\n|---|---|\n{table}\n\n![tokens of the documents]({FIGURE})\n\n"
+        f"| what | value |\n|---|---|\n{table}\n\n"
+        f"![tokens of the documents]({FIGURE})\n\n"
         f"## Most frequent tokens\n\n{frequent}\n\n"
         "## Blocks, chosen at random\n\n" + "\n\n".join(samples) + "\n",
     )
