@@ -72,9 +72,12 @@ def _share(part: int, whole: int) -> str:
 def _figure(lengths: dict[str, int]) -> Figure:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    powers = sorted(int(n) for n in lengths)
+    found = [int(n) for n in lengths]
+    powers = range(min(found), max(found) + 1)
     axes.bar(
-        [f"{2 ** (n - 1):,}" for n in powers], [lengths[str(n)] for n in powers], 0.9
+        [f"{2 ** (n - 1):,}" for n in powers],
+        [lengths.get(str(n), 0) for n in powers],
+        0.9,
     )
     axes.set(xlabel="tokens of a document, at least", ylabel="documents")
     axes.spines[["top", "right"]].set_visible(False)
