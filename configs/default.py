@@ -50,12 +50,20 @@ def get_config() -> config_dict.ConfigDict:
     model.init_std = 0.02  # of dense kernels and embeddings
 
     config.data = data = config_dict.ConfigDict()
-    # Files, globs, or "embedded:books": .txt, .jsonl, .csv, .parquet, each plain or
-    # .gz, .xz, .bz2, .zst.
+    # Files and globs (.txt, .jsonl, .csv, .parquet, each plain or .gz, .xz, .bz2,
+    # .zst), "tfds:NAME", "hf:NAME:CONFIG" (streamed), or "embedded:books".
     data.sources = ()
     data.dir = "data"  # where packed corpora are kept, one folder each
-    data.text_field = "text"  # of a .jsonl, .csv or .parquet record
+    data.split = "train"  # of tfds: and hf: sources
+    data.shares = ()  # of data.max_chars, one for each source; () = by their bytes
+    data.max_chars = 0  # of text in all, taken from every file alike; 0 = all there is
+    data.max_documents = 0  # in all, taken from every file alike; 0 = all
+    data.text_field = "text"  # of a record: .jsonl, .csv, .parquet, tfds:, hf:
     data.txt_documents = "blank_line"  # what ends a document in .txt; or "line", "file"
+    # Records to keep, e.g. "meta.pile_set_name=Books3|Gutenberg (PG-19)"; () = all.
+    data.keep = ()
+    data.join_chars = 0  # documents shorter than this are joined with the next
+    data.licence = ""  # of the text, a note for the reports
     # Steps of the normaliser, all of them in the recipe (P 4.4); applied in this order.
     data.normalizer = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
     data.tokenizer = ""  # tokenizer.json of another corpus; "" trains one

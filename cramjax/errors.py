@@ -13,6 +13,10 @@ class TrainingFailed(UserError):
     """Training came to nothing: its numbers are not finite, or the loss stays high."""
 
 
+class SourceLost(UserError):
+    """Text could not be read to its end, by no fault of its own: try again."""
+
+
 class Interrupted(Exception):
     """A signal ended the run at a point from which the same command goes on."""
 

@@ -18,6 +18,7 @@ from cramjax.loop import STEPPED_BACK, Loop, begin
 from cramjax.metrics_log import MetricsLog
 from cramjax.schema import Config
 from cramjax.validation import score
+from cramjax.version import code_version
 
 # In the workdir; the summary is there if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
@@ -147,4 +148,5 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,
+        "code": code_version(),
     }

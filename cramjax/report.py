@@ -124,6 +124,7 @@ def _pretraining_section(
             f"tokens; {documents['held_out']:,} documents held out, "
             f"{documents['filtered']:,} dropped",
         ],
+        ["licence of the text", config.data.licence or "not noted"],
     ]
     return (
         "## Pretraining\n\n"
@@ -144,7 +145,10 @@ def _environment_section(summary: dict[str, Any]) -> str:
         f"Python {platform.python_version()}",
         *(f"{m.__name__} {m.__version__}" for m in (jax, flax, optax)),
     ]
-    return f"Pretrained on {summary['device']}. {', '.join(versions)}."
+    return (
+        f"Pretrained on {summary['device']} with cramjax {summary['code']}. "
+        f"{', '.join(versions)}."
+    )
 
 
 def _figure(width: float, height: float) -> Figure:

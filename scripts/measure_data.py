@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from cramjax.config import parse_command_line
-from cramjax.data import encoding, prepare, processes, sources, tokenizer
+from cramjax.data import encoding, prepare, processes, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.ordering import BlockStream
-from cramjax.data.sources import Reading
+from cramjax.data.readers import Problems, Reading
 from cramjax.main import guarded
 from cramjax.schema import Config
 
@@ -47,13 +47,14 @@ def measure(argv: Sequence[str]) -> None:
 
 
 def _measure(config: Config) -> dict[str, Any]:
-    with _peak_memory() as memory:
+    with _peaks(Path(config.data.dir)) as peaks:
         corpus = prepare.prepare(config)
     text_mb = corpus.manifest["bytes"] / 1e6
     facts = {
         "cores": processes.cores(),
         "text_mb": text_mb,
-        "peak_memory_mb": memory["pss"] / 1e6,
+        "peak_memory_mb": peaks["memory"] / 1e6,
+        "peak_disk_mb": peaks["disk"] / 1e6,
         "store_mb": sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6,
     }
     texts = _all_texts(config)
@@ -62,7 +63,8 @@ def _measure(config: Config) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=config.data.dir) as again:
             shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
-            prepare.encode_all(config, Path(again), say=lambda _: None)
+            units = prepare.units_of(prepare.portions_of(config)[0])
+            prepare.encode_all(config, units, Path(again), say=lambda _: None)
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
         speeds["tokenizers"].append(text_mb / _tokenizers_s(corpus, texts))
     for name, values in speeds.items():
@@ -75,9 +77,9 @@ def _measure(config: Config) -> dict[str, Any]:
 
 
 def _all_texts(config: Config) -> list[str]:
-    problems: collections.Counter[str] = collections.Counter()
-    paths = sources.resolve(config.data.sources)
-    return list(encoding.read_all(paths, Reading.of(config.data), problems))
+    problems: Problems = collections.Counter()
+    portions, _ = prepare.portions_of(config)
+    return list(encoding.read_all(portions, Reading.of(config.data), problems))
 
 
 def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:
@@ -99,15 +101,16 @@ def _read_speed(corpus: Corpus, order: str, seed: int, seconds: float = 5.0) -> 
 
 
 @contextlib.contextmanager
-def _peak_memory() -> Iterator[dict[str, float]]:
-    """Samples the memory of this process and its children while the block runs."""
-    found, stop = {"pss": 0.0}, threading.Event()
+def _peaks(folder: Path) -> Iterator[dict[str, float]]:
+    """Samples bytes while the block runs: of this and child processes, of a folder."""
+    found, stop = {"memory": 0.0, "disk": 0.0}, threading.Event()
 
     def sample() -> None:
         while not stop.wait(0.1):
             children = [p.pid for p in multiprocessing.active_children()]
             total = sum(map(_pss, [os.getpid(), *children]))
-            found["pss"] = max(found["pss"], total)
+            found["memory"] = max(found["memory"], total)
+            found["disk"] = max(found["disk"], sum(map(_size, folder.rglob("*"))))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -116,6 +119,13 @@ def _peak_memory() -> Iterator[dict[str, float]]:
     finally:
         stop.set()
         thread.join()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # it has just been renamed
+        return 0
 
 
 def _pss(pid: int) -> float:

@@ -1,25 +1,19 @@
-import bz2
 import collections
 import dataclasses
-import gzip
 import json
-import lzma
 import os
 import re
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow
 import pytest
 from conftest import TINY, run_script, tiny_config
-from pyarrow import parquet
 
 from cramjax.data import encoding, ordering, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
-from cramjax.data.fingerprints import fingerprints
 from cramjax.data.packing import ShardWriter, token_dtype
-from cramjax.data.sources import Reading
+from cramjax.data.readers import Reading
 from cramjax.errors import UserError
 from cramjax.schema.data import NORMALIZER_STEPS, ORDERS
 
@@ -27,156 +21,6 @@ from cramjax.schema.data import NORMALIZER_STEPS, ORDERS
 def write_text(path, documents):
     path.write_text("\n\n".join(documents))
     return path
-
-
-def read(path, field="text", rule="blank_line"):
-    """Returns a file's documents, and its problems."""
-    problems = collections.Counter()
-    reading = Reading(text_field=field, txt_documents=rule)
-    return list(sources.read_documents(path, reading, problems)), dict(problems)
-
-
-PACKERS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
-}
-
-
-@pytest.mark.parametrize("suffix", PACKERS)
-def test_readers(tmp_path, suffix):
-    def write(name, text):
-        path = tmp_path / f"{name}{suffix}"
-        path.write_bytes(PACKERS[suffix](text.encode()))
-        return path
-
-    text = write("a.txt", "\n\none\ntwo\r\n\n \n\nthree\rfour\n")
-    assert read(text) == (["one\ntwo", "three\nfour"], {})
-    assert read(text, rule="line")[0] == ["one", "two", "three", "four"]
-    assert read(text, rule="file")[0] == ["one\ntwo\n\n \n\nthree\nfour"]
-    lines = '{"text": "one\\n\\ntwo"}\n\n{"text": "  "}\n{"text": "three"}\n'
-    assert read(write("b.jsonl", lines)) == (["one\n\ntwo", "three"], {})
-    rows = 'id,body\n1,"one, ""two"""\n2,\n3,"three\nfour"\n'
-    assert read(write("c.csv", rows), "body")[0] == ['one, "two"', "three\nfour"]
-
-
-def test_parquet(tmp_path):
-    path = tmp_path / "a.parquet"
-    table = pyarrow.table({"id": [1, 2, 3], "content": ["one", None, " two "]})
-    parquet.write_table(table, path)
-    assert read(path, "content") == (["one", "two"], {})
-    with pytest.raises(UserError, match=r"field 'text'; it has \['id', 'content'\]"):
-        read(path)
-    path.write_bytes(path.read_bytes()[:-30])
-    documents, problems = read(path)
-    assert documents == [] and "a.parquet is damaged" in next(iter(problems))
-
-
-def test_a_record_without_the_field_names_those_there_are(tmp_path):
-    lines = tmp_path / "b.jsonl"
-    lines.write_text('{"text": "one"}\n{"title": "x", "body": "y"}\n')
-    with pytest.raises(UserError, match=r"b\.jsonl:2 has no text in.*body.*title"):
-        read(lines)
-    rows = tmp_path / "c.csv"
-    rows.write_text("id,body\n1,one\n")
-    with pytest.raises(UserError, match=r"c\.csv has no text in.*'id', 'body'"):
-        read(rows)
-
-
-def test_broken_input_is_survived_and_counted(tmp_path):
-    lines = tmp_path / "b.jsonl"
-    lines.write_text('{"text": \n{"text": "a \\ud800 b"}\n[1]]\n')
-    assert read(lines) == (["a ? b"], {"lines that are not JSON": 2})
-    latin = tmp_path / "d.txt"
-    latin.write_bytes(b"caf\xe9\n\nplain")
-    assert read(latin) == (
-        ["caf\ufffd", "plain"],
-        {"documents with bytes that are not UTF-8": 1},
-    )
-    empty = tmp_path / "e.txt"
-    empty.write_text("\n \n")
-    assert read(empty) == ([], {"files without text": 1})
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_of_a_cut_file_all_before_the_cut_is_read(tmp_path, suffix, kind):
-    words = np.random.default_rng(0).integers(0, 10**9, 200_000).astype(str)
-    texts = [" ".join(row) for row in words.reshape(-1, 20)]
-    if kind == "txt":
-        data = "\n\n".join(texts)
-    else:
-        data = "\n".join(json.dumps({"text": text}) for text in texts)
-    packed = PACKERS[suffix](data.encode())
-    path = tmp_path / f"a.{kind}{suffix}"
-    path.write_bytes(packed[: len(packed) * 2 // 3])
-    documents, problems = read(path)
-    assert len(documents) > 3000  # of 10,000: bzip2 gives whole blocks only
-    assert documents[:-1] == texts[: len(documents) - 1]
-    (what,) = (name for name in problems if "damaged" in name)
-    assert what.startswith(f"{path.name} is damaged: ")
-
-
-def test_odd_records(tmp_path):
-    lines = tmp_path / "a.jsonl"
-    deep = "[" * 100_000
-    lines.write_text('\ufeff{"text": "one"}\n{"text": ' + "9" * 5000 + "}\n" + deep)
-    assert read(lines) == (["one"], {"lines that are not JSON": 2})
-    rows = tmp_path / "a.csv"
-    rows.write_text("\ufefftext,id\none,1\n\ntwo\n" + '"' + "w " * 200_000 + '",3')
-    documents, problems = read(rows)
-    assert [len(document) for document in documents] == [3, 3, 399_999]
-    assert problems == {}
-    columns = tmp_path / "a.parquet"
-    values = {"text": [b"caf\xe9", b"plain"], "number": [1, 2]}
-    parquet.write_table(pyarrow.table(values), columns)
-    assert read(columns)[0] == ["caf\ufffd", "plain"]
-    with pytest.raises(UserError, match="no text in the field 'number'"):
-        read(columns, "number")
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
-def test_long_records_are_cut(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 1000)
-    path, text = tmp_path / name, "x" * 2500
-    if name == "a.parquet":
-        parquet.write_table(pyarrow.table({"text": [text]}), path)
-    else:
-        texts = {"a.csv": f"text\n{text}", "a.jsonl": f'{{"text":"{text}"}}'}
-        path.write_text(texts[name])
-    documents, problems = read(path)
-    assert [len(document) for document in documents] == [1000, 1000, 500]
-    assert problems == {"documents cut for their length": 2}
-
-
-def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
-        read(tmp_path / "gone.txt")
-    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
-        fingerprints([tmp_path / "gone.txt"], tmp_path)
-
-
-def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 1000)
-    path = tmp_path / "a.txt"
-    path.write_text("x" * 2500 + "\nshort\n\nnext")
-    documents, problems = read(path)
-    assert [len(d) for d in documents] == [1000, 1000, 506, 4]
-    assert problems == {"documents cut for their length": 2}
-
-
-def test_resolve(tmp_path):
-    for name in ("b.txt", "a.txt", "c.jsonl.gz", "d.pdf"):
-        (tmp_path / name).touch()
-    names = [p.name for p in sources.resolve([f"{tmp_path}/*.txt", f"{tmp_path}/c*"])]
-    assert names == ["a.txt", "b.txt", "c.jsonl.gz"]
-    for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
-        with pytest.raises(UserError, match="config.data.sources"):
-            sources.resolve([wrong])
-    with pytest.raises(UserError, match=r"d\.pdf is none of"):
-        sources.resolve([f"{tmp_path}/d.pdf"])
 
 
 def test_normaliser():
@@ -295,8 +139,8 @@ def test_blocks_are_the_documents_tokens(corpus, tiny):
     words = corpus.tokenizer
     for prefix, held_out in ((corpus.train, False), (corpus.held_out, True)):
         ids = []
-        for path in sources.resolve(tiny.data.sources):
-            for text in read(path)[0]:
+        for portion in prepare.portions_of(tiny)[0]:
+            for text in sources.documents(portion, Reading(), collections.Counter()):
                 if encoding.is_held_out(text, tiny.data.held_out_share) == held_out:
                     ids += words.encode(text, add_special_tokens=False).ids
                     ids.append(tokenizer.SEP)

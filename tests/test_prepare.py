@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramjax import files
-from cramjax.data import encoding, prepare, processes, sources, tokenizer
+from cramjax.data import encoding, prepare, processes, tokenizer
 from cramjax.data.corpus import Corpus
-from cramjax.data.sources import Reading
 from cramjax.errors import UserError
 from cramjax.schema.data import NORMALIZER_STEPS
 
@@ -68,7 +67,7 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
     corpus = prepare.prepare(config)
     assert len(corpus.manifest["shards"]["blocks"]) > 6
     expected = {False: [], True: []}
-    for path in sources.resolve(config.data.sources):
+    for path in [p.part.path for p in prepare.portions_of(config)[0]]:
         documents = path.read_text().split("\n\n")
         while documents:  # a shard is full with the document that reaches its size
             ids, size = {False: [], True: []}, 0
@@ -141,7 +140,7 @@ def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
 def test_text_that_changes_meanwhile_is_refused(tmp_path, small_shards, monkeypatch):
     cores(monkeypatch, 1)
     config = config_of(tmp_path)
-    path = sources.resolve(config.data.sources)[0]
+    path = prepare.portions_of(config)[0][0].part.path
     encode_all = prepare.encode_all
 
     def change(*args):
@@ -230,12 +229,12 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tokenizer, "train", note)
     texts = write_texts(tmp_path / "texts", files=3, documents=100)
-    paths = sources.resolve([texts])
     config = tiny_config(tmp_path, f"data.sources={texts}", "data.tokenizer_chars=9000")
-    prepare._train_tokenizer(config)
+    portions, _ = prepare.portions_of(config)
+    prepare._train_tokenizer(config, portions)
     assert 9000 * 0.9 < sum(map(len, seen)) < 9000 * 1.2
-    for path in paths:
-        documents = path.read_text().split("\n\n")
+    for portion in portions:
+        documents = portion.part.path.read_text().split("\n\n")
         count = sum(text in set(documents) for text in seen)
         assert 5 < count < 40
 
@@ -317,7 +316,3 @@ def test_no_token_is_lost_or_invented_by_encoding_in_pieces(words, texts, piece)
         assert text == expected
         ids = words.encode(text, add_special_tokens=False).ids
         assert [i for part in parts for i in part] == ids
-
-
-def test_reading_is_what_the_config_says(tiny):
-    assert Reading.of(tiny.data) == Reading("text", "blank_line")

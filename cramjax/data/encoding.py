@@ -14,7 +14,8 @@ import numpy as np
 from cramjax import files
 from cramjax.data import sources, tokenizer
 from cramjax.data.packing import ShardWriter, crc32
-from cramjax.data.sources import Reading
+from cramjax.data.readers import Problems, Reading
+from cramjax.data.sources import Portion
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
 PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
@@ -35,10 +36,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Consecutive files that one worker turns into shards."""
+    """Consecutive parts of one source that one worker turns into shards."""
 
     number: int
-    paths: tuple[Path, ...]
+    portions: tuple[Portion, ...]
 
 
 def encode_unit(
@@ -53,12 +54,12 @@ def encode_unit(
 
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
-      "filtered"}), "read" (documents in all), "bytes", "lengths" ({n: documents
-      of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks" and
+      "filtered"}), "read" (documents in all), "chars", "bytes", "lengths" ({n:
+      documents of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks" and
       "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
 
     Raises:
-      UserError: see `sources.read_documents`.
+      UserError: see `sources.documents`.
       OSError: the folder cannot be written.
     """
     done = _finished(unit, folder)
@@ -66,8 +67,8 @@ def encode_unit(
         return done
     words = tokenizer.load(tokenizer_path, "run again")
     encoder = tokenizer.Encoder(words, settings.normalizer)
-    problems: collections.Counter[str] = collections.Counter()
-    documents = read_all(unit.paths, settings.reading, problems)
+    problems: Problems = collections.Counter()
+    documents = read_all(unit.portions, settings.reading, problems)
     for _ in range(sum(facts["read"] for facts in done)):
         next(documents, None)
     while not (done and done[-1]["last"]):
@@ -95,11 +96,11 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def read_all(
-    paths: Iterable[Path], reading: Reading, problems: collections.Counter[str]
+    portions: Iterable[Portion], reading: Reading, problems: Problems
 ) -> Iterator[str]:
-    """Yields the documents of several files; see `sources.read_documents`."""
-    for path in paths:
-        yield from sources.read_documents(path, reading, problems)
+    """Yields the documents of several parts; see `sources.documents`."""
+    for portion in portions:
+        yield from sources.documents(portion, reading, problems)
 
 
 def _stem(unit: int, number: int) -> str:
@@ -161,6 +162,7 @@ def _encode_shard(
     facts = {
         "documents": counts,
         "read": sum(counts.values()),
+        "chars": size,
         "bytes": text_bytes,
         "lengths": dict(lengths),
         **{

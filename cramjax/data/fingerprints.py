@@ -1,8 +1,7 @@
-"""What tells one source file from another: its content."""
+"""What tells one source from another: its content."""
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,65 @@ from cramjax.errors import UserError
 CACHE = "fingerprints.json"  # in data.dir
 
 
-def fingerprints(paths: Sequence[Path], data_dir: Path) -> list[dict[str, Any]]:
-    """Returns {"path", "bytes", "sha256"} of every file.
+class Fingerprints:
+    """Hashes of files and what hubs have said, remembered in `data.dir`.
 
-    Content is read once: as long as a file's size and time of change stay the same, the
-    hash that `data_dir` remembers is taken.
-
-    Raises:
-      UserError: a file cannot be read, or `data_dir` cannot be written.
+    A file's content is read once: as long as its size and time of change stay the same,
+    the hash that is remembered is taken. What a hub says of a dataset, its newest
+    version say, is remembered for good; delete the file to ask again.
     """
-    cache_path = data_dir / CACHE
-    try:
-        known = json.loads(cache_path.read_text())
-    except (OSError, ValueError):  # a cache: what cannot be read is made again
-        known = {}
-    found, changed = [], False
-    for path in paths:
-        entry = known.get(str(path))
+
+    def __init__(self, data_dir: Path):
+        """Reads what is remembered."""
+        self._path = data_dir / CACHE
+        try:
+            self._known = json.loads(self._path.read_text())
+        except (OSError, ValueError):  # a cache: what cannot be read is made again
+            self._known = {}
+        self._changed = False
+
+    def file(self, path: Path) -> dict[str, Any]:
+        """Returns {"path", "bytes", "sha256"}.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        entry = self._known.get(str(path))
         try:
             stat = path.stat()
             stamp = [stat.st_size, stat.st_mtime_ns]
             if entry is None or entry[:2] != stamp:
                 with path.open("rb") as file:
                     entry = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-                known[str(path)], changed = entry, True
+                self._known[str(path)], self._changed = entry, True
         except OSError as error:
             raise UserError(
                 f"config.data.sources: {path} cannot be read ({error.strerror})"
             ) from error
-        found.append({"path": str(path), "bytes": entry[0], "sha256": entry[2]})
-    if changed:
+        return {"path": str(path), "bytes": entry[0], "sha256": entry[2]}
+
+    def get(self, name: str) -> Any | None:
+        """Returns what is remembered of a dataset, None if nothing is."""
+        return self._known.get(name)
+
+    def put(self, name: str, facts: Any) -> None:
+        """Remembers facts of a dataset, of types that JSON has."""
+        self._known[name], self._changed = facts, True
+
+    def save(self) -> None:
+        """Writes what has changed.
+
+        Raises:
+          UserError: `data.dir` cannot be written.
+        """
+        if not self._changed:
+            return
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            files.write_json(cache_path, known)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self._path, self._known)
         except OSError as error:
             raise UserError(
-                f"config.data.dir is {str(data_dir)!r}: cannot be written ({error})"
+                f"config.data.dir is {str(self._path.parent)!r}: cannot be written "
+                f"({error})"
             ) from error
-    return found
+        self._changed = False

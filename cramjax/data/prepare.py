@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from cramjax import files
 from cramjax.data import encoding, processes, report, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
-from cramjax.data.fingerprints import fingerprints
+from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.packing import token_dtype
-from cramjax.data.sources import Reading
-from cramjax.errors import UserError
+from cramjax.data.readers import Problems, Reading
+from cramjax.data.sources import Portion
+from cramjax.errors import SourceLost, UserError
 from cramjax.schema import Config
+from cramjax.version import code_version
 
-FORMAT = 4  # of the corpus folder; another number is another corpus
+FORMAT = 5  # of the corpus folder; another number is another corpus
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 CHECK_CHARS = 1 << 20  # text that the normaliser is tried on
 MAX_REMOVED = 0.1  # share of the characters it may remove
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
+MAX_SHARE_ERROR = 0.05  # of a source's share of the text, before it is worth a word
 
 
 def corpus_path(config: Config) -> Path:
@@ -41,16 +44,26 @@ def corpus_path(config: Config) -> Path:
     their order, and the settings. Order and seed are not among them, nor where the
     files are.
     """
-    paths = sources.resolve(config.data.sources)
-    folder = Path(config.data.dir).expanduser()
+    portions, found = portions_of(config)
     contents = [
-        [path.suffixes, facts["sha256"]]
-        for path, facts in zip(paths, fingerprints(paths, folder), strict=True)
+        [Path(f["path"]).suffixes, f["sha256"], p.max_chars, p.max_documents]
+        for p, f in zip(portions, found, strict=True)
     ]
     key = [_settings(config), contents]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    stem = re.sub(r"\W+", "-", paths[0].name.split(".")[0])
-    return folder / f"{stem}-{digest}"
+    first = config.data.sources[0]
+    name = first if first.startswith("hf:") else Path(found[0]["path"]).name
+    stem = re.sub(r"\W+", "-", name.split(".")[0])
+    return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+
+
+def portions_of(config: Config) -> tuple[list[Portion], list[dict[str, Any]]]:
+    """Returns the parts to read, and what is known of each."""
+    known = Fingerprints(Path(config.data.dir).expanduser())
+    portions = sources.resolve(config.data, known)
+    found = [portion.part.facts(known) for portion in portions]
+    known.save()
+    return portions, found
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
@@ -121,14 +134,16 @@ def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> No
     """Leaves nothing behind if the text or the settings are of no use."""
     try:
         _build(config, folder, say)
+    except SourceLost:
+        raise
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
-    paths = sources.resolve(config.data.sources)
-    sizes = fingerprints(paths, folder.parent)
+    portions, found = portions_of(config)
+    units = units_of(portions)
     words_path = folder / TOKENIZER
     if not words_path.exists():
         start = time.monotonic()
@@ -138,24 +153,24 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
                 config.model.vocab_size,
                 config.data.normalizer,
             )
-        elif len(_units(config)) == 1:
-            words_json = _train_tokenizer(config)
+        elif len(units) == 1:
+            words_json = _train_tokenizer(config, portions)
         else:  # in a process of its own, whose memory is free again afterwards
             with processes.pool(1, processes.cores()) as pool:
-                words_json = pool.submit(_train_tokenizer, config).result()
+                words_json = pool.submit(_train_tokenizer, config, portions).result()
         files.write_text(words_path, words_json)
         say(
             f"tokenizer: {config.model.vocab_size} entries, "
             f"{time.monotonic() - start:.0f}s"
         )
     start = time.monotonic()
-    by_unit = encode_all(config, folder, say)
-    if fingerprints(paths, folder.parent) != sizes:
+    by_unit = encode_all(config, units, folder, say)
+    if portions_of(config)[1] != found:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
         )
-    manifest = _manifest(config, by_unit, sizes)
+    manifest = _manifest(config, units, by_unit, found)
     counts_V = sum(
         encoding.token_counts(number, len(shards), folder)
         for number, shards in enumerate(by_unit)
@@ -176,23 +191,28 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     )
     for what, count in manifest["problems"].items():
         say(f"corpus: {what} ({count:,})")
+    for source, share in zip(manifest["text"], config.data.shares, strict=False):
+        asked = share / sum(config.data.shares)
+        if abs(source["share"] - asked) > MAX_SHARE_ERROR * asked:
+            say(
+                f"corpus: {source['source']} gave {source['share']:.1%} of the text, "
+                f"not {asked:.1%} (config.data.shares): it has too little for "
+                f"config.data.max_chars={config.data.max_chars}"
+            )
 
 
-def _train_tokenizer(config: Config) -> str:
-    """Returns, as JSON, a tokenizer trained on the beginning of every file.
+def _train_tokenizer(config: Config, portions: Sequence[Portion]) -> str:
+    """Returns, as JSON, a tokenizer trained on the beginning of every part.
 
-    Each gives `data.tokenizer_chars` by its share of the files' bytes; held-out
-    documents give nothing.
+    Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing.
     """
-    paths = sources.resolve(config.data.sources)
     reading = Reading.of(config.data)
-    bytes_of = [path.stat().st_size for path in paths]
-    problems: collections.Counter[str] = collections.Counter()
+    problems: Problems = collections.Counter()
 
     def sample() -> Iterator[str]:
-        for path, size in zip(paths, bytes_of, strict=True):
-            left = config.data.tokenizer_chars * size / max(sum(bytes_of), 1)
-            for text in sources.read_documents(path, reading, problems):
+        for portion in portions:
+            left = config.data.tokenizer_chars * portion.weight
+            for text in sources.documents(portion, reading, problems):
                 if left <= 0:
                     break
                 left -= len(text)
@@ -202,9 +222,9 @@ def _train_tokenizer(config: Config) -> str:
     if next(sample(), None) is None:
         found = "; ".join(problems)
         raise UserError(
-            f"config.data.sources: no text in {', '.join(map(str, paths))} ({found}); "
-            "see data.txt_documents and data.text_field in configs/default.py for what "
-            "is a document"
+            f"config.data.sources: no text in {config.data.sources} ({found}); see "
+            "data.txt_documents, data.text_field and data.keep in configs/default.py "
+            "for what is a document"
         )
     _check_normalizer(config, sample())
     steps = config.data.normalizer
@@ -231,29 +251,28 @@ def _check_normalizer(config: Config, texts: Iterator[str]) -> None:
         )
 
 
-def _units(config: Config) -> list[Unit]:
-    """Returns the files in order, small ones together."""
-    groups: list[list[Path]] = []
+def units_of(portions: Sequence[Portion]) -> list[Unit]:
+    """Returns the parts in order, small ones of a source together."""
+    groups: list[list[Portion]] = []
     room = 0
-    for path in sources.resolve(config.data.sources):
-        size = path.stat().st_size
-        if not groups or room < size:
+    for portion in portions:
+        size = portion.part.size or UNIT_BYTES
+        if not groups or room < size or groups[-1][0].source != portion.source:
             groups.append([])
             room = UNIT_BYTES
-        groups[-1].append(path)
+        groups[-1].append(portion)
         room -= size
     return [Unit(number, tuple(group)) for number, group in enumerate(groups)]
 
 
 def encode_all(
-    config: Config, folder: Path, say: Callable[[str], None]
+    config: Config, units: Sequence[Unit], folder: Path, say: Callable[[str], None]
 ) -> list[list[dict[str, Any]]]:
     """Writes all shards with the folder's tokenizer, as many units at once as cores.
 
     Returns:
       The facts of every unit's shards, see `encoding.encode_unit`.
     """
-    units = _units(config)
     settings = Settings(
         reading=Reading.of(config.data),
         normalizer=config.data.normalizer,
@@ -278,6 +297,7 @@ def encode_all(
 
 def _manifest(
     config: Config,
+    units: Sequence[Unit],
     by_unit: list[list[dict[str, Any]]],
     found_sources: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -299,6 +319,9 @@ def _manifest(
         "format": FORMAT,
         "settings": _settings(config),
         "sources": found_sources,
+        "text": _text_by_source(config, units, by_unit),
+        "licence": config.data.licence,
+        "code": code_version(),
         "block_length": length,
         "vocab_size": config.model.vocab_size,
         "dtype": token_dtype(config.model.vocab_size),
@@ -311,6 +334,19 @@ def _manifest(
             "held_out": _blocks(parts["held_out"]) * length,
         },
     }
+
+
+def _text_by_source(
+    config: Config, units: Sequence[Unit], by_unit: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Returns {"source", "chars", "share"} of every source."""
+    chars = [0] * len(config.data.sources)
+    for unit, shards in zip(units, by_unit, strict=True):
+        chars[unit.portions[0].source] += sum(shard["chars"] for shard in shards)
+    return [
+        {"source": source, "chars": n, "share": n / max(sum(chars), 1)}
+        for source, n in zip(config.data.sources, chars, strict=True)
+    ]
 
 
 def _total(counts: Any) -> dict[str, int]:
@@ -350,6 +386,9 @@ def _settings(config: Config) -> dict[str, Any]:
         "max_tokens_per_char": data.max_tokens_per_char,
         "held_out_share": data.held_out_share,
         "tokenizer_chars": data.tokenizer_chars,
+        "split": data.split,
+        "keep": data.keep,
+        "join_chars": data.join_chars,
         "text_field": data.text_field,
         "txt_documents": data.txt_documents,
         "normalizer": data.normalizer,

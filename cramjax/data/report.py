@@ -29,7 +29,9 @@ def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path
     total = sum(documents.values())
     kept_tokens = tokens["train"] + tokens["held_out"]
     rows = {
-        "sources": ", ".join(Path(s["path"]).name for s in manifest["sources"]),
+        **{s["source"]: f"{s['share']:.1%} of the text" for s in manifest["text"]},
+        "licence": manifest["licence"] or "not noted",
+        "made by": f"cramjax {manifest['code']}",
         "documents": f"{total:,}",
         "dropped by the token filter": _share(documents["filtered"], total),
         "held out": _share(documents["held_out"], total),

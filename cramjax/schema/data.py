@@ -26,8 +26,15 @@ class DataConfig:
 
     sources: tuple[str, ...]
     dir: str
+    split: str
+    shares: tuple[float, ...]
+    max_chars: int
+    max_documents: int
     text_field: str
     txt_documents: str
+    keep: tuple[str, ...]
+    join_chars: int
+    licence: str
     normalizer: tuple[str, ...]
     tokenizer: str
     tokenizer_chars: int
@@ -43,6 +50,29 @@ class DataConfig:
             self.txt_documents,
             f"one of {rules}",
         )
+        require(
+            not self.shares
+            or (len(self.shares) == len(self.sources) and min(self.shares) > 0),
+            "data.shares",
+            self.shares,
+            f"() or a positive number for each of data.sources={self.sources}",
+        )
+        require(
+            not self.shares or self.max_chars > 0,
+            "data.max_chars",
+            self.max_chars,
+            "> 0, the characters of the whole corpus, for data.shares to be shares of",
+        )
+        for name in ("max_chars", "max_documents", "join_chars"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.{name}", value, ">= 0 (0 = off)")
+        for rule in self.keep:
+            require(
+                "=" in rule[1:],
+                "data.keep",
+                rule,
+                "FIELD=VALUE or FIELD=VALUE|VALUE, meta.pile_set_name=Books3 say",
+            )
         require(
             set(self.normalizer) <= set(NORMALIZER_STEPS),
             "data.normalizer",

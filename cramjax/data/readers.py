@@ -1,0 +1,230 @@
+"""From one file to its texts: formats, compressions, and what may be broken in them."""
+
+import bz2
+import collections
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+from pyarrow import parquet
+
+from cramjax.errors import UserError
+from cramjax.schema import DataConfig
+
+COMPRESSIONS: dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": lambda path: pyarrow.input_stream(str(path), compression="zstd"),
+}
+# What a decompressor says of a file that was cut or changed.
+DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
+# Longer documents are cut, or one file without a blank line could fill the memory.
+MAX_DOCUMENT_CHARS = 1 << 22
+
+Problems = collections.Counter[str]  # {what was broken: how often}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How sources are read; see `schema.DataConfig`.
+
+    Attributes:
+      text_field: of a record.
+      txt_documents: what ends a document in .txt.
+      keep: {field: values}: records with other values are left out. A dot goes into a
+        record within the record.
+      join_chars: shorter documents are joined with the next ones.
+    """
+
+    text_field: str = "text"
+    txt_documents: str = "blank_line"
+    keep: tuple[tuple[str, frozenset[str]], ...] = ()
+    join_chars: int = 0
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Reading":
+        """Returns what the config says."""
+        rules = (rule.split("=", 1) for rule in config.keep)
+        keep = tuple((name, frozenset(values.split("|"))) for name, values in rules)
+        return cls(config.text_field, config.txt_documents, keep, config.join_chars)
+
+    @property
+    def columns(self) -> list[str]:
+        """The fields of a record that are needed."""
+        return sorted({self.text_field, *(name.split(".")[0] for name, _ in self.keep)})
+
+    def text(
+        self, record: Mapping[str, Any], where: str, problems: Problems
+    ) -> str | None:
+        """Returns a record's text, None if it has none or is left out by `keep`.
+
+        Raises:
+          UserError: it has no such field.
+        """
+        for name, values in self.keep:
+            value = self._field(record, name, "keep", where)
+            value = value.decode(errors="replace") if type(value) is bytes else value
+            if str(value) not in values:
+                problems["records left out by data.keep"] += 1
+                return None
+        text = self._field(record, self.text_field, "text_field", where)
+        if isinstance(text, bytes):
+            text = text.decode(errors="replace")
+        if text is not None and not isinstance(text, str):
+            raise _no_field(where, self.text_field, sorted(record), "text_field")
+        return text
+
+    def _field(
+        self, record: Mapping[str, Any], name: str, key: str, where: str
+    ) -> object:
+        value: Any = record
+        for part in [name] if name in record else name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                fields = sorted(value) if isinstance(value, Mapping) else [repr(value)]
+                raise _no_field(where, name, fields, key)
+            value = value[part]
+        return value
+
+
+def _no_field(where: str, name: str, fields: Sequence[str], key: str) -> UserError:
+    """Returns an error that names the fields there are."""
+    what = "text in the" if key == "text_field" else "such"
+    return UserError(
+        f"{where} has no {what} field {name!r}; it has {list(fields)}: use one of them "
+        f"in --config.data.{key}"
+    )
+
+
+def file_format(path: Path) -> str:
+    """Returns the suffix that says what a file is, without a compression's."""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
+
+
+def file_texts(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+    """Yields a file's documents as they are.
+
+    In `.txt` a document is what `reading.txt_documents` says; in `.jsonl` a line, in
+    `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD, lines that are
+    not JSON are skipped, of a file that is damaged all before the damage is read.
+
+    Raises:
+      UserError: a record has no such field, or the file cannot be read at all.
+    """
+    texts = FORMATS[file_format(path)](path, reading, problems)
+    while True:
+        try:
+            text = next(texts, None)
+        except DAMAGE as error:
+            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
+                raise UserError(
+                    f"config.data.sources: {path} cannot be read ({error})"
+                ) from error
+            problems[f"{path.name} is damaged: {error}"] += 1
+            return
+        if text is None:
+            return
+        yield text
+
+
+def _open(path: Path) -> io.TextIOWrapper:
+    opener = COMPRESSIONS.get(path.suffix, lambda path: path.open("rb"))
+    return io.TextIOWrapper(opener(path), encoding="utf-8-sig", errors="replace")
+
+
+def _txt(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+    if reading.keep:
+        raise _no_field(str(path), reading.keep[0][0], [], "keep")
+    lines: list[str] = []
+    size = 0
+    with _open(path) as file:
+        # Yields what it has when the file turns out to be damaged, too.
+        try:
+            while line := file.readline(MAX_DOCUMENT_CHARS):
+                blank = reading.txt_documents == "blank_line" and not line.strip()
+                full = size + len(line) > MAX_DOCUMENT_CHARS
+                if full:
+                    problems["documents cut for their length"] += 1
+                if lines and (blank or full or reading.txt_documents == "line"):
+                    yield "".join(lines)
+                    lines, size = [], 0
+                lines.append(line)
+                size += len(line)
+        except DAMAGE:
+            yield "".join(lines)
+            raise
+    yield "".join(lines)
+
+
+def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                problems["lines that are not JSON"] += 1
+                continue
+            where = f"{path}:{number}"
+            if not isinstance(record, dict):
+                kind = type(record).__name__
+                raise UserError(f"{where} is {kind}: a line must be an object")
+            if (text := reading.text(record, where, problems)) is not None:
+                yield text
+
+
+def _csv(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+    csv.field_size_limit(1 << 30)
+    with _open(path) as file:
+        rows = csv.reader(file)
+        names = _next_row(rows, problems) or []
+        for name in reading.columns:
+            if name not in names:
+                key = "text_field" if name == reading.text_field else "keep"
+                raise _no_field(str(path), name, names, key)
+        while (row := _next_row(rows, problems)) is not None:
+            record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
+            if (text := reading.text(record, str(path), problems)) is not None:
+                yield text
+
+
+def _next_row(rows: Iterator[list[str]], problems: Problems) -> list[str] | None:
+    while True:
+        try:
+            return next(rows, None)
+        except csv.Error:
+            problems["rows that are not CSV"] += 1
+
+
+def _parquet(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+    with parquet.ParquetFile(path) as file:
+        types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+        for name in reading.columns:
+            key = "text_field" if name == reading.text_field else "keep"
+            if name not in types or (key == "text_field" and not _is_text(types[name])):
+                raise _no_field(str(path), name, list(types), key)
+        for batch in file.iter_batches(1000, columns=reading.columns):
+            column = batch.schema.get_field_index(reading.text_field)
+            # As bytes, for strings may hold what is not UTF-8.
+            texts = batch.column(column).cast(pyarrow.large_binary())
+            batch = batch.set_column(column, reading.text_field, texts)
+            for record in batch.to_pylist():
+                if (text := reading.text(record, str(path), problems)) is not None:
+                    yield text
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    tests = ("is_string", "is_large_string", "is_binary", "is_large_binary")
+    return any(getattr(pyarrow.types, test)(kind) for test in tests)
+
+
+FORMATS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

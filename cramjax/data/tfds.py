@@ -1,0 +1,107 @@
+"""Text from TensorFlow Datasets, without TensorFlow."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.readers import Problems, Reading
+from cramjax.errors import UserError
+from cramjax.schema import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of a prepared dataset.
+
+    Attributes:
+      folder: of the dataset's version, with dataset_info.json.
+      split: e.g. "train".
+      number: of the shard in the split.
+      path: its file.
+    """
+
+    folder: str
+    split: str
+    number: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def facts(self, known: Fingerprints) -> dict[str, Any]:
+        """Returns {"path", "bytes", "sha256"}."""
+        return known.file(self.path)
+
+    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
+        """Yields the shard's documents.
+
+        Raises:
+          UserError: the dataset has no such field.
+        """
+        import tensorflow_datasets
+
+        builder = tensorflow_datasets.builder_from_directory(self.folder)
+        for record in builder.as_data_source(f"{self.split}[{self.number}shard]"):
+            if (text := reading.text(record, self.name, problems)) is not None:
+                yield text
+
+
+def shards(name: str, data: DataConfig, known: Fingerprints) -> list[Shard]:
+    """Returns the files of a dataset; prepares it first if it has to be.
+
+    Args:
+      name: as TFDS writes it, "lm1b" or "wiki40b/en:1.3.0" say, to be found or prepared
+        where TFDS keeps its data; or the folder of a prepared version.
+      data: its `split`.
+      known: not needed: the files are hashed.
+
+    Raises:
+      UserError: TFDS cannot find, prepare or read it.
+    """
+    del known
+    # Slow to import, and it registers what it knows.
+    import tensorflow_datasets
+    import tensorflow_datasets.text
+
+    try:
+        if (Path(name).expanduser() / "dataset_info.json").exists():
+            folder = Path(name).expanduser().resolve()
+            builder = tensorflow_datasets.builder_from_directory(folder)
+        else:
+            # Google's prepared copies need TensorFlow, and so does its own format.
+            builder = tensorflow_datasets.builder(
+                name, try_gcs=False, file_format="array_record"
+            )
+            builder.download_and_prepare(
+                download_config=tensorflow_datasets.download.DownloadConfig(
+                    try_download_gcs=False
+                ),
+                file_format="array_record",
+            )
+        kind = builder.info.file_format.value
+        if kind != "array_record":
+            raise ValueError(f"it is kept as {kind}, needed is array_record")
+        found = builder.info.splits
+        if data.split not in found:
+            raise ValueError(f"config.data.split is {data.split!r}: it has {[*found]}")
+        paths = [Path(path) for path in found[data.split].filepaths]
+    except Exception as error:  # of many kinds: TFDS, the network, the disk
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"config.data.sources: tfds:{name} cannot be used ({what}); pass the name "
+            "of a dataset that TFDS prepares without TensorFlow or Beam, or the folder "
+            "of a prepared version"
+        ) from error
+    return [
+        Shard(str(builder.data_path), data.split, number, path)
+        for number, path in enumerate(paths)
+    ]

@@ -1,0 +1,31 @@
+"""Which code this is, for records."""
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+
+def code_version() -> str:
+    """Returns the version, and of a git checkout the commit and whether it is changed.
+
+    For example "0.1.0, commit 1a2b3c4d5e6f, changed".
+    """
+    try:
+        version = metadata.version("cramjax")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return version
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}, commit {commit}{', changed' if changed else ''}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

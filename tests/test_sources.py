@@ -1,0 +1,274 @@
+import bz2
+import collections
+import gzip
+import json
+import lzma
+
+import numpy as np
+import pyarrow
+import pytest
+from conftest import tiny_config
+from pyarrow import parquet
+
+from cramjax.data import prepare, readers, sources
+from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.readers import Reading
+from cramjax.data.sources import File, Portion
+from cramjax.errors import UserError
+
+
+def portions(tmp_path, *overrides):
+    """Returns the parts of a config."""
+    return prepare.portions_of(tiny_config(tmp_path / "data", *overrides))[0]
+
+
+def read(path, field="text", rule="blank_line", keep=(), join=0, limits=(0, 0)):
+    """Returns a file's documents, and its problems."""
+    problems = collections.Counter()
+    reading = Reading(field, rule, keep, join)
+    portion = Portion(File(path), 0, 1.0, *limits)
+    return list(sources.documents(portion, reading, problems)), dict(problems)
+
+
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_readers(tmp_path, suffix):
+    def write(name, text):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(PACKERS[suffix](text.encode()))
+        return path
+
+    text = write("a.txt", "\n\none\ntwo\r\n\n \n\nthree\rfour\n")
+    assert read(text) == (["one\ntwo", "three\nfour"], {})
+    assert read(text, rule="line")[0] == ["one", "two", "three", "four"]
+    assert read(text, rule="file")[0] == ["one\ntwo\n\n \n\nthree\nfour"]
+    lines = '{"text": "one\\n\\ntwo"}\n\n{"text": "  "}\n{"text": "three"}\n'
+    assert read(write("b.jsonl", lines)) == (["one\n\ntwo", "three"], {})
+    rows = 'id,body\n1,"one, ""two"""\n2,\n3,"three\nfour"\n'
+    assert read(write("c.csv", rows), "body")[0] == ['one, "two"', "three\nfour"]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"id": [1, 2, 3], "content": ["one", None, " two "]})
+    parquet.write_table(table, path)
+    assert read(path, "content") == (["one", "two"], {})
+    with pytest.raises(UserError, match=r"field 'text'; it has \['id', 'content'\]"):
+        read(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    documents, problems = read(path)
+    assert documents == [] and "a.parquet is damaged" in next(iter(problems))
+
+
+def test_a_record_without_the_field_names_those_there_are(tmp_path):
+    lines = tmp_path / "b.jsonl"
+    lines.write_text('{"text": "one"}\n{"title": "x", "body": "y"}\n')
+    with pytest.raises(UserError, match=r"b\.jsonl:2 has no text in.*body.*title"):
+        read(lines)
+    rows = tmp_path / "c.csv"
+    rows.write_text("id,body\n1,one\n")
+    with pytest.raises(UserError, match=r"c\.csv has no text in.*'id', 'body'"):
+        read(rows)
+
+
+def test_broken_input_is_survived_and_counted(tmp_path):
+    lines = tmp_path / "b.jsonl"
+    lines.write_text('{"text": \n{"text": "a \\ud800 b"}\n[1]]\n')
+    assert read(lines) == (["a ? b"], {"lines that are not JSON": 2})
+    latin = tmp_path / "d.txt"
+    latin.write_bytes(b"caf\xe9\n\nplain")
+    assert read(latin) == (
+        ["caf\ufffd", "plain"],
+        {"documents with bytes that are not UTF-8": 1},
+    )
+    empty = tmp_path / "e.txt"
+    empty.write_text("\n \n")
+    assert read(empty) == ([], {"files without text": 1})
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_of_a_cut_file_all_before_the_cut_is_read(tmp_path, suffix, kind):
+    words = np.random.default_rng(0).integers(0, 10**9, 200_000).astype(str)
+    texts = [" ".join(row) for row in words.reshape(-1, 20)]
+    if kind == "txt":
+        data = "\n\n".join(texts)
+    else:
+        data = "\n".join(json.dumps({"text": text}) for text in texts)
+    packed = PACKERS[suffix](data.encode())
+    path = tmp_path / f"a.{kind}{suffix}"
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    documents, problems = read(path)
+    assert len(documents) > 3000  # of 10,000: bzip2 gives whole blocks only
+    assert documents[:-1] == texts[: len(documents) - 1]
+    (what,) = (name for name in problems if "damaged" in name)
+    assert what.startswith(f"{path.name} is damaged: ")
+
+
+def test_odd_records(tmp_path):
+    lines = tmp_path / "a.jsonl"
+    deep = "[" * 100_000
+    lines.write_text('\ufeff{"text": "one"}\n{"text": ' + "9" * 5000 + "}\n" + deep)
+    assert read(lines) == (["one"], {"lines that are not JSON": 2})
+    rows = tmp_path / "a.csv"
+    rows.write_text("\ufefftext,id\none,1\n\ntwo\n" + '"' + "w " * 200_000 + '",3')
+    documents, problems = read(rows)
+    assert [len(document) for document in documents] == [3, 3, 399_999]
+    assert problems == {}
+    columns = tmp_path / "a.parquet"
+    values = {"text": [b"caf\xe9", b"plain"], "number": [1, 2]}
+    parquet.write_table(pyarrow.table(values), columns)
+    assert read(columns)[0] == ["caf\ufffd", "plain"]
+    with pytest.raises(UserError, match="no text in the field 'number'"):
+        read(columns, "number")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_long_records_are_cut(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARS", 1000)
+    path, text = tmp_path / name, "x" * 2500
+    if name == "a.parquet":
+        parquet.write_table(pyarrow.table({"text": [text]}), path)
+    else:
+        texts = {"a.csv": f"text\n{text}", "a.jsonl": f'{{"text":"{text}"}}'}
+        path.write_text(texts[name])
+    documents, problems = read(path)
+    assert [len(document) for document in documents] == [1000, 1000, 500]
+    assert problems == {"documents cut for their length": 2}
+
+
+def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
+        read(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
+        Fingerprints(tmp_path).file(tmp_path / "gone.txt")
+
+
+def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_DOCUMENT_CHARS", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 2500 + "\nshort\n\nnext")
+    documents, problems = read(path)
+    assert [len(d) for d in documents] == [1000, 1000, 506, 4]
+    assert problems == {"documents cut for their length": 2}
+
+
+def test_resolve(tmp_path):
+    for name in ("b.txt", "a.txt", "c.jsonl.gz", "d.pdf"):
+        (tmp_path / name).touch()
+    found = portions(tmp_path, f"data.sources=('{tmp_path}/*.txt','{tmp_path}/c*')")
+    assert [p.part.path.name for p in found] == ["a.txt", "b.txt", "c.jsonl.gz"]
+    assert [p.source for p in found] == [0, 0, 1]
+    for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
+        with pytest.raises(UserError, match="config.data.sources"):
+            portions(tmp_path, f"data.sources={wrong}")
+    with pytest.raises(UserError, match=r"d\.pdf is none of"):
+        portions(tmp_path, f"data.sources={tmp_path}/d.pdf")
+
+
+def test_records_are_kept_by_their_fields(tmp_path):
+    records = [
+        {"text": "one", "meta": {"set": "books"}, "n": 1},
+        {"text": "two", "meta": {"set": "web"}, "n": 2},
+        {"text": "three", "meta": {"set": "wiki"}, "n": 1},
+        {"text": None, "meta": {"set": "wiki"}, "n": 1},
+    ]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("\n".join(map(json.dumps, records)))
+    columns = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(records), columns)
+    rows = tmp_path / "a.csv"
+    rows.write_text("text,n,set\none,1,books\ntwo,2,web\nthree,1,wiki\n,1,wiki\n")
+    left_out = {"records left out by data.keep": 1}
+    for path, field in ((lines, "meta.set"), (columns, "meta.set"), (rows, "set")):
+        sets = ((field, frozenset(["books", "wiki"])),)
+        assert read(path, keep=sets) == (["one", "three"], left_out)
+        both = (*sets, ("n", frozenset("2")))
+        assert read(path, keep=both)[0] == []
+        with pytest.raises(
+            UserError, match=r"no such field 'meta[.a-z]*'; it has \['.*keep"
+        ):
+            field = "meta.sett" if path != rows else "meta.set"
+            read(path, keep=((field, frozenset("x")),))
+    plain = tmp_path / "a.txt"
+    plain.write_text("one")
+    with pytest.raises(UserError, match=r"a\.txt has no such field 'n'"):
+        read(plain, keep=(("n", frozenset("1")),))
+
+
+def test_keep_as_written_in_a_config(tmp_path):
+    rules = '("meta.set=a|b=c","n=1")'
+    config = tiny_config(tmp_path, f"data.keep={rules}", "data.join_chars=7")
+    keep = (("meta.set", frozenset(["a", "b=c"])), ("n", frozenset("1")))
+    assert Reading.of(config.data) == Reading("text", "blank_line", keep, 7)
+    with pytest.raises(UserError, match="FIELD=VALUE"):
+        tiny_config(tmp_path, "data.keep=('books',)")
+
+
+def test_short_documents_are_joined(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(["abc", "de", "f", "ghijkl", "mn"]))
+    assert read(path, join=5)[0] == ["abc\nde", "f\nghijkl", "mn"]
+    assert read(path, join=1)[0] == ["abc", "de", "f", "ghijkl", "mn"]
+
+
+def test_limits(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(["abc", "de", "f", "ghijkl", "mn"]))
+    assert read(path, limits=(5, 0))[0] == ["abc", "de"]
+    assert read(path, limits=(6, 0))[0] == ["abc", "de", "f"]
+    assert read(path, limits=(0, 4))[0] == ["abc", "de", "f", "ghijkl"]
+    assert read(path, limits=(1, 4))[0] == ["abc"]
+
+
+def test_limits_are_spread_over_the_files(tmp_path):
+    for name, size in {"a": 100, "b": 300, "c": 400}.items():
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    names = f"data.sources=('{tmp_path}/[ab].txt','{tmp_path}/c.txt')"
+    found = portions(tmp_path, names, "data.max_chars=80", "data.max_documents=8")
+    assert [p.weight for p in found] == [0.125, 0.375, 0.5]
+    assert [(p.max_chars, p.max_documents) for p in found] == [
+        (10, 1),
+        (30, 3),
+        (40, 4),
+    ]
+    found = portions(tmp_path, names, "data.max_chars=80", "data.shares=(0.9,0.1)")
+    assert [p.max_chars for p in found] == [18, 54, 8]
+    assert [p.max_documents for p in found] == [0, 0, 0]
+    with pytest.raises(UserError, match="data.max_chars is 0"):
+        portions(tmp_path, names, "data.shares=(0.9,0.1)")
+    with pytest.raises(UserError, match="number for each of data.sources"):
+        portions(tmp_path, names, "data.max_chars=80", "data.shares=(1.0,)")
+
+
+def test_sources_in_proportion(tmp_path):
+    """A corpus of 3:1, though the files are 1:1; what is missing is said."""
+    for name, animal in (("a", "cat"), ("b", "dog")):
+        words = [f"the {animal} sat on the mat {i}" for i in range(2000)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(words))
+    overrides = (
+        f"data.sources=('{tmp_path}/a.txt','{tmp_path}/b.txt')",
+        "data.shares=(3.0,1.0)",
+        "data.max_tokens_per_char=0.0",
+        "model.vocab_size=80",
+    )
+    config = tiny_config(tmp_path / "data", *overrides, "data.max_chars=20000")
+    lines = []
+    corpus = prepare.prepare(config, lines.append)
+    shares = [source["share"] for source in corpus.manifest["text"]]
+    assert shares == pytest.approx([0.75, 0.25], abs=0.005)
+    assert not any("shares" in line for line in lines)
+    words, length = corpus.tokenizer, corpus.train.length
+    text = words.decode(corpus.train.take(np.arange(len(corpus.train))).ravel())
+    assert text.count("cat") / text.count("dog") == pytest.approx(3, rel=0.1)
+    config = tiny_config(tmp_path / "data", *overrides, "data.max_chars=200000")
+    assert prepare.prepare(config, lines.append).train.length == length
+    assert any("a.txt gave 5" in line and "not 75.0%" in line for line in lines)
