@@ -13,7 +13,6 @@ from conftest import TINY
 
 OVERRIDES = (
     *TINY,
-    "budget.tokens=1024000",  # 8,000 micro-steps: longer than all the lives together
     "checkpoint.every_minutes=0.004",
     "validation.every_minutes=0.01",
     "log.every_steps=500",
@@ -21,11 +20,22 @@ OVERRIDES = (
 )
 
 
+@pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.slow)])
+def kills(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def command(data_dir, tmp_path_factory):
+def command(kills, data_dir, tmp_path_factory):
     """The command line without its workdir; programs are compiled once for all."""
+    # 500 micro-steps a life are more than all the lives together have time for.
+    overrides = (
+        *OVERRIDES,
+        f"data.dir={data_dir}",
+        f"budget.tokens={kills * 500 * 128}",
+    )
     program = [sys.executable, "-m", "cramjax.main", "--config=configs/quickstart.py"]
-    program += [f"--config.{o}" for o in (*OVERRIDES, f"data.dir={data_dir}")]
+    program += [f"--config.{override}" for override in overrides]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -73,7 +83,6 @@ def start_up_s(command, uninterrupted, tmp_path_factory):
     return time.monotonic() - begin
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_finish_with_the_same_numbers(
     command, uninterrupted, start_up_s, tmp_path, kills
 ):
