@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,18 @@ from cramjax import config as config_module
 from cramjax.config import flatten, load, to_dict
 from cramjax.errors import UserError
 from cramjax.main import main
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs/data").glob("[a-z]*.py")), ids=str
+)
+def test_texts_for_any_card(path):
+    config = load(f"{path}:h200")
+    assert (config.micro_batch, config.budget.hours) == (512, 24.0)
+    assert config.data.sources and config.data.licence
+    assert load(path).micro_batch == 128
+    with pytest.raises(UserError, match=r"no configs/h20\.py"):
+        load(f"{path}:h20")
 
 
 @pytest.mark.parametrize("name", ["a4000", "a6000", "rtx2080ti", "h200", "quickstart"])
