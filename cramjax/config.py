@@ -128,6 +128,35 @@ def parse_command_line(
     return from_dict(holder.value.to_dict()), extras
 
 
+def parse_flags(
+    argv: Sequence[str], needed: Mapping[str, str], optional: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Parses `--flag=value ...` of a command that has no `--config`.
+
+    Args:
+      argv: the arguments, without the program's name.
+      needed: {name: example} of flags that must be given.
+      optional: {name: help} of flags that need not.
+
+    Returns:
+      {name: value ("" where not given)}, and the other arguments.
+
+    Raises:
+      UserError: a flag is missing or has no value.
+    """
+    values = flags.FlagValues()
+    for name, text in {**needed, **optional}.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    try:
+        rest = values(["cramjax", *argv], known_only=True)[1:]
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from error
+    for name, example in needed.items():
+        if not values[name].value:
+            raise UserError(f"no {name}: pass --{name}={example}")
+    return {name: values[name].value for name in (*needed, *optional)}, rest
+
+
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the path given by --config, and the other arguments."""
     paths, others, arguments = [], [], iter(argv)

@@ -61,7 +61,7 @@ def from_hf_bert(
       UserError: a tensor is missing, unknown or of another shape; all are listed.
     """
     renamed = {}
-    for name, tensor in _load(tensors).items():
+    for name, tensor in load_tensors(tensors).items():
         name = name.removeprefix("bert.")
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
@@ -96,7 +96,7 @@ def from_hf_modernbert(
     Raises:
       UserError: a tensor is missing, unknown or of another shape; all are listed.
     """
-    renamed = {n.removeprefix("model."): t for n, t in _load(tensors).items()}
+    renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
     if not head:
         aside = ("head.", "decoder.")
         renamed = {n: t for n, t in renamed.items() if not n.startswith(aside)}
@@ -331,7 +331,12 @@ def _require_form(name: str, model: ModelConfig, **values: Any) -> None:
             )
 
 
-def _load(tensors: Tensors) -> dict[str, np.ndarray]:
+def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Returns the tensors, read from the file if it is a path.
+
+    Raises:
+      UserError: it cannot be read as safetensors.
+    """
     if isinstance(tensors, Mapping):
         return dict(tensors)
     from safetensors.numpy import load_file
@@ -343,7 +348,7 @@ def _load(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def _read(tensors: Tensors, rules, model: ModelConfig, head: bool) -> dict[str, Any]:
-    theirs = _load(tensors)
+    theirs = load_tensors(tensors)
     rules, shapes = list(rules), _shapes(model, head)
     _check_coverage(rules, shapes)
     flat: dict[Leaf, np.ndarray] = {}

@@ -11,24 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
+from cramjax.config import parse_flags
 from cramjax.errors import UserError
 from cramjax.main import guarded
 
 
 def compare(argv: Sequence[str]) -> None:
     """Runs the study and prints its table."""
-    values = flags.FlagValues()
-    for name in ("study", "workdir"):
-        flags.DEFINE_string(name, "", name, flag_values=values)
-    try:
-        rest = values(["study", *argv], known_only=True)[1:]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-    for name in ("study", "workdir"):
-        if not values[name].value:
-            raise UserError(f"no {name}: pass --study=FILE and --workdir=FOLDER")
+    needed = {"study": "FILE", "workdir": "FOLDER"}
+    given, rest = parse_flags(argv, needed, {})
     for argument in rest:
         if not argument.startswith("--config."):
             raise UserError(
@@ -37,9 +28,9 @@ def compare(argv: Sequence[str]) -> None:
             )
     from cramjax.study import load_study, run_study, table
 
-    study = load_study(Path(values["study"].value))
+    study = load_study(Path(given["study"]))
     study = dataclasses.replace(study, overrides=(*study.overrides, *rest))
-    print(table(study, run_study(study, Path(values["workdir"].value))))
+    print(table(study, run_study(study, Path(given["workdir"]))))
 
 
 if __name__ == "__main__":

