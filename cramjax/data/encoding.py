@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from cramjax import files
-from cramjax.data import sources, tokenizer
+from cramjax.data import cuts, sources, tokenizer
 from cramjax.data.packing import ShardWriter, crc32
 from cramjax.data.sources import Reading
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
 PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
+EXAMPLES, EXAMPLE_CHARS = 3, 200  # of what is dropped, for people to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Settings:
     max_tokens_per_char: float
     held_out_share: float
     shard_chars: int
+    cut: bool  # whether the unit's cuts are in the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,10 @@ def encode_unit(
 
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
-      "filtered"}), "read" (documents in all), "bytes", "lengths" ({n: documents
-      of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks" and
-      "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
+      "filtered"}), "read" (documents in all), "filtered_examples" (beginnings of
+      the first), "bytes", "lengths" ({n: documents of 2^(n-1) to 2^n - 1 tokens that
+      are kept}), "problems", "blocks" and "held_out" (see `ShardWriter.write`),
+      "last" (of its unit)}.
 
     Raises:
       UserError: see `sources.read_documents`.
@@ -67,7 +70,8 @@ def encode_unit(
     words = tokenizer.load(tokenizer_path, "run again")
     encoder = tokenizer.Encoder(words, settings.normalizer)
     problems: collections.Counter[str] = collections.Counter()
-    documents = read_all(unit.paths, settings.reading, problems)
+    cuts_Rx4 = cuts.load(folder, unit.number) if settings.cut else None
+    documents = read_all(unit.paths, settings.reading, problems, cuts_Rx4)
     for _ in range(sum(facts["read"] for facts in done)):
         next(documents, None)
     while not (done and done[-1]["last"]):
@@ -95,11 +99,15 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def read_all(
-    paths: Iterable[Path], reading: Reading, problems: collections.Counter[str]
+    paths: Iterable[Path],
+    reading: Reading,
+    problems: collections.Counter[str],
+    cuts_Rx4: np.ndarray | None = None,
 ) -> Iterator[str]:
-    """Yields the documents of several files; see `sources.read_documents`."""
-    for path in paths:
-        yield from sources.read_documents(path, reading, problems)
+    """Yields the documents of several files; see `sources` and `cuts.without`."""
+    for number, path in enumerate(paths):
+        documents = sources.read_documents(path, reading, problems)
+        yield from cuts.without(documents, cuts_Rx4, number)
 
 
 def _stem(unit: int, number: int) -> str:
@@ -138,6 +146,7 @@ def _encode_shard(
         for prefix in ("blocks", "held_out")
     }
     counts = dict.fromkeys(("train", "held_out", "filtered"), 0)
+    filtered: list[str] = []
     lengths: collections.Counter[str] = collections.Counter()
     size = text_bytes = 0
     chunk: list[str] = ["first"]
@@ -150,6 +159,8 @@ def _encode_shard(
             limit = settings.max_tokens_per_char
             if limit and tokens > limit * len(text):
                 counts["filtered"] += 1
+                if len(filtered) < EXAMPLES:
+                    filtered.append(text[:EXAMPLE_CHARS])
                 continue
             lengths[str(tokens.bit_length())] += 1
             held_out = is_held_out(text, settings.held_out_share)
@@ -161,6 +172,7 @@ def _encode_shard(
     facts = {
         "documents": counts,
         "read": sum(counts.values()),
+        "filtered_examples": filtered,
         "bytes": text_bytes,
         "lengths": dict(lengths),
         **{

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
-from cramjax.data import encoding, processes, report, sources, tokenizer
+from cramjax.data import cuts, dedup, encoding, processes, report, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
 from cramjax.data.fingerprints import fingerprints
@@ -31,6 +31,7 @@ FORMAT = 4  # of the corpus folder; another number is another corpus
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 CHECK_CHARS = 1 << 20  # text that the normaliser is tried on
 MAX_REMOVED = 0.1  # share of the characters it may remove
+TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND, "*.partial")
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
 
 
@@ -62,8 +63,9 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
 
     Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
     held_out), `bytes`, `problems` (what was broken in the text, and how often),
-    `unigram_entropy` (nats per token of the training blocks), `shards`, `sources` and
-    `settings`. report.md beside it tells what is in the corpus.
+    `unigram_entropy` (nats per token of the training blocks), `shards`, `sources`,
+    `settings` and, if asked for, `duplicates` (see `dedup.find`). report.md beside it
+    tells what is in the corpus.
 
     Raises:
       UserError: a source cannot be read, `data.dir` cannot be written or is full, the
@@ -129,6 +131,9 @@ def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> No
 def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     paths = sources.resolve(config.data.sources)
     sizes = fingerprints(paths, folder.parent)
+    rules = dedup.Rules.of(config.data)
+    reading = Reading.of(config.data)
+    duplicates = dedup.find(_units(config), reading, rules, folder, say)
     words_path = folder / TOKENIZER
     if not words_path.exists():
         start = time.monotonic()
@@ -139,10 +144,10 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
                 config.data.normalizer,
             )
         elif len(_units(config)) == 1:
-            words_json = _train_tokenizer(config)
+            words_json = _train_tokenizer(config, folder)
         else:  # in a process of its own, whose memory is free again afterwards
             with processes.pool(1, processes.cores()) as pool:
-                words_json = pool.submit(_train_tokenizer, config).result()
+                words_json = pool.submit(_train_tokenizer, config, folder).result()
         files.write_text(words_path, words_json)
         say(
             f"tokenizer: {config.model.vocab_size} entries, "
@@ -156,6 +161,8 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
             "all are complete"
         )
     manifest = _manifest(config, by_unit, sizes)
+    if duplicates:
+        manifest["duplicates"] = duplicates
     counts_V = sum(
         encoding.token_counts(number, len(shards), folder)
         for number, shards in enumerate(by_unit)
@@ -163,8 +170,9 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     manifest["unigram_entropy"] = unigram_entropy(counts_V)
     files.write_json(folder / MANIFEST, manifest)
     lengths = _total(shard["lengths"] for unit in by_unit for shard in unit)
-    report.write(Corpus(folder), counts_V, lengths)
-    for pattern in ("facts-*.json", "counts-*.npy", "*.partial"):
+    filtered = [t for unit in by_unit for s in unit for t in s["filtered_examples"]]
+    report.write(Corpus(folder), counts_V, lengths, filtered)
+    for pattern in TEMPORARY:
         for path in folder.glob(pattern):
             path.unlink()
     documents, shards = manifest["documents"], manifest["shards"]
@@ -178,26 +186,31 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         say(f"corpus: {what} ({count:,})")
 
 
-def _train_tokenizer(config: Config) -> str:
+def _train_tokenizer(config: Config, folder: Path) -> str:
     """Returns, as JSON, a tokenizer trained on the beginning of every file.
 
     Each gives `data.tokenizer_chars` by its share of the files' bytes; held-out
-    documents give nothing.
+    documents give nothing, nor does what the cuts in the folder take out.
     """
     paths = sources.resolve(config.data.sources)
     reading = Reading.of(config.data)
-    bytes_of = [path.stat().st_size for path in paths]
+    all_bytes = sum(path.stat().st_size for path in paths)
+    cut = dedup.Rules.of(config.data).on
     problems: collections.Counter[str] = collections.Counter()
 
     def sample() -> Iterator[str]:
-        for path, size in zip(paths, bytes_of, strict=True):
-            left = config.data.tokenizer_chars * size / max(sum(bytes_of), 1)
-            for text in sources.read_documents(path, reading, problems):
-                if left <= 0:
-                    break
-                left -= len(text)
-                if not encoding.is_held_out(text, config.data.held_out_share):
-                    yield text
+        for unit in _units(config):
+            cuts_Rx4 = cuts.load(folder, unit.number) if cut else None
+            for number, path in enumerate(unit.paths):
+                share = path.stat().st_size / max(all_bytes, 1)
+                left = config.data.tokenizer_chars * share
+                documents = sources.read_documents(path, reading, problems)
+                for text in cuts.without(documents, cuts_Rx4, number):
+                    if left <= 0:
+                        break
+                    left -= len(text)
+                    if not encoding.is_held_out(text, config.data.held_out_share):
+                        yield text
 
     if next(sample(), None) is None:
         found = "; ".join(problems)
@@ -262,6 +275,7 @@ def encode_all(
         max_tokens_per_char=config.data.max_tokens_per_char,
         held_out_share=config.data.held_out_share,
         shard_chars=SHARD_CHARS,
+        cut=dedup.Rules.of(config.data).on,
     )
     cores = processes.cores()
     workers = min(cores, len(units))
@@ -354,4 +368,5 @@ def _settings(config: Config) -> dict[str, Any]:
         "txt_documents": data.txt_documents,
         "normalizer": data.normalizer,
         "tokenizer": _tokenizer_hash(data.tokenizer),
+        **dedup.Rules.of(data).settings(),
     }
