@@ -69,6 +69,13 @@ def get_config() -> config_dict.ConfigDict:
     data.tokenizer = ""  # tokenizer.json of another corpus; "" trains one
     data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
+    data.drop_duplicates = False  # drop documents equal to an earlier one, stripped
+    # Cut out every run of so many bytes that occurred before (75 in P 4.4, after arXiv
+    # 2107.06499; needs the extra "dedup"); the first occurrence stays. 0 = off.
+    data.dedup_bytes = 0
+    # Text searched at once for these, in bytes: 13 bytes of memory each (7 GB), 25 from
+    # 2 GiB on. More text takes time with its square, to find the same.
+    data.dedup_chunk_bytes = 1 << 29
     data.held_out_share = 0.005  # of the documents, never trained on
     # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
     # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".

@@ -42,7 +42,10 @@ def measure(argv: Sequence[str]) -> None:
     folder = Path(config.data.dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        data = dataclasses.replace(config.data, dir=temporary)
+        # Encoding is measured on the text as it is: what is cut is cut before.
+        data = dataclasses.replace(
+            config.data, dir=temporary, drop_duplicates=False, dedup_bytes=0
+        )
         print(json.dumps(_measure(dataclasses.replace(config, data=data)), indent=1))
 
 

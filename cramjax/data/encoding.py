@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from cramjax import files
-from cramjax.data import sources, tokenizer
+from cramjax.data import cuts, sources, tokenizer
 from cramjax.data.packing import ShardWriter, crc32
 from cramjax.data.readers import Problems, Reading
 from cramjax.data.sources import Portion
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
 PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
+EXAMPLES, EXAMPLE_CHARS = 3, 200  # of what is dropped, for people to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Settings:
     max_tokens_per_char: float
     held_out_share: float
     shard_chars: int
+    cut: bool  # whether the unit's cuts are in the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +56,10 @@ def encode_unit(
 
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
-      "filtered"}), "read" (documents in all), "chars", "bytes", "lengths" ({n:
-      documents of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks" and
-      "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
+      "filtered"}), "read" (documents in all), "filtered_examples" (beginnings of
+      the first), "chars", "bytes", "lengths" ({n: documents of 2^(n-1) to 2^n - 1
+      tokens that are kept}), "problems", "blocks" and "held_out" (see
+      `ShardWriter.write`), "last" (of its unit)}.
 
     Raises:
       UserError: see `sources.documents`.
@@ -68,7 +71,8 @@ def encode_unit(
     words = tokenizer.load(tokenizer_path, "run again")
     encoder = tokenizer.Encoder(words, settings.normalizer)
     problems: Problems = collections.Counter()
-    documents = read_all(unit.portions, settings.reading, problems)
+    cuts_Rx4 = cuts.load(folder, unit.number) if settings.cut else None
+    documents = read_all(unit.portions, settings.reading, problems, cuts_Rx4)
     for _ in range(sum(facts["read"] for facts in done)):
         next(documents, None)
     while not (done and done[-1]["last"]):
@@ -96,11 +100,15 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def read_all(
-    portions: Iterable[Portion], reading: Reading, problems: Problems
+    portions: Iterable[Portion],
+    reading: Reading,
+    problems: Problems,
+    cuts_Rx4: np.ndarray | None = None,
 ) -> Iterator[str]:
-    """Yields the documents of several parts; see `sources.documents`."""
-    for portion in portions:
-        yield from sources.documents(portion, reading, problems)
+    """Yields the documents of several parts; see `sources` and `cuts.without`."""
+    for number, portion in enumerate(portions):
+        documents = sources.documents(portion, reading, problems)
+        yield from cuts.without(documents, cuts_Rx4, number)
 
 
 def _stem(unit: int, number: int) -> str:
@@ -139,6 +147,7 @@ def _encode_shard(
         for prefix in ("blocks", "held_out")
     }
     counts = dict.fromkeys(("train", "held_out", "filtered"), 0)
+    filtered: list[str] = []
     lengths: collections.Counter[str] = collections.Counter()
     size = text_bytes = 0
     chunk: list[str] = ["first"]
@@ -151,6 +160,8 @@ def _encode_shard(
             limit = settings.max_tokens_per_char
             if limit and tokens > limit * len(text):
                 counts["filtered"] += 1
+                if len(filtered) < EXAMPLES:
+                    filtered.append(text[:EXAMPLE_CHARS])
                 continue
             lengths[str(tokens.bit_length())] += 1
             held_out = is_held_out(text, settings.held_out_share)
@@ -162,6 +173,7 @@ def _encode_shard(
     facts = {
         "documents": counts,
         "read": sum(counts.values()),
+        "filtered_examples": filtered,
         "chars": size,
         "bytes": text_bytes,
         "lengths": dict(lengths),

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
-from cramjax.data import encoding, processes, report, sources, tokenizer
+from cramjax.data import cuts, dedup, encoding, processes, report, sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
 from cramjax.data.fingerprints import Fingerprints
@@ -33,6 +33,7 @@ FORMAT = 5  # of the corpus folder; another number is another corpus
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 CHECK_CHARS = 1 << 20  # text that the normaliser is tried on
 MAX_REMOVED = 0.1  # share of the characters it may remove
+TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND, "*.partial")
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
 MAX_SHARE_ERROR = 0.05  # of a source's share of the text, before it is worth a word
 
@@ -75,8 +76,9 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
 
     Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
     held_out), `bytes`, `problems` (what was broken in the text, and how often),
-    `unigram_entropy` (nats per token of the training blocks), `shards`, `sources` and
-    `settings`. report.md beside it tells what is in the corpus.
+    `unigram_entropy` (nats per token of the training blocks), `shards`, `sources`,
+    `settings` and, if asked for, `duplicates` (see `dedup.find`). report.md beside it
+    tells what is in the corpus.
 
     Raises:
       UserError: a source cannot be read, `data.dir` cannot be written or is full, the
@@ -144,6 +146,8 @@ def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> No
 def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     portions, found = portions_of(config)
     units = units_of(portions)
+    rules = dedup.Rules.of(config.data)
+    duplicates = dedup.find(units, Reading.of(config.data), rules, folder, say)
     words_path = folder / TOKENIZER
     if not words_path.exists():
         start = time.monotonic()
@@ -154,10 +158,11 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
                 config.data.normalizer,
             )
         elif len(units) == 1:
-            words_json = _train_tokenizer(config, portions)
+            words_json = _train_tokenizer(config, units, folder)
         else:  # in a process of its own, whose memory is free again afterwards
             with processes.pool(1, processes.cores()) as pool:
-                words_json = pool.submit(_train_tokenizer, config, portions).result()
+                task = pool.submit(_train_tokenizer, config, units, folder)
+                words_json = task.result()
         files.write_text(words_path, words_json)
         say(
             f"tokenizer: {config.model.vocab_size} entries, "
@@ -171,6 +176,8 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
             "all are complete"
         )
     manifest = _manifest(config, units, by_unit, found)
+    if duplicates:
+        manifest["duplicates"] = duplicates
     counts_V = sum(
         encoding.token_counts(number, len(shards), folder)
         for number, shards in enumerate(by_unit)
@@ -178,8 +185,9 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     manifest["unigram_entropy"] = unigram_entropy(counts_V)
     files.write_json(folder / MANIFEST, manifest)
     lengths = _total(shard["lengths"] for unit in by_unit for shard in unit)
-    report.write(Corpus(folder), counts_V, lengths)
-    for pattern in ("facts-*.json", "counts-*.npy", "*.partial"):
+    filtered = [t for unit in by_unit for s in unit for t in s["filtered_examples"]]
+    report.write(Corpus(folder), counts_V, lengths, filtered)
+    for pattern in TEMPORARY:
         for path in folder.glob(pattern):
             path.unlink()
     documents, shards = manifest["documents"], manifest["shards"]
@@ -201,23 +209,28 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
             )
 
 
-def _train_tokenizer(config: Config, portions: Sequence[Portion]) -> str:
+def _train_tokenizer(config: Config, units: Sequence[Unit], folder: Path) -> str:
     """Returns, as JSON, a tokenizer trained on the beginning of every part.
 
-    Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing.
+    Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing,
+    nor does what the cuts in the folder take out.
     """
     reading = Reading.of(config.data)
+    cut = dedup.Rules.of(config.data).on
     problems: Problems = collections.Counter()
 
     def sample() -> Iterator[str]:
-        for portion in portions:
-            left = config.data.tokenizer_chars * portion.weight
-            for text in sources.documents(portion, reading, problems):
-                if left <= 0:
-                    break
-                left -= len(text)
-                if not encoding.is_held_out(text, config.data.held_out_share):
-                    yield text
+        for unit in units:
+            cuts_Rx4 = cuts.load(folder, unit.number) if cut else None
+            for number, portion in enumerate(unit.portions):
+                left = config.data.tokenizer_chars * portion.weight
+                documents = sources.documents(portion, reading, problems)
+                for text in cuts.without(documents, cuts_Rx4, number):
+                    if left <= 0:
+                        break
+                    left -= len(text)
+                    if not encoding.is_held_out(text, config.data.held_out_share):
+                        yield text
 
     if next(sample(), None) is None:
         found = "; ".join(problems)
@@ -281,6 +294,7 @@ def encode_all(
         max_tokens_per_char=config.data.max_tokens_per_char,
         held_out_share=config.data.held_out_share,
         shard_chars=SHARD_CHARS,
+        cut=dedup.Rules.of(config.data).on,
     )
     cores = processes.cores()
     workers = min(cores, len(units))
@@ -393,4 +407,5 @@ def _settings(config: Config) -> dict[str, Any]:
         "txt_documents": data.txt_documents,
         "normalizer": data.normalizer,
         "tokenizer": _tokenizer_hash(data.tokenizer),
+        **dedup.Rules.of(data).settings(),
     }

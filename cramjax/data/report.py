@@ -1,5 +1,6 @@
 """What is in a packed corpus, as Markdown with a figure, beside its blocks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,19 @@ SAMPLES = 5
 TOP_TOKENS = 40
 
 
-def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path:
+def write(
+    corpus: Corpus,
+    counts_V: np.ndarray,
+    lengths: dict[str, int],
+    filtered: Sequence[str],
+) -> Path:
     """Writes report.md and lengths.png into the corpus's folder.
 
     Args:
       corpus: the finished one.
       counts_V: how often each token is in the training blocks.
       lengths: {exponent n: documents of 2^(n-1) to 2^n - 1 tokens}.
+      filtered: beginnings of documents that the token filter dropped.
 
     Returns:
       The report's path.
@@ -42,6 +49,16 @@ def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
         "entries never used": _share(int((counts_V == 0).sum()), len(counts_V)),
     }
+    dropped = {"Dropped by the token filter": filtered[:SAMPLES]}
+    if "duplicates" in manifest:
+        found = manifest["duplicates"]
+        rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
+        rows["spans of earlier text, cut out"] = f"{found['spans']:,}"
+        rows["bytes of both"] = _share(found["bytes"], found["of_bytes"])
+        dropped["Dropped, equal to an earlier document"] = found["examples"][
+            "documents"
+        ]
+        dropped["Cut out, occurred before"] = found["examples"]["spans"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
     words = corpus.tokenizer
     top = np.argsort(-counts_V, kind="stable")[:TOP_TOKENS]
@@ -51,7 +68,7 @@ def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path
     generator = np.random.Generator(np.random.Philox(key=0))
     chosen = generator.choice(len(corpus.train), min(SAMPLES, len(corpus.train)), False)
     samples = [
-        "    " + words.decode(block, skip_special_tokens=False).replace("\n", " ")
+        words.decode(block, skip_special_tokens=False)
         for block in corpus.train.take(np.sort(chosen))
     ]
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
@@ -62,9 +79,17 @@ def write(corpus: Corpus, counts_V: np.ndarray, lengths: dict[str, int]) -> Path
         f"| what | value |\n|---|---|\n{table}\n\n"
         f"![tokens of the documents]({FIGURE})\n\n"
         f"## Most frequent tokens\n\n{frequent}\n\n"
-        "## Blocks, chosen at random\n\n" + "\n\n".join(samples) + "\n",
+        + _section("Blocks, chosen at random", samples)
+        + "".join(
+            "\n" + _section(what, texts) for what, texts in dropped.items() if texts
+        ),
     )
     return corpus.path / REPORT
+
+
+def _section(title: str, texts: Sequence[str]) -> str:
+    quoted = "".join("\n    " + " ".join(text.splitlines()) + "\n" for text in texts)
+    return f"## {title}\n{quoted}"
 
 
 def _share(part: int, whole: int) -> str:

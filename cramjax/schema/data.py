@@ -39,6 +39,9 @@ class DataConfig:
     tokenizer: str
     tokenizer_chars: int
     max_tokens_per_char: float
+    drop_duplicates: bool
+    dedup_bytes: int
+    dedup_chunk_bytes: int
     held_out_share: float
     order: str
 
@@ -90,6 +93,18 @@ class DataConfig:
             "data.max_tokens_per_char",
             self.max_tokens_per_char,
             ">= 0",
+        )
+        require(
+            self.dedup_bytes == 0 or self.dedup_bytes >= 16,
+            "data.dedup_bytes",
+            self.dedup_bytes,
+            "0 (off) or at least 16",
+        )
+        require(
+            self.dedup_chunk_bytes >= 1 << 24,
+            "data.dedup_chunk_bytes",
+            self.dedup_chunk_bytes,
+            f"at least {1 << 24}",
         )
         require(
             0 < self.held_out_share < 0.5,
