@@ -69,6 +69,10 @@ def get_config() -> config_dict.ConfigDict:
     data.tokenizer = ""  # tokenizer.json of another corpus; "" trains one
     data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
+    data.min_document_chars = 0  # drop shorter documents; 0 = none
+    data.max_document_chars = 0  # drop longer documents; 0 = none
+    data.cls = False  # <cls> before every document
+    data.sep = True  # <sep> behind every document (P 4.4)
     data.drop_duplicates = False  # drop documents equal to an earlier one, stripped
     # Cut out every run of so many bytes that occurred before (75 in P 4.4, after arXiv
     # 2107.06499; needs the extra "dedup"); the first occurrence stays. 0 = off.

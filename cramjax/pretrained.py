@@ -202,7 +202,7 @@ def load(path: str | Path) -> Pretrained:
         weights["pretrained"],
         words,
         has_head=True,
-        first=SEP,
+        first=CLS if config.data.cls else SEP,
         single_sep=False,
         weights=weights,
         config=config,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import TINY, run_script, tiny_config
 
-from cramjax.data import encoding, ordering, prepare, sources, tokenizer
+from cramjax.data import encoding, manifest, ordering, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
+from cramjax.data.filters import Filters
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.readers import Reading
 from cramjax.errors import UserError
@@ -130,8 +131,70 @@ def test_packing_by_hand(tmp_path, vocab_size, dtype):
         Blocks(tmp_path, shards, 4, dtype)
 
 
+@pytest.mark.parametrize(
+    ("limits", "text", "tokens", "key"),
+    [
+        ((0.25, 0, 0), "x" * 8, 2, None),
+        ((0.25, 0, 0), "x" * 8, 3, "max_tokens_per_char"),
+        ((0.0, 8, 0), "x" * 8, 3, None),
+        ((0.0, 9, 0), "x" * 8, 3, "min_document_chars"),
+        ((0.0, 0, 8), "x" * 8, 3, None),
+        ((0.0, 0, 7), "x" * 8, 3, "max_document_chars"),
+    ],
+)
+def test_filters_by_hand(limits, text, tokens, key):
+    assert Filters(*limits).dropped_by(text, tokens) == key
+
+
+def test_what_is_dropped_is_counted_and_shown(tmp_path):
+    kept = [f"the cat sat on the mat {i}" for i in range(300)]
+    short, long = ["dog"] * 4, ["the cow jumped over the moon " * 9]
+    write_text(tmp_path / "a.txt", [*kept, *short, *long])
+    overrides = (
+        f"data.sources={tmp_path}/a.txt",
+        "data.min_document_chars=4",
+        "data.max_document_chars=100",
+        "model.vocab_size=80",
+    )
+    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+    filtered = {"min_document_chars": 4, "max_document_chars": 1}
+    assert corpus.manifest["filtered"] == filtered
+    assert corpus.manifest["documents"]["filtered"] == 5
+    text = (corpus.path / "report.md").read_text()
+    assert "| dropped by data.min_document_chars | 4 (1.31%) |" in text
+    assert "## Dropped by data.max_document_chars\n\n    the cow jumped" in text
+
+
+@pytest.mark.parametrize("cls", [False, True])
+@pytest.mark.parametrize("sep", [False, True])
+def test_what_stands_before_and_behind_documents(tmp_path, cls, sep):
+    texts = [f"the cat sat on the mat {i}" for i in range(300)]
+    write_text(tmp_path / "a.txt", texts)
+    overrides = (
+        f"data.sources={tmp_path}/a.txt",
+        f"data.cls={cls}",
+        f"data.sep={sep}",
+        "model.vocab_size=80",
+    )
+    config = tiny_config(tmp_path / "d", *overrides)
+    corpus = prepare.prepare(config, lambda _: None)
+    ids = []
+    for text in texts:
+        if not encoding.is_held_out(text, config.data.held_out_share):
+            ids += [tokenizer.CLS] * cls
+            ids += corpus.tokenizer.encode(text, add_special_tokens=False).ids
+            ids += [tokenizer.SEP] * sep
+    blocks = corpus.train.take(np.arange(len(corpus.train)))
+    np.testing.assert_array_equal(blocks.ravel(), ids[: blocks.size])
+    assert len(ids) - blocks.size < corpus.train.length
+    for needs_sep in ("data.order=fragments", "objective.separate_documents=True"):
+        if not sep:
+            with pytest.raises(UserError, match="data.sep=False"):
+                tiny_config(tmp_path / "d", *overrides, needs_sep)
+
+
 def test_unigram_entropy():
-    assert prepare.unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
+    assert manifest.unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
 
 
 def test_blocks_are_the_documents_tokens(corpus, tiny):

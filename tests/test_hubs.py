@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 from pyarrow import parquet
 
-from cramjax.data import huggingface, prepare, readers, sources, tokenizer
+from cramjax.data import huggingface, prepare, readers, sources, tokenizer, vocabulary
 from cramjax.errors import SourceLost, UserError
 
 TEXTS = [f"document {i} says that the cat {i} sat on the mat é" for i in range(60)]
@@ -179,8 +179,8 @@ def test_a_lost_connection_keeps_what_is_finished(hf_folder, tmp_path, monkeypat
     monkeypatch.setattr(huggingface, "_load", load)
     # Here and in one process, where `load` is known.
     monkeypatch.setattr(prepare.processes, "cores", lambda: 1)
-    vocabulary = tokenizer.train(lambda: TEXTS, 60, config.data.normalizer).to_str()
-    monkeypatch.setattr(prepare, "_train_tokenizer", lambda *_: vocabulary)
+    words_json = tokenizer.train(lambda: TEXTS, 60, config.data.normalizer).to_str()
+    monkeypatch.setattr(vocabulary, "_train", lambda *_: words_json)
     monkeypatch.setattr(prepare.processes, "pool", SameProcess)
     broken.append(2)
     with pytest.raises(SourceLost, match="shard 2 of 3: reading stopped .reset by"):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramjax import files
-from cramjax.data import encoding, prepare, processes, tokenizer
+from cramjax.data import encoding, prepare, processes, tokenizer, vocabulary
 from cramjax.data.corpus import Corpus
 from cramjax.errors import UserError
 from cramjax.schema.data import NORMALIZER_STEPS
@@ -231,7 +231,7 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
     texts = write_texts(tmp_path / "texts", files=3, documents=100)
     config = tiny_config(tmp_path, f"data.sources={texts}", "data.tokenizer_chars=9000")
     portions, _ = prepare.portions_of(config)
-    prepare._train_tokenizer(config, prepare.units_of(portions), tmp_path)
+    vocabulary._train(config, prepare.units_of(portions), tmp_path)
     assert 9000 * 0.9 < sum(map(len, seen)) < 9000 * 1.2
     for portion in portions:
         documents = portion.part.path.read_text().split("\n\n")

@@ -13,6 +13,7 @@ import numpy as np
 
 from cramjax import files
 from cramjax.data import cuts, sources, tokenizer
+from cramjax.data.filters import Filters
 from cramjax.data.packing import ShardWriter, crc32
 from cramjax.data.readers import Problems, Reading
 from cramjax.data.sources import Portion
@@ -30,7 +31,9 @@ class Settings:
     normalizer: tuple[str, ...]
     block_length: int
     vocab_size: int
-    max_tokens_per_char: float
+    filters: Filters
+    cls: bool
+    sep: bool
     held_out_share: float
     shard_chars: int
     cut: bool  # whether the unit's cuts are in the folder
@@ -56,10 +59,10 @@ def encode_unit(
 
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
-      "filtered"}), "read" (documents in all), "filtered_examples" (beginnings of
-      the first), "chars", "bytes", "lengths" ({n: documents of 2^(n-1) to 2^n - 1
-      tokens that are kept}), "problems", "blocks" and "held_out" (see
-      `ShardWriter.write`), "last" (of its unit)}.
+      "filtered"}), "read" (documents in all), "filtered" ({key: how many were dropped
+      by it}), "examples" ({key: beginnings of the first}), "chars", "bytes", "lengths"
+      ({n: documents of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks"
+      and "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
 
     Raises:
       UserError: see `sources.documents`.
@@ -147,7 +150,10 @@ def _encode_shard(
         for prefix in ("blocks", "held_out")
     }
     counts = dict.fromkeys(("train", "held_out", "filtered"), 0)
-    filtered: list[str] = []
+    examples: dict[str, list[str]] = {}
+    filtered: collections.Counter[str] = collections.Counter()
+    before = (tokenizer.CLS,) if settings.cls else ()
+    behind = (tokenizer.SEP,) if settings.sep else ()
     lengths: collections.Counter[str] = collections.Counter()
     size = text_bytes = 0
     chunk: list[str] = ["first"]
@@ -156,24 +162,24 @@ def _encode_shard(
         size += sum(map(len, chunk))
         for text, parts in _encoded(encoder, chunk):
             text_bytes += len(text.encode())
-            tokens = sum(map(len, parts)) + 1
-            limit = settings.max_tokens_per_char
-            if limit and tokens > limit * len(text):
+            tokens = len(before) + sum(map(len, parts)) + len(behind)
+            if key := settings.filters.dropped_by(text, tokens):
                 counts["filtered"] += 1
-                if len(filtered) < EXAMPLES:
-                    filtered.append(text[:EXAMPLE_CHARS])
+                filtered[key] += 1
+                if filtered[key] <= EXAMPLES:
+                    examples.setdefault(key, []).append(text[:EXAMPLE_CHARS])
                 continue
             lengths[str(tokens.bit_length())] += 1
             held_out = is_held_out(text, settings.held_out_share)
             counts["held_out" if held_out else "train"] += 1
             writer = writers["held_out" if held_out else "blocks"]
-            for ids in parts:
+            for ids in (before, *parts, behind):
                 writer.add(ids)
-            writer.add((tokenizer.SEP,))
     facts = {
         "documents": counts,
         "read": sum(counts.values()),
-        "filtered_examples": filtered,
+        "filtered": dict(filtered),
+        "examples": examples,
         "chars": size,
         "bytes": text_bytes,
         "lengths": dict(lengths),

@@ -1,13 +1,16 @@
 """What is in a packed corpus, as Markdown with a figure, beside its blocks."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from cramjax import files
 from cramjax.data.corpus import Corpus
+from cramjax.data.manifest import total
 
 REPORT, FIGURE = "report.md", "lengths.png"
 SAMPLES = 5
@@ -17,31 +20,32 @@ TOP_TOKENS = 40
 def write(
     corpus: Corpus,
     counts_V: np.ndarray,
-    lengths: dict[str, int],
-    filtered: Sequence[str],
+    by_unit: Sequence[Sequence[Mapping[str, Any]]],
 ) -> Path:
     """Writes report.md and lengths.png into the corpus's folder.
 
     Args:
       corpus: the finished one.
       counts_V: how often each token is in the training blocks.
-      lengths: {exponent n: documents of 2^(n-1) to 2^n - 1 tokens}.
-      filtered: beginnings of documents that the token filter dropped.
+      by_unit: the facts of each unit's shards, see `encoding.encode_unit`.
 
     Returns:
       The report's path.
     """
     manifest = corpus.manifest
     documents, tokens = manifest["documents"], manifest["tokens"]
-    total = sum(documents.values())
+    number = sum(documents.values())
     kept_tokens = tokens["train"] + tokens["held_out"]
     rows = {
         **{s["source"]: f"{s['share']:.1%} of the text" for s in manifest["text"]},
         "licence": manifest["licence"] or "not noted",
         "made by": f"cramjax {manifest['code']}",
-        "documents": f"{total:,}",
-        "dropped by the token filter": _share(documents["filtered"], total),
-        "held out": _share(documents["held_out"], total),
+        "documents": f"{number:,}",
+        **{
+            f"dropped by data.{key}": _share(count, number)
+            for key, count in manifest["filtered"].items()
+        },
+        "held out": _share(documents["held_out"], number),
         "text": f"{manifest['bytes'] / 1e6:,.1f} MB",
         "training blocks": f"{len(corpus.train):,} of {corpus.train.length} tokens",
         "held-out blocks": f"{len(corpus.held_out):,}",
@@ -49,7 +53,13 @@ def write(
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
         "entries never used": _share(int((counts_V == 0).sum()), len(counts_V)),
     }
-    dropped = {"Dropped by the token filter": filtered[:SAMPLES]}
+    shards = list(itertools.chain.from_iterable(by_unit))
+    dropped = {
+        f"Dropped by data.{key}": [
+            text for shard in shards for text in shard["examples"].get(key, ())
+        ][:SAMPLES]
+        for key in manifest["filtered"]
+    }
     if "duplicates" in manifest:
         found = manifest["duplicates"]
         rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
@@ -71,6 +81,7 @@ def write(
         words.decode(block, skip_special_tokens=False)
         for block in corpus.train.take(np.sort(chosen))
     ]
+    lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     files.write_text(

@@ -103,6 +103,12 @@ class Config:
             self.objective.separate_documents,
             f"False with model.mixing={self.model.mixing!r}",
         )
+        require(
+            self.data.sep or not self.objective.separate_documents,
+            "objective.separate_documents",
+            self.objective.separate_documents,
+            "False with data.sep=False: documents are told by <sep>",
+        )
         first_update = self.batch.sequences * self.model.max_length
         require(
             self.budget.kind != "tokens"

@@ -39,6 +39,10 @@ class DataConfig:
     tokenizer: str
     tokenizer_chars: int
     max_tokens_per_char: float
+    min_document_chars: int
+    max_document_chars: int
+    cls: bool
+    sep: bool
     drop_duplicates: bool
     dedup_bytes: int
     dedup_chunk_bytes: int
@@ -66,7 +70,13 @@ class DataConfig:
             self.max_chars,
             "> 0, the characters of the whole corpus, for data.shares to be shares of",
         )
-        for name in ("max_chars", "max_documents", "join_chars"):
+        for name in (
+            "max_chars",
+            "max_documents",
+            "join_chars",
+            "min_document_chars",
+            "max_document_chars",
+        ):
             value = getattr(self, name)
             require(value >= 0, f"data.{name}", value, ">= 0 (0 = off)")
         for rule in self.keep:
@@ -111,6 +121,12 @@ class DataConfig:
             "data.held_out_share",
             self.held_out_share,
             "above 0 and below 0.5",
+        )
+        require(
+            self.sep or self.order != "fragments",
+            "data.order",
+            self.order,
+            "another one with data.sep=False: fragments are told by <sep>",
         )
         require(self.order in ORDERS, "data.order", self.order, f"one of {ORDERS}")
 
