@@ -216,12 +216,30 @@ def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus):
     lines = []
     assert prepare.prepare(tiny, lines.append).path == corpus.path
     assert lines == [f"corpus: {corpus.path} (found)"]
-    for key, value in (("held_out_share", 0.1), ("max_tokens_per_char", 0.5)):
+    for key, value in {
+        "held_out_share": 0.1,
+        "max_tokens_per_char": 0.5,
+        "min_document_chars": 2,
+        "cls": True,
+        "sep": False,
+        "keep": ("n=1",),
+        "join_chars": 100,
+        "max_chars": 10_000,
+        "max_documents": 100,
+        "split": "dev",
+        "text_field": "body",
+        "txt_documents": "line",
+        "normalizer": ("ascii",),
+        "tokenizer_chars": 10_000,
+        "drop_duplicates": True,
+        "dedup_bytes": 75,
+    }.items():
         changed = dataclasses.replace(tiny.data, **{key: value})
         other = prepare.corpus_path(dataclasses.replace(tiny, data=changed))
         assert other != corpus.path
-    changed = dataclasses.replace(tiny.data, order="stored")
-    assert prepare.corpus_path(dataclasses.replace(tiny, data=changed)) == corpus.path
+    for key, value in {"order": "stored", "licence": "none"}.items():
+        same = dataclasses.replace(tiny.data, **{key: value})
+        assert prepare.corpus_path(dataclasses.replace(tiny, data=same)) == corpus.path
 
 
 def test_the_script_prepares_without_training(tmp_path):

@@ -141,7 +141,7 @@ def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
             {"params": model.params}, row, np.array([[place]])
         )
         total += float(jax.nn.log_softmax(logits[0, 0])[ids[place]])
-    scores = model.pseudo_log_likelihoods(["w1", text, "w2 w3 w4 w5 w6"])
+    scores = model.pseudo_log_likelihoods(["w2 w3 w4 w5 w6", text, "w1"])
     assert scores[1] == pytest.approx(total, abs=1e-4)
     assert model.pseudo_log_likelihoods([text])[0] == pytest.approx(total, abs=1e-4)
 
