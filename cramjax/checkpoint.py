@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from cramjax.errors import UserError
 from cramjax.schema import CheckpointConfig
 
 
@@ -18,6 +19,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         """Opens or makes the folder."""
+        self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
@@ -51,9 +53,13 @@ class CheckpointStore:
         return self._manager.latest_step()
 
     def host(self, step: int) -> dict[str, Any]:
-        """Returns the host's counters of a checkpoint."""
+        """Returns the host's counters of a checkpoint.
+
+        Raises:
+          UserError: it is damaged.
+        """
         arguments = ocp.args.Composite(host=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=arguments)["host"]
+        return self._restore(step, arguments)["host"]
 
     def state(self, step: int, like: Any) -> Any:
         """Returns the state of a checkpoint.
@@ -62,9 +68,22 @@ class CheckpointStore:
           step: its number.
           like: a tree of `jax.ShapeDtypeStruct` with shardings, which decide where the
             arrays go: a checkpoint may come from another kind of device.
+
+        Raises:
+          UserError: it is damaged.
         """
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=arguments)["state"]
+        return self._restore(step, arguments)["state"]
+
+    def _restore(self, step: int, arguments: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=arguments)
+        except Exception as error:  # of many kinds: Orbax, TensorStore, JSON, the disk
+            what = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"{self._folder / str(step)} cannot be read ({what}): delete it, and "
+                "the run goes on with the checkpoint before it"
+            ) from error
 
 
 def abstract(make: Any, sharding: jax.sharding.Sharding) -> Any:

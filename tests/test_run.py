@@ -451,6 +451,25 @@ def test_what_is_missing_in_a_finished_workdir_is_named(
         run(tiny, workdir)
 
 
+@pytest.mark.parametrize("damage", ["state/d/*", "host/metadata"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    tiny, corpus, tmp_path, monkeypatch, damage
+):
+    checkpointing = dataclasses.replace(tiny.checkpoint, every_minutes=1e-9)
+    config = dataclasses.replace(tiny, checkpoint=checkpointing)
+    stop_after(11, config, corpus, tmp_path, monkeypatch)
+    before, last = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    folder = tmp_path / "checkpoints" / str(last)
+    for path in folder.glob(damage):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{folder} cannot be read .*: delete it") as e:
+        pretrain.pretrain(config, corpus, tmp_path)
+    assert "\n" not in str(e.value)
+    shutil.rmtree(folder)
+    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    assert before < summary["micro_steps"] == 40
+
+
 def test_too_large_a_model_is_one_line(corpus, tmp_path, data_dir):
     """A table of learned positions that no machine can hold."""
     config = tiny_config(data_dir, "model.ffn_width=200000000000")
