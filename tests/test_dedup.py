@@ -20,6 +20,7 @@ from cramjax.data import (
     dedup,
     encoding,
     prepare,
+    repeats,
     sources,
     tokenizer,
 )
@@ -30,7 +31,7 @@ from cramjax.errors import UserError
 
 READING = Reading(text_field="text", txt_documents="blank_line")
 WHOLE = 1 << 20  # a chunk that holds all text of a test
-RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."  # 78 bytes
+RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +148,14 @@ def test_cuts_are_of_whole_characters(tmp_path):
     assert left == ["é0123456789é", "zĩè", "\U0001f600é" * 2]
     assert facts["bytes"] == 10 + 18
     assert cut_by_definition(texts, 11) == left
+
+
+def test_spans_do_not_touch():
+    text_N = np.frombuffer(bytearray(b"abcd_efgh\xffxabcdefghyefgh\xff"), np.uint8)
+    assert repeats.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
+    spans_Rx2 = np.array([[8, 9], [0, 5], [2, 4], [5, 6], [8, 8]])
+    assert repeats.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
+    assert repeats.union(spans_Rx2[:0]).tolist() == []
 
 
 def test_no_run_goes_across_documents(tmp_path):
@@ -320,6 +329,8 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
     assert facts["spans"] >= 35 and facts["chunks"] == 1
     size = sum(len(text.encode()) for text in documents)
     assert facts["of_bytes"] == size
+    bared = size - facts["bytes"] - sum(len(text.encode()) for text in left)
+    assert 0 <= bared < len(documents)  # blanks that were beside what was cut
     written = collections.Counter(corpus.manifest["documents"])
     assert written.total() == len(left) < len(set(documents))
     expected = {False: [], True: []}
@@ -443,7 +454,7 @@ def test_the_token_filter_shows_what_it_drops(tmp_path, monkeypatch):
     pattern = write_texts(folder, files=1)
     path = folder / "0.txt"
     documents = path.read_text().split("\n\n")
-    odd = [f"{number}; {'x;' * 150}\n{number}" for number in range(10)]
+    odd = [f"{number};\n{'x;' * 150}" for number in range(10)]
     texts = [text for pair in zip(documents, odd, strict=False) for text in pair]
     path.write_text("\n\n".join([*texts, *documents[10:]]))
     config = tiny_config(
