@@ -75,10 +75,12 @@ def get_config() -> config_dict.ConfigDict:
     data.sep = True  # <sep> behind every document (P 4.4)
     data.drop_duplicates = False  # drop documents equal to an earlier one, stripped
     # Cut out every run of so many bytes that occurred before (75 in P 4.4, after arXiv
-    # 2107.06499; needs the extra "dedup"); the first occurrence stays. 0 = off.
+    # 2107.06499); the first occurrence stays. 0 = off. Needs the extra "dedup" and,
+    # meanwhile, disk for the text.
     data.dedup_bytes = 0
-    # Text searched at once for these, in bytes: 13 bytes of memory each (7 GB), 25 from
-    # 2 GiB on. More text takes time with its square, to find the same.
+    # Bytes of text searched at once for these: 13 bytes of memory each (7 GB), up to 22
+    # if most of it repeats. Longer text is searched in pairs of halves: to find the
+    # same takes time with its square, so give what memory there is.
     data.dedup_chunk_bytes = 1 << 29
     data.held_out_share = 0.005  # of the documents, never trained on
     # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely

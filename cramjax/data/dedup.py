@@ -61,7 +61,7 @@ def find(
     """Leaves every unit's cuts (see `cuts.load`) in the folder.
 
     Documents are compared as they are read, stripped, before the normaliser: 16 bytes
-    of BLAKE2b tell them apart. This takes 70 bytes of memory a document.
+    of BLAKE2b tell them apart. This takes 80 bytes of memory a document.
 
     Repeats are found wherever they are. More text than `rules.chunk_bytes` is cut into
     parts of half of it (a document more at most), and every two parts are searched

@@ -61,14 +61,12 @@ def write(
         for key in manifest["filtered"]
     }
     if "duplicates" in manifest:
-        found = manifest["duplicates"]
+        found, examples = manifest["duplicates"], manifest["duplicates"]["examples"]
         rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
         rows["spans of earlier text, cut out"] = f"{found['spans']:,}"
         rows["bytes of both"] = _share(found["bytes"], found["of_bytes"])
-        dropped["Dropped, equal to an earlier document"] = found["examples"][
-            "documents"
-        ]
-        dropped["Cut out, occurred before"] = found["examples"]["spans"]
+        dropped["Dropped, equal to an earlier document"] = examples["documents"]
+        dropped["Cut out, occurred before"] = examples["spans"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
     words = corpus.tokenizer
     top = np.argsort(-counts_V, kind="stable")[:TOP_TOKENS]

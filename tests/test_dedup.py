@@ -1,0 +1,484 @@
+"""Dropping text that occurred before: equal documents, and repeated bytes."""
+
+import collections
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_prepare import content, cores, write_texts
+
+from cramjax.config import load
+from cramjax.data import (
+    cuts,
+    dedup,
+    encoding,
+    manifest,
+    prepare,
+    repeats,
+    tokenizer,
+    vocabulary,
+)
+from cramjax.data.dedup import Rules
+from cramjax.data.encoding import Unit
+from cramjax.data.readers import Reading
+from cramjax.data.sources import File, Portion
+from cramjax.errors import UserError
+
+READING = Reading(text_field="text", txt_documents="blank_line")
+WHOLE = 1 << 20  # a chunk that holds all text of a test
+RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    cores(monkeypatch, 1)
+
+
+def write_units(folder, texts, per_file=2, files_of_unit=2):
+    """Writes documents, a few per file, a few files per unit."""
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({"text": text}) for text in texts]
+    paths = []
+    for start in range(0, len(lines), per_file):
+        paths.append(folder / f"{start:04d}.jsonl")
+        paths[-1].write_text("\n".join(lines[start : start + per_file]))
+    return [
+        Unit(
+            number,
+            tuple(
+                Portion(File(path), 0, 1 / len(paths), 0, 0)
+                for path in paths[start : start + files_of_unit]
+            ),
+        )
+        for number, start in enumerate(range(0, len(paths), files_of_unit))
+    ]
+
+
+def left_of(units, folder):
+    """Returns the documents of all units without their cuts."""
+    return [
+        text
+        for unit in units
+        for text in encoding.read_all(
+            unit.portions,
+            READING,
+            collections.Counter(),
+            cuts.load(folder, unit.number),
+        )
+    ]
+
+
+def drop(folder, texts, min_bytes=0, documents=False, chunk_bytes=WHOLE):
+    """Returns what is left of documents, and the facts."""
+    units = write_units(folder, texts)
+    rules = Rules(documents, min_bytes, chunk_bytes)
+    facts = dedup.find(units, READING, rules, folder, say=lambda _: None)
+    return left_of(units, folder), facts
+
+
+def cut_by_definition(texts, min_bytes):
+    """Looks at one window after the other, and at where each was first."""
+    first, left, start = {}, [], 0
+    for text in texts:
+        data = text.encode()
+        cut = set()
+        for at in range(len(data) - min_bytes + 1):
+            window = data[at : at + min_bytes]
+            if first.setdefault(window, start + at) + min_bytes <= start + at:
+                cut |= set(range(at, at + min_bytes))
+        start += len(data) + 1
+        kept, at = "", 0
+        for character in text:  # goes if all its bytes do
+            size = len(character.encode())
+            if not cut >= set(range(at, at + size)):
+                kept += character
+            at += size
+        left.append(kept.strip())
+    return [text for text in left if text]
+
+
+def test_of_equal_documents_the_first_stays(tmp_path):
+    texts = ["one", "two", " one\n", "three", "two", "one!", "one", "four"]
+    left, facts = drop(tmp_path, texts, documents=True)
+    assert left == ["one", "two", "three", "one!", "four"]
+    assert (facts["documents"], facts["spans"], facts["bytes"]) == (3, 0, 9)
+    assert facts["of_bytes"] == sum(len(text.strip()) for text in texts)
+    assert facts["examples"] == {"documents": ["one", "two", "one"], "spans": []}
+
+
+def test_a_run_shared_by_three_documents_stays_in_the_first(tmp_path):
+    run = RUN[:75]
+    texts = [
+        f"first {run} end",
+        f"{run} second",
+        f"and {run}",
+        f"{run[:74]}- {run[1:]}",
+    ]
+    left, facts = drop(tmp_path, texts, min_bytes=75)
+    assert left == [texts[0], "second", "and", texts[3]]  # 74 bytes are too few
+    assert (facts["documents"], facts["spans"], facts["bytes"]) == (0, 2, 152)
+    assert facts["examples"]["spans"] == [f"{run} ", f" {run}"]
+
+
+def test_a_run_repeated_within_a_document_and_a_longer_one(tmp_path):
+    run = RUN * 2  # 156 bytes, of which each half occurs within it, too
+    left, facts = drop(tmp_path, [f"0{RUN}1{RUN}2", f"3{run}4"], min_bytes=75)
+    assert left == [f"0{RUN}12", "34"]
+    assert (facts["spans"], facts["bytes"]) == (2, 78 + 156)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a" * 9, "a" * 9),  # no occurrence ends before another begins
+        ("a" * 10, "a" * 5),
+        ("a" * 23 + "b", "a" * 5 + "b"),
+        ("abc" * 8, "abc" * 2),
+        ("abcdexabcde", "abcdex"),
+    ],
+)
+def test_text_that_repeats_itself_at_once_stays_once(tmp_path, text, left):
+    assert drop(tmp_path, [text], min_bytes=5)[0] == [left]
+    assert cut_by_definition([text], 5) == [left]
+
+
+def test_cuts_are_of_whole_characters(tmp_path):
+    # UTF-8 of "é" is c3 a9, of "ĩ" c4 a9, of "è" c3 a8: a9 0 ... 9 c3 is in both.
+    texts = ["é0123456789é", "zĩ0123456789è", "\U0001f600é" * 5]
+    left, facts = drop(tmp_path, texts, min_bytes=11)
+    assert left == ["é0123456789é", "zĩè", "\U0001f600é" * 2]
+    assert facts["bytes"] == 10 + 18
+    assert cut_by_definition(texts, 11) == left
+
+
+def test_spans_do_not_touch():
+    text_N = np.frombuffer(bytearray(b"abcd_efgh\xffxabcdefghyefgh\xff"), np.uint8)
+    assert repeats.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
+    spans_Rx2 = np.array([[8, 9], [0, 5], [2, 4], [5, 6], [8, 8]])
+    assert repeats.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
+    assert repeats.union(spans_Rx2[:0]).tolist() == []
+
+
+def test_no_run_goes_across_documents(tmp_path):
+    texts = ["xxab", "cdyy", "abcd", "xxab!", "?cdyy", "xxab", "cdyy"]
+    left, _ = drop(tmp_path, texts, min_bytes=4)
+    assert left == ["xxab", "cdyy", "abcd", "!", "?"]
+    assert drop(tmp_path / "empty", [" "], min_bytes=4)[0] == []
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    texts=st.lists(
+        st.text(st.sampled_from("ab é\U0001f600"), max_size=30).map(str.strip),
+        min_size=1,
+        max_size=7,
+    ),
+    min_bytes=st.integers(1, 7),
+    chunk_bytes=st.sampled_from([2, 40, 100, WHOLE]),
+)
+@example(texts=["aaaaaaaaaaaa", "aaaa", "ab"], min_bytes=2, chunk_bytes=4)
+def test_what_is_left_is_what_the_definition_says(texts, min_bytes, chunk_bytes):
+    with tempfile.TemporaryDirectory() as folder:
+        left, facts = drop(
+            Path(folder), texts, min_bytes=min_bytes, chunk_bytes=chunk_bytes
+        )
+    texts = [text for text in texts if text]
+    assert left == cut_by_definition(texts, min_bytes)
+    assert facts["of_bytes"] == sum(len(text.encode()) for text in texts)
+
+
+def random_documents(count, seed):
+    """Returns documents with phrases, sentences and whole documents in common."""
+    generator = random.Random(seed)
+    phrases = [
+        "".join(generator.choices("abcdefg é", k=generator.randint(5, 60)))
+        for _ in range(count)
+    ]
+    texts = [
+        "".join(generator.choices(phrases, k=generator.randint(1, 8))).strip()
+        for _ in range(count)
+    ]
+    return [*texts, *generator.choices(texts, k=count // 5)]
+
+
+@pytest.mark.parametrize("chunk_bytes", [5000, WHOLE])
+def test_no_window_that_stays_whole_has_an_earlier_copy(tmp_path, chunk_bytes):
+    min_bytes, texts = 20, random_documents(150, seed=0)
+    units = write_units(tmp_path, texts, per_file=40)
+    rules = Rules(False, min_bytes, chunk_bytes)
+    facts = dedup.find(units, READING, rules, tmp_path, say=lambda _: None)
+    assert (facts["chunks"] > 4) == (chunk_bytes == 5000)
+    cuts_Rx4 = np.concatenate(
+        [
+            cuts.load(tmp_path, unit.number) + [2 * unit.number, 0, 0, 0]
+            for unit in units
+        ]
+    )
+    of_document = collections.defaultdict(list)
+    for file, document, start, stop in cuts_Rx4.tolist():
+        of_document[file * 40 + document].append((start, stop))
+    first, whole, start = {}, 0, 0
+    for number, text in enumerate(texts):
+        data = text.encode()
+        for at in range(len(data) - min_bytes + 1):
+            spans = of_document[number]
+            # Up to 1 byte at both ends of a cut may stay, with its character.
+            if all(at + min_bytes <= low or high <= at for low, high in spans):
+                whole += 1
+                window = data[at : at + min_bytes]
+                assert start + at - first.setdefault(window, start + at) < min_bytes
+        start += len(data) + 1
+    assert whole > 4000 and facts["bytes"] > 5000
+
+
+def test_parts_of_any_size_give_the_same_cuts(tmp_path):
+    texts = random_documents(100, seed=1)
+    found = []
+    for name, chunk_bytes in (("parts", 3000), ("whole", WHOLE)):
+        left, facts = drop(
+            tmp_path / name, texts, 24, documents=True, chunk_bytes=chunk_bytes
+        )
+        found.append((left, {k: v for k, v in facts.items() if k != "chunks"}))
+        assert (facts["chunks"] > 5) == (name == "parts")
+    assert found[0] == found[1]
+    assert facts["documents"] >= 20 and facts["spans"] > 50
+    names = {path.suffix for path in (tmp_path / "parts").iterdir()}
+    assert names == {".jsonl", ".json", ".npy"}
+    assert not list(tmp_path.glob("*/repeats*"))
+
+
+def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch):
+    texts = random_documents(60, seed=2)
+    rules = Rules(True, 20, 2500)
+    lines = []
+
+    def find(name):
+        units = write_units(tmp_path / name, texts, per_file=6)
+        return dedup.find(units, READING, rules, tmp_path / name, lines.append)
+
+    def made(name):
+        return {p.name: p.read_bytes() for p in (tmp_path / name).glob("[cd]u*")}
+
+    whole = find("whole")
+    search, calls = dedup._search, []
+
+    def stop_at_4(*args):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return search(*args)
+
+    monkeypatch.setattr(dedup, "_search", stop_at_4)
+    with pytest.raises(KeyboardInterrupt):
+        find("stopped")
+    again = []
+    monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
+    (tmp_path / "stopped" / "documents-00002.npy").unlink()
+    (tmp_path / "stopped" / "text-00001.bin").unlink()
+    assert find("stopped") == whole
+    pairs = whole["chunks"] * (whole["chunks"] - 1) // 2
+    assert len(again) == pairs - 4 > 0
+    assert f"duplicates: {pairs} of {pairs} pairs of parts searched" in lines
+    assert made("stopped") == made("whole") and len(made("whole")) == 7
+    # All are made again if one is missing, none if all are there.
+    (tmp_path / "stopped" / "cuts-00001.npy").unlink()
+    find("stopped")
+    assert made("stopped") == made("whole")
+    monkeypatch.setattr(dedup, "_find", None)
+    assert find("stopped") == whole
+
+
+def config_of(tmp_path, *overrides, name="d"):
+    """A corpus of 3 files: one sentence in many documents, some documents twice."""
+    folder = tmp_path / "texts"
+    pattern = write_texts(folder)
+    for path in sorted(folder.iterdir()):
+        documents = path.read_text().split("\n\n")
+        for number in range(0, 60, 5):
+            documents[number] = f"{documents[number]} {RUN}{documents[number + 1]}"
+            documents[number + 2] = documents[2]
+        path.write_text("\n\n".join(documents))
+    return tiny_config(
+        tmp_path / name,
+        f"data.sources={pattern}",
+        "model.vocab_size=64",
+        "data.held_out_share=0.2",
+        *overrides,
+    )
+
+
+BOTH = ("data.drop_duplicates=True", "data.dedup_bytes=40")
+
+
+def documents_of(config):
+    return [
+        text
+        for portion in prepare.portions_of(config)[0]
+        for text in portion.part.path.read_text().split("\n\n")
+    ]
+
+
+def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
+    config = config_of(tmp_path, *BOTH)
+    lines = []
+    corpus = prepare.prepare(config, lines.append)
+    documents = [text.strip() for text in documents_of(config)]
+    # Repeats of a document that is dropped are none: its first copy has them, too.
+    left = cut_by_definition(documents, 40)
+    facts = corpus.manifest["duplicates"]
+    assert facts["documents"] == len(documents) - len(set(documents)) > 30
+    assert facts["spans"] >= 35 and facts["chunks"] == 1
+    size = sum(len(text.encode()) for text in documents)
+    assert facts["of_bytes"] == size
+    bared = size - facts["bytes"] - sum(len(text.encode()) for text in left)
+    assert 0 <= bared < len(documents)  # blanks that were beside what was cut
+    written = collections.Counter(corpus.manifest["documents"])
+    assert written.total() == len(left) < len(set(documents))
+    expected = {False: [], True: []}
+    for text in left:
+        ids = corpus.tokenizer.encode(text, add_special_tokens=False).ids
+        expected[encoding.is_held_out(text, 0.2)] += [*ids, tokenizer.SEP]
+    for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
+        tokens = expected[held_out][: len(expected[held_out]) // 32 * 32]
+        np.testing.assert_array_equal(
+            blocks.take(np.arange(len(blocks))), np.reshape(tokens, (-1, 32))
+        )
+        assert len(blocks) > 3
+    assert lines[0].startswith(
+        f"duplicates: {facts['documents']} documents and {facts['spans']} spans "
+    )
+    names = {path.name.split("-")[0] for path in corpus.path.iterdir()}
+    assert names == {
+        *("blocks", "held_out", "manifest.json", "tokenizer.json"),
+        *("report.md", "lengths.png"),
+    }
+    report = (corpus.path / "report.md").read_text()
+    assert f"| equal to an earlier document, dropped | {facts['documents']} |" in report
+    assert f"| spans of earlier text, cut out | {facts['spans']} |" in report
+    assert f"| bytes of both | {facts['bytes']:,} ({facts['bytes'] / size:.2%}) |" in (
+        report
+    )
+    for title, texts in (
+        ("Dropped, equal to an earlier document", facts["examples"]["documents"]),
+        ("Cut out, occurred before", facts["examples"]["spans"]),
+    ):
+        assert len(texts) == 3
+        quoted = "".join(f"\n    {text}\n" for text in texts)
+        assert f"\n\n## {title}\n{quoted}" in report
+
+
+def test_two_processes_and_a_stop_leave_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "UNIT_BYTES", 1)
+    monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
+    whole = prepare.prepare(config_of(tmp_path, *BOTH, name="one"))
+    assert len(whole.manifest["shards"]["blocks"]) > 5
+    cores(monkeypatch, 2)
+    two = prepare.prepare(config_of(tmp_path, *BOTH, name="two"))
+    assert content(two.path) == content(whole.path)
+    cores(monkeypatch, 1)
+    config = config_of(tmp_path, *BOTH, name="stopped")
+    encode, calls = encoding._encode_shard, []
+
+    def stop_at_4(*args):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(args[-1])
+        return encode(*args)
+
+    monkeypatch.setattr(encoding, "_encode_shard", stop_at_4)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(config)
+    monkeypatch.setattr(encoding, "_encode_shard", encode)
+    (partial,) = (tmp_path / "stopped").glob("*.partial")
+    assert calls[1].startswith("00000") and calls[3].startswith("00001")
+    (partial / "cuts-00001.npy").unlink()
+    (partial / "facts-00000-00001.json").unlink()
+    assert content(prepare.prepare(config).path) == content(whole.path)
+
+
+def test_the_tokenizer_does_not_see_what_is_dropped(tmp_path, monkeypatch):
+    seen = []
+
+    def note(documents, _, steps):
+        seen.extend(documents())
+        return tokenizer._untrained(steps)
+
+    config = config_of(tmp_path, *BOTH, "data.held_out_share=1e-9")
+    monkeypatch.setattr(tokenizer, "train", note)
+    units = prepare.units_of(prepare.portions_of(config)[0])
+    rules = Rules.of(config.data)
+    dedup.find(units, READING, rules, tmp_path, say=lambda _: None)
+    vocabulary._train(config, units, tmp_path)
+    assert seen == cut_by_definition(documents_of(config), 40)
+
+
+def test_what_is_off_is_not_in_the_corpus_s_name(tmp_path):
+    names = set()
+    for overrides in ((), ("data.drop_duplicates=True",), BOTH[1:], BOTH):
+        config = config_of(tmp_path, *overrides)
+        names.add(prepare.corpus_path(config).name)
+        settings = manifest.settings(config)
+        assert ("drop_duplicates" in settings) == config.data.drop_duplicates
+        assert ("dedup_bytes" in settings) == (config.data.dedup_bytes > 0)
+        other = config_of(tmp_path, *overrides, "data.dedup_chunk_bytes=1e9")
+        assert prepare.corpus_path(other) == prepare.corpus_path(config)
+    assert len(names) == 4
+
+
+def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydivsufsort", None)
+    with pytest.raises(UserError, match=r'data.dedup_bytes is 40.*"\.\[dedup\]"') as e:
+        prepare.prepare(config_of(tmp_path, *BOTH))
+    assert "\n" not in str(e.value)
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["fingerprints.json"]
+    corpus = prepare.prepare(config_of(tmp_path, BOTH[0]))
+    facts = corpus.manifest["duplicates"]
+    assert facts["documents"] > 30 and facts["spans"] == facts["chunks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.dedup_bytes=15", "config.data.dedup_bytes is 15: must be 0 (off) or at"),
+        ("data.dedup_bytes=-75", "config.data.dedup_bytes is -75"),
+        ("data.dedup_chunk_bytes=1e6", "config.data.dedup_chunk_bytes is 1000000"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(override, message):
+    with pytest.raises(UserError) as error:
+        load("configs/quickstart.py", [override])
+    assert message in str(error.value)
+
+
+def test_the_token_filter_shows_what_it_drops(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
+    folder = tmp_path / "texts"
+    pattern = write_texts(folder, files=1)
+    path = folder / "0.txt"
+    documents = path.read_text().split("\n\n")
+    odd = [f"{number};\n{'x;' * 150}" for number in range(10)]
+    texts = [text for pair in zip(documents, odd, strict=False) for text in pair]
+    path.write_text("\n\n".join([*texts, *documents[10:]]))
+    config = tiny_config(
+        tmp_path / "d",
+        f"data.sources={pattern}",
+        "data.held_out_share=0.2",
+        "model.vocab_size=48",
+        "data.max_tokens_per_char=0.7",
+    )
+    corpus = prepare.prepare(config)
+    assert corpus.manifest["documents"]["filtered"] == 10
+    report = (corpus.path / "report.md").read_text()
+    # At most 3 of a shard, 5 in all: of 10 in the first two shards.
+    section = report.split("## Dropped by data.max_tokens_per_char\n")[1]
+    numbers = [int(line[4:].split(";")[0]) for line in section.split("\n") if line]
+    assert numbers == [0, 1, 2, *numbers[3:]] and len(numbers) == 5
+    assert numbers[3] > 3
+    assert all(len(line) == 204 for line in section.split("\n") if line)
