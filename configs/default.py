@@ -59,6 +59,10 @@ def get_config() -> config_dict.ConfigDict:
     # Steps of the normaliser, all of them in the recipe (P 4.4); applied in this order.
     data.normalizer = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
     data.tokenizer = ""  # tokenizer.json of another corpus; "" trains one
+    # or "bert_wordpiece" (each punctuation mark alone, control characters dropped),
+    # "bpe", "unigram", the same two as "sentencepiece_bpe", "sentencepiece_unigram"
+    # (words with their punctuation), "wordlevel" (whole words)
+    data.tokenizer_kind = "wordpiece"  # of the recipe (P 4.4)
     data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
     data.held_out_share = 0.005  # of the documents, never trained on

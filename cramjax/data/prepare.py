@@ -137,6 +137,7 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
                 Path(config.data.tokenizer).expanduser(),
                 config.model.vocab_size,
                 config.data.normalizer,
+                config.data.tokenizer_kind,
             )
         elif len(_units(config)) == 1:
             words_json = _train_tokenizer(config)
@@ -207,8 +208,8 @@ def _train_tokenizer(config: Config) -> str:
             "is a document"
         )
     _check_normalizer(config, sample())
-    steps = config.data.normalizer
-    return tokenizer.train(sample, config.model.vocab_size, steps).to_str()
+    steps, kind = config.data.normalizer, config.data.tokenizer_kind
+    return tokenizer.train(sample, config.model.vocab_size, steps, kind).to_str()
 
 
 def _check_normalizer(config: Config, texts: Iterator[str]) -> None:
@@ -256,7 +257,9 @@ def encode_all(
     units = _units(config)
     settings = Settings(
         reading=Reading.of(config.data),
-        normalizer=config.data.normalizer,
+        normalizer=tokenizer.all_steps(
+            config.data.tokenizer_kind, config.data.normalizer
+        ),
         block_length=config.model.max_length,
         vocab_size=config.model.vocab_size,
         max_tokens_per_char=config.data.max_tokens_per_char,
@@ -343,7 +346,7 @@ def _tokenizer_hash(path: str) -> str:
 
 def _settings(config: Config) -> dict[str, Any]:
     data = config.data
-    return {
+    settings = {
         "format": FORMAT,
         "vocab_size": config.model.vocab_size,
         "block_length": config.model.max_length,
@@ -355,3 +358,6 @@ def _settings(config: Config) -> dict[str, Any]:
         "normalizer": data.normalizer,
         "tokenizer": _tokenizer_hash(data.tokenizer),
     }
+    if data.tokenizer_kind != "wordpiece":  # not there when the first corpora were made
+        settings["tokenizer_kind"] = data.tokenizer_kind
+    return settings
