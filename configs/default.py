@@ -67,6 +67,11 @@ def get_config() -> config_dict.ConfigDict:
     # Steps of the normaliser, all of them in the recipe (P 4.4); applied in this order.
     data.normalizer = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
     data.tokenizer = ""  # tokenizer.json of another corpus; "" trains one
+    # Or "bert_wordpiece" (punctuation marks one by one, control characters dropped, CJK
+    # characters one by one; letters are as data.normalizer says), "bpe", "unigram",
+    # "sentencepiece_bpe", "sentencepiece_unigram" (punctuation stays with its word),
+    # "wordlevel" (frequent words; <unk> for others).
+    data.tokenizer_kind = "wordpiece"  # (P 4.4)
     data.tokenizer_chars = 100_000_000  # of the text, to train the tokenizer on
     data.max_tokens_per_char = 0.25  # drop documents above; 0 keeps all (P 4.4)
     data.min_document_chars = 0  # drop shorter documents; 0 = none

@@ -52,7 +52,7 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     """
     blocks = corpus.held_out
     rows = min(len(blocks), config.validation.max_blocks)
-    bytes_V = token_bytes(corpus.tokenizer, config.model.vocab_size)
+    bytes_V = token_bytes(corpus.tokenizer)
     loss = correct = tokens = text_bytes = 0.0
     for start in range(0, rows, config.micro_batch):
         ids_B = np.arange(start, start + config.micro_batch)
@@ -71,16 +71,9 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def token_bytes(words: Tokenizer, vocab_size: int) -> np.ndarray:
+def token_bytes(words: Tokenizer) -> np.ndarray:
     """Returns bytes_V: the UTF-8 bytes a token stands for, 0 for special ones."""
-    pieces = [words.id_to_token(i) or "" for i in range(vocab_size)]
-    specials = len(tokenizer.SPECIAL_TOKENS)
-    return np.array(
-        [
-            0 if i < specials else len(piece.removeprefix("##").encode())
-            for i, piece in enumerate(pieces)
-        ]
-    )
+    return np.array([len(text.encode()) for text, _ in tokenizer.spellings(words)])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,13 +2,13 @@ import collections
 import dataclasses
 import json
 import os
-import re
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import TINY, run_script, tiny_config
+from tokenizers import models
 
 from cramjax.data import encoding, manifest, ordering, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus
@@ -16,93 +16,12 @@ from cramjax.data.filters import Filters
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.readers import Reading
 from cramjax.errors import UserError
-from cramjax.schema.data import NORMALIZER_STEPS, ORDERS
+from cramjax.schema.data import ORDERS
 
 
 def write_text(path, documents):
     path.write_text("\n\n".join(documents))
     return path
-
-
-def test_normaliser():
-    text = "``Caf\u00e9''  \u00c5ngstr\u00f6m \u4e2d!"
-
-    def normalized(*left_out):
-        steps = [step for step in NORMALIZER_STEPS if step not in left_out]
-        return tokenizer.normalizer(steps).normalize_str(text)
-
-    assert normalized() == '"cafe" angstrom !'
-    assert normalized("quotes") == "``cafe'' angstrom !"
-    assert normalized("nfd") == '"caf" ngstrm !'
-    assert normalized("lowercase") == '"Cafe" Angstrom !'
-    assert normalized("ascii") == '"cafe" angstrom \u4e2d!'
-    assert normalized("spaces") == '"cafe"  angstrom !'
-    assert (
-        normalized("strip_accents", "nfd", "ascii")
-        == '"caf\u00e9" \u00e5ngstr\u00f6m \u4e2d!'
-    )
-    assert normalized(*NORMALIZER_STEPS) == text
-    assert tuple(tokenizer.STEPS) == NORMALIZER_STEPS
-
-
-def test_text_in_another_script_is_refused_and_kept_on_demand(tmp_path):
-    generator = np.random.default_rng(0)
-    words = ["\u043c\u0438\u0440", "\u0434\u043e\u043c", "\u0406\u0441", "of", "1992"]
-    texts = [" ".join(generator.choice(words, 40)) for _ in range(60)]
-    write_text(tmp_path / "a.txt", texts)
-    overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=36")
-    config = tiny_config(tmp_path / "d", *overrides)
-    with pytest.raises(
-        UserError, match=r"normalizer removes \d\d% of the text"
-    ) as error:
-        prepare.prepare(config)
-    assert "\n" not in str(error.value)
-    way_out = re.search(r'--config\.(data\.normalizer=)"(.*)"$', str(error.value))
-    config = tiny_config(tmp_path / "d", *overrides, "".join(way_out.groups()))
-    kept = prepare.prepare(config).tokenizer
-    assert kept.encode("\u041c\u0418\u0420 of").tokens == ["\u043c\u0438\u0440", "of"]
-
-
-def test_the_same_text_gives_the_same_tokenizer():
-    """In the library, ties and numbers depend on a hash map's order."""
-    words = ["wel", "come", "to", "the", "tok", "en", "izers", "libr", "ary", "zero"]
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.permutation(words)) for _ in range(20)]
-    trained = {
-        tokenizer.train(lambda: texts, 50, NORMALIZER_STEPS).to_str() for _ in range(20)
-    }
-    assert len(trained) == 1
-
-
-def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):
-    path = corpus.path / "tokenizer.json"
-    write_text(
-        tmp_path / "a.txt", ["an odd little text " * 9 + str(i) for i in range(99)]
-    )
-    overrides = [f"data.sources={tmp_path}/a.txt", f"data.tokenizer={path}"]
-    other = prepare.prepare(tiny_config(tmp_path / "d", *overrides))
-    assert other.tokenizer.to_str() == corpus.tokenizer.to_str()
-    assert "odd" in other.tokenizer.decode(other.train.take(np.array([0]))[0])
-    copy = tmp_path / "t.json"
-    values = json.loads(path.read_text())
-    values["model"]["vocab"]["<mask>"], values["model"]["vocab"]["<sep>"] = 5, 6
-    copy.write_text(json.dumps(values))
-    for override, message in (
-        (f"data.tokenizer={tmp_path}/x", "x cannot be read"),
-        ("model.vocab_size=300", "has 256 entries, not config.model.vocab_size=300"),
-        ("data.normalizer=('nfd',)", "another normaliser"),
-        (f"data.tokenizer={copy}", "has not the special tokens"),
-    ):
-        with pytest.raises(UserError, match=f"config.data.tokenizer: .*{message}"):
-            prepare.prepare(tiny_config(tmp_path / "d", *overrides, override))
-
-
-def test_special_tokens_in_text_are_plain_characters(corpus):
-    words = corpus.tokenizer
-    ids = words.encode("a <mask> b <sep>", add_special_tokens=False).ids
-    assert min(ids) >= len(tokenizer.SPECIAL_TOKENS) or 3 in ids  # 3: <unk>
-    assert tokenizer.MASK not in ids and tokenizer.SEP not in ids
-    assert [words.id_to_token(i) for i in range(7)] == list(tokenizer.SPECIAL_TOKENS)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "<u2"), (65537, "<u4")])
@@ -335,13 +254,12 @@ def test_orders_by_hand(tmp_path):
     (tmp_path / "b.bin").write_bytes(np.array(blocks, "<u2").tobytes())
     shard = {"file": "b.bin", "blocks": 5, "crc32": 0}
     vocab = [*tokenizer.SPECIAL_TOKENS, "a", "##bc", "def", "."]
+    model = models.WordPiece({piece: i for i, piece in enumerate(vocab)})
     corpus = SimpleNamespace(
         path=tmp_path,
         train=Blocks(tmp_path, [shard], 4, "<u2"),
         manifest={"vocab_size": 11},
-        tokenizer=SimpleNamespace(
-            id_to_token=vocab.__getitem__, token_to_id=vocab.index
-        ),
+        tokenizer=tokenizer._assembled("wordpiece", (), model),
     )
     # Counts: 7 seven times, 9 five, 5 four, 8 two, 10 two.
     for order, expected in {

@@ -179,7 +179,9 @@ def test_a_lost_connection_keeps_what_is_finished(hf_folder, tmp_path, monkeypat
     monkeypatch.setattr(huggingface, "_load", load)
     # Here and in one process, where `load` is known.
     monkeypatch.setattr(prepare.processes, "cores", lambda: 1)
-    words_json = tokenizer.train(lambda: TEXTS, 60, config.data.normalizer).to_str()
+    words_json = tokenizer.train(
+        lambda: TEXTS, 60, config.data.normalizer, "wordpiece"
+    ).to_str()
     monkeypatch.setattr(vocabulary, "_train", lambda *_: words_json)
     monkeypatch.setattr(prepare.processes, "pool", SameProcess)
     broken.append(2)

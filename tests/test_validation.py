@@ -64,7 +64,7 @@ def test_averages_are_scored_beside_the_weights(tiny, corpus, params):
 
 
 def test_the_bytes_of_a_token(corpus):
-    bytes_V = token_bytes(corpus.tokenizer, 256)
+    bytes_V = token_bytes(corpus.tokenizer)
     assert (bytes_V[:7] == 0).all() and (bytes_V[7:] > 0).all()
     vocabulary = corpus.tokenizer.get_vocab()
     for word in ("e", "##e", "the"):

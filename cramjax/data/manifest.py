@@ -38,6 +38,7 @@ def settings(config: Config) -> dict[str, Any]:
         "text_field": data.text_field,
         "txt_documents": data.txt_documents,
         "normalizer": data.normalizer,
+        "tokenizer_kind": data.tokenizer_kind,
         "tokenizer": vocabulary.content_hash(data.tokenizer),
         **dedup.Rules.of(data).settings(),
     }

@@ -1,13 +1,15 @@
 """Orders in which training visits the blocks: permutations, never copies."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from cramjax import files
 from cramjax.data.corpus import Blocks, Corpus
-from cramjax.data.tokenizer import SEP, SPECIAL_TOKENS
+from cramjax.data.kinds import BEGIN
+from cramjax.data.tokenizer import SEP, spellings
 
 
 class BlockStream:
@@ -45,21 +47,21 @@ class BlockStream:
         return self._permutation
 
 
-def _one(corpus: Corpus, token: int | None) -> np.ndarray:
-    values_V = np.zeros(corpus.manifest["vocab_size"])
-    if token is not None:
-        values_V[token] = 1
-    return values_V
+# A period alone; or behind a word, where a tokenizer keeps them together.
+PERIOD = re.compile(f"{BEGIN}?(.*\\w)?\\.")
 
 
 def _periods(corpus: Corpus) -> np.ndarray:
     """Counts ".": short sentences come first (arXiv 2212.14034, section 4.4)."""
-    return _one(corpus, corpus.tokenizer.token_to_id("."))
+    pieces = map(corpus.tokenizer.id_to_token, range(corpus.manifest["vocab_size"]))
+    return np.array([bool(PERIOD.fullmatch(piece or "")) for piece in pieces], float)
 
 
 def _fragments(corpus: Corpus) -> np.ndarray:
     """Counts the ends of documents: short documents come first."""
-    return _one(corpus, SEP)
+    values_V = np.zeros(corpus.manifest["vocab_size"])
+    values_V[SEP] = 1
+    return values_V
 
 
 def _unigram(corpus: Corpus) -> np.ndarray:
@@ -72,14 +74,8 @@ def _unigram(corpus: Corpus) -> np.ndarray:
 
 def _decoded_length(corpus: Corpus) -> np.ndarray:
     """Takes away characters of decoded text: blocks of short words come first."""
-    words = corpus.tokenizer
-    pieces = [words.id_to_token(i) or "" for i in range(corpus.manifest["vocab_size"])]
-    lengths = [
-        len(piece) - 2 if piece.startswith("##") and len(piece) > 2 else len(piece) + 1
-        for piece in pieces
-    ]
-    lengths[: len(SPECIAL_TOKENS)] = [0] * len(SPECIAL_TOKENS)
-    return -np.array(lengths, float)
+    spelled = spellings(corpus.tokenizer)
+    return -np.array([len(text) + begins for text, begins in spelled], float)
 
 
 # {order: values_V}; blocks are sorted by the sum of their tokens' values, most first.

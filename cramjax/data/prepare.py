@@ -22,6 +22,7 @@ from cramjax.data import (
     processes,
     report,
     sources,
+    tokenizer,
     vocabulary,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
@@ -195,7 +196,9 @@ def encode_all(
     """
     settings = Settings(
         reading=Reading.of(config.data),
-        normalizer=config.data.normalizer,
+        normalizer=tokenizer.all_steps(
+            config.data.tokenizer_kind, config.data.normalizer
+        ),
         block_length=config.model.max_length,
         vocab_size=config.model.vocab_size,
         filters=Filters.of(config.data),

@@ -1,35 +1,37 @@
-"""The recipe's WordPiece tokenizer (arXiv 2212.14034, section 4.4)."""
+"""From text to tokens: normaliser, training, and what a token stands for.
+
+The recipe's is a WordPiece (arXiv 2212.14034, section 4.4); `kinds.KINDS` has others.
+"""
 
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import Regex, Tokenizer, decoders, normalizers
+from tokenizers.models import Model
 
+from cramjax.data.kinds import BEGIN, INSIDE, KINDS, SPECIAL_TOKENS, Documents
 from cramjax.errors import UserError
 
 # Said aloud, so that the library does not guess (and warn) after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-# In the order of their ids: <pad> is 0.
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<cls>", "<sep>", "<mask>")
 PAD, CLS, SEP, MASK = (
     SPECIAL_TOKENS.index(t) for t in ("<pad>", "<cls>", "<sep>", "<mask>")
 )
 
 
-# The recipe's normaliser, step by step and in its order: lower-case ASCII without
-# accents.
+# BERT's: no control characters, a space on both sides of every CJK character.
+_CLEAN = normalizers.BertNormalizer(
+    clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
+)
+# Behind "clean", which belongs to a kind, the recipe's normaliser, step by step and in
+# its order: lower-case ASCII without accents.
 STEPS: dict[str, list[normalizers.Normalizer]] = {
+    "clean": [_CLEAN],
     "quotes": [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')],
     "nfd": [normalizers.NFD()],
     "lowercase": [normalizers.Lowercase()],
@@ -45,11 +47,17 @@ def normalizer(steps: Sequence[str]) -> normalizers.Normalizer:
     return normalizers.Sequence(list(itertools.chain.from_iterable(chosen)))
 
 
+# What "clean" drops of ASCII. Only the white space that stays has to end a word.
+_CONTROL = dict.fromkeys({*range(32), 127} - set(map(ord, "\t\n\r")))
+
+
 def normalize_ascii(text: str, steps: Sequence[str]) -> str:
     """Does to ASCII text what `normalizer` does, but for runs of spaces.
 
     These separate words however long they are.
     """
+    if "clean" in steps:
+        text = text.translate(_CONTROL)
     if "quotes" in steps:
         text = text.replace("``", '"').replace("''", '"')
     return text.lower() if "lowercase" in steps else text
@@ -80,69 +88,80 @@ class Encoder:
         return [next(plain if text.isascii() else other).ids for text in texts]
 
 
-def train(
-    documents: Callable[[], Iterable[str]], vocab_size: int, steps: Sequence[str]
-) -> Tokenizer:
-    """Trains a WordPiece tokenizer of exactly `vocab_size` entries.
+def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
+    """Returns the steps of a kind's normaliser: its own, and those of the config."""
+    return (*KINDS[kind].steps, *steps)
 
-    The same text gives the same tokenizer. The library alone would not do that: it
-    numbers the word-internal characters ("##a") in the order of a hash map, and breaks
-    ties between merges by number (huggingface/tokenizers, issue 1794). So a first pass
-    finds these characters, and the second is given them in a fixed order.
+
+def train(
+    documents: Documents, vocab_size: int, steps: Sequence[str], kind: str
+) -> Tokenizer:
+    """Trains a tokenizer of exactly `vocab_size` entries.
 
     Args:
-      documents: called twice, for two passes over the text.
+      documents: called for every pass over the text, of which a kind may make two.
       vocab_size: entries, the special tokens included.
-      steps: of the normaliser, names in `STEPS`.
+      steps: of the normaliser, names in `STEPS`, besides those of the kind.
+      kind: a name in `KINDS`.
 
     Raises:
       UserError: the text has too few different pieces for that size, or too many
         different characters.
     """
-    bare = _untrained(steps)
-    characters = _pieces(bare, documents(), 0, SPECIAL_TOKENS)[len(SPECIAL_TOKENS) :]
-    inside = sorted(piece for piece in characters if piece.startswith("##"))
-    pieces = _pieces(bare, documents(), vocab_size, (*SPECIAL_TOKENS, *inside))
-    if len(pieces) < vocab_size:
+    chosen = KINDS[kind]
+    untrained = _assembled(kind, steps, chosen.model())
+    model = chosen.train(untrained, chosen.trainer, documents, vocab_size)
+    words = _assembled(kind, steps, model)
+    words.add_special_tokens(list(SPECIAL_TOKENS))
+    size = words.get_vocab_size()
+    if size < vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
-            f"{len(pieces)}; pass --config.model.vocab_size={len(pieces)} or less, or "
+            f"{size}; pass --config.model.vocab_size={size} or less, or "
             "add text"
         )
-    if len(pieces) > vocab_size:
+    if size > vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
-            f"need {len(pieces)}; pass --config.model.vocab_size={len(pieces)} or more"
+            f"need {size}; pass --config.model.vocab_size={size} or more"
         )
-    tokenizer = _untrained(steps, {piece: i for i, piece in enumerate(pieces)})
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return tokenizer
+    return words
 
 
-def _untrained(steps: Sequence[str], vocab: dict[str, int] | None = None) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
-    tokenizer.normalizer = normalizer(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return tokenizer
+def _assembled(kind: str, steps: Sequence[str], model: Model) -> Tokenizer:
+    words = Tokenizer(model)
+    words.normalizer = normalizer(all_steps(kind, steps))
+    words.pre_tokenizer = KINDS[kind].pre_tokenizer
+    words.decoder = KINDS[kind].decoder
+    return words
 
 
-def _pieces(
-    tokenizer: Tokenizer,
-    documents: Iterable[str],
-    vocab_size: int,
-    first: Sequence[str],
-) -> list[str]:
-    """Returns a trained vocabulary, `first` and all characters in any case."""
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(first), show_progress=False
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    vocab = tokenizer.get_vocab()
-    return sorted(vocab, key=vocab.__getitem__)
+def _prefixed(piece: str) -> tuple[str, bool]:
+    inside = piece.startswith(INSIDE) and piece != INSIDE
+    return piece[len(INSIDE) * inside :], not inside
 
 
-def adopt(path: Path, vocab_size: int, steps: Sequence[str]) -> str:
+def _marked(piece: str) -> tuple[str, bool]:
+    return piece.removeprefix(BEGIN), piece.startswith(BEGIN)
+
+
+SPELLINGS = {decoders.WordPiece: _prefixed, decoders.Metaspace: _marked}
+
+
+def spellings(words: Tokenizer) -> list[tuple[str, bool]]:
+    """Returns, of every entry, its text and whether a word begins with it.
+
+    Special tokens have no text.
+    """
+    spelling = SPELLINGS[type(words.decoder)]
+    ids = range(len(SPECIAL_TOKENS), words.get_vocab_size())
+    return [
+        *[("", False) for _ in SPECIAL_TOKENS],
+        *[spelling(words.id_to_token(i) or "") for i in ids],
+    ]
+
+
+def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
     """Returns, as JSON, a tokenizer that was trained before, on another corpus say.
 
     Raises:
@@ -150,10 +169,12 @@ def adopt(path: Path, vocab_size: int, steps: Sequence[str]) -> str:
     """
     words = load(path, "pass a tokenizer.json of a packed corpus")
     ids = [words.token_to_id(token) for token in SPECIAL_TOKENS]
+    expected = _assembled(kind, steps, KINDS[kind].model())
     for ok, what in (
         (
             ids == list(range(len(SPECIAL_TOKENS))),
-            f"has not the special tokens {SPECIAL_TOKENS} as its first ones",
+            f"has not the special tokens {' '.join(SPECIAL_TOKENS)} as its first ones; "
+            "the tokenizer.json of a packed corpus has them",
         ),
         (
             words.get_vocab_size() == vocab_size,
@@ -161,13 +182,34 @@ def adopt(path: Path, vocab_size: int, steps: Sequence[str]) -> str:
             f"{vocab_size}",
         ),
         (
-            str(words.normalizer) == str(normalizer(steps)),
+            _make(words) == _make(expected),
+            f"is not what config.data.tokenizer_kind={kind} trains{_other_kind(words)}",
+        ),
+        (
+            str(words.normalizer) == str(expected.normalizer),
             f"was trained with another normaliser than config.data.normalizer={steps}",
         ),
     ):
         if not ok:
             raise UserError(f"config.data.tokenizer: {path} {what}")
     return words.to_str()
+
+
+def _make(words: Tokenizer) -> dict[str, Any]:
+    """Returns all that tells a kind from another, as JSON values."""
+    values = json.loads(words.to_str())
+    trained = ("vocab", "merges", "unk_id")
+    model = {k: v for k, v in values["model"].items() if k not in trained}
+    parts = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
+    return {"model": model, **{part: values[part] for part in parts}}
+
+
+def _other_kind(words: Tokenizer) -> str:
+    """Returns the flag for the kind that the tokenizer is of, or ""."""
+    for name, kind in KINDS.items():
+        if _make(words) == _make(_assembled(name, (), kind.model())):
+            return f"; pass --config.data.tokenizer_kind={name}"
+    return ""
 
 
 def load(path: Path, way_out: str) -> Tokenizer:

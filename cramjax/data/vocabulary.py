@@ -37,6 +37,7 @@ def make(
             Path(config.data.tokenizer).expanduser(),
             config.model.vocab_size,
             config.data.normalizer,
+            config.data.tokenizer_kind,
         )
     elif len(units) == 1:
         words_json = _train(config, units, folder)
@@ -96,8 +97,8 @@ def _train(config: Config, units: Sequence[Unit], folder: Path) -> str:
             "for what is a document"
         )
     _check_normalizer(config, sample())
-    steps = config.data.normalizer
-    return tokenizer.train(sample, config.model.vocab_size, steps).to_str()
+    steps, kind = config.data.normalizer, config.data.tokenizer_kind
+    return tokenizer.train(sample, config.model.vocab_size, steps, kind).to_str()
 
 
 def _check_normalizer(config: Config, texts: Iterator[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.data import tokenizer
+from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError
 from cramjax.glue.tasks import Task
 
@@ -125,7 +126,8 @@ def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
         template(a, b, max_length) for a, b in zip(sides[0], sides[1], strict=True)
     ]
     longest = max(map(len, token_rows))
-    tokens_NxL = np.full((len(token_rows), longest), tokenizer.PAD, np.uint16)
+    dtype = token_dtype(words.get_vocab_size())
+    tokens_NxL = np.full((len(token_rows), longest), tokenizer.PAD, dtype)
     for i, row in enumerate(token_rows):
         tokens_NxL[i, : len(row)] = row
     return Encoded(tokens_NxL, rows.labels_N)

@@ -16,7 +16,19 @@ ORDERS = (
 )
 
 
-# Names of `data.tokenizer.STEPS`.
+# Names of `data.kinds.KINDS`.
+TOKENIZER_KINDS = (
+    "wordpiece",
+    "bert_wordpiece",
+    "bpe",
+    "unigram",
+    "sentencepiece_bpe",
+    "sentencepiece_unigram",
+    "wordlevel",
+)
+
+
+# Names of `data.tokenizer.STEPS`; "clean" is a tokenizer kind's.
 NORMALIZER_STEPS = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
 
 
@@ -37,6 +49,7 @@ class DataConfig:
     licence: str
     normalizer: tuple[str, ...]
     tokenizer: str
+    tokenizer_kind: str
     tokenizer_chars: int
     max_tokens_per_char: float
     min_document_chars: int
@@ -91,6 +104,12 @@ class DataConfig:
             "data.normalizer",
             self.normalizer,
             f"some of {NORMALIZER_STEPS}",
+        )
+        require(
+            self.tokenizer_kind in TOKENIZER_KINDS,
+            "data.tokenizer_kind",
+            self.tokenizer_kind,
+            f"one of {TOKENIZER_KINDS}",
         )
         require(
             self.tokenizer_chars >= 1,
