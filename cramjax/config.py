@@ -32,7 +32,10 @@ OPERATIONAL_KEYS = frozenset(
         "validation.every_minutes",
         "guard.max_loss",
         "guard.max_loss_after",
+        "glue.tasks",
         "glue.data_dir",
+        "glue.superglue_dir",
+        "glue.tfds_dir",
     ]
 )
 
@@ -126,6 +129,12 @@ def parse_command_line(
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --key=value")
     extras = {name: values[name].value for name, _ in extra_flags}
     return from_dict(holder.value.to_dict()), extras
+
+
+def overridden(argv: Sequence[str]) -> set[str]:
+    """Returns the keys that `--config.key=value` arguments name, without "config."."""
+    names = (argument.lstrip("-").partition("=")[0] for argument in argv)
+    return {name[7:] for name in names if name.startswith("config.")}
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
