@@ -66,13 +66,7 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
                 f"at {best['best_rate']:g}"
             )
         rows.append([*row, f"{result['majority']:.1f}"])
-    rates = ", ".join(f"{rate:g}" for rate in config.glue.learning_rates)
-    how = (
-        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
-        "the median on the same dev set."
-        if len(config.glue.learning_rates) > 1
-        else f"Learning rate {rates}."
-    )
+    how = tables.how_chosen(config.glue)
     text = (
         "## Fine-tuning\n\n"
         f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "

@@ -192,6 +192,9 @@ def test_superglue_is_the_mean_of_ten_numbers():
     assert found["superglue"]["value"] == pytest.approx((8 * 50 + 70 + 80) / 10)
     assert "ten numbers" in found["superglue"]["title"]
     del results["axb"]
+    page = tables.page(results, config.load("configs/default.py").glue)
+    assert "paper: BERT-base, fully trained 56.6; crammed, A6000 54.2" in page
+    assert "Beside the paper" not in page  # that is GLUE
     title = averages.of(results, "pretrained")["superglue"]["title"]
     assert title == "mean of 9 of the paper's ten numbers of harder tasks, without AX-b"
 
@@ -202,7 +205,7 @@ def test_the_page_is_beside_the_papers_rows():
     ours = "| **pretrained** | 84.0 | 84.4 | 92.3 | 87.0 | 57.4 | 90.0 | 87.7 | 89.0 |"
     assert f"{ours} 51.8 | 80.4 |" in page
     assert ours.replace("**pretrained**", "crammed, A6000") in page
-    assert "medians of 5 trials" in page
+    assert "medians of 5 trials, epochs: 5. Learning rate 4e-05." in page
     assert "| MRPC | accuracy | pretrained | 4e-05 | **85.0** |" in page
     assert page.count("Something is missing.") == 1
     fewer = nine()

@@ -11,8 +11,8 @@ def page(results: dict[str, Any], glue: GlueConfig) -> str:
     """Returns glue.md: beside the paper, averages, every trial, and what is missing."""
     sections = [
         "# Fine-tuning scores",
-        f"Dev sets, in percent; medians of {glue.trials} trials, each after "
-        f"{glue.epochs} epochs of fine-tuning.",
+        f"Dev sets, in percent; medians of {glue.trials} trials, epochs: {glue.epochs}. "
+        + how_chosen(glue),
         _beside_the_paper(results, glue),
         averages_table(results, glue),
         "## Every trial",
@@ -20,6 +20,17 @@ def page(results: dict[str, Any], glue: GlueConfig) -> str:
         *notes(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def how_chosen(glue: GlueConfig) -> str:
+    """Returns a sentence about the learning rate."""
+    rates = ", ".join(f"{rate:g}" for rate in glue.learning_rates)
+    if len(glue.learning_rates) == 1:
+        return f"Learning rate {rates}."
+    return (
+        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
+        "the median on the same dev set."
+    )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -66,7 +77,7 @@ def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
         return ""
     text = table(["average of medians", *glue.starts], rows)
     if "superglue" in keys:
-        text += "\n\nSuperGLUE in the paper: " + ", ".join(
+        text += "\n\nSuperGLUE in the paper: " + "; ".join(
             f"{name} {value}" for name, value in paper.SUPERGLUE.items()
         )
     return text
