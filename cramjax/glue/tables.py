@@ -11,8 +11,8 @@ def page(results: dict[str, Any], glue: GlueConfig) -> str:
     """Returns glue.md: beside the paper, averages, every trial, and what is missing."""
     sections = [
         "# Fine-tuning scores",
-        f"Dev sets, in percent; medians of {glue.trials} trials, epochs: {glue.epochs}. "
-        + how_chosen(glue),
+        f"Dev sets, in percent; medians of {glue.trials} trials, epochs: "
+        f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue),
         averages_table(results, glue),
         "## Every trial",
