@@ -168,8 +168,23 @@ def get_config() -> config_dict.ConfigDict:
     validation.max_blocks = 2048  # held-out blocks scored, at most
 
     config.glue = glue = config_dict.ConfigDict()
-    glue.tasks = ("cola", "sst2", "mrpc", "rte")  # () to stop after pretraining
-    glue.data_dir = "glue_data"  # folder with CoLA/, SST-2/, MRPC/, RTE/
+    # The paper's eight; () stops after pretraining. There are also wnli; SuperGLUE's
+    # cb, copa, multirc, wic, wsc, boolq and superglue_rte (with AX-b and AX-g); in the
+    # package intents, intents10 and acceptability; and own, the task of the own_ keys.
+    glue.tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+    glue.data_dir = "glue_data"  # folder with CoLA/train.tsv, CoLA/dev.tsv, SST-2/ ...
+    glue.superglue_dir = (
+        "superglue_data"  # with CB/train.jsonl, CB/val.jsonl, COPA/ ...
+    )
+    glue.tfds_dir = ""  # GLUE from TFDS, prepared in this folder; "" = from data_dir
+    # Your own task: a folder with train and dev, each .tsv (with a header) or .jsonl.
+    glue.own_dir = ""
+    glue.own_texts = ("text",)  # columns of one or more texts
+    glue.own_label = "label"  # column of the label
+    # accuracy, f1 (two labels; of the one that sorts last), macro_f1, matthews; pearson
+    # and spearman if the label is a number
+    glue.own_metric = "accuracy"
+    glue.test_sets = True  # predict GLUE's test sets, where they are, for its server
     # and "random", for comparison; "ema" and "lawa" if averaged
     glue.starts = ("pretrained",)
     glue.trials = 5  # each with its own head, dropout and order; the median counts
@@ -182,6 +197,9 @@ def get_config() -> config_dict.ConfigDict:
     glue.eps = 1e-6
     glue.weight_decay = 0.0
     glue.warmup_share = 0.1  # of a task's steps, linear; then cosine to 0
+    # The same number in every task; 0 = warmup_share. The authors' implementation takes
+    # CoLA's 267 for all.
+    glue.warmup_steps = 0
     glue.dropout = 0.1
     glue.head_width = 1024  # of the classification head's hidden layer
     glue.max_train_rows = 0  # cap per task, a random sample; 0 = all rows

@@ -32,7 +32,10 @@ OPERATIONAL_KEYS = frozenset(
         "validation.every_minutes",
         "guard.max_loss",
         "guard.max_loss_after",
+        "glue.tasks",
         "glue.data_dir",
+        "glue.superglue_dir",
+        "glue.tfds_dir",
     ]
 )
 
@@ -155,6 +158,12 @@ def parse_flags(
         if not values[name].value:
             raise UserError(f"no {name}: pass --{name}={example}")
     return {name: values[name].value for name in (*needed, *optional)}, rest
+
+
+def overridden(argv: Sequence[str]) -> set[str]:
+    """Returns the keys that `--config.key=value` arguments name, without "config."."""
+    names = (argument.lstrip("-").partition("=")[0] for argument in argv)
+    return {name[7:] for name in names if name.startswith("config.")}
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[str]]:

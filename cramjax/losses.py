@@ -5,6 +5,11 @@ import jax.numpy as jnp
 import optax
 
 
+def squared_error(outputs_Bx1: jax.Array, targets_B: jax.Array) -> jax.Array:
+    """Returns the mean squared error of a regression."""
+    return jnp.mean(jnp.square(outputs_Bx1.astype(jnp.float32)[:, 0] - targets_B))
+
+
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns cross-entropies in nats; logits have one axis more than labels."""
     return optax.softmax_cross_entropy_with_integer_labels(

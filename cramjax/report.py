@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from cramjax import metrics_log
 from cramjax.budget import CHARGED, FREE
+from cramjax.glue import tables
+from cramjax.glue.tables import table
 from cramjax.pretrain import METRICS
 from cramjax.schema import Config
 
@@ -43,11 +45,6 @@ def write(
     return path
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _results_section(config: Config, results: dict[str, Any]) -> str:
     if not results:
         return ""
@@ -61,9 +58,7 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
     header += [names[start] for start in config.glue.starts] + ["majority class"]
     rows = []
     for result in results.values():
-        used, available = result["train_rows"], result["all_train_rows"]
-        row = [result["title"], result["metric"]]
-        row.append(f"{used:,}" if used == available else f"{used:,} of {available:,}")
+        row = [result["title"], result["metric"], tables.rows_used(result, "train")]
         for start in config.glue.starts:
             best = result["starts"][start]
             row.append(
@@ -71,18 +66,14 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
                 f"at {best['best_rate']:g}"
             )
         rows.append([*row, f"{result['majority']:.1f}"])
-    rates = ", ".join(f"{rate:g}" for rate in config.glue.learning_rates)
-    how = (
-        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
-        "the median on the same dev set."
-        if len(config.glue.learning_rates) > 1
-        else f"Learning rate {rates}."
-    )
-    return (
+    how = tables.how_chosen(config.glue)
+    text = (
         "## Fine-tuning\n\n"
         f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "
-        f"trials, {config.glue.epochs} epochs. {how}\n\n" + _table(header, rows)
+        f"trials, {config.glue.epochs} epochs. {how}\n\n" + table(header, rows)
     )
+    means = tables.averages_table(results, config.glue)
+    return "\n\n".join([text, *([means] if means else []), *tables.notes(results)])
 
 
 def _pretraining_section(
@@ -132,7 +123,7 @@ def _pretraining_section(
         "of documents never trained on. The budget is of the training loop: "
         "compilation, data loading, checkpoints and work lost to a crash are inside, "
         "building the corpus, validation and fine-tuning are outside.\n\n"
-        + _table(["what", "value"], rows)
+        + table(["what", "value"], rows)
     )
 
 

@@ -35,8 +35,11 @@ def factor(progress: jax.Array, schedule: ScheduleConfig) -> jax.Array:
 def warmup_cosine(progress: jax.Array, warmup: float) -> jax.Array:
     """Returns the fine-tuning factor: linear from 0 to 1 at `warmup`, cosine to 0 at 1.
 
-    GLUE protocol of arXiv 2212.14034, section 5.
+    GLUE protocol of arXiv 2212.14034, section 5. A warm-up of 1 or more does not get to
+    the cosine.
     """
+    if warmup >= 1:
+        return progress / warmup
     return _rise(warmup, progress) * cosine(_after(warmup, progress), None)
 
 

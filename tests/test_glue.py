@@ -1,124 +1,16 @@
+"""The protocol: fine-tuning, and the files of scores."""
+
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.glue import data, evaluate, metrics, tasks
-from cramjax.glue.data import Rows, template
+from cramjax.glue import data, evaluate, scores, tasks
 from cramjax.glue.finetune import _batches, _trim, finetune
 
-
-# 3 special tokens; ids below 100 are A's, above are B's.
-@pytest.mark.parametrize(
-    ("len_a", "len_b", "max_length", "kept_a", "kept_b"),
-    [
-        (3, 2, 128, 3, 2),
-        (3, 0, 128, 3, 0),  # <cls> A <sep> <sep>
-        (9, 2, 10, 5, 2),  # room for 7: the longer one gives way
-        (2, 9, 10, 2, 5),
-        (9, 9, 10, 4, 3),  # A keeps the odd token
-        (9, 9, 11, 4, 4),
-        (4, 9, 10, 4, 3),
-        (3, 9, 10, 3, 4),
-        (50, 0, 10, 7, 0),
-    ],
-)
-def test_template(len_a, len_b, max_length, kept_a, kept_b):
-    a, b = list(range(10, 10 + len_a)), list(range(100, 100 + len_b))
-    expected = [4, *a[:kept_a], 5, *b[:kept_b], 5]
-    assert template(a, b, max_length) == expected
-
-
-def test_template_is_longest_first_one_token_at_a_time():
-    for len_a in range(12):
-        for len_b in range(12):
-            a, b = [7] * len_a, [8] * len_b
-            while len(a) + len(b) > 9:
-                (a if len(a) > len(b) else b).pop()
-            assert template([7] * len_a, [8] * len_b, 12) == [4, *a, 5, *b, 5]
-
-
-def test_encode_pads_with_zero(corpus):
-    rows = Rows([("a small house",), ("a",)], np.array([0, 1]))
-    encoded = data.encode(rows, corpus.tokenizer, 32)
-    assert encoded.tokens_NxL[0].min() > 0
-    assert encoded.tokens_NxL[1][-1] == 0
-    assert list(encoded.tokens_NxL[1][:4].nonzero()[0]) == [0, 1, 2, 3]
-
-
-@pytest.fixture
-def cola(tmp_path):
-    (tmp_path / "CoLA").mkdir()
-    lines = ['gj04\t1\t\tHe said "so.', "gj04\t0\t*\tHim ran."]
-    for split in ("train", "dev"):
-        (tmp_path / "CoLA" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    return tmp_path
-
-
-def test_cola_has_no_header_and_quotes_are_characters(cola):
-    rows = data.read(tasks.TASKS["cola"], "train", str(cola))
-    assert rows.texts == [('He said "so.',), ("Him ran.",)]
-    assert list(rows.labels_N) == [1, 0]
-
-
-def test_mrpc_has_a_byte_order_mark(tmp_path):
-    (tmp_path / "MRPC").mkdir()
-    text = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tA b.\tC d.\n"
-    for split in ("train", "dev"):
-        (tmp_path / "MRPC" / f"{split}.tsv").write_text(text, encoding="utf-8")
-    rows = data.read(tasks.TASKS["mrpc"], "dev", str(tmp_path))
-    assert (rows.texts, list(rows.labels_N)) == ([("A b.", "C d.")], [1])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("gj04\t1\t\tOne.\ngj04\t1\n", r"train\.tsv:2 has 2 columns, needed are 4"),
-        ("gj04\tx\t\tOne.\n", r"train\.tsv:1 has the label 'x'"),
-        ("", r"train\.tsv has no rows"),
-    ],
-)
-def test_broken_files_are_named_with_the_row(cola, content, message):
-    (cola / "CoLA" / "train.tsv").write_text(content)
-    with pytest.raises(UserError, match=message):
-        data.read(tasks.TASKS["cola"], "train", str(cola))
-
-
-def test_missing_files_columns_and_tasks(tmp_path):
-    with pytest.raises(UserError, match=r"config\.glue\.data_dir is .*RTE/train\.tsv"):
-        data.read(tasks.TASKS["rte"], "train", str(tmp_path))
-    (tmp_path / "RTE").mkdir()
-    for split in ("train", "dev"):
-        (tmp_path / "RTE" / f"{split}.tsv").write_text("index\tsentence1\n0\tx\n")
-    with pytest.raises(UserError, match="no column 'sentence2'"):
-        data.read(tasks.TASKS["rte"], "dev", str(tmp_path))
-    with pytest.raises(UserError, match=r"config\.glue\.tasks: 'colla'"):
-        tasks.get(["colla"])
-
-
-def test_embedded_tasks_and_subsample():
-    task = tasks.TASKS["intents10"]
-    rows = data.read(task, "train", "")
-    assert len(rows.labels_N) == 2088
-    few = data.subsample(rows, task, 0, seed=0)
-    assert list(np.bincount(few.labels_N)) == [10] * 7
-    assert len(data.subsample(rows, task, 50, seed=0).labels_N) == 50
-    capped = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
-    assert len(set(capped.texts)) > 290
-    again = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
-    assert capped.texts == again.texts
-
-
-def test_metrics_by_hand():
-    labels = np.array([1, 1, 1, 0])
-    predictions = np.array([1, 1, 0, 0])
-    assert metrics.score("accuracy", labels, predictions) == 75
-    assert metrics.score("f1", labels, predictions) == pytest.approx(80)
-    assert metrics.score("matthews", labels, predictions) == pytest.approx(57.735, 1e-4)
-    constant = np.zeros(4, int)
-    assert metrics.score("matthews", labels, constant) == 0
-    assert metrics.score("f1", labels, constant) == 0
+CLS = 4
 
 
 def test_every_epoch_sees_every_row_once_but_the_last_partial_batch(tiny):
@@ -141,29 +33,66 @@ def test_trim():
     assert _trim(tokens, 40).shape == (2, 40)  # learned positions may end there
 
 
-def test_finetuning_learns_a_separable_task(tiny):
-    """The class is told by three tokens; all trials must find it."""
+def learn(tiny, labels, outputs, learning_rate, epochs, **glue):
+    """Fine-tunes on rows that tell their label by three tokens."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(20, 200, (64, 12)).astype(np.uint16)
-    labels = generator.integers(0, 2, 64).astype(np.int32)
-    tokens[:, 0] = 4
+    tokens[:, 0] = CLS
     tokens[:, 3:6] = (8 + labels)[:, None]
     rows = data.Encoded(tokens, labels)
-    glue = dataclasses.replace(tiny.glue, epochs=20, dropout=0.0, trials=2)
-    predictions = finetune(
-        tiny.model, glue, rows, rows, 2, pretrained=None, learning_rate=1e-2, seed=0
+    glue = dataclasses.replace(tiny.glue, epochs=epochs, dropout=0.0, trials=2, **glue)
+    (found,) = finetune(
+        tiny.model,
+        glue,
+        rows,
+        [rows],
+        outputs,
+        pretrained=None,
+        learning_rate=learning_rate,
+        seed=0,
     )
-    assert predictions.shape == (2, 64)
-    assert (predictions == labels).all()
+    return found
+
+
+def test_finetuning_learns_a_separable_task(tiny):
+    labels = np.random.default_rng(1).integers(0, 2, 64).astype(np.int32)
+    outputs_TxNxC = learn(tiny, labels, 2, 1e-2, 20)
+    assert outputs_TxNxC.shape == (2, 64, 2)
+    assert (scores.predictions(outputs_TxNxC) == labels).all()
+
+
+def test_finetuning_learns_numbers(tiny):
+    """Raw scores of 0 to 5 with the mean squared error, as STS-B."""
+    labels = np.random.default_rng(1).integers(0, 6, 64).astype(np.float32)
+    outputs_TxNxC = learn(tiny, labels, 1, 1e-2, 40)
+    assert outputs_TxNxC.shape == (2, 64, 1)
+    predictions_TxN = scores.predictions(outputs_TxNxC)
+    assert predictions_TxN.shape == (2, 64)
+    assert np.abs(predictions_TxN - labels).mean() < 0.5
+
+
+def test_a_warmup_in_steps_beyond_the_end_never_gets_to_the_peak(tiny):
+    """The authors' 267 steps are more than the smallest tasks have."""
+    labels = np.random.default_rng(1).integers(0, 2, 64).astype(np.int32)
+    few, same, shares = (
+        learn(tiny, labels, 2, 1e-2, 1, **glue)
+        for glue in (
+            {"warmup_steps": 1_000_000},
+            {"warmup_steps": 1},  # of 4
+            {"warmup_share": 0.25},
+        )
+    )
+    np.testing.assert_array_equal(same, shares)
+    start = learn(tiny, labels, 2, 1e-12, 1)
+    assert np.abs(few - start).max() < 1e-3 < np.abs(same - start).max()
 
 
 def test_every_start_gets_its_weights(tiny, corpus, tmp_path, monkeypatch):
     given = []
 
     def note(*args, pretrained, **_):
-        dev = args[3]
         given.append(pretrained)
-        return np.zeros((2, len(dev)), np.int32)
+        return [np.zeros((2, len(rows), 7)) for rows in args[3]]
 
     monkeypatch.setattr(evaluate, "finetune", note)
     starts = ("pretrained", "random", "ema", "lawa")
@@ -183,9 +112,154 @@ def test_too_few_rows_for_a_batch(tiny):
             tiny.model,
             tiny.glue,
             rows,
-            rows,
+            [rows],
             2,
             pretrained=None,
             learning_rate=1e-3,
             seed=0,
         )
+
+
+@pytest.fixture
+def glue_folder(tmp_path):
+    """MNLI with all its splits, 16 training rows, and STS-B with a test set."""
+    labels = ["entailment", "neutral", "contradiction"]
+    head = "index\tsentence1\tsentence2\tgold_label\n"
+    folder = tmp_path / "glue_data"
+    (folder / "MNLI").mkdir(parents=True)
+    (folder / "STS-B").mkdir()
+    for name, rows in (("train", 16), ("dev_matched", 3), ("dev_mismatched", 4)):
+        lines = [f"{i}\tA {i}.\tB {i}.\t{labels[i % 3]}\n" for i in range(rows)]
+        (folder / "MNLI" / f"{name}.tsv").write_text(head + "".join(lines))
+    test = "index\tsentence1\tsentence2\n0\tC.\tD.\n1\tE.\tF.\n"
+    (folder / "MNLI" / "test_mismatched.tsv").write_text(test)
+    (folder / "STS-B" / "test.tsv").write_text(test)
+    lines = [f"{i}\tA {i}.\tB {i}.\t{i % 5}.5\n" for i in range(16)]
+    for name in ("train", "dev"):
+        text = head.replace("gold_label", "score") + "".join(lines)
+        (folder / "STS-B" / f"{name}.tsv").write_text(text)
+    return folder
+
+
+def test_two_dev_sets_predictions_and_submission(
+    tiny, corpus, glue_folder, tmp_path, monkeypatch
+):
+    """Three trials: all rows right, the first class always, the last class always."""
+    calls = []
+
+    def trained(model, glue, train, sets, outputs, **_):
+        calls.append(outputs)
+        if outputs == 1:
+            return [
+                np.full((3, len(rows), 1), [[[9.0]], [[-1]], [[2]]]) for rows in sets
+            ]
+        found = []
+        for rows in sets:
+            right = np.eye(3)[rows.labels_N]
+            first, last = (np.eye(3)[[c] * len(rows)] for c in (0, 2))
+            found.append(np.stack([right, first, last]))
+        return found
+
+    monkeypatch.setattr(evaluate, "finetune", trained)
+    glue = dataclasses.replace(
+        tiny.glue,
+        tasks=("mnli", "stsb"),
+        data_dir=str(glue_folder),
+        starts=("random",),
+        trials=3,
+    )
+    config = dataclasses.replace(tiny, glue=glue)
+    evaluate.check(config)
+    said = []
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    assert calls == [3, 1]
+    # Labels of dev_mismatched are 0, 1, 2, 0.
+    third = 100 / 3
+    for name, trials in (("mnli", [100, third, third]), ("mnli_mm", [100, 50, 25])):
+        scored = results[name]["starts"]["random"]
+        assert scored["scores"]["0.001"] == pytest.approx(trials)
+        assert scored["median"] == pytest.approx(sorted(trials)[1])
+        assert scored["mean"] == pytest.approx(np.mean(trials))
+        assert scored["std"] == pytest.approx(np.std(trials, ddof=1))
+    assert results["stsb"]["starts"]["random"]["median"] == 0
+    assert any(
+        line.startswith("MNLI-mm: random at 0.001: accuracy 100") for line in said
+    )
+
+    written = json.loads((tmp_path / "glue.json").read_text())
+    assert written["tasks"].keys() == {"mnli", "mnli_mm", "stsb"}
+    assert (
+        "mean of 3 of the paper's nine"
+        in written["averages"]["random"]["nine"]["title"]
+    )
+    with np.load(tmp_path / "predictions" / "mnli_mm-random-0.001.npz") as saved:
+        assert saved["labels_N"].tolist() == [0, 1, 2, 0]
+        assert saved["predictions_TxN"].tolist() == [[0, 1, 2, 0], [0] * 4, [2] * 4]
+    # Of the first dev set two trials have the median: the later one is in the middle.
+    submission = tmp_path / "submission" / "random"
+    lines = "index\tprediction\n0\tcontradiction\n1\tcontradiction\n"
+    assert (submission / "MNLI-mm.tsv").read_text() == lines
+    assert not (submission / "MNLI-m.tsv").exists()
+    # Three scores of 0: the middle one is the second; its -1 is below the scale.
+    assert (submission / "STS-B.tsv").read_text().endswith("0\t0.000\n1\t0.000\n")
+    page = (tmp_path / "glue.md").read_text()
+    assert "| MNLI-mm | accuracy | random | 0.001 | **50.0** |" in page
+
+    monkeypatch.delattr(evaluate.data, "load")  # the files may be gone by now
+    again = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    assert calls == [3, 1]
+    assert again == json.loads(json.dumps(results))
+
+
+def test_a_dev_set_that_comes_between_two_sessions_is_named(
+    tiny, corpus, glue_folder, tmp_path, monkeypatch
+):
+    def trained(model, glue, train, sets, outputs, **_):
+        return [np.zeros((2, len(rows), outputs)) for rows in sets]
+
+    monkeypatch.setattr(evaluate, "finetune", trained)
+    glue = dataclasses.replace(
+        tiny.glue, tasks=("mnli",), data_dir=str(glue_folder), starts=("random",)
+    )
+    path = glue_folder / "MNLI" / "dev_mismatched.tsv"
+    text = path.read_text()
+    path.unlink()
+    config = dataclasses.replace(tiny, glue=glue)
+    said = []
+    evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    assert said[0] == "MNLI-mm is not scored: there is no MNLI/dev_mismatched.tsv"
+    assert said[0] in (tmp_path / "glue.md").read_text()
+    path.write_text(text)
+    glue = dataclasses.replace(glue, learning_rates=(1e-3, 2e-3))
+    config = dataclasses.replace(tiny, glue=glue)
+    message = r"has scores of mnli, and the files are now of mnli, mnli_mm: delete it"
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+
+
+def test_the_best_rate_is_the_first_sets_and_serves_the_others():
+    entries = [{"metric": "accuracy", "starts": {}} for _ in range(2)]
+    for rate, first, second in (
+        (0.1, [1, 5, 9], [90, 90, 90]),
+        (0.2, [4, 6, 8], [1, 2, 3]),
+    ):
+        for entry, trials in zip(entries, (first, second), strict=True):
+            scores.add(entry, "random", rate, {"accuracy": trials, "f1": [0, 0, 1]})
+    scores.summarise(entries, "random")
+    found = [entry["starts"]["random"] for entry in entries]
+    assert [f["best_rate"] for f in found] == [0.2, 0.2]
+    assert [f["median"] for f in found] == [6, 2]
+    assert found[1]["others"]["f1"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_no_test_sets_if_they_are_not_wanted(tiny, glue_folder):
+    glue = dataclasses.replace(tiny.glue, data_dir=str(glue_folder))
+    task = tasks.TASKS["stsb"]
+    assert list(data.load(task, glue).test) == ["STS-B"]
+    assert data.load(task, dataclasses.replace(glue, test_sets=False)).test == {}
+
+
+def test_scores_of_an_earlier_version_are_named(tiny, corpus, tmp_path):
+    (tmp_path / "glue.json").write_text('{"intents10": {}}')
+    with pytest.raises(UserError, match=r"glue\.json is of an earlier version.*delete"):
+        evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path)

@@ -89,7 +89,7 @@ def test_a_run_leaves_its_report(finished):
     report = (workdir / "report.md").read_text()
     assert "Intents, 10 labels a class | accuracy | 32 of 2,088" in report
     assert "5,120 (" in report
-    results = json.loads((workdir / "glue.json").read_text())["intents10"]
+    results = json.loads((workdir / "glue.json").read_text())["tasks"]["intents10"]
     assert set(results["starts"]) == {"pretrained", "random"}
     assert len(results["starts"]["random"]["scores"]["0.001"]) == 2
     summary = json.loads((workdir / "pretrain.json").read_text())

@@ -138,6 +138,9 @@ def test_warmup_cosine():
         schedules.warmup_cosine(p, 0.1), [0, 0.5, 1, 0.5, 0], atol=1e-6
     )
     assert schedules.warmup_cosine(np.float32(0), 0.0) == 1
+    # A warm-up that is longer than the training, or as long.
+    np.testing.assert_allclose(schedules.warmup_cosine(p, 2.0), p / 2)
+    np.testing.assert_allclose(schedules.warmup_cosine(p, 1.0), p)
 
 
 # batch = min(floor(p / 0.6 * 8192 / micro + 1) * micro, 8192), k = ceil(batch / micro)

@@ -1,6 +1,5 @@
-"""Task files to padded token arrays."""
+"""Tasks to text with class ids, and that to padded token arrays."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from importlib import resources
@@ -12,15 +11,43 @@ from tokenizers import Tokenizer
 from cramjax.data import tokenizer
 from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError
-from cramjax.glue.tasks import Task
+from cramjax.glue import metrics, readers, tfds_source
+from cramjax.glue.tasks import Split, Task
+from cramjax.schema import GlueConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A split as text: one tuple of one or two texts, and one class id, per row."""
+    """A split as text: a tuple of texts and a label per row.
+
+    Labels are class ids (int32) or, of a regression, numbers (float32); 0 in a test
+    set.
+    """
 
     texts: list[tuple[str, ...]]
     labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRows:
+    """All rows of a task.
+
+    Attributes:
+      train: to train on.
+      dev: {name of a scored set: its rows}, what is there.
+      test: {name of a submission: its rows}, what is there.
+      labels: in the order of the class ids; () = numbers.
+      notes: what is missing or was left out, a sentence each.
+    """
+
+    train: Rows
+    dev: dict[str, Rows]
+    test: dict[str, Rows]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,62 +61,114 @@ class Encoded:
         return len(self.labels_N)
 
 
-def folder(task: Task, data_dir: str) -> Path:
-    """Returns the folder of a task's files.
+def load(task: Task, glue: GlueConfig) -> TaskRows:
+    """Reads all splits of a task that are there.
 
     Raises:
-      UserError: a file is missing.
+      UserError: no training set, no dev set, or a file that cannot be used; it names
+        the file and the line.
     """
-    if task.folder.startswith("embedded:"):
-        return Path(str(resources.files("cramjax") / "demo")) / task.folder[9:]
-    path = Path(data_dir).expanduser() / task.folder
-    for split in ("train", "dev"):
-        if not (path / f"{split}.tsv").is_file():
-            raise UserError(
-                f"config.glue.data_dir is {data_dir!r}: {path / split}.tsv is not "
-                "there; pass the folder that holds it, or leave the task out of "
-                '--config.glue.tasks ("()" stops after pretraining)'
+    notes: list[str] = []
+
+    def find(split: Split) -> readers.Table | None:
+        table = _find(task, split, glue)
+        if table and table.left_out:
+            notes.append(
+                f"{task.title}: {table.left_out:,} rows of {table.where} have too few "
+                "columns and are left out"
             )
-    return path
+        return table
 
-
-def read(task: Task, split: str, data_dir: str) -> Rows:
-    """Reads the tab-separated `<split>.tsv`, in which quotes are plain characters.
-
-    Raises:
-      UserError: a missing file, column or value, or an unknown label; it names the row.
-    """
-    path = folder(task, data_dir) / f"{split}.tsv"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    columns = _columns(task, lines[0] if lines else [], path)
-    rows = lines[1:] if task.header else lines
-    if not rows:
-        raise UserError(f"{path} has no rows")
-    texts, labels = [], []
-    for number, row in enumerate(rows, start=1 + task.header):
-        if len(row) <= max(columns):
-            raise UserError(
-                f"{path}:{number} has {len(row)} columns, needed are {max(columns) + 1}"
+    table = find(task.train)
+    if table is None:
+        raise UserError(_missing(task, task.train, glue))
+    labels = task.labels
+    if not labels and not task.regression:
+        labels = tuple(sorted({row.label for row in table.rows}))
+        _check_found(task, labels, glue)
+    train = _rows(table, labels, task, labelled=True)
+    dev, test = {}, {}
+    for scored in task.dev:
+        if (table := find(scored.split)) is not None:
+            dev[scored.name] = _rows(table, labels, task, labelled=True)
+        else:
+            notes.append(
+                f"{scored.title} is not scored: there is no {scored.split.files[0]}"
             )
-        *row_texts, label = (row[column] for column in columns)
-        if label not in task.labels:
+    if not dev:
+        raise UserError(_missing(task, task.dev[0].split, glue))
+    for name, split in task.test.items() if glue.test_sets else ():
+        if (table := find(split)) is not None:
+            test[name] = _rows(table, labels, task, labelled=False)
+    return TaskRows(train, dev, test, labels, tuple(notes))
+
+
+def _folder(task: Task, glue: GlueConfig) -> tuple[str, Path]:
+    """Returns the key of the folder that a task's files are in, and the folder."""
+    demo = str(resources.files("cramjax") / "demo")
+    key, folder = {
+        "glue": ("data_dir", glue.data_dir),
+        "superglue": ("superglue_dir", glue.superglue_dir),
+        "own": ("own_dir", glue.own_dir),
+        "embedded": ("data_dir", demo),
+    }[task.source]
+    return key, Path(folder).expanduser()
+
+
+def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
+    """Returns a split as it is in its file, or None without a file."""
+    if glue.tfds_dir and task.source == "glue":
+        return tfds_source.read(task, split, glue.tfds_dir)
+    for file in split.files:
+        path = _folder(task, glue)[1] / file
+        if path.is_file():
+            return readers.read(path, split.form)
+    return None
+
+
+def _missing(task: Task, split: Split, glue: GlueConfig) -> str:
+    key, folder = _folder(task, glue)
+    return (
+        f"config.glue.{key} is {getattr(glue, key)!r}: {folder / split.files[0]} is "
+        f"not there; pass the folder that holds it, or leave {task.name!r} out of "
+        '--config.glue.tasks ("()" stops after pretraining)'
+    )
+
+
+def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
+    """Refuses labels that the metric cannot tell apart."""
+    two = task.dev[0].metrics[0] in metrics.OF_TWO_CLASSES
+    if len(labels) < 2 or (two and len(labels) > 2):
+        raise UserError(
+            f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
+            f"{len(labels)} labels in {glue.own_label!r}, needed are "
+            f"{'exactly 2' if two else '2 or more'}"
+        )
+
+
+def _rows(
+    table: readers.Table, labels: tuple[str, ...], task: Task, labelled: bool
+) -> Rows:
+    """Turns labels into class ids or numbers, or all into 0 if there are none."""
+    ids = {label: i for i, label in enumerate(labels)}
+    labels_N = np.zeros(len(table.rows), np.float32 if task.regression else np.int32)
+    for i, row in enumerate(table.rows if labelled else ()):
+        value = _number(row.label) if task.regression else ids.get(row.label)
+        if value is None:
+            allowed = "a number" if task.regression else f"one of {labels}"
             raise UserError(
-                f"{path}:{number} has the label {label!r}, not one of {task.labels}"
+                f"{table.where}:{row.line} has the label {row.label!r}, not {allowed}"
             )
-        texts.append(tuple(row_texts))
-        labels.append(task.labels.index(label))
-    return Rows(texts, np.asarray(labels, np.int32))
+        labels_N[i] = value
+    return Rows([row.texts for row in table.rows], labels_N)
 
 
-def _columns(task: Task, first_line: list[str], path: Path) -> list[int]:
-    wanted = [*task.texts, task.label]
-    if not task.header:
-        return [int(column) for column in wanted]
-    for name in wanted:
-        if name not in first_line:
-            raise UserError(f"{path} has no column {name!r}; it has {first_line}")
-    return [first_line.index(name) for name in wanted]
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
 
 
 def subsample(rows: Rows, task: Task, max_rows: int, seed: int) -> Rows:
@@ -97,7 +176,7 @@ def subsample(rows: Rows, task: Task, max_rows: int, seed: int) -> Rows:
 
     The sample depends on the seed alone; the file's order is kept.
     """
-    chosen = np.arange(len(rows.labels_N))
+    chosen = np.arange(len(rows))
     shuffled = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
     if task.rows_per_class:
         by_class = [
@@ -111,20 +190,18 @@ def subsample(rows: Rows, task: Task, max_rows: int, seed: int) -> Rows:
 
 
 def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
-    """Returns `<cls> A <sep> B <sep>` of every row, B empty where there is one text.
+    """Returns `<cls> A <sep> B <sep>` of every row (arXiv 2212.14034, section 5).
 
-    Truncated to `max_length` with the special tokens, longest text first, from its
-    right end; of two equally long ones A keeps the odd token (arXiv 2212.14034,
-    section 5).
+    Of one text B is empty. Of three or more the last one is B, and the others, joined
+    with `<sep>`, are A. Truncated to `max_length` with the special tokens, longer side
+    first, from its right end; of two equally long ones A keeps the odd token.
     """
-    sides = []
-    for side in range(2):
-        texts = [t[side] if side < len(t) else "" for t in rows.texts]
+    sides: list[list[list[int]]] = []  # [text][row]
+    for i in range(len(rows.texts[0])):
+        texts = [row[i] for row in rows.texts]
         encodings = words.encode_batch(texts, add_special_tokens=False)
         sides.append([encoding.ids for encoding in encodings])
-    token_rows = [
-        template(a, b, max_length) for a, b in zip(sides[0], sides[1], strict=True)
-    ]
+    token_rows = [template(ids, max_length) for ids in zip(*sides, strict=True)]
     longest = max(map(len, token_rows))
     dtype = token_dtype(words.get_vocab_size())
     tokens_NxL = np.full((len(token_rows), longest), tokenizer.PAD, dtype)
@@ -133,11 +210,15 @@ def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
     return Encoded(tokens_NxL, rows.labels_N)
 
 
-def template(a: Sequence[int], b: Sequence[int], max_length: int) -> list[int]:
+def template(texts: Sequence[Sequence[int]], max_length: int) -> list[int]:
     """Returns one row's ids, see `encode`."""
+    cls, sep = [tokenizer.CLS], [tokenizer.SEP]
+    a, *others = texts
+    b = others.pop() if others else []
+    for text in others:
+        a = [*a, *sep, *text]
     room = max_length - 3
     # The longer side gives way until both fit, or until they are equal.
     length_a = min(len(a), max(room - len(b), room - room // 2))
     length_b = min(len(b), room - length_a)
-    cls, sep = [tokenizer.CLS], [tokenizer.SEP]
     return [*cls, *a[:length_a], *sep, *b[:length_b], *sep]

@@ -1,5 +1,6 @@
 """All tasks, from all starts, at all learning rates: the scores of a run."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.errors import UserError
-from cramjax.glue import data, metrics, tasks
+from cramjax.glue import averages, data, metrics, scores, tables, tasks
 from cramjax.glue.finetune import finetune
 from cramjax.schema import Config
 
 RESULTS = "glue.json"
+TABLE = "glue.md"
 
 
 def check(config: Config) -> None:
@@ -23,14 +25,13 @@ def check(config: Config) -> None:
     Raises:
       UserError: an unknown task, or a file that cannot be used.
     """
-    for task in tasks.get(config.glue.tasks).values():
-        data.read(task, "dev", config.glue.data_dir)
-        rows = data.read(task, "train", config.glue.data_dir)
+    for task in tasks.get(config.glue):
+        rows = data.load(task, config.glue).train
         rows = data.subsample(rows, task, config.glue.max_train_rows, config.seed)
-        if len(rows.labels_N) < config.glue.batch_size:
+        if len(rows) < config.glue.batch_size:
             raise UserError(
                 f"config.glue.batch_size is {config.glue.batch_size}: {task.title} has "
-                f"only {len(rows.labels_N)} training rows (config.glue.max_train_rows="
+                f"only {len(rows)} training rows (config.glue.max_train_rows="
                 f"{config.glue.max_train_rows})"
             )
 
@@ -42,9 +43,10 @@ def evaluate(
     workdir: Path,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Fine-tunes on every task of the config and scores its dev set.
+    """Fine-tunes on every task of the config and scores its dev sets.
 
-    Results go to glue.json as they come; what is there already is not repeated.
+    Results go to glue.json as they come; what is there already is not repeated. Beside
+    it are glue.md, predictions/ and, of test sets, submission/.
 
     Args:
       config: its `glue` and `model` sections.
@@ -54,82 +56,183 @@ def evaluate(
       say: called with a line per start and learning rate.
 
     Returns:
-      {task: {"title", "metric", "train_rows", "all_train_rows", "dev_rows",
-      "majority" (score of always predicting the most frequent training label),
-      "starts": {start: {"scores" ({rate: score of each trial, in percent}),
-      "best_rate" (of the highest median), "median", "min", "max"}}}}
+      What glue.json has as "tasks": {scored set: {"task", "title", "metric", "labels",
+      "train_rows" and "dev_rows" (used), "full_train_rows" and "full_dev_rows" (of the
+      benchmark; 0 = not known), "all_train_rows" (in the file), "majority" (score of
+      always predicting the most frequent training label), "notes", "starts": {start:
+      {"scores" ({rate: score of each trial, in percent}), "best_rate" (of the task's
+      highest median), "median", "mean", "std", "min", "max" (at that rate), "others"
+      ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results: dict[str, Any] = {}
-    if path.exists():
-        results = files.read_json(path, "delete it to score again")
-    for name, task in tasks.get(config.glue.tasks).items():
-        train, dev, facts = _load(config, task, words)
-        result = results.setdefault(name, facts | {"starts": {}})
-        for start in config.glue.starts:
-            scores = result["starts"].get(start, {"scores": {}})["scores"]
-            for rate in config.glue.learning_rates:
-                if f"{rate:g}" in scores:
-                    continue
-                begin = time.monotonic()
-                predictions_TxN = finetune(
-                    config.model,
-                    config.glue,
-                    train,
-                    dev,
-                    len(task.labels),
-                    pretrained=weights.get(start),
-                    learning_rate=rate,
-                    seed=config.seed,
-                )
-                trials = [
-                    metrics.score(task.metric, dev.labels_N, predictions_N)
-                    for predictions_N in predictions_TxN
-                ]
-                scores[f"{rate:g}"] = trials
-                result["starts"][start] = _best(scores)
-                files.write_json(path, results)
+    results = _so_far(path)
+    for task in tasks.get(config.glue):
+        jobs = [
+            (start, rate)
+            for start in config.glue.starts
+            for rate in config.glue.learning_rates
+            if not _is_done(results, task, start, rate)
+        ]
+        if not jobs:
+            continue
+        sets = _load(config, task, words)
+        for note in sets.notes:
+            say(note)
+        entries = _of_task(results, task) or sets.entries
+        if entries.keys() != sets.entries.keys():
+            raise UserError(
+                f"{path} has scores of {', '.join(entries)}, and the files are now of "
+                f"{', '.join(sets.entries)}: delete it to score again"
+            )
+        results |= entries
+        for start, rate in jobs:
+            begin = time.monotonic()
+            _one(config, sets, entries, weights.get(start), start, rate, workdir)
+            _write(path, results, config)
+            for entry in entries.values():
+                trials = entry["starts"][start]["scores"][f"{rate:g}"]
                 say(
-                    f"{task.title}: {start} at {rate:g}: {task.metric} "
-                    f"{', '.join(f'{s:.1f}' for s in trials)} "
+                    f"{entry['title']}: {start} at {rate:g}: {entry['metric']} "
+                    f"{', '.join(f'{score:.1f}' for score in trials)} "
                     f"({time.monotonic() - begin:.0f}s)"
                 )
+    if results:
+        files.write_text(workdir / TABLE, tables.page(results, config.glue))
     return results
 
 
-def _load(
-    config: Config, task: tasks.Task, words: Tokenizer
-) -> tuple[data.Encoded, data.Encoded, dict[str, Any]]:
-    """Returns the training and dev rows, and what does not depend on a model."""
-    all_rows = data.read(task, "train", config.glue.data_dir)
-    train_rows = data.subsample(all_rows, task, config.glue.max_train_rows, config.seed)
-    dev_rows = data.read(task, "dev", config.glue.data_dir)
-    train, dev = (
-        data.encode(rows, words, config.glue.max_length)
-        for rows in (train_rows, dev_rows)
+def _so_far(path: Path) -> dict[str, Any]:
+    """Returns the scores of an earlier session."""
+    if not path.exists():
+        return {}
+    again = "delete it to score again"
+    found = files.read_json(path, again)
+    if "tasks" not in found:
+        raise UserError(f"{path} is of an earlier version of cramjax: {again}")
+    return found["tasks"]
+
+
+def _write(path: Path, results: dict[str, Any], config: Config) -> None:
+    means = {start: averages.of(results, start) for start in config.glue.starts}
+    files.write_json(path, {"tasks": results, "averages": means})
+
+
+def _is_done(
+    results: dict[str, Any], task: tasks.Task, start: str, rate: float
+) -> bool:
+    of_task = _of_task(results, task)
+    return bool(of_task) and all(
+        f"{rate:g}" in entry["starts"].get(start, {"scores": {}})["scores"]
+        for entry in of_task.values()
     )
-    majority = np.full_like(dev.labels_N, np.bincount(train.labels_N).argmax())
-    return (
+
+
+def _of_task(results: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
+    """Returns what there is of the sets of a task."""
+    return {n: entry for n, entry in results.items() if entry["task"] == task.name}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sets:
+    """A task as tokens, and what glue.json says about it apart from scores."""
+
+    train: data.Encoded
+    dev: dict[str, data.Encoded]
+    test: dict[str, data.Encoded]
+    entries: dict[str, dict[str, Any]]
+    outputs: int
+    metrics: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
+    """Returns the training and dev rows, and what does not depend on a model."""
+    rows = data.load(task, config.glue)
+    chosen = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
+    scored = {s.name: s for s in task.dev if s.name in rows.dev}
+    train, *others = (
+        data.encode(part, words, config.glue.max_length)
+        for part in (chosen, *rows.dev.values(), *rows.test.values())
+    )
+    dev = dict(zip(rows.dev, others, strict=False))
+    test = dict(zip(rows.test, others[len(dev) :], strict=True))
+    entries = {}
+    for name, s in scored.items():
+        constant = (
+            train.labels_N.mean()
+            if task.regression
+            else np.bincount(train.labels_N).argmax()
+        )
+        majority_N = np.full_like(dev[name].labels_N, constant)
+        entries[name] = {
+            "task": task.name,
+            "title": s.title,
+            "metric": s.metrics[0],
+            "labels": rows.labels,
+            "train_rows": len(train),
+            "all_train_rows": len(rows.train),
+            "full_train_rows": task.train_rows,
+            "dev_rows": len(dev[name]),
+            "full_dev_rows": s.rows,
+            "majority": metrics.score(s.metrics[0], dev[name].labels_N, majority_N),
+            "notes": rows.notes,
+            "starts": {},
+        }
+    return _Sets(
         train,
         dev,
-        {
-            "title": task.title,
-            "metric": task.metric,
-            "train_rows": len(train),
-            "all_train_rows": len(all_rows.labels_N),
-            "dev_rows": len(dev),
-            "majority": metrics.score(task.metric, dev.labels_N, majority),
-        },
+        test,
+        entries,
+        1 if task.regression else len(rows.labels),
+        {name: s.metrics for name, s in scored.items()},
+        rows.notes,
     )
 
 
-def _best(by_rate: dict[str, list[float]]) -> dict[str, Any]:
-    best_rate = max(by_rate, key=lambda rate: float(np.median(by_rate[rate])))
-    scores = by_rate[best_rate]
-    return {
-        "scores": by_rate,
-        "best_rate": float(best_rate),
-        "median": float(np.median(scores)),
-        "min": min(scores),
-        "max": max(scores),
-    }
+def _one(
+    config: Config,
+    sets: _Sets,
+    entries: dict[str, dict[str, Any]],
+    pretrained: Any | None,
+    start: str,
+    rate: float,
+    workdir: Path,
+) -> None:
+    """Fine-tunes all trials from one start at one rate, and scores them."""
+    outputs = finetune(
+        config.model,
+        config.glue,
+        sets.train,
+        [*sets.dev.values(), *sets.test.values()],
+        sets.outputs,
+        pretrained=pretrained,
+        learning_rate=rate,
+        seed=config.seed,
+    )
+    predicted = map(scores.predictions, outputs)
+    for name, rows in sets.dev.items():
+        predictions_TxN = next(predicted)
+        trials = {
+            metric: [
+                metrics.score(metric, rows.labels_N, predictions_N)
+                for predictions_N in predictions_TxN
+            ]
+            for metric in sets.metrics[name]
+        }
+        scores.add(entries[name], start, rate, trials)
+        scores.save_predictions(
+            workdir,
+            name,
+            start,
+            rate,
+            labels_N=rows.labels_N,
+            predictions_TxN=predictions_TxN,
+        )
+    for name, predictions_TxN in zip(sets.test, predicted, strict=True):
+        scores.save_predictions(
+            workdir, f"{name}-test", start, rate, predictions_TxN=predictions_TxN
+        )
+    first, *_ = of_task = list(entries.values())
+    scores.summarise(of_task, start)
+    for name in sets.test:
+        scores.write_submission(workdir, first, start, name)

@@ -1,11 +1,12 @@
 """Fine-tuning one task: all trials in one program, from one kind of start.
 
-Axes: T trials, B batch, L position, C classes; see `model`.
+Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
+`model`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,13 +32,14 @@ class _Static:
 
     model: ModelConfig
     glue: GlueConfig
-    classes: int
+    outputs: int
+    warmup: float  # share of the steps
 
     def classifier(self, dropout: float) -> Classifier:
         return Classifier(
             self.model,
             dropout=dropout,
-            classes=self.classes,
+            classes=self.outputs,
             head_width=self.glue.head_width,
         )
 
@@ -52,14 +54,14 @@ def finetune(
     model: ModelConfig,
     glue: GlueConfig,
     train: Encoded,
-    dev: Encoded,
-    classes: int,
+    scored: Sequence[Encoded],
+    outputs: int,
     *,
     pretrained: Any | None,
     learning_rate: float,
     seed: int,
-) -> np.ndarray:
-    """Fine-tunes `glue.trials` classifiers and returns their dev predictions_TxN.
+) -> list[np.ndarray]:
+    """Fine-tunes `glue.trials` classifiers; returns their outputs_TxNxC on other rows.
 
     The protocol of arXiv 2212.14034, section 5: AdamW, linear warm-up and cosine to 0
     over the task's own steps, every epoch reshuffled, the last partial batch dropped,
@@ -70,8 +72,8 @@ def finetune(
       model: the encoder.
       glue: the protocol's numbers.
       train: training rows, at least one batch of them.
-      dev: rows to predict.
-      classes: number of classes.
+      scored: sets of rows to predict.
+      outputs: number of classes; 1 = a regression, with the mean squared error.
       pretrained: parameters of `model.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
@@ -84,10 +86,11 @@ def finetune(
             f"config.glue.batch_size is {glue.batch_size}: the task has only "
             f"{len(train)} training rows"
         )
-    static = _Static(model, glue, classes)
+    steps = glue.epochs * (len(train) // glue.batch_size)
+    warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
+    static = _Static(model, glue, outputs, warmup)
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)
     params_T, opt_T = _init(static, keys_T, pretrained)
-    steps = glue.epochs * (len(train) // glue.batch_size)
     for step, rows_TxB in enumerate(_batches(len(train), glue, seed)):
         tokens_TxBxL = _trim(train.tokens_NxL[rows_TxB], glue.max_length)
         params_T, opt_T = _train_step(
@@ -101,7 +104,7 @@ def finetune(
             np.float32(step / steps),
             np.float32(learning_rate),
         )
-    return _predict_all(static, params_T, dev)
+    return [_predict_all(static, params_T, rows) for rows in scored]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,7 +153,8 @@ def _train_step(
     static, params_T, opt_T, keys_T, tokens_TxBxL, labels_TxB, step, progress, peak
 ):
     classifier = static.classifier(static.glue.dropout)
-    rate = peak * schedules.warmup_cosine(progress, static.glue.warmup_share)
+    loss = losses.squared_error if static.outputs == 1 else losses.cross_entropy
+    rate = peak * schedules.warmup_cosine(progress, static.warmup)
 
     def one_trial(params, opt, key, tokens_BxL, labels_B):
         rngs = {"dropout": jax.random.fold_in(key, step)}
@@ -160,7 +164,7 @@ def _train_step(
             logits_BxC = classifier.apply(
                 {"params": params}, tokens_BxL, mask_BxL, rngs=rngs
             )
-            return losses.cross_entropy(logits_BxC, labels_B)
+            return loss(logits_BxC, labels_B)
 
         updates, opt = static.optimizer().update(jax.grad(loss_of)(params), opt, params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
@@ -170,20 +174,19 @@ def _train_step(
 
 
 def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
-    predictions = []
+    outputs = []
     for start in range(0, len(rows), EVAL_BATCH):
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
         tokens_BxL = _trim(rows.tokens_NxL[ids_B], static.glue.max_length)
-        predictions.append(np.asarray(_predict(static, params_T, tokens_BxL)))
-    return np.concatenate(predictions, axis=1)[:, : len(rows)]
+        outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
+    return np.concatenate(outputs, axis=1)[:, : len(rows)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array:
     mask_BxL = tokens_BxL != tokenizer.PAD
-    logits_TxBxC = jax.vmap(
+    return jax.vmap(
         lambda params: static.classifier(0.0).apply(
             {"params": params}, tokens_BxL, mask_BxL
         )
     )(params_T)
-    return jnp.argmax(logits_TxBxC, axis=-1)

@@ -1,46 +1,236 @@
 """The tasks, one entry each: where the rows are, what is scored and how."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from cramjax.errors import UserError
 from cramjax.glue import metrics
+from cramjax.schema import GlueConfig
+
+Columns = tuple[str, ...] | tuple[int, ...]
+Record = dict[str, Any]  # of a JSON file
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the rows of a file look.
+
+    Attributes:
+      texts: columns of the texts: names, or numbers if the file has no header. A dot
+        leads into an object within a JSON object. See `data.encode` for their order.
+      label: column of the label; None where there is none.
+      width: number of columns of a file without a header; 0 = it has a header.
+      expand: makes several records of a line's JSON object.
+      skip_short: rows with too few columns are left out and counted.
+    """
+
+    texts: Columns
+    label: str | int | None
+    width: int = 0
+    expand: Callable[[Record], Iterable[Record]] | None = None
+    skip_short: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows of one file.
+
+    Attributes:
+      files: where they may be, below the folder of the task's source; the first one
+        that is there is read, tab-separated (.tsv) or a JSON object a line (.jsonl).
+      form: how they look.
+    """
+
+    files: tuple[str, ...]
+    form: Form
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A labelled split that is scored.
+
+    Attributes:
+      name: in glue.json.
+      title: as printed.
+      split: its rows.
+      metrics: keys of `metrics.METRICS`; the first one chooses the learning rate.
+      rows: how many the benchmark has; 0 = not known.
+    """
+
+    name: str
+    title: str
+    split: Split
+    metrics: tuple[str, ...]
+    rows: int = 0
+
+    def __post_init__(self):
+        assert set(self.metrics) <= set(metrics.METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification task kept in `<folder>/train.tsv` and `<folder>/dev.tsv`.
+    """What a classifier (or a regression) is trained on, and the sets it is scored on.
 
     Attributes:
+      name: in `glue.tasks`.
       title: as printed.
-      folder: below `glue.data_dir`; or "embedded:<folder>" in the package.
-      texts: columns of the one or two texts: names, or numbers if there is no header.
-      label: column of the label.
-      labels: all its values, in the order of the class ids.
-      metric: a key of `metrics.METRICS`.
-      header: whether the first line names the columns.
+      source: "glue", "superglue", "embedded" or "own"; see `data.root`.
+      train: the training rows.
+      dev: what is scored after training, the first one decides.
+      labels: all values of the label, in the order of the class ids; () = a number
+        is predicted, or the labels are those of the training rows (source "own").
+      test: {name of the file for the benchmark's server: unlabelled rows}.
+      train_rows: how many the benchmark has; 0 = not known.
+      tfds_texts: names of the texts in TFDS where they are not those of `train`.
       rows_per_class: if not 0, so many training rows of each class are used.
     """
 
+    name: str
     title: str
-    folder: str
-    texts: tuple[str, ...] | tuple[int, ...]
-    label: str | int
+    source: str
+    train: Split
+    dev: tuple[Scored, ...]
     labels: tuple[str, ...]
-    metric: str
-    header: bool = True
+    test: dict[str, Split] = dataclasses.field(default_factory=dict)
+    train_rows: int = 0
+    tfds_texts: tuple[str, ...] = ()
     rows_per_class: int = 0
 
-    def __post_init__(self):
-        assert self.metric in metrics.METRICS
+    @property
+    def regression(self) -> bool:
+        """Whether a number is predicted."""
+        return self.dev[0].metrics[0] in metrics.OF_NUMBERS
 
 
-_INTENTS = Task(
-    title="Intents",
-    folder="embedded:intents",
-    texts=("sentence",),
-    label="label",
-    labels=(
+BINARY = ("0", "1")
+ENTAILMENT = ("entailment", "not_entailment")
+PAIR = ("sentence1", "sentence2")
+KINDS = ("tsv", "jsonl")  # of files
+
+
+def _glue(
+    name: str,
+    folder: str,
+    form: Form,
+    labels: tuple[str, ...],
+    scores: tuple[str, ...],
+    rows: tuple[int, int],
+    test_texts: tuple[str, ...] = (),
+    tfds_texts: tuple[str, ...] = (),
+) -> Task:
+    """A task of GLUE with one dev set; `rows` are those of train and dev."""
+    dev = Split((f"{folder}/dev.tsv",), form)
+    test = Form(test_texts or form.texts, None)
+    return Task(
+        name,
+        folder,
+        "glue",
+        Split((f"{folder}/train.tsv",), form),
+        (Scored(name, folder, dev, scores, rows[1]),),
+        labels,
+        {folder: Split((f"{folder}/test.tsv",), test)},
+        train_rows=rows[0],
+        tfds_texts=tfds_texts,
+    )
+
+
+def _mnli() -> Task:
+    """Trained once, scored on both dev sets; the diagnostic set has no labels."""
+    form, test = Form(PAIR, "gold_label"), Form(PAIR, None)
+
+    def dev(name: str, suffix: str, kind: str, rows: int) -> Scored:
+        split = Split((f"MNLI/dev_{kind}.tsv",), form)
+        return Scored(name, f"MNLI-{suffix}", split, ("accuracy",), rows)
+
+    return Task(
+        "mnli",
+        "MNLI",
+        "glue",
+        Split(("MNLI/train.tsv",), form),
+        (
+            dev("mnli", "m", "matched", 9815),
+            dev("mnli_mm", "mm", "mismatched", 9832),
+        ),
+        ("entailment", "neutral", "contradiction"),
+        {
+            "MNLI-m": Split(("MNLI/test_matched.tsv",), test),
+            "MNLI-mm": Split(("MNLI/test_mismatched.tsv",), test),
+            "AX": Split(("diagnostic/diagnostic.tsv",), test),
+        },
+        train_rows=392702,
+        tfds_texts=("premise", "hypothesis"),
+    )
+
+
+def _superglue(
+    name: str,
+    folder: str,
+    form: Form,
+    labels: tuple[str, ...],
+    scores: tuple[str, ...],
+    rows: tuple[int, int],
+    title: str = "",
+    also: tuple[Scored, ...] = (),
+) -> Task:
+    """A task of SuperGLUE; `also` are sets that its training serves, too."""
+    title = title or folder
+    dev = Split((f"{folder}/val.jsonl",), form)
+    return Task(
+        name,
+        title,
+        "superglue",
+        Split((f"{folder}/train.jsonl",), form),
+        (Scored(name, title, dev, scores, rows[1]), *also),
+        labels,
+        train_rows=rows[0],
+    )
+
+
+def _multirc_answers(record: Record) -> Iterator[Record]:
+    """Yields a record for each answer to each question about a paragraph."""
+    passage = record["passage"]
+    for question in passage["questions"]:
+        for answer in question["answers"]:
+            yield {
+                "question": question["question"],
+                "paragraph": passage["text"],
+                "answer": answer["text"],
+                "label": answer["label"],
+            }
+
+
+_DIAGNOSTICS = (
+    Scored(
+        "axb",
+        "AX-b",
+        Split(("AX-b/AX-b.jsonl",), Form(PAIR, "label")),
+        ("matthews",),
+        1104,
+    ),
+    Scored(
+        "axg",
+        "AX-g",
+        Split(("AX-g/AX-g.jsonl",), Form(("premise", "hypothesis"), "label")),
+        ("accuracy",),
+        356,
+    ),
+)
+
+
+def _embedded(name: str, title: str, labels: tuple[str, ...], score: str) -> Task:
+    """A task in the package, see cramjax/demo/README.md."""
+    form = Form(("sentence",), "label")
+    train, dev = (Split((f"{name}/{stem}.tsv",), form) for stem in ("train", "dev"))
+    return Task(
+        name, title, "embedded", train, (Scored(name, title, dev, (score,)),), labels
+    )
+
+
+_INTENTS = _embedded(
+    "intents",
+    "Intents",
+    (
         "AddToPlaylist",
         "BookRestaurant",
         "GetWeather",
@@ -49,49 +239,208 @@ _INTENTS = Task(
         "SearchCreativeWork",
         "SearchScreeningEvent",
     ),
-    metric="accuracy",
+    "accuracy",
+)
+_INTENTS10 = dataclasses.replace(
+    _INTENTS,
+    name="intents10",
+    title="Intents, 10 labels a class",
+    dev=(
+        dataclasses.replace(
+            _INTENTS.dev[0], name="intents10", title="Intents, 10 labels a class"
+        ),
+    ),
+    rows_per_class=10,
 )
 
-TASKS = {
-    # GLUE (arXiv 1804.07461), metrics as in arXiv 2212.14034, section 5.
-    "cola": Task("CoLA", "CoLA", (3,), 1, ("0", "1"), "matthews", header=False),
-    "sst2": Task("SST-2", "SST-2", ("sentence",), "label", ("0", "1"), "accuracy"),
-    "mrpc": Task(
-        "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), "f1"
+# GLUE (arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) with the first metric and the
+# numbers of rows as in arXiv 2212.14034, section 5 and appendix E. What is scored
+# besides serves the averages of others, see `averages`.
+_LIST = (
+    _glue(
+        "cola",
+        "CoLA",
+        Form((3,), 1, width=4),
+        BINARY,
+        ("matthews",),
+        (8551, 1043),
+        test_texts=("sentence",),
+        tfds_texts=("sentence",),
     ),
-    "rte": Task(
+    _glue(
+        "sst2",
+        "SST-2",
+        Form(("sentence",), "label"),
+        BINARY,
+        ("accuracy",),
+        (67349, 872),
+    ),
+    _glue(
+        "mrpc",
+        "MRPC",
+        Form(("#1 String", "#2 String"), "Quality"),
+        BINARY,
+        ("f1", "accuracy"),
+        (3668, 408),
+        tfds_texts=PAIR,
+    ),
+    _glue(
+        "stsb",
+        "STS-B",
+        Form(PAIR, "score"),
+        (),
+        ("pearson", "spearman"),
+        (5749, 1500),
+    ),
+    _glue(
+        "qqp",
+        "QQP",
+        # Some questions of the official files have line breaks, which cut their rows.
+        Form(("question1", "question2"), "is_duplicate", skip_short=True),
+        BINARY,
+        ("f1", "accuracy"),
+        (363846, 40430),
+    ),
+    _mnli(),
+    _glue(
+        "qnli",
+        "QNLI",
+        Form(("question", "sentence"), "label"),
+        ENTAILMENT,
+        ("accuracy",),
+        (104743, 5463),
+    ),
+    _glue(
+        "rte",
         "RTE",
+        Form(PAIR, "label"),
+        ENTAILMENT,
+        ("accuracy",),
+        (2490, 277),
+    ),
+    # In no average: rows of its training and dev sets contradict each other.
+    _glue(
+        "wnli",
+        "WNLI",
+        Form(PAIR, "label"),
+        BINARY,
+        ("accuracy",),
+        (635, 71),
+    ),
+    # The order of three and more texts is the one of the authors' implementation.
+    _superglue(
+        "cb",
+        "CB",
+        Form(("premise", "hypothesis"), "label"),
+        ("entailment", "contradiction", "neutral"),
+        ("macro_f1", "accuracy"),
+        (250, 56),
+    ),
+    # Both alternatives are in one row, and the class says which one it is.
+    _superglue(
+        "copa",
+        "COPA",
+        Form(("question", "premise", "choice1", "choice2"), "label"),
+        BINARY,
+        ("accuracy",),
+        (400, 100),
+    ),
+    _superglue(
+        "multirc",
+        "MultiRC",
+        Form(("question", "paragraph", "answer"), "label", expand=_multirc_answers),
+        BINARY,
+        ("f1a",),
+        (27243, 4848),
+    ),
+    _superglue(
+        "superglue_rte",
         "RTE",
-        ("sentence1", "sentence2"),
-        "label",
-        ("entailment", "not_entailment"),
-        "accuracy",
+        Form(("premise", "hypothesis"), "label"),
+        ENTAILMENT,
+        ("accuracy",),
+        (2490, 277),
+        title="RTE (SuperGLUE)",
+        also=_DIAGNOSTICS,
     ),
-    # In the package, see cramjax/demo/README.md.
-    "intents": _INTENTS,
-    "intents10": dataclasses.replace(
-        _INTENTS, title="Intents, 10 labels a class", rows_per_class=10
+    _superglue(
+        "wic",
+        "WiC",
+        Form(("word", *PAIR), "label"),
+        ("false", "true"),
+        ("accuracy",),
+        (5428, 638),
     ),
-    "acceptability": Task(
-        "Acceptability",
-        "embedded:acceptability",
-        ("sentence",),
-        "label",
-        ("0", "1"),
-        "matthews",
+    # The spans are told by their place, counted in words, and spelt out.
+    _superglue(
+        "wsc",
+        "WSC",
+        Form(
+            (
+                "text",
+                "target.span1_index",
+                "target.span2_index",
+                "target.span1_text",
+                "target.span2_text",
+            ),
+            "label",
+        ),
+        ("false", "true"),
+        ("accuracy",),
+        (554, 104),
     ),
-}
+    _superglue(
+        "boolq",
+        "BoolQ",
+        Form(("question", "passage"), "label"),
+        ("false", "true"),
+        ("accuracy",),
+        (9427, 3270),
+    ),
+    _INTENTS,
+    _INTENTS10,
+    _embedded("acceptability", "Acceptability", BINARY, "matthews"),
+)
+TASKS = {task.name: task for task in _LIST}
 
 
-def get(names: Sequence[str]) -> dict[str, Task]:
-    """Returns the named tasks.
+def own(glue: GlueConfig) -> Task:
+    """Returns the user's task, in the folder `glue.own_dir`."""
+    form = Form(glue.own_texts, glue.own_label)
+
+    def split(*stems: str) -> Split:
+        return Split(tuple(f"{s}.{kind}" for s in stems for kind in KINDS), form)
+
+    dev = split("dev", "val", "validation")
+    return Task(
+        "own",
+        "Own task",
+        "own",
+        split("train"),
+        (Scored("own", "Own task", dev, (glue.own_metric,)),),
+        labels=(),
+    )
+
+
+def get(glue: GlueConfig) -> list[Task]:
+    """Returns the tasks that are named in `glue.tasks`, each once.
 
     Raises:
       UserError: an unknown name.
     """
-    for name in names:
-        if name not in TASKS:
-            raise UserError(
-                f"config.glue.tasks: {name!r} is not one of {', '.join(TASKS)}"
-            )
-    return {name: TASKS[name] for name in names}
+    tasks = TASKS | {"own": own(glue)}
+    for name in glue.tasks:
+        if name in tasks:
+            continue
+        trained = _trained_by(name, tasks.values())
+        hint = f"scored by {trained!r}" if trained else f"not one of {', '.join(tasks)}"
+        raise UserError(f"config.glue.tasks: {name!r} is {hint}")
+    return [tasks[name] for name in dict.fromkeys(glue.tasks)]
+
+
+def _trained_by(name: str, tasks: Iterable[Task]) -> str:
+    """Returns the task of a set that is no task, or ""."""
+    for task in tasks:
+        if name in [scored.name for scored in task.dev]:
+            return task.name
+    return ""

@@ -4,6 +4,18 @@ import dataclasses
 
 from cramjax.schema.checks import require
 
+# Names of `glue.metrics.METRICS`, which this file, without scikit-learn, does not
+# import.
+METRICS = (
+    "accuracy",
+    "f1",
+    "f1a",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class GlueConfig:
@@ -11,6 +23,13 @@ class GlueConfig:
 
     tasks: tuple[str, ...]
     data_dir: str
+    superglue_dir: str
+    tfds_dir: str
+    own_dir: str
+    own_texts: tuple[str, ...]
+    own_label: str
+    own_metric: str
+    test_sets: bool
     starts: tuple[str, ...]
     trials: int
     max_length: int
@@ -22,6 +41,7 @@ class GlueConfig:
     eps: float
     weight_decay: float
     warmup_share: float
+    warmup_steps: int
     dropout: float
     head_width: int
     max_train_rows: int
@@ -35,6 +55,18 @@ class GlueConfig:
             "glue.starts",
             self.starts,
             f"one or more of {allowed}",
+        )
+        require(
+            len(self.own_texts) > 0,
+            "glue.own_texts",
+            self.own_texts,
+            "one or more columns",
+        )
+        require(
+            self.own_metric in METRICS,
+            "glue.own_metric",
+            self.own_metric,
+            f"one of {METRICS}",
         )
         require(self.max_length >= 8, "glue.max_length", self.max_length, ">= 8")
         for name in ("trials", "epochs", "batch_size", "head_width"):
@@ -56,4 +88,10 @@ class GlueConfig:
             "glue.max_train_rows",
             self.max_train_rows,
             ">= 0 (0 = all)",
+        )
+        require(
+            self.warmup_steps >= 0,
+            "glue.warmup_steps",
+            self.warmup_steps,
+            ">= 0 (0 = warmup_share)",
         )

@@ -1,0 +1,135 @@
+"""Scores of weights that are there already, or of random ones, without a run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from cramjax import files
+from cramjax.config import (
+    OPERATIONAL_KEYS,
+    flatten,
+    from_dict,
+    overridden,
+    parse_command_line,
+    to_dict,
+)
+from cramjax.data import tokenizer
+from cramjax.data.corpus import TOKENIZER
+from cramjax.data.prepare import prepare
+from cramjax.errors import UserError
+from cramjax.glue import evaluate
+from cramjax.pretrain import SUMMARY, read_back
+from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
+from cramjax.schema import Config, require
+
+WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
+
+# Of the command line, beside the keys of the config.
+FLAGS = (
+    ("checkpoint", "workdir of a finished pretraining; none = random weights"),
+    ("workdir", "folder of the scores"),
+)
+
+
+def score(argv: Sequence[str]) -> str:
+    """Fine-tunes and scores as the arguments say; returns glue.md.
+
+    Raises:
+      UserError: a mistake that can be seen before compute is spent.
+    """
+    argv = [long for argument in argv for long in _spelt_out(argument)]
+    config, extras = parse_command_line(argv, FLAGS)
+    require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
+    if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
+        config = _of_checkpoint(config, overridden(argv), checkpoint)
+    else:
+        glue = dataclasses.replace(config.glue, starts=("random",))
+        config = dataclasses.replace(config, glue=glue)
+    default = checkpoint / "evaluation" if checkpoint else "runs/random"
+    workdir = Path(extras["workdir"] or default)
+    check_workdir(workdir, config)
+    evaluate.check(config)
+    weights, words, whose = (
+        _trained(config, checkpoint) if checkpoint else _random(config)
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    with in_use(workdir):
+        _note_weights(workdir, whose)
+        files.write_json(workdir / CONFIG, to_dict(config))
+        evaluate.evaluate(config, weights, words, workdir)
+    return (workdir / evaluate.TABLE).read_text()
+
+
+def _spelt_out(argument: str) -> list[str]:
+    """Returns `--tasks=rte,mrpc` and `--data_dir=FOLDER` as keys of the config."""
+    name, _, value = argument.partition("=")
+    if name.lstrip("-") == "tasks":
+        return [f"--config.glue.tasks={tuple(filter(None, value.split(',')))}"]
+    if name.lstrip("-") == "data_dir":
+        return [f"--config.glue.{key}={value}" for key in ("data_dir", "superglue_dir")]
+    return [argument]
+
+
+def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
+    """Returns the config that the checkpoint was trained with, and `config.glue`.
+
+    Raises:
+      UserError: it is not there, or another key than those of `glue` was given with
+        another value.
+    """
+    if not (checkpoint / SUMMARY).is_file():
+        raise UserError(
+            f"--checkpoint={checkpoint}: no finished pretraining is there; pass the "
+            f"--workdir of one, which has {SUMMARY}"
+        )
+    values = files.read_json(checkpoint / CONFIG, "bring it back")
+    asked = flatten(to_dict(config))
+    trained = flatten(values)
+    for key in sorted(given - OPERATIONAL_KEYS - {"seed"}):
+        if not key.startswith("glue.") and asked[key] != trained.get(key):
+            raise UserError(
+                f"--config.{key}={asked[key]!r}: the weights of --checkpoint="
+                f"{checkpoint} have {trained.get(key)!r}; leave it out"
+            )
+    values["glue"] = to_dict(config.glue)
+    if "seed" in given:
+        values["seed"] = config.seed
+    return from_dict(values)
+
+
+def _trained(
+    config: Config, checkpoint: Path
+) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
+    """Returns weights, their tokenizer, and what tells them from others."""
+    bring_back = "bring it back from the folder of the corpus"
+    words = tokenizer.load(checkpoint / TOKENIZER, bring_back)
+    corpus = files.read_json(checkpoint / CORPUS, bring_back)["name"]
+    weights, _ = read_back(config, checkpoint)
+    return weights, words, {"checkpoint": str(checkpoint.resolve()), "corpus": corpus}
+
+
+def _random(config: Config) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
+    """Returns no weights, and the tokenizer of the corpus, built if missing."""
+    corpus = prepare(config)
+    return {}, corpus.tokenizer, {"checkpoint": "", "corpus": corpus.path.name}
+
+
+def _note_weights(workdir: Path, whose: dict[str, str]) -> None:
+    """Refuses to mix scores of different weights.
+
+    Raises:
+      UserError: the workdir has scores of others.
+    """
+    path = workdir / WEIGHTS
+    if (workdir / evaluate.RESULTS).exists():
+        before = files.read_json(path, "pass another --workdir")
+        for key, value in whose.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"--workdir={workdir} has the scores of the {key} "
+                    f"{before.get(key)!r}, not {value!r}: pass another --workdir"
+                )
+    files.write_json(path, whose)

@@ -1,0 +1,129 @@
+"""Scores as Markdown, beside the paper's."""
+
+from typing import Any
+
+from cramjax.glue import averages, paper
+from cramjax.glue.averages import AVERAGES
+from cramjax.schema import GlueConfig
+
+
+def page(results: dict[str, Any], glue: GlueConfig) -> str:
+    """Returns glue.md: beside the paper, averages, every trial, and what is missing."""
+    sections = [
+        "# Fine-tuning scores",
+        f"Dev sets, in percent; medians of {glue.trials} trials, epochs: "
+        f"{glue.epochs}. {how_chosen(glue)}",
+        _beside_the_paper(results, glue),
+        averages_table(results, glue),
+        "## Every trial",
+        _trials(results),
+        *notes(results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def how_chosen(glue: GlueConfig) -> str:
+    """Returns a sentence about the learning rate."""
+    rates = ", ".join(f"{rate:g}" for rate in glue.learning_rates)
+    if len(glue.learning_rates) == 1:
+        return f"Learning rate {rates}."
+    return (
+        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
+        "the median on the same dev set."
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
+    """Returns the nine numbers of each start and of the paper's rows."""
+    if not any(name in results for name, _ in paper.NINE):
+        return ""
+    rows = []
+    for start in glue.starts:
+        values = averages.numbers(results, start)
+        found = [values.get(number) for number in paper.NINE]
+        complete = None not in found
+        mean = averages.mean(AVERAGES["nine"], values) if complete else None
+        cells = ["-" if value is None else f"{value:.1f}" for value in found]
+        rows.append([f"**{start}**", *cells, f"{mean[0]:.1f}" if mean else "-"])
+    for name, (values, mean) in paper.GLUE.items():
+        rows.append([name, *(f"{value:.1f}" for value in values), f"{mean:.1f}"])
+    header = [averages.TITLES[name] for name, _ in paper.NINE]
+    return (
+        "## Beside the paper\n\n"
+        + table(["", *header, "mean"], rows)
+        + "\n\nPlain rows are those of arXiv 2212.14034, with medians of five trials. "
+        "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'."
+    )
+
+
+def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
+    """Returns the averages of each start's medians, or "" if there are none."""
+    by_start = {start: averages.of(results, start) for start in glue.starts}
+    keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
+    rows = []
+    for key in keys:
+        title = next(of[key]["title"] for of in by_start.values() if key in of)
+        cells = [
+            f"{of[key]['value']:.1f}" if key in of else "-" for of in by_start.values()
+        ]
+        rows.append([title, *cells])
+    if not rows:
+        return ""
+    text = table(["average of medians", *glue.starts], rows)
+    if "superglue" in keys:
+        text += "\n\nSuperGLUE in the paper: " + "; ".join(
+            f"{name} {value}" for name, value in paper.SUPERGLUE.items()
+        )
+    return text
+
+
+def _trials(results: dict[str, Any]) -> str:
+    """Returns a row per set, metric and start, with the score of every trial."""
+    rows = []
+    for entry in results.values():
+        for start, scored in entry["starts"].items():
+            parts = {entry["metric"]: scored} | scored["others"]
+            for metric, part in parts.items():
+                trials = part["scores"][f"{scored['best_rate']:g}"]
+                std = "-" if part["std"] is None else f"{part['std']:.1f}"
+                headline = metric == entry["metric"]
+                rows.append(
+                    [
+                        entry["title"],
+                        metric,
+                        start,
+                        f"{scored['best_rate']:g}",
+                        f"**{part['median']:.1f}**",
+                        f"{part['mean']:.1f}",
+                        std,
+                        ", ".join(f"{score:.1f}" for score in trials),
+                        f"{entry['majority']:.1f}" if headline else "-",
+                        rows_used(entry, "train"),
+                        rows_used(entry, "dev"),
+                    ]
+                )
+    header = "task,metric,start,learning rate,median,mean,standard deviation,trials"
+    header += ",majority class,training rows,dev rows"
+    return table(header.split(","), rows)
+
+
+def rows_used(entry: dict[str, Any], split: str) -> str:
+    """Returns how many rows were used, and of how many if these are more."""
+    used, full = entry[f"{split}_rows"], entry[f"full_{split}_rows"]
+    full = full or entry.get(f"all_{split}_rows", used)
+    return f"{used:,}" if used == full else f"{used:,} of {full:,}"
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Returns what was missing or left out, a sentence each, once."""
+    return list(
+        dict.fromkeys(
+            f"{note}." for entry in results.values() for note in entry["notes"]
+        )
+    )

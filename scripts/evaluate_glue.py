@@ -1,0 +1,26 @@
+"""Fine-tunes on GLUE, SuperGLUE or your own task, and scores it, without pretraining.
+
+python scripts/evaluate_glue.py --config=... --checkpoint=DIR [--tasks=rte,mrpc]
+    [--data_dir=FOLDER] [--workdir=DIR/evaluation] [--config.glue.KEY=VALUE]
+
+DIR is the workdir of a finished pretraining: its config describes the model, and
+--config the fine-tuning (its section `glue`). Without --checkpoint it starts from
+random weights (in runs/random), with the tokenizer of the config's corpus. Started
+again it goes on, also with more tasks. Results: glue.json, glue.md, predictions/.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from cramjax.main import guarded
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Scores what the flags ask for, and prints the table."""
+    from cramjax.glue import standalone  # imports JAX: --help need not wait for it
+
+    print(standalone.score(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(evaluate, sys.argv[1:], __doc__))

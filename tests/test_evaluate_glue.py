@@ -1,0 +1,128 @@
+"""Scores without a run: from the weights of one, and from random ones."""
+
+import json
+import shutil
+
+import pytest
+from conftest import TINY, run_script, tiny_config
+
+from cramjax.errors import UserError
+from cramjax.glue import evaluate, standalone
+from cramjax.run import run
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """The workdir of a run that has scored the intents."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    run(tiny_config(data_dir), workdir)
+    return workdir
+
+
+def flags(*more):
+    """The fine-tuning of the run, and nothing else of its config."""
+    keys = [key for key in TINY if key.startswith("glue.") and "tasks" not in key]
+    return ["--config=configs/quickstart.py", *(f"--config.{k}" for k in keys), *more]
+
+
+def found(workdir):
+    tasks = json.loads((workdir / "glue.json").read_text())["tasks"]
+    return {
+        name: {start: part["scores"] for start, part in entry["starts"].items()}
+        for name, entry in tasks.items()
+    }
+
+
+def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
+    workdir = tmp_path / "w"
+    more = [f"--checkpoint={trained}", f"--workdir={workdir}"]
+    page = standalone.score(flags("--tasks=intents10", *more))
+    assert found(workdir) == found(trained)
+    assert "| Intents, 10 labels a class | accuracy | pretrained | 0.001 |" in page
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 1
+
+    # More tasks join; what is scored is not scored again.
+    calls = []
+    finetune = evaluate.finetune
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return finetune(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate, "finetune", counted)
+    standalone.score(flags("--tasks=acceptability,intents10", *more))
+    assert list(found(workdir)) == ["intents10", "acceptability"]
+    assert len(calls) == 2  # two starts
+
+
+def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
+    keys = [f"--config.{key}" for key in TINY if "tasks" not in key]
+    standalone.score(
+        [
+            "--config=configs/quickstart.py",
+            *keys,
+            f"--config.data.dir={data_dir}",
+            "--tasks=intents10",
+            f"--workdir={tmp_path / 'w'}",
+        ]
+    )
+    expected = found(trained)["intents10"]["random"]
+    assert found(tmp_path / "w") == {"intents10": {"random": expected}}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--config.model.width=64"],
+            r"--config\.model\.width=64: .* have 32; leave it",
+        ),
+        (["--tasks="], r"config\.glue\.tasks is \(\): must be one or more"),
+        (["--tasks=colla"], r"config\.glue\.tasks: 'colla' is not one of"),
+        (["--tasks=cola", "--data_dir=no"], r"data_dir is 'no': no/CoLA/train\.tsv"),
+        (["--tasks=cb", "--data_dir=no"], r"superglue_dir is 'no': no/CB/train\.jsonl"),
+        (["--task=cola"], "--task: no such key"),
+    ],
+)
+def test_mistakes_cost_no_compute(trained, tmp_path, more, message):
+    more = [f"--checkpoint={trained}", f"--workdir={tmp_path / 'w'}", *more]
+    with pytest.raises(UserError, match=message):
+        standalone.score(flags(*more))
+    assert not (tmp_path / "w").exists()
+
+
+def test_keys_that_say_what_the_checkpoint_has_are_accepted(trained, tmp_path):
+    """Averages are, where they are scored: `glue.starts` is checked against them."""
+    more = [
+        f"--checkpoint={trained}",
+        f"--workdir={tmp_path}",
+        "--tasks=intents10",
+        "--config.averaging.ema_decay=0.9",
+        "--config.glue.starts=('ema',)",
+        "--config.seed=5",
+    ]
+    standalone.score(flags(*more))
+    assert list(found(tmp_path)["intents10"]) == ["ema"]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+
+
+def test_scores_of_other_weights_are_not_mixed(trained, tmp_path):
+    workdir = tmp_path / "w"
+    more = [f"--workdir={workdir}", "--tasks=intents10"]
+    standalone.score(flags(f"--checkpoint={trained}", *more))
+    other = shutil.copytree(trained, tmp_path / "other")
+    message = r"has the scores of the checkpoint '.*trained', not '.*other': pass anoth"
+    with pytest.raises(UserError, match=message):
+        standalone.score(flags(f"--checkpoint={other}", *more))
+
+
+def test_a_folder_without_a_finished_pretraining_is_named(tmp_path):
+    result = run_script(
+        "evaluate_glue.py",
+        "--config=configs/quickstart.py",
+        f"--checkpoint={tmp_path}",
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: --checkpoint={tmp_path}: no finished pret")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,217 @@
+"""Metrics against the libraries and by hand; averages against the paper's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from cramjax import config, schema
+from cramjax.glue import averages, metrics, paper, tables
+from cramjax.glue.averages import AVERAGES
+
+
+def test_the_schema_knows_all_metrics():
+    assert tuple(metrics.METRICS) == schema.glue.METRICS
+
+
+def test_metrics_by_hand():
+    labels = np.array([1, 1, 1, 0])
+    predictions = np.array([1, 1, 0, 0])
+    assert metrics.score("accuracy", labels, predictions) == 75
+    for name in ("f1", "f1a"):
+        assert metrics.score(name, labels, predictions) == pytest.approx(80)
+    # Class 1: 80; class 0: precision 1/2, recall 1, so 2/3.
+    assert metrics.score("macro_f1", labels, predictions) == pytest.approx(220 / 3)
+    assert metrics.score("matthews", labels, predictions) == pytest.approx(57.735, 1e-4)
+    numbers = np.array([1.0, 2.0, 3.0])
+    # Deviations (-1, 0, 1) and (-1, -1, 2): 3 / sqrt(2 * 6).
+    others = np.array([0.0, 0.0, 3.0])
+    assert metrics.score("pearson", numbers, others) == pytest.approx(86.6025, 1e-5)
+    assert metrics.score("spearman", numbers, -numbers) == pytest.approx(-100)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_agree_with_the_libraries(seed):
+    generator = np.random.default_rng(seed)
+    labels, predictions = generator.integers(0, 2, (2, 50))
+    three = generator.integers(0, 3, (2, 50))
+    numbers = generator.normal(size=(2, 50)).astype(np.float32)
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(labels, predictions),
+        "f1": sklearn.metrics.f1_score(labels, predictions),
+        "f1a": sklearn.metrics.f1_score(labels, predictions),
+        "matthews": sklearn.metrics.matthews_corrcoef(labels, predictions),
+    }
+    for name, value in expected.items():
+        assert metrics.score(name, labels, predictions) == pytest.approx(100 * value)
+    macro = sklearn.metrics.f1_score(*three, average="macro")
+    assert metrics.score("macro_f1", *three) == pytest.approx(100 * macro)
+    pearson = scipy.stats.pearsonr(*numbers.astype(np.float64)).statistic
+    spearman = scipy.stats.spearmanr(*numbers).statistic
+    assert metrics.score("pearson", *numbers) == pytest.approx(100 * pearson)
+    assert metrics.score("spearman", *numbers) == pytest.approx(100 * spearman)
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+@pytest.mark.parametrize("predictions", [[0, 0, 0, 0], [1, 1, 1, 1]])
+def test_constant_predictions_have_a_score(name, labels, predictions):
+    """Warnings are errors, so this is also without a warning."""
+    labels, predictions = np.array(labels), np.array(predictions)
+    value = metrics.score(name, labels, predictions)
+    equal = (labels == predictions).mean()
+    if name in ("matthews", "pearson", "spearman"):
+        assert value == 0
+    elif name == "accuracy":
+        assert value == 100 * equal
+    elif name in ("f1", "f1a"):
+        # Of class 1: precision is the share of it if all are called 1.
+        share = labels.mean() * predictions[0]
+        assert value == pytest.approx(100 * 2 * share / (1 + share))
+    else:
+        found = {1.0: 100, 0.0: 0, 0.5: 100 / 3}  # one class of two has F1 2/3
+        assert value == pytest.approx(found[equal])
+
+
+def test_a_diverged_or_nearly_constant_regression_has_a_score():
+    labels = np.array([0.0, 2.0, 5.0], np.float32)
+    for bad in (np.nan, np.inf):
+        assert metrics.score("pearson", labels, np.array([1.0, bad, 2.0])) == 0
+    nearly = 3e9 + np.array([0.0, 0.0, 1e-6])
+    assert abs(metrics.score("pearson", labels, nearly)) <= 100
+
+
+@pytest.mark.parametrize("row", paper.GLUE)
+def test_the_mean_of_nine_numbers_is_the_papers(row):
+    numbers, mean = paper.GLUE[row]
+    value, count = averages.mean(
+        AVERAGES["nine"], dict(zip(paper.NINE, numbers, strict=True))
+    )
+    assert count == 9
+    assert value == pytest.approx(mean, abs=0.0501)  # the numbers are rounded, too
+
+
+def test_two_rows_to_the_last_digit():
+    for row, mean in (
+        ("crammed, A6000", "80.4"),
+        ("BERT-base, fully trained", "81.0"),
+    ):
+        numbers = dict(zip(paper.NINE, paper.GLUE[row][0], strict=True))
+        assert f"{averages.mean(AVERAGES['nine'], numbers)[0]:.1f}" == mean
+        # MNLI counts once here: (8 * mean - the mean of MNLI) / 8 would be wrong.
+        eight = (sum(numbers.values()) - sum(paper.GLUE[row][0][:2]) / 2) / 8
+        assert averages.mean(AVERAGES["eight"], numbers)[0] == pytest.approx(eight)
+
+
+def entry(task, metric, median, others=None, **rows):
+    def part(value):
+        spread = dict.fromkeys(("median", "mean", "min", "max"), value) | {"std": None}
+        return {"scores": {"4e-05": [value]}, **spread}
+
+    sizes = {"train_rows": 10, "full_train_rows": 10, "all_train_rows": 10}
+    sizes |= {"dev_rows": 5, "full_dev_rows": 5} | rows
+    others = {name: part(value) for name, value in (others or {}).items()}
+    scored = {**part(median), "best_rate": 4e-5, "others": others}
+    return {
+        "task": task,
+        "title": averages.TITLES[task],
+        "metric": metric,
+        "majority": 50.0,
+        "notes": ["Something is missing"],
+        "starts": {"pretrained": scored},
+        **sizes,
+    }
+
+
+def nine(**changes):
+    """Entries of glue.json with the numbers of the A6000."""
+    numbers = paper.GLUE["crammed, A6000"][0]
+    results = {
+        name: entry(name, metric, value)
+        for (name, metric), value in zip(paper.NINE, numbers, strict=True)
+    }
+    results["mrpc"] = entry("mrpc", "f1", 89.0, {"accuracy": 85.0})
+    results["qqp"] = entry("qqp", "f1", 87.7, {"accuracy": 91.0})
+    return results | changes
+
+
+def test_averages_are_labelled():
+    found = averages.of(nine(), "pretrained")
+    assert list(found) == ["nine", "eight", "eight_accuracy"]
+    assert found["nine"]["title"] == "GLUE, the paper's mean of nine numbers"
+    assert found["nine"]["value"] == pytest.approx(723.6 / 9)
+    eight = (84.2 + 92.3 + 87.0 + 57.4 + 90.0 + 87.7 + 89.0 + 51.8) / 8
+    assert found["eight"]["value"] == pytest.approx(eight)
+    accuracy = eight + (91.0 - 87.7 + 85.0 - 89.0) / 8
+    assert found["eight_accuracy"]["value"] == pytest.approx(accuracy)
+    assert averages.of(nine(), "random") == {}
+
+
+def test_an_average_over_fewer_numbers_says_so_and_is_not_called_glue():
+    results = nine()
+    del results["mnli_mm"], results["qqp"]
+    found = averages.of(results, "pretrained")
+    title = "mean of 7 of the paper's nine numbers, without MNLI-mm, QQP"
+    assert found["nine"]["title"] == title
+    rest = 84.0 + 92.3 + 87.0 + 57.4 + 90.0 + 89.0 + 51.8
+    assert found["nine"]["value"] == pytest.approx(rest / 7)
+    # MNLI is there by its matched half.
+    assert found["eight"]["title"] == "mean of 7 of eight tasks, without MNLI-mm, QQP"
+    assert found["eight"]["value"] == pytest.approx(rest / 7)
+    assert not any("GLUE" in average["title"] for average in found.values())
+    assert averages.of({"cola": results["cola"]}, "pretrained") == {}
+
+
+def test_an_average_over_sampled_rows_says_so():
+    results = nine(
+        qnli=entry("qnli", "accuracy", 90.0, train_rows=8),
+        rte=entry("rte", "accuracy", 57.4, dev_rows=4),
+        sst2=entry("sst2", "accuracy", 92.3, full_train_rows=0, train_rows=8),
+    )
+    title = averages.of(results, "pretrained")["nine"]["title"]
+    assert title == "GLUE, the paper's mean of nine numbers; sampled: RTE, QNLI"
+
+
+def test_superglue_is_the_mean_of_ten_numbers():
+    scored = {
+        "copa": "accuracy",
+        "multirc": "f1a",
+        "superglue_rte": "accuracy",
+        "wic": "accuracy",
+        "wsc": "accuracy",
+        "boolq": "accuracy",
+        "axb": "matthews",
+        "axg": "accuracy",
+    }
+    results = {name: entry(name, metric, 50.0) for name, metric in scored.items()}
+    results["cb"] = entry("cb", "macro_f1", 70.0, {"accuracy": 80.0})
+    found = averages.of(results, "pretrained")
+    assert list(found) == ["superglue"]
+    assert found["superglue"]["value"] == pytest.approx((8 * 50 + 70 + 80) / 10)
+    assert "ten numbers" in found["superglue"]["title"]
+    del results["axb"]
+    page = tables.page(results, config.load("configs/default.py").glue)
+    assert "paper: BERT-base, fully trained 56.6; crammed, A6000 54.2" in page
+    assert "Beside the paper" not in page  # that is GLUE
+    title = averages.of(results, "pretrained")["superglue"]["title"]
+    assert title == "mean of 9 of the paper's ten numbers of harder tasks, without AX-b"
+
+
+def test_the_page_is_beside_the_papers_rows():
+    glue = config.load("configs/default.py").glue
+    page = tables.page(nine(), glue)
+    ours = "| **pretrained** | 84.0 | 84.4 | 92.3 | 87.0 | 57.4 | 90.0 | 87.7 | 89.0 |"
+    assert f"{ours} 51.8 | 80.4 |" in page
+    assert ours.replace("**pretrained**", "crammed, A6000") in page
+    assert "medians of 5 trials, epochs: 5. Learning rate 4e-05." in page
+    assert "| MRPC | accuracy | pretrained | 4e-05 | **85.0** |" in page
+    assert page.count("Something is missing.") == 1
+    fewer = nine()
+    del fewer["mnli_mm"]
+    page = tables.page(fewer, glue)
+    assert "| **pretrained** | 84.0 | - | 92.3 " in page
+    assert "| 90.0 | 87.7 | 89.0 | 51.8 | - |" in page
+    both = dataclasses.replace(glue, starts=("pretrained", "random"))
+    assert "| **random** | - | - " in tables.page(nine(), both)
