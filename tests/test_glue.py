@@ -3,34 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.glue import data, evaluate, scores, tasks
-from cramjax.glue.finetune import _batches, _trim, finetune
+from cramjax.glue import batches, data, evaluate, scores, tasks
+from cramjax.glue import finetune as finetuning
+from cramjax.glue.finetune import finetune
 
 CLS = 4
-
-
-def test_every_epoch_sees_every_row_once_but_the_last_partial_batch(tiny):
-    glue = dataclasses.replace(tiny.glue, batch_size=4, epochs=2, trials=2)
-    batches = list(_batches(10, glue, seed=0))
-    assert [b.shape for b in batches] == [(2, 4)] * 4
-    for trial in range(2):
-        for epoch in range(2):
-            seen = np.concatenate(
-                [b[trial] for b in batches[2 * epoch : 2 * epoch + 2]]
-            )
-            assert len(set(seen)) == 8
-
-
-def test_trim():
-    tokens = np.zeros((2, 40), np.uint16)
-    tokens[0, :33] = 1
-    assert _trim(tokens, 128).shape == (2, 64)
-    assert _trim(tokens[:, :20], 128).shape == (2, 32)
-    assert _trim(tokens, 40).shape == (2, 40)  # learned positions may end there
 
 
 def learn(tiny, labels, outputs, learning_rate, epochs, **glue):
@@ -69,6 +51,88 @@ def test_finetuning_learns_numbers(tiny):
     predictions_TxN = scores.predictions(outputs_TxNxC)
     assert predictions_TxN.shape == (2, 64)
     assert np.abs(predictions_TxN - labels).mean() < 0.5
+
+
+def rows_of_two_lengths(count):
+    """Returns rows of 20 or 40 tokens; the longer ones are of class 1."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(20, 200, (count, 40)).astype(np.uint16)
+    labels = generator.integers(0, 2, count).astype(np.int32)
+    tokens[labels == 0, 20:] = 0
+    return data.Encoded(tokens, labels)
+
+
+def loss(outputs_NxC, labels_N):
+    return -np.asarray(jax.nn.log_softmax(outputs_NxC))[range(len(labels_N)), labels_N]
+
+
+def twenty_steps(tiny, **glue):
+    """Returns outputs_TxNxC after 20 steps of 4 rows, at a rate that moves them."""
+    glue = dataclasses.replace(
+        tiny.glue, epochs=2, batch_size=4, trials=3, max_length=48, **glue
+    )
+    rows = rows_of_two_lengths(40)
+    (found,) = finetune(
+        tiny.model,
+        glue,
+        rows,
+        [rows],
+        2,
+        pretrained=None,
+        learning_rate=1e-3,
+        seed=3,
+    )
+    return found, rows.labels_N
+
+
+def test_trials_in_one_program_are_those_that_run_alone(tiny):
+    together, labels_N = twenty_steps(tiny, trials_at_once=3)
+    assert together.shape == (3, 40, 2)
+    for at_once in (1, 2):  # two, then one
+        apart, _ = twenty_steps(tiny, trials_at_once=at_once)
+        for one, other in zip(together, apart, strict=True):
+            difference = loss(one, labels_N) - loss(other, labels_N)
+            assert np.abs(difference).max() < 1e-5
+    assert np.abs(together[0] - together[1]).max() > 1e-3  # they do differ
+    moved = together - twenty_steps(tiny, trials_at_once=3, warmup_steps=10**9)[0]
+    assert np.abs(moved).max() > 1e-2  # 20 steps make a difference
+
+
+def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
+    whole, _ = twenty_steps(tiny, trials_at_once=3)
+    monkeypatch.setattr(batches, "CHUNK", 1)
+    single, _ = twenty_steps(tiny, trials_at_once=3)
+    np.testing.assert_allclose(whole, single, atol=1e-6)
+
+
+def test_the_faster_way_is_chosen_and_fewer_if_memory_is_short(tiny, monkeypatch):
+    def seconds(static, count, length):
+        asked.append((count, length))
+        if count > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return {1: 1.0, 2: 1.5, 3: 2.0, 5: 6.0}[count]
+
+    monkeypatch.setattr(finetuning, "_seconds_per_step", seconds)
+    rows = rows_of_two_lengths(40)
+    # (trials, what fits, what is chosen): 2.0 s for 3 are less than 3 x 1.0.
+    for trials, fits, chosen in ((3, 9, 3), (5, 9, 1), (5, 3, 3), (3, 2, 2), (3, 1, 1)):
+        asked = []
+        glue = dataclasses.replace(
+            tiny.glue, trials=trials, trials_at_once=0, max_length=48, eps=1e-6 + fits
+        )
+        static = finetuning._Static(tiny.model, glue, 2, 0.1)
+        assert finetuning.trials_at_once(static, rows) == chosen
+        assert asked[0] == (1, 48) and asked[1] == (trials, 48)
+        asked.clear()
+        other = dataclasses.replace(static, outputs=7, warmup=0.3)
+        assert finetuning.trials_at_once(other, rows) == chosen
+        assert asked == []  # measured once for all tasks
+
+
+def test_it_is_measured_for_real(tiny):
+    glue = dataclasses.replace(tiny.glue, trials=2, trials_at_once=0)
+    static = finetuning._Static(tiny.model, glue, 2, 0.1)
+    assert 0 < finetuning._seconds_per_step(static, 2, 32) < 10
 
 
 def test_a_warmup_in_steps_beyond_the_end_never_gets_to_the_peak(tiny):

@@ -237,6 +237,20 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
         assert 5 < count < 40
 
 
+def test_a_long_line_without_a_space_does_not_stall(tmp_path):
+    texts = [f"the cat sat on the mat {i}" for i in range(300)]
+    lines = [*texts[:150], "QUJD" * 2_000_000, "-" * 500_000, *texts[150:]]
+    (tmp_path / "a.txt").write_text("\n\n".join(lines))
+    overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=80")
+    start = time.monotonic()
+    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+    assert time.monotonic() - start < 30
+    assert set(corpus.manifest["problems"]) == {"documents cut for their length"}
+    assert "qujd" not in corpus.tokenizer.get_vocab()
+    tokens = corpus.train.take(np.arange(len(corpus.train)))
+    assert (tokens == corpus.tokenizer.token_to_id("<unk>")).sum() >= 3
+
+
 PROGRAM = """
 import sys
 from cramjax.data import prepare

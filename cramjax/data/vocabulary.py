@@ -17,6 +17,9 @@ from cramjax.schema import Config
 
 CHECK_CHARS = 1 << 20  # text that the normaliser is tried on
 MAX_REMOVED = 0.1  # share of the characters it may remove
+# The tokenizer reads longer words as <unk>, and training takes the square of their
+# length: a line of base64 would stop it.
+_LONG_WORD = re.compile(r"\w{101,}|[^\w\s]{101,}")
 
 
 def make(
@@ -87,7 +90,7 @@ def _train(config: Config, units: Sequence[Unit], folder: Path) -> str:
                         break
                     left -= len(text)
                     if not encoding.is_held_out(text, config.data.held_out_share):
-                        yield text
+                        yield _LONG_WORD.sub(" ", text)
 
     if next(sample(), None) is None:
         found = "; ".join(problems)

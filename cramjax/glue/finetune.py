@@ -1,4 +1,4 @@
-"""Fine-tuning one task: all trials in one program, from one kind of start.
+"""Fine-tuning one task: several trials in one program, from one kind of start.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
 `model`.
@@ -6,7 +6,8 @@ Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows;
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,12 +18,12 @@ import optax
 from cramjax import losses, schedules
 from cramjax.data import tokenizer
 from cramjax.errors import UserError
+from cramjax.glue import batches
 from cramjax.glue.data import Encoded
 from cramjax.model import Classifier
 from cramjax.optimizer import decay_mask
 from cramjax.schema import GlueConfig, ModelConfig
 
-LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 EVAL_BATCH = 128
 
 
@@ -89,22 +90,94 @@ def finetune(
     steps = glue.epochs * (len(train) // glue.batch_size)
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
-    keys_T = jax.random.split(jax.random.key(seed), glue.trials)
-    params_T, opt_T = _init(static, keys_T, pretrained)
-    for step, rows_TxB in enumerate(_batches(len(train), glue, seed)):
-        tokens_TxBxL = _trim(train.tokens_NxL[rows_TxB], glue.max_length)
-        params_T, opt_T = _train_step(
-            static,
-            params_T,
-            opt_T,
-            keys_T,
-            tokens_TxBxL,
-            train.labels_N[rows_TxB],
-            np.int32(step),
-            np.float32(step / steps),
-            np.float32(learning_rate),
+    at_once = trials_at_once(static, train)
+    found: list[list[np.ndarray]] = []
+    for first in range(0, glue.trials, at_once):
+        trials = range(first, min(first + at_once, glue.trials))
+        params_T = _train(static, train, pretrained, trials, learning_rate, seed)
+        found.append([_predict_all(static, params_T, rows) for rows in scored])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def trials_at_once(static: _Static, train: Encoded) -> int:
+    """Returns how many trials one program should train.
+
+    `glue.trials_at_once`, or the faster of all and one, as measured; fewer if their
+    memory is not enough. Together they fill a large device, which a batch of 16 rows
+    does not.
+    """
+    glue = static.glue
+    if glue.trials_at_once or glue.trials == 1:
+        return min(glue.trials_at_once or 1, glue.trials)
+    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
+    # One measurement serves all tasks of these shapes: only the last layer differs.
+    return _fastest(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
+
+
+@functools.cache
+def _fastest(static: _Static, length: int) -> int:
+    seconds: dict[int, float] = {1: _seconds_per_step(static, 1, length)}
+    count = static.glue.trials
+    while count > 1:
+        try:
+            seconds[count] = _seconds_per_step(static, count, length) / count
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            count = -(-count // 2)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds_per_step(static: _Static, count: int, length: int) -> float:
+    """Measures a training step of so many trials, on made-up rows."""
+    batch = static.glue.batch_size
+    tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
+    labels_N = jnp.zeros(batch, jnp.int32)
+    keys_T = jax.random.split(jax.random.key(0), count)
+    params_T, opt_T = _init(static, keys_T, None)
+    rows_SxTxB = np.zeros((batches.CHUNK, count, batch), np.int32)
+    best = float("inf")
+    for steps in (1, 4, 4):  # the first one compiles
+        jax.block_until_ready(params_T)
+        start = time.monotonic()
+        params_T, opt_T = _train_chunk(
+            *(static, length, params_T, opt_T, keys_T, tokens_NxL, labels_N),
+            *(rows_SxTxB, np.int32(steps), np.int32(0), np.float32(8), np.float32(0)),
         )
-    return [_predict_all(static, params_T, rows) for rows in scored]
+        jax.block_until_ready(params_T)
+        if steps > 1:
+            best = min(best, (time.monotonic() - start) / steps)
+    return best
+
+
+def _train(
+    static: _Static,
+    train: Encoded,
+    pretrained: Any | None,
+    trials: range,
+    learning_rate: float,
+    seed: int,
+) -> Any:
+    """Returns params_T of some of the trials; rows and tokens stay on the device."""
+    glue = static.glue
+    keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
+    params_T, opt_T = _init(static, keys_T, pretrained)
+    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
+    tokens_NxL = jnp.asarray(batches.resized(train.tokens_NxL, longest))
+    labels_N = jnp.asarray(train.labels_N)
+    steps = glue.epochs * (len(train) // glue.batch_size)
+    step = 0
+    for length, rows_SxTxB in batches.chunks(train, glue, trials, seed):
+        count = len(rows_SxTxB)
+        rows_SxTxB = np.pad(rows_SxTxB, [(0, batches.CHUNK - count), (0, 0), (0, 0)])
+        params_T, opt_T = _train_chunk(
+            *(static, length, params_T, opt_T, keys_T, tokens_NxL, labels_N),
+            *(rows_SxTxB, np.int32(count), np.int32(step)),
+            *(np.float32(steps), np.float32(learning_rate)),
+        )
+        step += count
+    return params_T
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -122,62 +195,62 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
     return jax.vmap(one_trial)(keys_T)
 
 
-def _batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
-    """Yields rows_TxB; the order depends on (seed, trial, epoch) alone."""
-    usable = rows - rows % glue.batch_size
-    for epoch in range(glue.epochs):
-        order_TxN = np.stack(
-            [
-                np.random.default_rng([seed, trial, epoch]).permutation(rows)
-                for trial in range(glue.trials)
-            ]
-        )
-        for start in range(0, usable, glue.batch_size):
-            yield order_TxN[:, start : start + glue.batch_size]
-
-
-def _trim(tokens: np.ndarray, max_length: int) -> np.ndarray:
-    """Cuts or pads the last axis to the longest row, rounded up to LENGTH_STEP.
-
-    Not beyond `max_length`: there may be no more learned positions than that.
-    """
-    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
-    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
-    missing = max(length - tokens.shape[-1], 0)
-    widths = [(0, 0)] * (tokens.ndim - 1) + [(0, missing)]
-    return np.pad(tokens, widths, constant_values=tokenizer.PAD)[..., :length]
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _train_step(
-    static, params_T, opt_T, keys_T, tokens_TxBxL, labels_TxB, step, progress, peak
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _train_chunk(
+    static,
+    length,
+    params_T,
+    opt_T,
+    keys_T,
+    tokens_NxL,
+    labels_N,
+    rows_SxTxB,
+    count,
+    first_step,
+    all_steps,
+    peak,
 ):
+    """Takes the first `count` steps of a chunk; returns params_T, opt_T."""
+    tokens_NxL = tokens_NxL[:, :length]
+
+    def one_step(s, carry):
+        rows_TxB, step = rows_SxTxB[s], first_step + s
+        progress = step.astype(jnp.float32) / all_steps
+        tokens_TxBxL, labels_TxB = tokens_NxL[rows_TxB], labels_N[rows_TxB]
+        return jax.vmap(
+            lambda *trial: _step(static, *trial, step, progress, peak),
+        )(*carry, keys_T, tokens_TxBxL, labels_TxB)
+
+    return jax.lax.fori_loop(0, count, one_step, (params_T, opt_T))
+
+
+def _step(static, params, opt, key, tokens_BxL, labels_B, step, progress, peak):
+    """Takes one step of one trial; returns params, opt."""
     classifier = static.classifier(static.glue.dropout)
     loss = losses.squared_error if static.outputs == 1 else losses.cross_entropy
     rate = peak * schedules.warmup_cosine(progress, static.warmup)
 
-    def one_trial(params, opt, key, tokens_BxL, labels_B):
-        rngs = {"dropout": jax.random.fold_in(key, step)}
-        mask_BxL = tokens_BxL != tokenizer.PAD
+    def loss_of(params):
+        logits_BxC = classifier.apply(
+            {"params": params},
+            tokens_BxL,
+            tokens_BxL != tokenizer.PAD,
+            rngs={"dropout": jax.random.fold_in(key, step)},
+        )
+        return loss(logits_BxC, labels_B)
 
-        def loss_of(params):
-            logits_BxC = classifier.apply(
-                {"params": params}, tokens_BxL, mask_BxL, rngs=rngs
-            )
-            return loss(logits_BxC, labels_B)
-
-        updates, opt = static.optimizer().update(jax.grad(loss_of)(params), opt, params)
-        updates = jax.tree.map(lambda u: -rate * u, updates)
-        return optax.apply_updates(params, updates), opt
-
-    return jax.vmap(one_trial)(params_T, opt_T, keys_T, tokens_TxBxL, labels_TxB)
+    updates, opt = static.optimizer().update(jax.grad(loss_of)(params), opt, params)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    return optax.apply_updates(params, updates), opt
 
 
 def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
     outputs = []
     for start in range(0, len(rows), EVAL_BATCH):
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
-        tokens_BxL = _trim(rows.tokens_NxL[ids_B], static.glue.max_length)
+        tokens_BxL = rows.tokens_NxL[ids_B]
+        length = batches.padded_length(tokens_BxL, static.glue.max_length)
+        tokens_BxL = batches.resized(tokens_BxL, length)
         outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
     return np.concatenate(outputs, axis=1)[:, : len(rows)]
 

@@ -32,6 +32,7 @@ class GlueConfig:
     test_sets: bool
     starts: tuple[str, ...]
     trials: int
+    trials_at_once: int
     max_length: int
     epochs: int
     batch_size: int
@@ -81,6 +82,12 @@ class GlueConfig:
         for name in ("b1", "b2", "warmup_share", "dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"glue.{name}", value, "in [0, 1)")
+        require(
+            self.trials_at_once >= 0,
+            "glue.trials_at_once",
+            self.trials_at_once,
+            ">= 0 (0 = measured)",
+        )
         require(self.eps > 0, "glue.eps", self.eps, "> 0")
         require(self.weight_decay >= 0, "glue.weight_decay", self.weight_decay, ">= 0")
         require(
