@@ -191,6 +191,8 @@ def get_config() -> config_dict.ConfigDict:
     # Trained in one program; 0 = all or one, whichever is faster (measured first).
     glue.trials_at_once = 0
     glue.max_length = 128  # tokens of a row, special ones included; longer are cut
+    # A single text is "<cls> A <sep> <sep>" (P 5); False = "<cls> A <sep>", as in BERT.
+    glue.empty_second = True
     glue.epochs = 5
     glue.batch_size = 16
     glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best

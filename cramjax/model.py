@@ -175,6 +175,17 @@ def document_mask(tokens_BxL: jax.Array) -> jax.Array:
     return document_BxL[:, :, None] == document_BxL[:, None, :]
 
 
+def second_segment(tokens_BxL: jax.Array) -> jax.Array:
+    """Returns types_BxL: 1 from the last text of `<cls> A <sep> B <sep>` on, else 0.
+
+    A may hold further `<sep>`; a row with one `<sep>` has no second segment.
+    """
+    ends_BxL = (tokens_BxL == SEP).astype(jnp.int32)
+    before_BxL = jnp.cumsum(ends_BxL, axis=1) - ends_BxL
+    first_of_b_Bx1 = jnp.maximum(ends_BxL.sum(axis=1, keepdims=True) - 1, 1)
+    return (before_BxL >= first_of_b_Bx1).astype(jnp.int32)
+
+
 class Encoder(nn.Module):
     """Tokens to hidden states.
 
@@ -311,5 +322,7 @@ class Classifier(Encoder):
         self, tokens_BxL: jax.Array, attention_mask_BxL: jax.Array | None = None
     ) -> jax.Array:
         """Returns float32 logits_BxC."""
-        first_BxD = self.encode(tokens_BxL, attention_mask_BxL)[:, 0]
+        types_BxL = second_segment(tokens_BxL) if self.config.token_types > 1 else None
+        hidden_BxLxD = self.encode(tokens_BxL, attention_mask_BxL, types_BxL)
+        first_BxD = hidden_BxLxD[:, 0]
         return self.head(self.drop(jnp.tanh(self.pooler(first_BxD))))

@@ -42,9 +42,6 @@ class Pretrained:
       words: the tokenizer.
       has_head: whether it can predict words.
       first: id of the token that a text begins with: what it saw in pretraining.
-      single_sep: a single text in fine-tuning is "<cls> A <sep>", as in BERT, and not
-        "<cls> A <sep> <sep>" (arXiv 2212.14034, section 5).
-      weights: {start: parameters} that fine-tuning may begin with.
       config: all settings of the run; None for other projects' models.
     """
 
@@ -53,8 +50,6 @@ class Pretrained:
     words: Tokenizer
     has_head: bool
     first: int
-    single_sep: bool
-    weights: dict[str, dict[str, Any]]
     config: Config | None
 
     def ids(self, text: str) -> list[int]:
@@ -182,8 +177,6 @@ def load(path: str | Path) -> Pretrained:
             other.words,
             other.has_head,
             first=CLS,
-            single_sep=True,
-            weights={"pretrained": other.params},
             config=None,
         )
     if not (folder / SUMMARY).exists():
@@ -203,8 +196,6 @@ def load(path: str | Path) -> Pretrained:
         words,
         has_head=True,
         first=CLS if config.data.cls else SEP,
-        single_sep=False,
-        weights=weights,
         config=config,
     )
 

@@ -13,6 +13,7 @@ from conftest import tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_prepare import content, cores, write_texts
+from tokenizers import Tokenizer, models
 
 from cramjax.config import load
 from cramjax.data import (
@@ -406,9 +407,9 @@ def test_two_processes_and_a_stop_leave_what_one_does(tmp_path, monkeypatch):
 def test_the_tokenizer_does_not_see_what_is_dropped(tmp_path, monkeypatch):
     seen = []
 
-    def note(documents, _, steps):
+    def note(documents, vocab_size, steps, kind):
         seen.extend(documents())
-        return tokenizer._untrained(steps)
+        return Tokenizer(models.WordPiece())
 
     config = config_of(tmp_path, *BOTH, "data.held_out_share=1e-9")
     monkeypatch.setattr(tokenizer, "train", note)

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 from conftest import TINY, run_script, tiny_config
+from test_pretrained import BERT, golden, write_folder
 
+import cramjax
 from cramjax.errors import UserError
 from cramjax.glue import evaluate, standalone
 from cramjax.run import run
@@ -53,6 +55,44 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
     standalone.score(flags("--tasks=acceptability,intents10", *more))
     assert list(found(workdir)) == ["intents10", "acceptability"]
     assert len(calls) == 2  # two starts
+
+
+def test_another_projects_model(tmp_path, monkeypatch):
+    """BERT's template, its token types and its own vocabulary."""
+    _, tensors = golden("hf_bert_tiny")
+    folder = write_folder(tmp_path / "theirs", BERT, tensors)
+    own = tmp_path / "own"
+    own.mkdir()
+    rows = [f"w{i} w{i + 1}\tw{i + 2}\t{i % 2}" for i in range(1, 40)]
+    for split in ("train", "dev"):
+        (own / f"{split}.tsv").write_text("\n".join(["a\tb\tlabel", *rows]))
+    seen = []
+    finetune = evaluate.finetune
+
+    def noted(model, glue, train, *args, **kwargs):
+        seen.append((model, train.tokens_NxL[0].tolist(), kwargs["pretrained"]))
+        return finetune(model, glue, train, *args, **kwargs)
+
+    monkeypatch.setattr(evaluate, "finetune", noted)
+    for texts in ("('a','b')", "('a',)"):
+        standalone.score(
+            flags(
+                "--tasks=own",
+                f"--checkpoint={folder}",
+                f"--workdir={tmp_path / texts}",
+                f"--config.glue.own_dir={own}",
+                f"--config.glue.own_texts={texts}",
+                "--config.glue.own_label=label",
+                "--config.glue.max_length=16",
+                "--config.glue.starts=('pretrained',)",
+            )
+        )
+    words = cramjax.load(folder).words
+    first, second, third = (words.token_to_id(w) for w in ("w1", "w2", "w3"))
+    assert seen[0][0].token_types == 2
+    assert seen[0][1] == [4, first, second, 5, third, 5]
+    assert seen[1][1] == [4, first, second, 5]
+    assert seen[0][2]["embedding"]["word"].shape == (96, 32)
 
 
 def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):

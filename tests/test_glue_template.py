@@ -65,3 +65,10 @@ def test_encode_joins_three_texts_and_reads_sep_as_characters(corpus):
     rows = Rows([("the", "a <sep>", "house")], np.array([0]))
     expected = [CLS, *a, SEP, *b, SEP, *c, SEP]
     assert data.encode(rows, words, 32).tokens_NxL.tolist() == [expected]
+
+
+def test_a_single_text_as_bert_has_it():
+    assert data.template([[9, 8, 7]], 16, empty_second=False) == [4, 9, 8, 7, 5]
+    assert data.template([[9, 8, 7]], 4, empty_second=False) == [4, 9, 8, 5]
+    pair = data.template([[9, 8], [7]], 16)
+    assert data.template([[9, 8], [7]], 16, empty_second=False) == pair

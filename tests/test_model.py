@@ -11,7 +11,13 @@ from cramjax.config import load
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.mixing import FourierMixing
-from cramjax.model import Classifier, Encoder, MaskedLM, PreNormBlock
+from cramjax.model import (
+    Classifier,
+    Encoder,
+    MaskedLM,
+    PreNormBlock,
+    second_segment,
+)
 from cramjax.positions import rotate, sinusoids
 
 
@@ -262,3 +268,13 @@ def test_a_full_size_bfloat16_forward_is_close_to_float32():
         for m in (exact, model)
     )
     assert jnp.linalg.norm(rough - expected) / jnp.linalg.norm(expected) < 2e-2
+
+
+def test_the_second_segment_is_the_last_text():
+    for row, expected in (
+        ([4, 9, 5, 9, 9, 5, 0], [0, 0, 0, 1, 1, 1, 1]),  # A, B, padding
+        ([4, 9, 5, 9, 5, 9, 5], [0, 0, 0, 0, 0, 1, 1]),  # two texts in A
+        ([4, 9, 9, 5, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1]),  # A alone
+        ([4, 9, 9, 5, 5, 0, 0], [0, 0, 0, 0, 1, 1, 1]),  # an empty B
+    ):
+        assert second_segment(jnp.array([row])).tolist() == [expected]

@@ -189,10 +189,13 @@ def subsample(rows: Rows, task: Task, max_rows: int, seed: int) -> Rows:
     return Rows([rows.texts[i] for i in chosen], rows.labels_N[chosen])
 
 
-def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
+def encode(
+    rows: Rows, words: Tokenizer, max_length: int, empty_second: bool = True
+) -> Encoded:
     """Returns `<cls> A <sep> B <sep>` of every row (arXiv 2212.14034, section 5).
 
-    Of one text B is empty. Of three or more the last one is B, and the others, joined
+    Of one text B is empty; or, without `empty_second`, it is `<cls> A <sep>`, as in
+    BERT (arXiv 1810.04805). Of three or more the last one is B, and the others, joined
     with `<sep>`, are A. Truncated to `max_length` with the special tokens, longer side
     first, from its right end; of two equally long ones A keeps the odd token.
     """
@@ -201,7 +204,9 @@ def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
         texts = [row[i] for row in rows.texts]
         encodings = words.encode_batch(texts, add_special_tokens=False)
         sides.append([encoding.ids for encoding in encodings])
-    token_rows = [template(ids, max_length) for ids in zip(*sides, strict=True)]
+    token_rows = [
+        template(ids, max_length, empty_second) for ids in zip(*sides, strict=True)
+    ]
     longest = max(map(len, token_rows))
     dtype = token_dtype(words.get_vocab_size())
     tokens_NxL = np.full((len(token_rows), longest), tokenizer.PAD, dtype)
@@ -210,10 +215,14 @@ def encode(rows: Rows, words: Tokenizer, max_length: int) -> Encoded:
     return Encoded(tokens_NxL, rows.labels_N)
 
 
-def template(texts: Sequence[Sequence[int]], max_length: int) -> list[int]:
+def template(
+    texts: Sequence[Sequence[int]], max_length: int, empty_second: bool = True
+) -> list[int]:
     """Returns one row's ids, see `encode`."""
     cls, sep = [tokenizer.CLS], [tokenizer.SEP]
     a, *others = texts
+    if not others and not empty_second:
+        return [*cls, *a[: max_length - 2], *sep]
     b = others.pop() if others else []
     for text in others:
         a = [*a, *sep, *text]

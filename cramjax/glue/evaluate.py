@@ -151,7 +151,7 @@ def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
     chosen = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
     scored = {s.name: s for s in task.dev if s.name in rows.dev}
     train, *others = (
-        data.encode(part, words, config.glue.max_length)
+        data.encode(part, words, config.glue.max_length, config.glue.empty_second)
         for part in (chosen, *rows.dev.values(), *rows.test.values())
     )
     dev = dict(zip(rows.dev, others, strict=False))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cramjax import files
+from cramjax import files, imports
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
@@ -21,6 +21,7 @@ from cramjax.data.corpus import TOKENIZER
 from cramjax.data.prepare import prepare
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
+from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
 from cramjax.schema import Config, require
@@ -29,7 +30,7 @@ WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
 # Of the command line, beside the keys of the config.
 FLAGS = (
-    ("checkpoint", "workdir of a finished pretraining; none = random weights"),
+    ("checkpoint", "workdir, or folder with BERT or ModernBERT; none = random"),
     ("workdir", "folder of the scores"),
 )
 
@@ -44,7 +45,10 @@ def score(argv: Sequence[str]) -> str:
     config, extras = parse_command_line(argv, FLAGS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
-        config = _of_checkpoint(config, overridden(argv), checkpoint)
+        if (checkpoint / FOREIGN_WEIGHTS).is_file():
+            config = _of_foreign(config, overridden(argv), checkpoint)
+        else:
+            config = _of_checkpoint(config, overridden(argv), checkpoint)
     else:
         glue = dataclasses.replace(config.glue, starts=("random",))
         config = dataclasses.replace(config, glue=glue)
@@ -100,10 +104,31 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     return from_dict(values)
 
 
+def _of_foreign(config: Config, given: set[str], checkpoint: Path) -> Config:
+    """Returns `config` with the shape of another project's model, and its template.
+
+    Raises:
+      UserError: see `imports.load`; or `config.glue.max_length` is too long for it.
+    """
+    model = dataclasses.replace(
+        imports.load(checkpoint).model,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+    )
+    glue = config.glue
+    if "glue.empty_second" not in given:
+        glue = dataclasses.replace(glue, empty_second=False)
+    return dataclasses.replace(config, model=model, glue=glue)
+
+
 def _trained(
     config: Config, checkpoint: Path
 ) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
     """Returns weights, their tokenizer, and what tells them from others."""
+    if (checkpoint / FOREIGN_WEIGHTS).is_file():
+        other = imports.load(checkpoint)
+        whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
+        return {"pretrained": other.params}, other.words, whose
     bring_back = "bring it back from the folder of the corpus"
     words = tokenizer.load(checkpoint / TOKENIZER, bring_back)
     corpus = files.read_json(checkpoint / CORPUS, bring_back)["name"]

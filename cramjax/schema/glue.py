@@ -34,6 +34,7 @@ class GlueConfig:
     trials: int
     trials_at_once: int
     max_length: int
+    empty_second: bool
     epochs: int
     batch_size: int
     learning_rates: tuple[float, ...]
