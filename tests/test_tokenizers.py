@@ -415,7 +415,7 @@ def test_a_corpus(tmp_path, kind):
     samples = report.split("chosen at random\n")[1]
     assert " the " in samples and "\u2581" not in samples
     assert not re.search(r"[^ \n] *##", samples)  # a block may begin inside a word
-    rows = glue_data.Rows([("It was so.", "He said"), ("The",)], np.array([0, 1]))
+    rows = glue_data.Rows([("It was so.", "He said"), ("The", "")], np.array([0, 1]))
     tokens = glue_data.encode(rows, words, 48).tokens_NxL
     pair = [4, *ids_of(words, "it was so."), 5, *ids_of(words, "he said"), 5]
     assert list(tokens[0]) == pair
