@@ -86,3 +86,11 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """An interval from 500 draws takes seconds, and most tests do not look at it."""
+    from cramjax.glue import difference
+
+    monkeypatch.setattr(difference, "DRAWS", 20)

@@ -28,8 +28,8 @@ from cramjax.data import (
 )
 from cramjax.data.dedup import Rules
 from cramjax.data.encoding import Unit
-from cramjax.data.readers import Reading
-from cramjax.data.sources import File, Portion
+from cramjax.data.readers import File, Reading
+from cramjax.data.sources import Portion
 from cramjax.errors import UserError
 
 READING = Reading(text_field="text", txt_documents="blank_line")

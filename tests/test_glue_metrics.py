@@ -192,7 +192,7 @@ def test_superglue_is_the_mean_of_ten_numbers():
     assert found["superglue"]["value"] == pytest.approx((8 * 50 + 70 + 80) / 10)
     assert "ten numbers" in found["superglue"]["title"]
     del results["axb"]
-    page = tables.page(results, config.load("configs/default.py").glue)
+    page = tables.page(results, config.load("configs/default.py").glue, {})
     assert "paper: BERT-base, fully trained 56.6; crammed, A6000 54.2" in page
     assert "Beside the paper" not in page  # that is GLUE
     title = averages.of(results, "pretrained")["superglue"]["title"]
@@ -201,7 +201,7 @@ def test_superglue_is_the_mean_of_ten_numbers():
 
 def test_the_page_is_beside_the_papers_rows():
     glue = config.load("configs/default.py").glue
-    page = tables.page(nine(), glue)
+    page = tables.page(nine(), glue, {})
     ours = "| **pretrained** | 84.0 | 84.4 | 92.3 | 87.0 | 57.4 | 90.0 | 87.7 | 89.0 |"
     assert f"{ours} 51.8 | 80.4 |" in page
     assert ours.replace("**pretrained**", "crammed, A6000") in page
@@ -210,8 +210,8 @@ def test_the_page_is_beside_the_papers_rows():
     assert page.count("Something is missing.") == 1
     fewer = nine()
     del fewer["mnli_mm"]
-    page = tables.page(fewer, glue)
+    page = tables.page(fewer, glue, {})
     assert "| **pretrained** | 84.0 | - | 92.3 " in page
     assert "| 90.0 | 87.7 | 89.0 | 51.8 | - |" in page
     both = dataclasses.replace(glue, starts=("pretrained", "random"))
-    assert "| **random** | - | - " in tables.page(nine(), both)
+    assert "| **random** | - | - " in tables.page(nine(), both, {})

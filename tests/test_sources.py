@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from cramjax.data import prepare, readers, sources
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import Reading
-from cramjax.data.sources import File, Portion
+from cramjax.data.readers import File, Reading
+from cramjax.data.sources import Portion
 from cramjax.errors import UserError
 
 

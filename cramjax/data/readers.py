@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
+from cramjax.data.fingerprints import Fingerprints
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig
 
@@ -93,6 +94,31 @@ class Reading:
                 raise _no_field(where, name, fields, key)
             value = value[part]
         return value
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A local file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def facts(self, known: Fingerprints) -> dict[str, Any]:
+        """Returns {"path", "bytes", "sha256"}."""
+        return known.file(self.path)
+
+    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
+        """Yields its documents."""
+        return file_texts(self.path, reading, problems)
 
 
 def _no_field(where: str, name: str, fields: Sequence[str], key: str) -> UserError:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from cramjax.data import huggingface, readers, tfds
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import Problems, Reading
+from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig, require
 
@@ -34,31 +34,6 @@ class Part(Protocol):
 
     def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
         """Yields its documents as they are, see `readers.file_texts`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A local file."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
-
-    def facts(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}."""
-        return known.file(self.path)
-
-    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
-        """Yields its documents."""
-        return readers.file_texts(self.path, reading, problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,43 +3,26 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import Problems, Reading
+from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(File):
     """One file of a prepared dataset.
 
     Attributes:
       folder: of the dataset's version, with dataset_info.json.
       split: e.g. "train".
       number: of the shard in the split.
-      path: its file.
     """
 
     folder: str
     split: str
     number: int
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The file's path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
-
-    def facts(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}."""
-        return known.file(self.path)
 
     def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
         """Yields the shard's documents.
@@ -102,6 +85,6 @@ def shards(name: str, data: DataConfig, known: Fingerprints) -> list[Shard]:
             "of a prepared version"
         ) from error
     return [
-        Shard(str(builder.data_path), data.split, number, path)
+        Shard(path, str(builder.data_path), data.split, number)
         for number, path in enumerate(paths)
     ]

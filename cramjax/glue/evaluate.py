@@ -1,6 +1,7 @@
 """All tasks, from all starts, at all learning rates: the scores of a run."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.errors import UserError
-from cramjax.glue import averages, data, metrics, scores, tables, tasks
+from cramjax.glue import averages, data, difference, metrics, scores, tables, tasks
 from cramjax.glue.finetune import finetune
 from cramjax.schema import Config
 
@@ -97,7 +98,13 @@ def evaluate(
                     f"({time.monotonic() - begin:.0f}s)"
                 )
     if results:
-        files.write_text(workdir / TABLE, tables.page(results, config.glue))
+        differences = {
+            f"{first} - {second}": difference.between(results, workdir, first, second)
+            for first, second in itertools.combinations(config.glue.starts, 2)
+        }
+        _write(path, results, config, differences)
+        page = tables.page(results, config.glue, differences)
+        files.write_text(workdir / TABLE, page)
     return results
 
 
@@ -112,9 +119,15 @@ def _so_far(path: Path) -> dict[str, Any]:
     return found["tasks"]
 
 
-def _write(path: Path, results: dict[str, Any], config: Config) -> None:
+def _write(
+    path: Path,
+    results: dict[str, Any],
+    config: Config,
+    differences: dict[str, Any] | None = None,
+) -> None:
     means = {start: averages.of(results, start) for start in config.glue.starts}
-    files.write_json(path, {"tasks": results, "averages": means})
+    content = {"tasks": results, "averages": means, "differences": differences or {}}
+    files.write_json(path, content)
 
 
 def _is_done(

@@ -4,17 +4,25 @@ from typing import Any
 
 from cramjax.glue import averages, paper
 from cramjax.glue.averages import AVERAGES
+from cramjax.glue.difference import DRAWS, LEVEL
 from cramjax.schema import GlueConfig
 
 
-def page(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns glue.md: beside the paper, averages, every trial, and what is missing."""
+def page(results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any]) -> str:
+    """Returns glue.md.
+
+    Args:
+      results: as `evaluate.evaluate` returns them.
+      glue: the protocol.
+      differences: {"first - second": what `difference.between` returns}.
+    """
     sections = [
         "# Fine-tuning scores",
         f"Dev sets, in percent; medians of {glue.trials} trials, epochs: "
         f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue),
         averages_table(results, glue),
+        _differences(results, differences),
         "## Every trial",
         _trials(results),
         *notes(results),
@@ -81,6 +89,32 @@ def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
             f"{name} {value}" for name, value in paper.SUPERGLUE.items()
         )
     return text
+
+
+def _differences(results: dict[str, Any], differences: dict[str, Any]) -> str:
+    """Returns a row per set, with a column per pair of starts, or ""."""
+    if not any(differences.values()):
+        return ""
+    rows = [
+        [
+            entry["title"],
+            entry["metric"],
+            *(
+                f"{found[name]['difference']:+.1f} ({found[name]['low']:+.1f} to "
+                f"{found[name]['high']:+.1f})"
+                if name in found
+                else "-"
+                for found in differences.values()
+            ),
+        ]
+        for name, entry in results.items()
+    ]
+    return (
+        "## Between starts\n\n"
+        + table(["task", "metric", *differences], rows)
+        + f"\n\nDifferences of the trials' means, with the interval of {LEVEL:.0%} of "
+        f"{DRAWS:,} paired bootstrap draws of dev rows and trials."
+    )
 
 
 def _trials(results: dict[str, Any]) -> str:
