@@ -85,7 +85,9 @@ class Loop:
           TrainingFailed: bad numbers again after a step back, or too high a loss.
         """
         log_every = self._config.log.every_steps
-        with stop_signals() as stop, Progress(self._config.budget) as progress:
+        blocks = self._corpus.train
+        progress = Progress(self._config.budget, len(blocks) * blocks.length)
+        with stop_signals() as stop, progress:
             while (used := self.clock.progress()) < 1 and not stop:
                 self._step(used)
                 progress.update(self.clock, self.counters)

@@ -12,14 +12,21 @@ from cramjax.counters import Counters
 from cramjax.schema import BudgetConfig
 
 PLAIN_EVERY_S = 10.0
+PASSES_KNOWN_AT = 0.05  # share of the budget after which the speed is believed
 
 
 class Progress:
     """Share of budget, loss, tokens/s, learning rate, batch size, time left."""
 
-    def __init__(self, budget: BudgetConfig):
-        """Shows nothing yet."""
-        self._kind = budget.kind
+    def __init__(self, budget: BudgetConfig, corpus_tokens: int):
+        """Shows nothing yet.
+
+        Args:
+          budget: of the run.
+          corpus_tokens: in the training blocks. How often a budget of hours goes
+            through them is known once the speed is, and said if it is more than once.
+        """
+        self._corpus_tokens = corpus_tokens if budget.kind == "hours" else 0
         self._start: tuple[float, float, int] | None = None
         self._last_plain = 0.0
         self._live = None
@@ -51,6 +58,8 @@ class Progress:
         seconds = max(now - start, 1e-9)
         rate = (clock.tokens - start_tokens) / seconds
         left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
+        if self._corpus_tokens and used > PASSES_KNOWN_AT:
+            self._tell_passes(clock.tokens + rate * left_s)
         latest, window = counters.latest, counters.window
         loss = sum(window) / len(window) if window else counters.last_loss
         text = (
@@ -64,6 +73,12 @@ class Progress:
         elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
             self._last_plain = now
             print(f"pretraining {used:6.1%}  {text}", flush=True)
+
+    def _tell_passes(self, tokens: float) -> None:
+        passes, self._corpus_tokens = tokens / self._corpus_tokens, 0
+        if passes > 1:
+            line = f"budget: at this speed {passes:.1f} passes over the corpus"
+            (self._live.console.print if self._live else print)(line)
 
 
 def _skipped(count: float) -> str:

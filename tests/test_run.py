@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from cramjax import (
     loop,
     metrics_log,
     pretrain,
+    progress,
     schedules,
     schema,
     train_step,
@@ -378,7 +380,37 @@ def test_a_cut_log_forgets_what_will_be_measured_again(tmp_path):
     assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2]
 
 
-def test_a_wall_clock_budget_stops_within_a_step(corpus, tmp_path, data_dir):
+class Clock:
+    """A clock that was asked at a share of the budget."""
+
+    def __init__(self, used, tokens):
+        self.used, self.tokens = used, tokens
+
+    def progress(self):
+        return self.used
+
+
+def test_a_budget_of_hours_says_how_many_passes_once_it_knows(tiny, capsys):
+    counters = SimpleNamespace(latest={"skipped": 0}, window=[], last_loss=None)
+    hours = dataclasses.replace(tiny.budget, tokens=0, hours=1.0)
+    for budget, corpus_tokens, expected in (
+        (hours, 400, "at this speed 2.5 passes over the corpus"),
+        (hours, 1000, None),  # one, exactly
+        (tiny.budget, 400, None),  # of tokens: known, and said, beforehand
+    ):
+        shown = progress.Progress(budget, corpus_tokens)
+        with shown:
+            for used, tokens in ((0.0, 0), (0.04, 40), (0.1, 100), (0.2, 200)):
+                shown.update(Clock(used, tokens), counters)
+        lines = [
+            line for line in capsys.readouterr().out.splitlines() if "pass" in line
+        ]
+        assert len(lines) == (expected is not None)
+        assert not expected or expected in lines[0]
+
+
+def test_a_wall_clock_budget_stops_within_a_step(finished, corpus, tmp_path, data_dir):
+    del finished  # it has compiled the step
     config = tiny_config(data_dir, "budget.tokens=0", "budget.hours=0.002")
     _, summary = pretrain.pretrain(config, corpus, tmp_path)
     # A step takes milliseconds: the bound leaves room for a busy machine only.
