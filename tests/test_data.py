@@ -3,6 +3,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +112,58 @@ def test_what_stands_before_and_behind_documents(tmp_path, cls, sep):
         if not sep:
             with pytest.raises(UserError, match="data.sep=False"):
                 tiny_config(tmp_path / "d", *overrides, needs_sep)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_later_file_in_another_script_is_refused_too(tmp_path, corpus, own):
+    write_text(tmp_path / "a.txt", ["the cat sat on the mat"] * 50_000)
+    write_text(
+        tmp_path / "b.txt", ["\u043a\u043e\u0442 \u0438 \u043f\u0451\u0441"] * 50_000
+    )
+    overrides = [f"data.sources=('{tmp_path}/a.txt','{tmp_path}/b.txt')"]
+    if own:
+        overrides.append(f"data.tokenizer={corpus.path / 'tokenizer.json'}")
+    with pytest.raises(UserError, match="config.data.normalizer removes"):
+        prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+
+
+def test_damage_beside_the_shards_is_named(corpus, tmp_path):
+    copy = shutil.copytree(corpus.path, tmp_path / "copy")
+    words, facts = copy / "tokenizer.json", copy / "manifest.json"
+    text = words.read_text()
+    words.write_text(text.replace('"the"', '"teh"'))
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged, its checksum"):
+        Corpus(copy).verify()
+    words.write_text(text)
+    Corpus(copy).verify()
+    content = json.loads(facts.read_text())
+    content["documents"]["train"] += 1
+    facts.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .its checksum"):
+        Corpus(copy)
+
+
+def test_a_damaged_order_is_made_again(corpus, tmp_path):
+    copy = Corpus(shutil.copytree(corpus.path, tmp_path / "copy"))
+    order = ordering.first_pass(copy, "unigram", 0)
+    np.save(copy.path / "order-unigram.npy", np.zeros(len(order), np.uint32))
+    np.testing.assert_array_equal(ordering.first_pass(copy, "unigram", 0), order)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    program = f"""
+import pathlib, resource
+from cramjax.data.corpus import Blocks
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+shard = {{"file": "b.bin", "blocks": 1, "crc32": 0}}
+print(len(Blocks(pathlib.Path({str(tmp_path)!r}), [shard] * 100, 4, "<u2")))
+"""
+    (tmp_path / "b.bin").write_bytes(b"x" * 8)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "100", done.stderr
 
 
 def test_unigram_entropy():

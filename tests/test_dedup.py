@@ -54,7 +54,7 @@ def write_units(folder, texts, per_file=2, files_of_unit=2):
         Unit(
             number,
             tuple(
-                Portion(File(path), 0, 1 / len(paths), 0, 0)
+                Portion(File(path), 0, 1 / len(paths))
                 for path in paths[start : start + files_of_unit]
             ),
         )

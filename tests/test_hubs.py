@@ -150,7 +150,12 @@ def test_a_dataset_on_the_hub_is_asked_for_once(hf_folder, tmp_path, monkeypatch
     assert set(asked[1:]) == {("me/books", "en", "abc123", "train")}
     asked.clear()
     facts = prepare.portions_of(config)[1]
-    assert asked == [] and facts[0]["sha256"] == "abc123"
+    assert asked == [] and facts[0]["version"] == "abc123"
+    assert len({part["sha256"] for part in facts}) == 3
+    other = tiny_config(tmp_path / "d", "data.sources=hf:me/books:de", *COMMON)
+    hashes = {part["sha256"] for part in prepare.portions_of(other)[1]}
+    assert hashes.isdisjoint(part["sha256"] for part in facts)
+    asked.clear()
     pinned = tiny_config(tmp_path / "d", "data.sources=hf:me/books@99", *COMMON)
     prepare.portions_of(pinned)
     assert asked[0] == ("me/books", "99")
@@ -182,6 +187,7 @@ def test_a_lost_connection_keeps_what_is_finished(hf_folder, tmp_path, monkeypat
     words_json = tokenizer.train(
         lambda: TEXTS, 60, config.data.normalizer, "wordpiece"
     ).to_str()
+    monkeypatch.setattr(vocabulary, "_check_normalizer", lambda *_: None)
     monkeypatch.setattr(vocabulary, "_train", lambda *_: words_json)
     monkeypatch.setattr(prepare.processes, "pool", SameProcess)
     broken.append(2)

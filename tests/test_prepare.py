@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models
 from cramjax import files
 from cramjax.data import encoding, prepare, processes, tokenizer, vocabulary
 from cramjax.data.corpus import Corpus
-from cramjax.errors import UserError
+from cramjax.errors import SourceLost, UserError
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "hat", ".", ",", "it")
 
@@ -235,6 +236,44 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
         documents = portion.part.path.read_text().split("\n\n")
         count = sum(text in set(documents) for text in seen)
         assert 5 < count < 40
+
+
+def test_stopped_before_the_last_step_nothing_is_encoded_again(tmp_path, monkeypatch):
+    texts = write_texts(tmp_path / "texts", files=1, documents=100)
+    overrides = (f"data.sources={texts}", "model.vocab_size=42")
+    config = tiny_config(tmp_path / "d", *overrides)
+    rename = Path.rename
+
+    def stop(self, target):
+        if self.name.endswith(".partial") and self.is_dir():
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(config, lambda _: None)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(encoding, "_encode_shard", None)  # would not work
+    corpus = prepare.prepare(config, lambda _: None)
+    assert len(corpus.train) and not list(corpus.path.glob("facts-*"))
+
+
+def test_a_read_error_keeps_what_is_finished(tmp_path, monkeypatch):
+    texts = write_texts(tmp_path / "texts", files=1, documents=100)
+    overrides = (f"data.sources={texts}", "model.vocab_size=42")
+    config = tiny_config(tmp_path / "d", *overrides)
+    encode = encoding.encode_unit
+
+    def fails(*args):
+        raise SourceLost("the disk is away")
+
+    monkeypatch.setattr(encoding, "encode_unit", fails)
+    with pytest.raises(SourceLost):
+        prepare.prepare(config, lambda _: None)
+    (building,) = (tmp_path / "d").glob("*.partial")
+    assert (building / "tokenizer.json").exists()
+    monkeypatch.setattr(encoding, "encode_unit", encode)
+    prepare.prepare(config, lambda _: None)
 
 
 def test_a_long_line_without_a_space_does_not_stall(tmp_path):

@@ -22,7 +22,7 @@ def portions(tmp_path, *overrides):
     return prepare.portions_of(tiny_config(tmp_path / "data", *overrides))[0]
 
 
-def read(path, field="text", rule="blank_line", keep=(), join=0, limits=(0, 0)):
+def read(path, field="text", rule="blank_line", keep=(), join=0, limits=(None, None)):
     """Returns a file's documents, and its problems."""
     problems = collections.Counter()
     reading = Reading(field, rule, keep, join)
@@ -60,7 +60,8 @@ def test_parquet(tmp_path):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"id": [1, 2, 3], "content": ["one", None, " two "]})
     parquet.write_table(table, path)
-    assert read(path, "content") == (["one", "two"], {})
+    found = read(path, "content")
+    assert found == (["one", "two"], {"records without text": 1})
     with pytest.raises(UserError, match=r"field 'text'; it has \['id', 'content'\]"):
         read(path)
     path.write_bytes(path.read_bytes()[:-30])
@@ -187,10 +188,13 @@ def test_records_are_kept_by_their_fields(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(records), columns)
     rows = tmp_path / "a.csv"
     rows.write_text("text,n,set\none,1,books\ntwo,2,web\nthree,1,wiki\n,1,wiki\n")
-    left_out = {"records left out by data.keep": 1}
+    left_out = {"records left out by data.keep": 1, "records without text": 1}
     for path, field in ((lines, "meta.set"), (columns, "meta.set"), (rows, "set")):
         sets = ((field, frozenset(["books", "wiki"])),)
-        assert read(path, keep=sets) == (["one", "three"], left_out)
+        found, problems = read(path, keep=sets)
+        # An empty field of .csv is an empty text, and no document either.
+        expected = dict(list(left_out.items())[: 1 if path == rows else 2])
+        assert (found, problems) == (["one", "three"], expected)
         both = (*sets, ("n", frozenset("2")))
         assert read(path, keep=both)[0] == []
         with pytest.raises(
@@ -223,9 +227,9 @@ def test_short_documents_are_joined(tmp_path):
 def test_limits(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(["abc", "de", "f", "ghijkl", "mn"]))
-    assert read(path, limits=(5, 0))[0] == ["abc", "de"]
-    assert read(path, limits=(6, 0))[0] == ["abc", "de", "f"]
-    assert read(path, limits=(0, 4))[0] == ["abc", "de", "f", "ghijkl"]
+    assert read(path, limits=(5, None))[0] == ["abc", "de"]
+    assert read(path, limits=(6, None))[0] == ["abc", "de", "f"]
+    assert read(path, limits=(None, 4))[0] == ["abc", "de", "f", "ghijkl"]
     assert read(path, limits=(1, 4))[0] == ["abc"]
 
 
@@ -242,7 +246,7 @@ def test_limits_are_spread_over_the_files(tmp_path):
     ]
     found = portions(tmp_path, names, "data.max_chars=80", "data.shares=(0.9,0.1)")
     assert [p.max_chars for p in found] == [18, 54, 8]
-    assert [p.max_documents for p in found] == [0, 0, 0]
+    assert [p.max_documents for p in found] == [None] * 3
     with pytest.raises(UserError, match="data.max_chars is 0"):
         portions(tmp_path, names, "data.shares=(0.9,0.1)")
     with pytest.raises(UserError, match="number for each of data.sources"):
@@ -272,3 +276,70 @@ def test_sources_in_proportion(tmp_path):
     config = tiny_config(tmp_path / "data", *overrides, "data.max_chars=200000")
     assert prepare.prepare(config, lines.append).train.length == length
     assert any("a.txt gave 5" in line and "not 75.0%" in line for line in lines)
+
+
+def test_spread():
+    assert sources.spread(0, [0.5, 0.5]) == [None, None]
+    assert sources.spread(10, [0.5, 0.3, 0.2], 1) == [5, 3, 2]
+    some = sources.spread(3, [0.1] * 10, 1)
+    assert sum(some) == 3 and set(some) == {0, 1} and 1 not in some[-1:]
+    few = sources.spread(30_000, [0.02] * 50)
+    assert sum(few) == pytest.approx(30_000, abs=8192) and few.count(0) > 40
+    assert sum(sources.spread(10**6, [0.02] * 50)) == 10**6
+
+
+def test_an_empty_file_does_not_change_the_mix(tmp_path):
+    for name, size in {"a": 300, "b": 100, "zero": 0}.items():
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    names = ",".join(f"'{tmp_path}/{name}.txt'" for name in ("a", "b", "zero"))
+    found = portions(tmp_path, f"data.sources=({names})", "data.max_chars=40")
+    assert [p.max_chars for p in found] == [30, 10, 0]
+
+
+def test_files_given_otherwise_are_another_corpus(tmp_path):
+    """Files of two sources are not encoded together: other blocks, another name."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("x")
+    two = f"data.sources=('{tmp_path}/a.txt','{tmp_path}/b.txt')"
+    glob = f"data.sources={tmp_path}/[ab].txt"
+    paths = {
+        prepare.corpus_path(tiny_config(tmp_path / "d", sources_of))
+        for sources_of in (two, glob)
+    }
+    assert len(paths) == 2
+
+
+def test_a_link_is_read_by_its_own_name(tmp_path):
+    (tmp_path / "blob").write_text("text")
+    (tmp_path / "a[1].txt").symlink_to(tmp_path / "blob")
+    (found,) = portions(tmp_path, f"data.sources='{tmp_path}/a[1].txt'")
+    assert read(found.part.path) == (["text"], {})
+
+
+def test_flat_names_with_dots_and_truth(tmp_path):
+    rows = tmp_path / "a.csv"
+    rows.write_text("text,meta.set\none,a\ntwo,b\n")
+    keep = (("meta.set", frozenset("a")),)
+    assert read(rows, keep=keep)[0] == ["one"]
+    columns = tmp_path / "a.parquet"
+    values = {"text": ["one", "two"], "meta.set": ["a", "b"], "ok": [True, False]}
+    parquet.write_table(pyarrow.table(values), columns)
+    assert read(columns, keep=keep)[0] == ["one"]
+    assert read(columns, keep=(("ok", frozenset(["true"])),))[0] == ["one"]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "one", "ok": true}\n{"text": "two", "ok": false}')
+    assert read(lines, keep=(("ok", frozenset(["false"])),))[0] == ["two"]
+
+
+def test_records_that_are_too_long_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_RECORD_CHARS", 100)
+    lines = tmp_path / "a.jsonl"
+    long = '{"text": "' + "x" * 500 + '"}'
+    lines.write_text(f'{{"text": "one"}}\n{long}\n{{"text": "two"}}\n{long}')
+    assert read(lines) == (["one", "two"], {"records that are too long": 2})
+    rows = tmp_path / "a.csv"
+    rows.write_text('text\none\n"' + "x" * 500)
+    assert read(rows) == (["one"], {"rows that are not CSV": 1})
+    empty = tmp_path / "b.csv"
+    empty.write_text("")
+    assert read(empty) == ([], {"files without text": 1})

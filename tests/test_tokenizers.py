@@ -41,7 +41,7 @@ APART = ("bpe", "unigram")  # decoded, their punctuation has a space before it
 def books(documents):
     """Returns the first documents of the embedded books, 4 kB each."""
     path = resources.files("cramjax") / sources.EMBEDDED["embedded:books"]
-    portion = sources.Portion(readers.File(path), 0, 1.0, 0, documents)
+    portion = sources.Portion(readers.File(path), 0, 1.0, None, documents)
     found = sources.documents(portion, readers.Reading(), collections.Counter())
     return list(found)
 

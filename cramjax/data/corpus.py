@@ -1,6 +1,10 @@
 """The packed corpus on disk: memory-mapped blocks, tokenizer and manifest."""
 
+import json
 import math
+import resource
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ class Blocks:
         self._folder, self._facts = folder, [s for s in shards if s["blocks"]]
         self._ends = np.cumsum([shard["blocks"] for shard in self._facts])
         self._shards = []
+        _allow_open_files(2 * len(self._facts))
         for shard in self._facts:
             path, shape = folder / shard["file"], (shard["blocks"], length)
             size = math.prod(shape) * self._dtype.itemsize
@@ -54,7 +59,7 @@ class Blocks:
         """
         for shard in self._facts:
             path = self._folder / shard["file"]
-            if packing.crc32(path) != shard["crc32"]:
+            if packing.crc32(path) != shard.get("crc32"):
                 raise UserError(
                     f"{path} is damaged, its checksum is not the manifest's: delete "
                     f"{self._folder} and run again to rebuild it"
@@ -74,6 +79,22 @@ class Blocks:
             start = self._ends[shard - 1] if shard else 0
             tokens_NxL[here_N] = self._shards[shard][rows_N[here_N] - start]
         return tokens_NxL
+
+
+def checksum(manifest: Mapping[str, Any]) -> int:
+    """Returns what a manifest's "checksum" has to be."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's limit: a memory map keeps its file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = soft + count
+    if hard == resource.RLIM_INFINITY or needed <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    elif soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Corpus:
@@ -96,6 +117,8 @@ class Corpus:
         self.path = path
         rebuild = f"delete {path} and run again to rebuild it"
         self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, rebuild)
+        if self.manifest.get("checksum") != checksum(self.manifest):
+            raise UserError(f"{path / MANIFEST} is damaged (its checksum): {rebuild}")
         try:
             self.train, self.held_out = (
                 Blocks(
@@ -120,3 +143,9 @@ class Corpus:
         """
         self.train.verify()
         self.held_out.verify()
+        words = self.path / TOKENIZER
+        if packing.crc32(words) != self.manifest["tokenizer_crc32"]:
+            raise UserError(
+                f"{words} is damaged, its checksum is not the manifest's: delete "
+                f"{self.path} and run again to rebuild it"
+            )

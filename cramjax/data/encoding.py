@@ -60,9 +60,10 @@ def encode_unit(
     Returns:
       The facts of all shards, in order: {"documents" ({"train", "held_out",
       "filtered"}), "read" (documents in all), "filtered" ({key: how many were dropped
-      by it}), "examples" ({key: beginnings of the first}), "chars", "bytes", "lengths"
-      ({n: documents of 2^(n-1) to 2^n - 1 tokens that are kept}), "problems", "blocks"
-      and "held_out" (see `ShardWriter.write`), "last" (of its unit)}.
+      by it}), "examples" ({key: beginnings of the first}), "chars", "bytes",
+      "kept_bytes", "lengths" ({n: documents of 2^(n-1) to 2^n - 1 tokens that are
+      kept}), "problems", "blocks" and "held_out" (see `ShardWriter.write`), "last" (of
+      its unit)}.
 
     Raises:
       UserError: see `sources.documents`.
@@ -155,13 +156,14 @@ def _encode_shard(
     before = (tokenizer.CLS,) if settings.cls else ()
     behind = (tokenizer.SEP,) if settings.sep else ()
     lengths: collections.Counter[str] = collections.Counter()
-    size = text_bytes = 0
+    size = read_bytes = kept_bytes = 0
     chunk: list[str] = ["first"]
     while chunk and size < settings.shard_chars:
         chunk = _take(documents, min(CHUNK_CHARS, settings.shard_chars - size))
         size += sum(map(len, chunk))
         for text, parts in _encoded(encoder, chunk):
-            text_bytes += len(text.encode())
+            text_bytes = len(text.encode())
+            read_bytes += text_bytes
             tokens = len(before) + sum(map(len, parts)) + len(behind)
             if key := settings.filters.dropped_by(text, tokens):
                 counts["filtered"] += 1
@@ -169,6 +171,7 @@ def _encode_shard(
                 if filtered[key] <= EXAMPLES:
                     examples.setdefault(key, []).append(text[:EXAMPLE_CHARS])
                 continue
+            kept_bytes += text_bytes
             lengths[str(tokens.bit_length())] += 1
             held_out = is_held_out(text, settings.held_out_share)
             counts["held_out" if held_out else "train"] += 1
@@ -181,7 +184,8 @@ def _encode_shard(
         "filtered": dict(filtered),
         "examples": examples,
         "chars": size,
-        "bytes": text_bytes,
+        "bytes": read_bytes,
+        "kept_bytes": kept_bytes,
         "lengths": dict(lengths),
         **{
             prefix: writer.write(folder / f"{prefix}-{stem}.bin")

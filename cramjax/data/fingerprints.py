@@ -23,8 +23,8 @@ class Fingerprints:
         """Reads what is remembered."""
         self._path = data_dir / CACHE
         try:
-            self._known = json.loads(self._path.read_text())
-        except (OSError, ValueError):  # a cache: what cannot be read is made again
+            self._known = dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):  # a cache: made again
             self._known = {}
         self._changed = False
 

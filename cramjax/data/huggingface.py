@@ -1,6 +1,8 @@
 """Text from the Hugging Face hub, streamed: nothing is kept but the tokens."""
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,14 +47,19 @@ class Shard:
         return f"{self.source} shard {self.number} of {self.count}"
 
     @property
-    def size(self) -> int:
-        """Unknown: 0."""
-        return 0
+    def size(self) -> None:
+        """Unknown."""
+        return None
 
     def facts(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes" (0), "sha256" (of the version and the place)}."""
+        """Returns {"path", "version", "sha256" (of the version and the place)}."""
         del known
-        return {"path": self.name, "bytes": 0, "sha256": self.content}
+        place = json.dumps(dataclasses.astuple(self)[1:])
+        return {
+            "path": self.name,
+            "version": self.content,
+            "sha256": hashlib.sha256(place.encode()).hexdigest(),
+        }
 
     def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
         """Yields the shard's documents.
@@ -61,10 +68,12 @@ class Shard:
           SourceLost: the connection was lost.
           UserError: the dataset has no such field.
         """
-        stream = _load(self.path, self.config, self.revision, self.split)
-        records = iter(stream.shard(self.count, self.number))
+        records = None
         while True:
             try:
+                if records is None:
+                    stream = _load(self.path, self.config, self.revision, self.split)
+                    records = iter(stream.shard(self.count, self.number))
                 record = next(records, None)
             except Exception as error:  # of many kinds: HTTP, files, formats
                 raise SourceLost(

@@ -4,14 +4,16 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cramjax.data import dedup, vocabulary
+from cramjax.data.corpus import checksum
 from cramjax.data.encoding import Unit
 from cramjax.data.filters import Filters
-from cramjax.data.packing import token_dtype
+from cramjax.data.packing import crc32, token_dtype
 from cramjax.errors import UserError
 from cramjax.schema import Config
 from cramjax.version import code_version
@@ -51,6 +53,7 @@ def make(
     found_sources: Sequence[Mapping[str, Any]],
     counts_V: np.ndarray,
     duplicates: Mapping[str, Any],
+    tokenizer_path: Path,
 ) -> dict[str, Any]:
     """Returns the manifest, see `prepare.prepare`.
 
@@ -61,6 +64,7 @@ def make(
       found_sources: path, size and hash of every part.
       counts_V: how often each token is in the training blocks.
       duplicates: see `dedup.find`.
+      tokenizer_path: of the tokenizer.
 
     Raises:
       UserError: there is too little text for a training and a held-out block.
@@ -83,7 +87,7 @@ def make(
                 f"{what} block of {length} tokens: add text or change these keys "
                 "(config.data.txt_documents says what ends a document in .txt)"
             )
-    return {
+    content = {
         "format": FORMAT,
         "settings": settings(config),
         "sources": found_sources,
@@ -97,14 +101,17 @@ def make(
         "documents": documents,
         "filtered": filtered,
         "bytes": sum(shard["bytes"] for shard in shards),
+        "kept_bytes": sum(shard["kept_bytes"] for shard in shards),
         "problems": total(shard["problems"] for shard in shards),
         "tokens": {
             "train": blocks(parts["blocks"]) * length,
             "held_out": blocks(parts["held_out"]) * length,
         },
         "unigram_entropy": unigram_entropy(counts_V),
+        "tokenizer_crc32": crc32(tokenizer_path),
         **({"duplicates": duplicates} if duplicates else {}),
     }
+    return content | {"checksum": checksum(content)}
 
 
 def lines(config: Config, manifest: Mapping[str, Any]) -> list[str]:
@@ -118,7 +125,7 @@ def lines(config: Config, manifest: Mapping[str, Any]) -> list[str]:
     told += [f"{what} ({count:,})" for what, count in manifest["problems"].items()]
     for source, share in zip(manifest["text"], config.data.shares, strict=False):
         asked = share / sum(config.data.shares)
-        if abs(source["share"] - asked) > MAX_SHARE_ERROR * asked:
+        if source["share"] < (1 - MAX_SHARE_ERROR) * asked:
             told.append(
                 f"{source['source']} gave {source['share']:.1%} of the text, not "
                 f"{asked:.1%} (config.data.shares): it has too little for "

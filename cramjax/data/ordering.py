@@ -105,7 +105,7 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     path = corpus.path / f"order-{order}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: made again
         kept = np.load(path, mmap_mode="r")
-        if kept.shape == (len(blocks),):
+        if kept.shape == (len(blocks),) and _is_permutation(kept):
             return kept
     values_V = VALUES[order](corpus)
     scores = [values_V[chunk_NxL].sum(axis=1) for chunk_NxL in _chunks(blocks)]
@@ -114,6 +114,12 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     with contextlib.suppress(OSError), files.replacing(path) as file:
         np.save(file, permutation.astype(np.uint32))
     return permutation
+
+
+def _is_permutation(rows_N: np.ndarray) -> bool:
+    seen_N = np.zeros(len(rows_N), bool)
+    seen_N[rows_N[rows_N < len(rows_N)]] = True
+    return bool(seen_N.all())
 
 
 def _chunks(blocks: Blocks, rows: int = 1 << 14) -> Iterator[np.ndarray]:

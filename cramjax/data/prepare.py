@@ -48,7 +48,7 @@ def corpus_path(config: Config) -> Path:
     """
     portions, found = portions_of(config)
     contents = [
-        [Path(f["path"]).suffixes, f["sha256"], p.max_chars, p.max_documents]
+        [Path(f["path"]).suffixes, f["sha256"], p.source, p.max_chars, p.max_documents]
         for p, f in zip(portions, found, strict=True)
     ]
     key = [manifest.settings(config), contents]
@@ -95,6 +95,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
                     building.mkdir(exist_ok=True)
                     _build_whole(config, building, say)
                     building.rename(path)
+                    _tidy(path)
                     return Corpus(path)
         except BrokenProcessPool as error:
             raise UserError(
@@ -111,6 +112,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
     if not (path / MANIFEST).exists():
         raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
     say(f"corpus: {path} (found)")
+    _tidy(path)
     corpus = Corpus(path)
     corpus.verify()
     return corpus
@@ -131,6 +133,13 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits sees what was built
         lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only an unfinished corpus needs."""
+    for pattern in TEMPORARY:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> None:
@@ -161,12 +170,11 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         encoding.token_counts(number, len(shards), folder)
         for number, shards in enumerate(by_unit)
     )
-    facts = manifest.make(config, units, by_unit, found, counts_V, duplicates)
+    facts = manifest.make(
+        config, units, by_unit, found, counts_V, duplicates, folder / TOKENIZER
+    )
     files.write_json(folder / MANIFEST, facts)
     report.write(Corpus(folder), counts_V, by_unit)
-    for pattern in TEMPORARY:
-        for path in folder.glob(pattern):
-            path.unlink()
     first, *others = manifest.lines(config, facts)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         say(f"corpus: {line}")
@@ -177,7 +185,7 @@ def units_of(portions: Sequence[Portion]) -> list[Unit]:
     groups: list[list[Portion]] = []
     room = 0
     for portion in portions:
-        size = portion.part.size or UNIT_BYTES
+        size = UNIT_BYTES if portion.part.size is None else portion.part.size
         if not groups or room < size or groups[-1][0].source != portion.source:
             groups.append([])
             room = UNIT_BYTES

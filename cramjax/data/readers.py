@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import lzma
 import zlib
@@ -17,7 +18,7 @@ import pyarrow
 from pyarrow import parquet
 
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.errors import UserError
+from cramjax.errors import SourceLost, UserError
 from cramjax.schema import DataConfig
 
 COMPRESSIONS: dict[str, Callable[[Path], BinaryIO]] = {
@@ -30,6 +31,8 @@ COMPRESSIONS: dict[str, Callable[[Path], BinaryIO]] = {
 DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
 # Longer documents are cut, or one file without a blank line could fill the memory.
 MAX_DOCUMENT_CHARS = 1 << 22
+MAX_RECORD_CHARS = 1 << 26  # a line of .jsonl or field of .csv; longer are left out
+BATCH_ROWS = 64  # of .parquet, read at once
 
 Problems = collections.Counter[str]  # {what was broken: how often}
 
@@ -58,10 +61,22 @@ class Reading:
         keep = tuple((name, frozenset(values.split("|"))) for name, values in rules)
         return cls(config.text_field, config.txt_documents, keep, config.join_chars)
 
-    @property
-    def columns(self) -> list[str]:
-        """The fields of a record that are needed."""
-        return sorted({self.text_field, *(name.split(".")[0] for name, _ in self.keep)})
+    def columns(self, there: Sequence[str], where: str) -> list[str]:
+        """Returns the columns of a table that are needed.
+
+        Raises:
+          UserError: one is not there.
+        """
+        needed = {}
+        for name, key in (
+            (self.text_field, "text_field"),
+            *((name, "keep") for name, _ in self.keep),
+        ):
+            column = name if name in there else name.split(".")[0]
+            if column not in there:
+                raise _no_field(where, name, there, key)
+            needed[column] = key
+        return sorted(needed)
 
     def text(
         self, record: Mapping[str, Any], where: str, problems: Problems
@@ -74,13 +89,16 @@ class Reading:
         for name, values in self.keep:
             value = self._field(record, name, "keep", where)
             value = value.decode(errors="replace") if type(value) is bytes else value
-            if str(value) not in values:
+            as_json = json.dumps(value) if type(value) is bool else str(value)
+            if not {str(value), as_json} & values:
                 problems["records left out by data.keep"] += 1
                 return None
         text = self._field(record, self.text_field, "text_field", where)
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
-        if text is not None and not isinstance(text, str):
+        if text is None:
+            problems["records without text"] += 1
+        elif not isinstance(text, str):
             raise _no_field(where, self.text_field, sorted(record), "text_field")
         return text
 
@@ -151,8 +169,9 @@ def file_texts(path: Path, reading: Reading, problems: Problems) -> Iterator[str
             text = next(texts, None)
         except DAMAGE as error:
             if getattr(error, "errno", None) is not None:  # the disk's, not the file's
-                raise UserError(
-                    f"config.data.sources: {path} cannot be read ({error})"
+                raise SourceLost(
+                    f"config.data.sources: {path} cannot be read ({error}); the same "
+                    "command goes on with what is finished"
                 ) from error
             problems[f"{path.name} is damaged: {error}"] += 1
             return
@@ -177,7 +196,7 @@ def _txt(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
             while line := file.readline(MAX_DOCUMENT_CHARS):
                 blank = reading.txt_documents == "blank_line" and not line.strip()
                 full = size + len(line) > MAX_DOCUMENT_CHARS
-                if full:
+                if full and reading.txt_documents != "line":
                     problems["documents cut for their length"] += 1
                 if lines and (blank or full or reading.txt_documents == "line"):
                     yield "".join(lines)
@@ -192,7 +211,15 @@ def _txt(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
 
 def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(1):
+            line = file.readline(MAX_RECORD_CHARS)
+            if not line:
+                return
+            if len(line) == MAX_RECORD_CHARS and not line.endswith("\n"):
+                while (rest := file.readline(MAX_RECORD_CHARS)) and rest[-1] != "\n":
+                    pass
+                problems["records that are too long"] += 1
+                continue
             if not line.strip():
                 continue
             try:
@@ -209,15 +236,16 @@ def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
 
 
 def _csv(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(MAX_RECORD_CHARS)
     with _open(path) as file:
         rows = csv.reader(file)
         names = _next_row(rows, problems) or []
-        for name in reading.columns:
-            if name not in names:
-                key = "text_field" if name == reading.text_field else "keep"
-                raise _no_field(str(path), name, names, key)
+        if not names:
+            return
+        reading.columns(names, str(path))
         while (row := _next_row(rows, problems)) is not None:
+            if not row:  # a blank line
+                continue
             record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
             if (text := reading.text(record, str(path), problems)) is not None:
                 yield text
@@ -234,15 +262,16 @@ def _next_row(rows: Iterator[list[str]], problems: Problems) -> list[str] | None
 def _parquet(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
     with parquet.ParquetFile(path) as file:
         types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
-        for name in reading.columns:
-            key = "text_field" if name == reading.text_field else "keep"
-            if name not in types or (key == "text_field" and not _is_text(types[name])):
-                raise _no_field(str(path), name, list(types), key)
-        for batch in file.iter_batches(1000, columns=reading.columns):
-            column = batch.schema.get_field_index(reading.text_field)
-            # As bytes, for strings may hold what is not UTF-8.
-            texts = batch.column(column).cast(pyarrow.large_binary())
-            batch = batch.set_column(column, reading.text_field, texts)
+        columns = reading.columns(list(types), str(path))
+        text_type = types.get(reading.text_field)
+        if text_type is not None and not _is_text(text_type):
+            raise _no_field(str(path), reading.text_field, list(types), "text_field")
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            if text_type is not None:
+                column = batch.schema.get_field_index(reading.text_field)
+                # As bytes, for strings may hold what is not UTF-8.
+                texts = batch.column(column).cast(pyarrow.large_binary())
+                batch = batch.set_column(column, reading.text_field, texts)
             for record in batch.to_pylist():
                 if (text := reading.text(record, str(path), problems)) is not None:
                     yield text

@@ -49,7 +49,7 @@ def write(
         "text": f"{manifest['bytes'] / 1e6:,.1f} MB",
         "training blocks": f"{len(corpus.train):,} of {corpus.train.length} tokens",
         "held-out blocks": f"{len(corpus.held_out):,}",
-        "tokens per byte": f"{kept_tokens / manifest['bytes']:.3f}",
+        "tokens per byte": f"{kept_tokens / manifest['kept_bytes']:.3f}",
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
         "entries never used": _share(int((counts_V == 0).sum()), len(counts_V)),
     }

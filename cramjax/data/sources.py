@@ -3,11 +3,13 @@
 import dataclasses
 import glob
 import itertools
-import math
+import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from cramjax.data import huggingface, readers, tfds
 from cramjax.data.fingerprints import Fingerprints
@@ -15,6 +17,7 @@ from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig, require
 
+MIN_CHARS = 1 << 13  # of a part, where a limit leaves each of them less
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
 
 
@@ -26,8 +29,8 @@ class Part(Protocol):
         """What it is called in messages."""
 
     @property
-    def size(self) -> int:
-        """Bytes, packed; 0 if unknown."""
+    def size(self) -> int | None:
+        """Bytes, packed; None if unknown."""
 
     def facts(self, known: Fingerprints) -> dict[str, Any]:
         """Returns what the manifest says of it: name, size, and its content's hash."""
@@ -44,15 +47,15 @@ class Portion:
       part: the file or shard.
       source: the place in `config.data.sources` of what named it.
       weight: the share of the corpus's text that it is expected to give.
-      max_chars: of its text, 0 = all: no document begins after that.
-      max_documents: of its documents, 0 = all.
+      max_chars: of its text, None = all: no document begins after that.
+      max_documents: of its documents, None = all.
     """
 
     part: Part
     source: int
     weight: float
-    max_chars: int
-    max_documents: int
+    max_chars: int | None = None
+    max_documents: int | None = None
 
 
 def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
@@ -60,7 +63,7 @@ def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
 
     `data.max_chars` and `data.max_documents` are spread over the parts: over the
     sources by `data.shares`, or by their bytes; within a source by bytes, or equally
-    where these are not known.
+    where these are not known. Of very many small parts only some are taken.
 
     Args:
       data: the section of the config.
@@ -84,18 +87,12 @@ def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
         else:
             parts.append(_files(source))
     weights = _weights(parts, data.shares)
+    limits = (spread(data.max_chars, weights), spread(data.max_documents, weights, 1))
+    named = ((source, part) for source, group in enumerate(parts) for part in group)
     return [
-        Portion(
-            part,
-            source,
-            weight,
-            math.ceil(data.max_chars * weight),
-            math.ceil(data.max_documents * weight),
-        )
-        for (source, part), weight in zip(
-            ((source, p) for source, group in enumerate(parts) for p in group),
-            weights,
-            strict=True,
+        Portion(part, source, weight, chars, documents)
+        for (source, part), weight, chars, documents in zip(
+            named, weights, *limits, strict=True
         )
     ]
 
@@ -108,7 +105,10 @@ def _files(source: str) -> list[Part]:
             )
         matches = [str(resources.files("cramjax") / EMBEDDED[source])]
     else:
-        matches = sorted(glob.glob(str(Path(source).expanduser()), recursive=True))
+        pattern = str(Path(source).expanduser())
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if Path(pattern).is_file():  # though it may look like a pattern
+            matches = [pattern]
         matches = [m for m in matches if Path(m).is_file()]
     if not matches:
         raise UserError(
@@ -126,7 +126,8 @@ def _files(source: str) -> list[Part]:
                 f"{', '.join(readers.COMPRESSIONS)}; .parquet plain); convert or "
                 "rename it"
             )
-    return [File(Path(m).resolve()) for m in matches]
+    # Not resolved: the suffix of a link says what is in the file, its target's may not.
+    return [File(Path(os.path.abspath(m))) for m in matches]
 
 
 DATASETS = {"tfds": tfds.shards, "hf": huggingface.shards}
@@ -135,9 +136,9 @@ DATASETS = {"tfds": tfds.shards, "hf": huggingface.shards}
 def _weights(parts: Sequence[Sequence[Part]], shares: Sequence[float]) -> list[float]:
     """Returns the expected share of the text of every part; they sum to 1."""
     sizes = [[part.size for part in group] for group in parts]
-    if not all(itertools.chain.from_iterable(sizes)):
-        # A size is unknown, or a file is empty: all parts count the same.
+    if None in itertools.chain.from_iterable(sizes):
         sizes = [[1] * len(group) for group in parts]
+    sizes = [group if any(group) else [1] * len(group) for group in sizes]
     whole = sum(map(sum, sizes))
     of_source = shares or [sum(group) / whole for group in sizes]
     return [
@@ -145,6 +146,23 @@ def _weights(parts: Sequence[Sequence[Part]], shares: Sequence[float]) -> list[f
         for share, group in zip(of_source, sizes, strict=True)
         for size in group
     ]
+
+
+def spread(
+    total: int, weights: Sequence[float], grain: int = MIN_CHARS
+) -> list[int | None]:
+    """Returns each part's share of `total`, all None if it is 0.
+
+    The shares sum to `total`, about. Where they would be below `grain` (a file gives
+    whole documents only), some parts get a grain or more and others nothing.
+    """
+    if not total:
+        return [None] * len(weights)
+    if not grain <= total < len(weights) * grain:
+        grain = 1
+    ends = np.cumsum(weights) / np.sum(weights) * total / grain
+    steps = np.diff(np.round(ends, 6).round(), prepend=0)
+    return [int(step) * grain for step in steps]
 
 
 def documents(portion: Portion, reading: Reading, problems: Problems) -> Iterator[str]:
@@ -165,9 +183,9 @@ def documents(portion: Portion, reading: Reading, problems: Problems) -> Iterato
     texts = _joined(_clean(portion.part, reading, problems), reading.join_chars)
     chars = number = 0
     for text in texts:
-        if portion.max_chars and chars >= portion.max_chars:
+        if portion.max_chars is not None and chars >= portion.max_chars:
             return
-        if portion.max_documents and number >= portion.max_documents:
+        if portion.max_documents is not None and number >= portion.max_documents:
             return
         chars, number = chars + len(text), number + 1
         yield text
@@ -194,10 +212,12 @@ def _clean(part: Part, reading: Reading, problems: Problems) -> Iterator[str]:
 
 def _joined(texts: Iterator[str], min_chars: int) -> Iterator[str]:
     waiting: list[str] = []
+    chars = 0
     for text in texts:
         waiting.append(text)
-        if sum(map(len, waiting)) >= min_chars:
+        chars += len(text)
+        if chars >= min_chars:
             yield "\n".join(waiting)
-            waiting = []
+            waiting, chars = [], 0
     if waiting:
         yield "\n".join(waiting)

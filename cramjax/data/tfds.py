@@ -33,7 +33,16 @@ class Shard(File):
         import tensorflow_datasets
 
         builder = tensorflow_datasets.builder_from_directory(self.folder)
-        for record in builder.as_data_source(f"{self.split}[{self.number}shard]"):
+        records = iter(builder.as_data_source(f"{self.split}[{self.number}shard]"))
+        while True:
+            try:
+                record = next(records, None)
+            except Exception as error:  # array_record's own kinds
+                what = str(error).partition("\n")[0]
+                problems[f"{self.path.name} is damaged: {what}"] += 1
+                return
+            if record is None:
+                return
             if (text := reading.text(record, self.name, problems)) is not None:
                 yield text
 

@@ -1,6 +1,7 @@
 """The corpus's tokenizer: trained on a sample of its text, or taken from another."""
 
 import collections
+import dataclasses
 import hashlib
 import re
 import time
@@ -35,6 +36,7 @@ def make(
     if path.exists():
         return
     start = time.monotonic()
+    _check_normalizer(config, units)
     if config.data.tokenizer:
         words_json = tokenizer.adopt(
             Path(config.data.tokenizer).expanduser(),
@@ -78,19 +80,25 @@ def _train(config: Config, units: Sequence[Unit], folder: Path) -> str:
     reading = Reading.of(config.data)
     cut = dedup.Rules.of(config.data).on
     problems: Problems = collections.Counter()
+    portions = [portion for unit in units for portion in unit.portions]
+    weights = [portion.weight for portion in portions]
+    shares = sources.spread(config.data.tokenizer_chars, weights, 1)
+    chars = dict(zip(portions, shares, strict=True))
 
     def sample() -> Iterator[str]:
         for unit in units:
             cuts_Rx4 = cuts.load(folder, unit.number) if cut else None
             for number, portion in enumerate(unit.portions):
-                left = config.data.tokenizer_chars * portion.weight
+                left = chars[portion]
+                if not left:
+                    continue
                 documents = sources.documents(portion, reading, problems)
                 for text in cuts.without(documents, cuts_Rx4, number):
                     if left <= 0:
                         break
-                    left -= len(text)
                     if not encoding.is_held_out(text, config.data.held_out_share):
-                        yield _LONG_WORD.sub(" ", text)
+                        yield _LONG_WORD.sub(" ", text[:left])
+                    left -= len(text)
 
     if next(sample(), None) is None:
         found = "; ".join(problems)
@@ -99,20 +107,26 @@ def _train(config: Config, units: Sequence[Unit], folder: Path) -> str:
             "data.txt_documents, data.text_field and data.keep in configs/default.py "
             "for what is a document"
         )
-    _check_normalizer(config, sample())
     steps, kind = config.data.normalizer, config.data.tokenizer_kind
     return tokenizer.train(sample, config.model.vocab_size, steps, kind).to_str()
 
 
-def _check_normalizer(config: Config, texts: Iterator[str]) -> None:
+def _check_normalizer(config: Config, units: Sequence[Unit]) -> None:
     """Refuses to throw away much of the text, as of another script."""
     steps = tokenizer.normalizer(config.data.normalizer)
+    reading = Reading.of(config.data)
+    portions = [portion for unit in units for portion in unit.portions]
+    weights = [portion.weight for portion in portions]
     before = after = 0
-    for text in texts:
-        text = re.sub(" {2,}", " ", text)
-        before, after = before + len(text), after + len(steps.normalize_str(text))
-        if before > CHECK_CHARS:
-            break
+    for portion, chars in zip(
+        portions, sources.spread(CHECK_CHARS, weights), strict=True
+    ):
+        some = dataclasses.replace(
+            portion, max_chars=min(chars, portion.max_chars or chars)
+        )
+        for text in sources.documents(some, reading, collections.Counter()):
+            text = re.sub(" {2,}", " ", text[:CHECK_CHARS])
+            before, after = before + len(text), after + len(steps.normalize_str(text))
     if after < (1 - MAX_REMOVED) * before:
         kept = [
             s for s in config.data.normalizer if s not in ("ascii", "strip_accents")

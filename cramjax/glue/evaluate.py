@@ -67,6 +67,7 @@ def evaluate(
     """
     path = workdir / RESULTS
     results = _so_far(path)
+    new = not (workdir / TABLE).exists()
     for task in tasks.get(config.glue):
         jobs = [
             (start, rate)
@@ -76,6 +77,7 @@ def evaluate(
         ]
         if not jobs:
             continue
+        new = True
         sets = _load(config, task, words)
         for note in sets.notes:
             say(note)
@@ -97,7 +99,7 @@ def evaluate(
                     f"{', '.join(f'{score:.1f}' for score in trials)} "
                     f"({time.monotonic() - begin:.0f}s)"
                 )
-    if results:
+    if results and new:
         differences = {
             f"{first} - {second}": difference.between(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
