@@ -55,12 +55,13 @@ def get_config() -> config_dict.ConfigDict:
     data.sources = ()
     data.dir = "data"  # where packed corpora are kept, one folder each
     data.split = "train"  # of tfds: and hf: sources
-    data.shares = ()  # of data.max_chars, one for each source; () = by their bytes
+    # Of data.max_chars, one for each source, in any unit; () = by their bytes.
+    data.shares = ()
     data.max_chars = 0  # of text in all, taken from every file alike; 0 = all there is
     data.max_documents = 0  # in all, taken from every file alike; 0 = all
     data.text_field = "text"  # of a record: .jsonl, .csv, .parquet, tfds:, hf:
     data.txt_documents = "blank_line"  # what ends a document in .txt; or "line", "file"
-    # Records to keep, e.g. "meta.pile_set_name=Books3|Gutenberg (PG-19)"; () = all.
+    # Records to keep, e.g. ("meta.pile_set_name=Books3|Gutenberg (PG-19)",); () = all.
     data.keep = ()
     data.join_chars = 0  # documents shorter than this are joined with the next
     data.licence = ""  # of the text, a note for the reports

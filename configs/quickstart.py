@@ -27,7 +27,6 @@ def get_config() -> config_dict.ConfigDict:
     config.model.dtype = "float32"
 
     config.data.sources = ("embedded:books",)
-    config.data.licence = "public domain in the US"
     config.data.max_tokens_per_char = 0.0  # the text is clean, the vocabulary small
     config.data.held_out_share = 0.03
     config.data.order = "random"

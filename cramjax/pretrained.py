@@ -58,7 +58,13 @@ class Pretrained:
         return [self.first, *ids[: self.model.max_length - 2], SEP]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 vectors_NxD: the mean of each text's hidden states."""
+        """Returns float32 vectors_NxD: the mean of each text's hidden states.
+
+        Raises:
+          UserError: a single text, not a list of them.
+        """
+        if isinstance(texts, str):
+            raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
         rows = [self.ids(text) for text in texts]
         vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
         for places, tokens_BxL in self._batches(rows, BATCH):

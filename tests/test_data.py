@@ -83,6 +83,7 @@ def test_what_is_dropped_is_counted_and_shown(tmp_path):
     assert corpus.manifest["documents"]["filtered"] == 5
     text = (corpus.path / "report.md").read_text()
     assert "| dropped by data.min_document_chars | 4 (1.31%) |" in text
+    assert "    min_document_chars: 4\n" in text
     assert "## Dropped by data.max_document_chars\n\n    the cow jumped" in text
 
 

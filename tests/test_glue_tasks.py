@@ -237,6 +237,9 @@ def test_own_labels_are_sorted(tmp_path):
     glue = having(tasks=("own",), own_dir=str(tmp_path))
     (task,) = tasks.get(glue)
     assert data.load(task, glue).labels == tuple("abcdefg")
+    write(tmp_path, "train.tsv", text + "a\t \n")
+    with pytest.raises(UserError, match=r"train\.tsv:9 has no label in 'label'"):
+        data.load(task, glue)
 
 
 def test_own_regression(tmp_path):

@@ -143,6 +143,8 @@ def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
         total += float(jax.nn.log_softmax(logits[0, 0])[ids[place]])
     scores = model.pseudo_log_likelihoods(["w2 w3 w4 w5 w6", text, "w1"])
     assert scores[1] == pytest.approx(total, abs=1e-4)
+    with pytest.raises(UserError, match=r"pass \['w7 w8 w9'\]"):
+        model.encode(text)
     assert model.pseudo_log_likelihoods([text])[0] == pytest.approx(total, abs=1e-4)
 
 

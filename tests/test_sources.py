@@ -118,7 +118,17 @@ def test_odd_records(tmp_path):
     lines = tmp_path / "a.jsonl"
     deep = "[" * 100_000
     lines.write_text('\ufeff{"text": "one"}\n{"text": ' + "9" * 5000 + "}\n" + deep)
-    assert read(lines) == (["one"], {"lines that are not JSON": 2})
+    assert read(lines)[0] == ["one"]
+    assert read(lines)[1]["lines that are not JSON"] == 2
+    lines.write_text('{"text": 5}\n"text"\n[1]\n{"text": "two"}\n{"text": null}')
+    assert read(lines) == (
+        ["two"],
+        {
+            "records whose text is not a string": 1,
+            "lines that are not objects": 2,
+            "records without text": 1,
+        },
+    )
     rows = tmp_path / "a.csv"
     rows.write_text("\ufefftext,id\none,1\n\ntwo\n" + '"' + "w " * 200_000 + '",3')
     documents, problems = read(rows)
@@ -171,6 +181,10 @@ def test_resolve(tmp_path):
     for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
         with pytest.raises(UserError, match="config.data.sources"):
             portions(tmp_path, f"data.sources={wrong}")
+    with pytest.raises(
+        UserError, match=r"is a folder; pass the files in it, .*\*\.txt"
+    ):
+        portions(tmp_path, f"data.sources={tmp_path}")
     with pytest.raises(UserError, match=r"d\.pdf is none of"):
         portions(tmp_path, f"data.sources={tmp_path}/d.pdf")
 

@@ -99,7 +99,8 @@ class Reading:
         if text is None:
             problems["records without text"] += 1
         elif not isinstance(text, str):
-            raise _no_field(where, self.text_field, sorted(record), "text_field")
+            problems["records whose text is not a string"] += 1
+            return None
         return text
 
     def _field(
@@ -229,8 +230,8 @@ def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
                 continue
             where = f"{path}:{number}"
             if not isinstance(record, dict):
-                kind = type(record).__name__
-                raise UserError(f"{where} is {kind}: a line must be an object")
+                problems["lines that are not objects"] += 1
+                continue
             if (text := reading.text(record, where, problems)) is not None:
                 yield text
 

@@ -81,13 +81,16 @@ def write(
     ]
     lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
+    settings = manifest["settings"]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     files.write_text(
         corpus.path / REPORT,
         f"# {corpus.path.name.removesuffix('.partial')}\n\n"
         f"| what | value |\n|---|---|\n{table}\n\n"
         f"![tokens of the documents]({FIGURE})\n\n"
-        f"## Most frequent tokens\n\n{frequent}\n\n"
+        "## Settings\n\n"
+        + "".join(f"    {key}: {value}\n" for key, value in settings.items())
+        + f"\n## Most frequent tokens\n\n{frequent}\n\n"
         + _section("Blocks, chosen at random", samples)
         + "".join(
             "\n" + _section(what, texts) for what, texts in dropped.items() if texts

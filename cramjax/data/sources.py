@@ -110,6 +110,11 @@ def _files(source: str) -> list[Part]:
         if Path(pattern).is_file():  # though it may look like a pattern
             matches = [pattern]
         matches = [m for m in matches if Path(m).is_file()]
+    if not matches and Path(source).expanduser().is_dir():
+        raise UserError(
+            f"config.data.sources: {source!r} is a folder; pass the files in it, "
+            f"{str(Path(source) / '*.txt')!r} say"
+        )
     if not matches:
         raise UserError(
             f"config.data.sources: {source!r} matches no file; pass paths or globs, "

@@ -84,6 +84,11 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
         raise UserError(_missing(task, task.train, glue))
     labels = task.labels
     if not labels and not task.regression:
+        for row in table.rows:
+            if not (row.label or "").strip():
+                raise UserError(
+                    f"{table.where}:{row.line} has no label in {glue.own_label!r}"
+                )
         labels = tuple(sorted({row.label for row in table.rows}))
         _check_found(task, labels, glue)
     train = _rows(table, labels, task, labelled=True)
