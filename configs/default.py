@@ -58,7 +58,8 @@ def get_config() -> config_dict.ConfigDict:
     # Of data.max_chars, one for each source, in any unit; () = by their bytes.
     data.shares = ()
     data.max_chars = 0  # of text in all, taken from every file alike; 0 = all there is
-    data.max_documents = 0  # in all, taken from every file alike; 0 = all
+    # In all, taken from every file alike, before duplicates and filters; 0 = all.
+    data.max_documents = 0
     data.text_field = "text"  # of a record: .jsonl, .csv, .parquet, tfds:, hf:
     data.txt_documents = "blank_line"  # what ends a document in .txt; or "line", "file"
     # Records to keep, e.g. ("meta.pile_set_name=Books3|Gutenberg (PG-19)",); () = all.
@@ -88,7 +89,9 @@ def get_config() -> config_dict.ConfigDict:
     # if most of it repeats. Longer text is searched in pairs of halves: to find the
     # same takes time with its square, so give what memory there is.
     data.dedup_chunk_bytes = 1 << 29
-    data.held_out_share = 0.005  # of the documents, never trained on
+    # Of the documents, never trained on (pieces of 4M characters of longer ones count as
+    # documents).
+    data.held_out_share = 0.005
     # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
     # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".
     data.order = "sentence_length"
