@@ -89,8 +89,7 @@ def get_config() -> config_dict.ConfigDict:
     # if most of it repeats. Longer text is searched in pairs of halves: to find the
     # same takes time with its square, so give what memory there is.
     data.dedup_chunk_bytes = 1 << 29
-    # Of the documents, never trained on (pieces of 4M characters of longer ones count as
-    # documents).
+    # Of the documents, never trained on; of one above 4M characters the pieces count.
     data.held_out_share = 0.005
     # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
     # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".
