@@ -175,7 +175,7 @@ def load(path: str | Path) -> Pretrained:
       UserError: it is neither, or not finished, or a file is damaged.
     """
     folder = Path(path).expanduser()
-    if (folder / "model.safetensors").exists():
+    if (folder / imports.WEIGHTS).exists():
         other = imports.load(folder)
         return Pretrained(
             other.model,

@@ -5,11 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import TINY, run_script, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import models
 
 from cramjax.data import encoding, manifest, ordering, prepare, sources, tokenizer
@@ -165,6 +169,24 @@ print(len(Blocks(pathlib.Path({str(tmp_path)!r}), [shard] * 100, 4, "<u2")))
         [sys.executable, "-c", program], capture_output=True, text=True
     )
     assert done.stdout.strip() == "100", done.stderr
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    documents=st.lists(st.lists(st.integers(7, 65_535), max_size=9), max_size=9),
+    length=st.integers(1, 12),
+)
+def test_no_token_is_lost_or_invented_between_encoding_and_blocks(documents, length):
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(length, 65_536)
+        for document in documents:
+            writer.add(document)
+        shard = writer.write(Path(folder) / "b.bin")
+        blocks = Blocks(Path(folder), [shard], length, "<u2")
+        tokens = blocks.take(np.arange(len(blocks))) if len(blocks) else np.zeros((0,))
+    ids = [i for document in documents for i in document]
+    assert tokens.ravel().tolist() == ids[: len(ids) // length * length]
+    assert writer.token_counts_V.sum() == len(blocks) * length
 
 
 def test_unigram_entropy():

@@ -35,7 +35,7 @@ from cramjax.errors import SourceLost, UserError
 from cramjax.schema import Config
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
-TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND, "*.partial")
+TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND)
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
 
 
@@ -136,10 +136,10 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what only an unfinished corpus needs."""
+    """Removes what only an unfinished corpus needs; others may do so, too."""
     for pattern in TEMPORARY:
         for path in folder.glob(pattern):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> None:
@@ -175,6 +175,8 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     )
     files.write_json(folder / MANIFEST, facts)
     report.write(Corpus(folder), counts_V, by_unit)
+    for path in folder.glob("*.partial"):  # of workers that were killed
+        path.unlink()
     first, *others = manifest.lines(config, facts)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         say(f"corpus: {line}")

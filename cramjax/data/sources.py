@@ -123,8 +123,8 @@ def _files(source: str) -> list[Part]:
         )
     for match in matches:
         kind = readers.file_format(Path(match))
-        packed_parquet = kind == ".parquet" != Path(match).suffix
-        if kind not in readers.FORMATS or packed_parquet:
+        packed = Path(match).suffix != kind
+        if kind not in readers.FORMATS or (packed and kind == ".parquet"):
             raise UserError(
                 f"config.data.sources: {match} is none of "
                 f"{', '.join(readers.FORMATS)} (plain or "

@@ -121,9 +121,8 @@ def _check_normalizer(config: Config, units: Sequence[Unit]) -> None:
     for portion, chars in zip(
         portions, sources.spread(CHECK_CHARS, weights), strict=True
     ):
-        some = dataclasses.replace(
-            portion, max_chars=min(chars, portion.max_chars or chars)
-        )
+        limits = [n for n in (chars, portion.max_chars) if n is not None]
+        some = dataclasses.replace(portion, max_chars=min(limits))
         for text in sources.documents(some, reading, collections.Counter()):
             text = re.sub(" {2,}", " ", text[:CHECK_CHARS])
             before, after = before + len(text), after + len(steps.normalize_str(text))

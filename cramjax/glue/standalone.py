@@ -24,7 +24,7 @@ from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
-from cramjax.schema import Config, require
+from cramjax.schema import Config, ModelConfig, require
 
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
@@ -44,9 +44,11 @@ def score(argv: Sequence[str]) -> str:
     argv = [long for argument in argv for long in _spelt_out(argument)]
     config, extras = parse_command_line(argv, FLAGS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
+    foreign = None  # another project's model
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
         if (checkpoint / FOREIGN_WEIGHTS).is_file():
-            config = _of_foreign(config, overridden(argv), checkpoint)
+            foreign = imports.load(checkpoint)
+            config = _of_foreign(config, overridden(argv), foreign.model)
         else:
             config = _of_checkpoint(config, overridden(argv), checkpoint)
     else:
@@ -56,9 +58,13 @@ def score(argv: Sequence[str]) -> str:
     workdir = Path(extras["workdir"] or default)
     check_workdir(workdir, config)
     evaluate.check(config)
-    weights, words, whose = (
-        _trained(config, checkpoint) if checkpoint else _random(config)
-    )
+    if foreign:
+        weights, words = {"pretrained": foreign.params}, foreign.words
+        whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
+    else:
+        weights, words, whose = (
+            _trained(config, checkpoint) if checkpoint else _random(config)
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     with in_use(workdir):
         _note_weights(workdir, whose)
@@ -104,14 +110,14 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     return from_dict(values)
 
 
-def _of_foreign(config: Config, given: set[str], checkpoint: Path) -> Config:
+def _of_foreign(config: Config, given: set[str], shape: ModelConfig) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:
-      UserError: see `imports.load`; or `config.glue.max_length` is too long for it.
+      UserError: `config.glue.max_length` is too long for it.
     """
     model = dataclasses.replace(
-        imports.load(checkpoint).model,
+        shape,
         dtype=config.model.dtype,
         attention=config.model.attention,
     )
@@ -125,10 +131,6 @@ def _trained(
     config: Config, checkpoint: Path
 ) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
     """Returns weights, their tokenizer, and what tells them from others."""
-    if (checkpoint / FOREIGN_WEIGHTS).is_file():
-        other = imports.load(checkpoint)
-        whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
-        return {"pretrained": other.params}, other.words, whose
     bring_back = "bring it back from the folder of the corpus"
     words = tokenizer.load(checkpoint / TOKENIZER, bring_back)
     corpus = files.read_json(checkpoint / CORPUS, bring_back)["name"]
