@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cramjax import initializers
+from cramjax.norms import LayerNorm
 from cramjax.schema import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -33,10 +34,7 @@ def norm(config: ModelConfig) -> nn.Module:
     """Returns the config's norm, with statistics in float32."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype)
-    # The variance is taken about the mean: the fast form loses digits in float32.
-    return nn.LayerNorm(
-        epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False
-    )
+    return LayerNorm(epsilon=config.norm_eps, dtype=config.dtype)
 
 
 def drop(rate: float) -> nn.Dropout:
