@@ -29,12 +29,14 @@ class Attention(nn.Module):
         )
         self.drop = drop(self.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD; the mask is 1 where L may attend to M; its L may be 1."""
-        shape = (*x_BxLxD.shape[:2], self.config.heads, self.config.head_dim)
-        q_BxLxHxK = self.query(x_BxLxD).reshape(shape)
-        k_BxMxHxK = self.key(x_BxLxD).reshape(shape)
-        v_BxMxHxK = self.value(x_BxLxD).reshape(shape)
+    def __call__(
+        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+    ) -> jax.Array:
+        """Returns x_NxD; the mask is 1 where L may attend to M; its L may be 1."""
+        shape = (-1, length, self.config.heads, self.config.head_dim)
+        q_BxLxHxK = self.query(x_NxD).reshape(shape)
+        k_BxMxHxK = self.key(x_NxD).reshape(shape)
+        v_BxMxHxK = self.value(x_NxD).reshape(shape)
         if self.config.positions == "rotary":
             q_BxLxHxK = positions.rotate(q_BxLxHxK)
             k_BxMxHxK = positions.rotate(k_BxMxHxK)
@@ -44,7 +46,7 @@ class Attention(nn.Module):
             )
         else:
             mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM)
-        return self.output(mixed_BxLxHxK.reshape(x_BxLxD.shape))
+        return self.output(mixed_BxLxHxK.reshape(x_NxD.shape))
 
     def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM):
         scores_BxHxLxM = jnp.einsum("BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK)
@@ -77,14 +79,17 @@ class FourierMixing(nn.Module):
             role="output",
         )
 
-    def __call__(self, x_BxLxD: jax.Array, mask_Bx1xM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD; only positions where the mask is 1 are transformed."""
+    def __call__(
+        self, x_NxD: jax.Array, length: int, mask_Bx1xM: jax.Array | None
+    ) -> jax.Array:
+        """Returns x_NxD; only positions where the mask is 1 are transformed."""
+        x_BxLxD = x_NxD.reshape(-1, length, self.config.width)
         x_BxLxD = jnp.fft.fft(x_BxLxD.astype(jnp.float32), axis=2, norm="ortho")
         if mask_Bx1xM is None:
             mixed_BxLxD = jnp.fft.fft(x_BxLxD, axis=1, norm="ortho").real
         else:
             mixed_BxLxD = self._over_valid_positions(x_BxLxD, mask_Bx1xM[:, 0])
-        return self.output(mixed_BxLxD)
+        return self.output(mixed_BxLxD.reshape(x_NxD.shape))
 
     def _over_valid_positions(self, x_BxLxD, mask_BxM):
         """By matrices: every row's transform has the length of its own text."""

@@ -7,7 +7,7 @@ class or table entry each, here or in `mixing`, `positions`, `layers`, `initiali
 Axes, one capital letter each, as suffixes of array names and in einsum strings:
     B batch        L query position   M key position   D width       H heads
     K head dim     F feed-forward     V vocabulary     P predicted   C classes
-    E embedding width, D unless it is factorised
+    E embedding width, D unless it is factorised       N rows, B L of them
 
 Parameters and norm statistics are float32; everything else computes in `config.dtype`,
 except the softmax over keys and the logits, which are float32.
@@ -96,10 +96,10 @@ class GatedFeedForward(nn.Module):
         self.value = dense(config, half, bias=bias, role="branch")
         self.output = dense(config, config.width, bias=bias, role="output")
 
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Returns x_BxLxD."""
-        gate_BxLxF = ACTIVATIONS[self.config.activation](self.gate(x_BxLxD))
-        return self.output(gate_BxLxF * self.value(x_BxLxD))
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        """Returns x_NxD."""
+        gate_NxF = ACTIVATIONS[self.config.activation](self.gate(x_NxD))
+        return self.output(gate_NxF * self.value(x_NxD))
 
 
 class PlainFeedForward(nn.Module):
@@ -113,9 +113,9 @@ class PlainFeedForward(nn.Module):
         self.value = dense(config, config.ffn_width, bias=bias, role="branch")
         self.output = dense(config, config.width, bias=bias, role="output")
 
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Returns x_BxLxD."""
-        return self.output(ACTIVATIONS[self.config.activation](self.value(x_BxLxD)))
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        """Returns x_NxD."""
+        return self.output(ACTIVATIONS[self.config.activation](self.value(x_NxD)))
 
 
 class PreNormBlock(nn.Module):
@@ -141,27 +141,30 @@ class PreNormBlock(nn.Module):
             self.ffn = FEED_FORWARD[config.ffn](config)
         self.drop = drop(self.dropout)
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD."""
+    def __call__(
+        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+    ) -> jax.Array:
+        """Returns x_NxD, N = B L."""
         first = not (self.index or self.config.first_norm)
-        normed_BxLxD = x_BxLxD if first else self.attention_norm(x_BxLxD)
-        x_BxLxD += self.drop(self.attention(normed_BxLxD, mask_BxLxM))
+        normed_NxD = x_NxD if first else self.attention_norm(x_NxD)
+        x_NxD += self.drop(self.attention(normed_NxD, length, mask_BxLxM))
         if self.config.has_ffn(self.index):
-            x_BxLxD += self.drop(self.ffn(self.ffn_norm(x_BxLxD)))
-        return x_BxLxD
+            x_NxD += self.drop(self.ffn(self.ffn_norm(x_NxD)))
+        return x_NxD
 
 
 class PostNormBlock(PreNormBlock):
     """Attention, residual, norm; feed-forward, residual, norm (arXiv 1706.03762)."""
 
-    def __call__(self, x_BxLxD: jax.Array, mask_BxLxM: jax.Array | None) -> jax.Array:
-        """Returns x_BxLxD."""
-        x_BxLxD = self.attention_norm(
-            x_BxLxD + self.drop(self.attention(x_BxLxD, mask_BxLxM))
-        )
+    def __call__(
+        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+    ) -> jax.Array:
+        """Returns x_NxD, N = B L."""
+        mixed_NxD = self.attention(x_NxD, length, mask_BxLxM)
+        x_NxD = self.attention_norm(x_NxD + self.drop(mixed_NxD))
         if self.config.has_ffn(self.index):
-            x_BxLxD = self.ffn_norm(x_BxLxD + self.drop(self.ffn(x_BxLxD)))
-        return x_BxLxD
+            x_NxD = self.ffn_norm(x_NxD + self.drop(self.ffn(x_NxD)))
+        return x_NxD
 
 
 FEED_FORWARD = {"gated": GatedFeedForward, "plain": PlainFeedForward}
@@ -235,9 +238,13 @@ class Encoder(nn.Module):
         mask_BxLxM = attention_mask_BxL
         if mask_BxLxM is not None and mask_BxLxM.ndim == 2:
             mask_BxLxM = attention_mask_BxL[:, None]
+        # Two axes, and a barrier before the first layer: only then does XLA on a GPU
+        # add the residual in the matrix product before it.
+        x_NxD = jax.lax.optimization_barrier(x_BxLxD.reshape(-1, self.config.width))
         for layer in self.layers * self.config.repeats:
-            x_BxLxD = layer(x_BxLxD, mask_BxLxM)
-        return self.final_norm(x_BxLxD) if self.config.final_norm else x_BxLxD
+            x_NxD = layer(x_NxD, x_BxLxD.shape[1], mask_BxLxM)
+        x_NxD = self.final_norm(x_NxD) if self.config.final_norm else x_NxD
+        return x_NxD.reshape(x_BxLxD.shape)
 
 
 class MaskedLM(Encoder):
