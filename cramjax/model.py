@@ -98,8 +98,10 @@ class GatedFeedForward(nn.Module):
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
         """Returns x_NxD."""
-        gate_NxF = ACTIVATIONS[self.config.activation](self.gate(x_NxD))
-        return self.output(gate_NxF * self.value(x_NxD))
+        activation = ACTIVATIONS[self.config.activation]
+        # Backward computes the activation again: to read it back is more traffic.
+        gated = jax.checkpoint(lambda gate, value: activation(gate) * value)
+        return self.output(gated(self.gate(x_NxD), self.value(x_NxD)))
 
 
 class PlainFeedForward(nn.Module):
