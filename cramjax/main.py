@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cramjax import host_memory
 from cramjax.config import parse_command_line
 from cramjax.errors import Interrupted, UserError
 
@@ -40,6 +41,7 @@ def guarded(
     if {"-h", "--help"} & set(argv):
         print(usage.strip())
         return 0
+    host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         command(argv)
