@@ -293,8 +293,8 @@ class MaskedLM(Encoder):
         return logits_BxPxV
 
 
-def _pick(x_BxLxN: jax.Array, positions_BxP: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x_BxLxN, positions_BxP[..., None], 1)
+def _pick(x_BxLxX: jax.Array, positions_BxP: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_BxLxX, positions_BxP[..., None], 1)
 
 
 class HeadTransform(nn.Module):
