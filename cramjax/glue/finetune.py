@@ -176,6 +176,7 @@ def _train(
             *(rows_SxTxB, np.int32(count), np.int32(step)),
             *(np.float32(steps), np.float32(learning_rate)),
         )
+        jax.block_until_ready(params_T)  # an interruption waits for one chunk only
         step += count
     return params_T
 
