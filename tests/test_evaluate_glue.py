@@ -121,7 +121,7 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
         (["--tasks=colla"], r"config\.glue\.tasks: 'colla' is not one of"),
         (["--tasks=cola", "--data_dir=no"], r"data_dir is 'no': no/CoLA/train\.tsv"),
         (["--tasks=cb", "--data_dir=no"], r"superglue_dir is 'no': no/CB/train\.jsonl"),
-        (["--task=cola"], "--task: no such key"),
+        (["--task=cola"], "--task: no such flag; did you mean --tasks or --con"),
     ],
 )
 def test_mistakes_cost_no_compute(trained, tmp_path, more, message):

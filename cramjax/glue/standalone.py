@@ -8,11 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cramjax import files, imports
+from cramjax.arguments import overridden
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
     from_dict,
-    overridden,
     parse_command_line,
     to_dict,
 )
@@ -33,6 +33,11 @@ FLAGS = (
     ("checkpoint", "workdir, or folder with BERT or ModernBERT; none = random"),
     ("workdir", "folder of the scores"),
 )
+# And for keys: --tasks=rte,mrpc and --data_dir=FOLDER.
+SHORTCUTS = {
+    "tasks": lambda value: {"glue.tasks": str(tuple(filter(None, value.split(","))))},
+    "data_dir": lambda value: {"glue.data_dir": value, "glue.superglue_dir": value},
+}
 
 
 def score(argv: Sequence[str]) -> str:
@@ -41,8 +46,7 @@ def score(argv: Sequence[str]) -> str:
     Raises:
       UserError: a mistake that can be seen before compute is spent.
     """
-    argv = [long for argument in argv for long in _spelt_out(argument)]
-    config, extras = parse_command_line(argv, FLAGS)
+    config, extras = parse_command_line(argv, FLAGS, SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
     foreign = None  # another project's model
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
@@ -71,16 +75,6 @@ def score(argv: Sequence[str]) -> str:
         files.write_json(workdir / CONFIG, to_dict(config))
         evaluate.evaluate(config, weights, words, workdir)
     return (workdir / evaluate.TABLE).read_text()
-
-
-def _spelt_out(argument: str) -> list[str]:
-    """Returns `--tasks=rte,mrpc` and `--data_dir=FOLDER` as keys of the config."""
-    name, _, value = argument.partition("=")
-    if name.lstrip("-") == "tasks":
-        return [f"--config.glue.tasks={tuple(filter(None, value.split(',')))}"]
-    if name.lstrip("-") == "data_dir":
-        return [f"--config.glue.{key}={value}" for key in ("data_dir", "superglue_dir")]
-    return [argument]
 
 
 def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
