@@ -48,6 +48,12 @@ def test_byte_order_mark_and_line_ends(tmp_path):
     assert rows.labels_N.tolist() == [1]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n  \n\n"])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    rows = task_files(tmp_path, "cola", COLA.removesuffix("\n") + end).train
+    assert rows.texts == [('He said "so.',), ("Him ran.",)]
+
+
 def test_stsb_has_numbers(tmp_path):
     head = "index\tgenre\tfile\tyear\told\ts1\ts2"
     text = f"{head}\tsentence1\tsentence2\tscore\n" + "0\t" * 7 + "A.\tB.\t3.800\n"
@@ -164,7 +170,9 @@ def test_superglue_rows(tmp_path, name, record, texts, labels):
         ("cola", "gj04\t1\t\tOne.\ngj04\t1\n", r"train\.tsv:2 has 2 columns, not 4"),
         ("cola", "gj04\t1\t\tOne.\tTwo.\n", r"train\.tsv:1 has 5 columns, not 4"),
         ("cola", "gj04\tx\t\tOne.\n", r"train\.tsv:1 has the label 'x', not one of"),
+        ("cola", "gj04\t1\t\tOne.\n\ngj04\t1\t\tTwo.\n", r":2 is blank, not 4 columns"),
         ("cola", "", r"train\.tsv has no rows"),
+        ("cola", "\n \n\r\n", r"train\.tsv has no rows"),
         ("rte", "", r"train\.tsv has no rows"),
         ("rte", "index\tsentence1\n0\tx\n", "no column 'sentence2'; it has"),
         ("rte", "index\tsentence1\tsentence2\tlabel\n", r"train\.tsv has no rows"),

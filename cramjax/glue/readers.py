@@ -48,10 +48,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line} is not UTF-8: {error.reason}") from error
-    if not text.strip():
-        return
     # Not splitlines(), nor the csv module: texts may have other line breaks in them.
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    lines = text.split("\n")
+    while lines and not lines[-1].strip(" \r"):  # editors leave blank lines at the end
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         yield number, line.removesuffix("\r")
 
 
@@ -72,7 +73,8 @@ def _read_tsv(path: Path, form: Form) -> Table:
             left_out += 1
             continue
         if len(values) != width:
-            raise UserError(f"{path}:{number} has {len(values)} columns, not {width}")
+            found = "is blank" if values == [""] else f"has {len(values)} columns"
+            raise UserError(f"{path}:{number} {found}, not {width} columns")
         picked = [values[column] for column in columns]
         label = None if form.label is None else picked.pop()
         rows.append(Row(number, tuple(picked), label))
