@@ -15,6 +15,8 @@ from cramjax.glue import metrics, readers, tfds_source
 from cramjax.glue.tasks import Split, Task
 from cramjax.schema import GlueConfig
 
+SOME = 10  # labels named in a message
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -88,6 +90,7 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
             if not (row.label or "").strip():
                 raise UserError(
                     f"{table.where}:{row.line} has no label in {glue.own_label!r}"
+                    f"{task.train.form.way_out(glue.own_label)}"
                 )
         labels = tuple(sorted({row.label for row in table.rows}))
         _check_found(task, labels, glue)
@@ -133,10 +136,11 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
 
 def _missing(task: Task, split: Split, glue: GlueConfig) -> str:
     key, folder = _folder(task, glue)
+    names = " or ".join(str(folder / file) for file in split.files)
     return (
-        f"config.glue.{key} is {getattr(glue, key)!r}: {folder / split.files[0]} is "
-        f"not there; pass the folder that holds it, or leave {task.name!r} out of "
-        '--config.glue.tasks ("()" stops after pretraining)'
+        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass the "
+        f"folder that holds it, or leave {task.name!r} out of --config.glue.tasks "
+        '("()" stops after pretraining)'
     )
 
 
@@ -146,8 +150,8 @@ def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
             f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
-            f"{len(labels)} labels in {glue.own_label!r}, needed are "
-            f"{'exactly 2' if two else '2 or more'}"
+            f"{len(labels)} labels in {glue.own_label!r} (config.glue.own_label), "
+            f"needed are {'exactly 2' if two else '2 or more'}"
         )
 
 
@@ -160,12 +164,29 @@ def _rows(
     for i, row in enumerate(table.rows if labelled else ()):
         value = _number(row.label) if task.regression else ids.get(row.label)
         if value is None:
-            allowed = "a number" if task.regression else f"one of {labels}"
+            allowed = "a number" if task.regression else _one_of(labels)
             raise UserError(
                 f"{table.where}:{row.line} has the label {row.label!r}, not {allowed}"
+                f"{_label_way_out(task)}"
             )
         labels_N[i] = value
     return Rows([row.texts for row in table.rows], labels_N)
+
+
+def _one_of(labels: tuple[str, ...]) -> str:
+    some = ", ".join(map(repr, labels[:SOME]))
+    return f"one of {some}" + (", ..." if len(labels) > SOME else "")
+
+
+def _label_way_out(task: Task) -> str:
+    """Returns the end of a message about a label; "" if the task is a benchmark's."""
+    form = task.train.form
+    end = form.way_out(form.label)
+    return (
+        f"{end}, or another --config.glue.own_metric"
+        if end and task.regression
+        else end
+    )
 
 
 def _number(text: str) -> float | None:

@@ -64,7 +64,9 @@ def _read_tsv(path: Path, form: Form) -> Table:
         names = next(lines, (1, columns))[1]
         for name in columns:
             if name not in names:
-                raise UserError(f"{path} has no column {name!r}; it has {names}")
+                raise UserError(
+                    f"{path} has no column {name!r}; it has {names}{form.way_out(name)}"
+                )
         width = len(names)
         columns = [names.index(name) for name in columns]
     rows, left_out = [], 0
@@ -96,21 +98,23 @@ def _read_jsonl(path: Path, form: Form) -> Table:
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} lacks a part: {error}") from error
         for record in records:
-            texts = tuple(_field(record, name, where) for name in form.texts)
-            label = None if form.label is None else _field(record, form.label, where)
+            texts = tuple(_field(record, name, where, form) for name in form.texts)
+            label = form.label and _field(record, form.label, where, form)
             rows.append(Row(number, texts, label))
     return Table(str(path), rows)
 
 
-def _field(record: Any, name: str, where: str) -> str:
+def _field(record: Any, name: str, where: str, form: Form) -> str:
     """Returns a field as text; a dot in the name leads into an object."""
     value = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"{where} has no {name!r}")
+            raise UserError(f"{where} has no {name!r}{form.way_out(name)}")
         value = value[part]
     if not isinstance(value, (str, bool, int, float)):
-        raise UserError(f"{where} has no text or number in {name!r}")
+        raise UserError(
+            f"{where} has no text or number in {name!r}{form.way_out(name)}"
+        )
     return value if isinstance(value, str) else json.dumps(value)
 
 
