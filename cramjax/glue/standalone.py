@@ -26,6 +26,7 @@ from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
 from cramjax.schema import Config, ModelConfig, require
 
+EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
 # Of the command line, beside the keys of the config.
@@ -58,8 +59,9 @@ def score(argv: Sequence[str]) -> str:
     else:
         glue = dataclasses.replace(config.glue, starts=("random",))
         config = dataclasses.replace(config, glue=glue)
-    default = checkpoint / "evaluation" if checkpoint else "runs/random"
+    default = checkpoint / EVALUATION if checkpoint else "runs/random"
     workdir = Path(extras["workdir"] or default)
+    _check_not_a_runs(workdir)
     check_workdir(workdir, config)
     evaluate.check(config)
     if foreign:
@@ -75,6 +77,20 @@ def score(argv: Sequence[str]) -> str:
         files.write_json(workdir / CONFIG, to_dict(config))
         evaluate.evaluate(config, weights, words, workdir)
     return (workdir / evaluate.TABLE).read_text()
+
+
+def _check_not_a_runs(workdir: Path) -> None:
+    """Keeps the scores and the config of a pretraining as they are.
+
+    Raises:
+      UserError: the workdir is one's.
+    """
+    if (workdir / CORPUS).exists():
+        raise UserError(
+            f"--workdir={workdir} is the folder of a pretraining, not of scores alone: "
+            f"pass --checkpoint={workdir} to score its weights, and another --workdir "
+            f"(--checkpoint's {EVALUATION}/ if it is left out)"
+        )
 
 
 def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
