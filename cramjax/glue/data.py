@@ -63,12 +63,25 @@ class Encoded:
         return len(self.labels_N)
 
 
+class Incomplete(UserError):
+    """A benchmark's task has a training set or dev sets, but not both.
+
+    Attributes:
+      note: a sentence about it, for where other tasks are scored.
+    """
+
+    def __init__(self, message: str, note: str):
+        """Keeps the sentence."""
+        super().__init__(message)
+        self.note = note
+
+
 def load(task: Task, glue: GlueConfig) -> TaskRows:
     """Reads all splits of a task that are there.
 
     Raises:
-      UserError: no training set, no dev set, or a file that cannot be used; it names
-        the file and the line.
+      Incomplete: no training set, or no dev set.
+      UserError: neither, or a file that cannot be used; it names the file and the line.
     """
     notes: list[str] = []
 
@@ -82,8 +95,9 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
         return table
 
     table = find(task.train)
-    if table is None:
-        raise UserError(_missing(task, task.train, glue))
+    scored_tables = {scored.name: find(scored.split) for scored in task.dev}
+    if table is None or not any(scored_tables.values()):
+        raise _missing(task, table, any(scored_tables.values()), glue)
     labels = task.labels
     if not labels and not task.regression:
         for row in table.rows:
@@ -97,14 +111,10 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
     train = _rows(table, labels, task, labelled=True)
     dev, test = {}, {}
     for scored in task.dev:
-        if (table := find(scored.split)) is not None:
+        if (table := scored_tables[scored.name]) is not None:
             dev[scored.name] = _rows(table, labels, task, labelled=True)
         else:
-            notes.append(
-                f"{scored.title} is not scored: there is no {scored.split.files[0]}"
-            )
-    if not dev:
-        raise UserError(_missing(task, task.dev[0].split, glue))
+            notes.append(_not_scored(scored.title, scored.split))
     for name, split in task.test.items() if glue.test_sets else ():
         if (table := find(split)) is not None:
             test[name] = _rows(table, labels, task, labelled=False)
@@ -134,14 +144,25 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
     return None
 
 
-def _missing(task: Task, split: Split, glue: GlueConfig) -> str:
+def _not_scored(title: str, without: Split) -> str:
+    return f"{title} is not scored: there is no {without.files[0]}"
+
+
+def _missing(
+    task: Task, train: readers.Table | None, has_dev: bool, glue: GlueConfig
+) -> UserError:
+    """Returns an error about what is not there of the training and dev sets."""
+    split = task.dev[0].split if train else task.train
     key, folder = _folder(task, glue)
     names = " or ".join(str(folder / file) for file in split.files)
-    return (
+    message = (
         f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass the "
         f"folder that holds it, or leave {task.name!r} out of --config.glue.tasks "
         '("()" stops after pretraining)'
     )
+    if task.source == "own" or not (train or has_dev):
+        return UserError(message)
+    return Incomplete(message, _not_scored(task.title, split))
 
 
 def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cramjax.glue import averages, paper
+from cramjax.glue import averages, paper, tasks
 from cramjax.glue.averages import AVERAGES, is_sampled
 from cramjax.glue.difference import DRAWS, LEVEL
 from cramjax.schema import GlueConfig
@@ -31,7 +31,7 @@ def page(results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any])
         _differences(results, differences),
         "## Every trial",
         _trials(results),
-        *notes(results),
+        *notes(results, glue),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -171,10 +171,13 @@ def rows_used(entry: dict[str, Any], split: str) -> str:
     return f"{used:,}" if used == full else f"{used:,} of {full:,}"
 
 
-def notes(results: dict[str, Any]) -> list[str]:
+def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     """Returns what was missing or left out, a sentence each, once."""
-    return list(
-        dict.fromkeys(
-            f"{note}." for entry in results.values() for note in entry["notes"]
-        )
-    )
+    found = [note for entry in results.values() for note in entry["notes"]]
+    scored = {entry["task"] for entry in results.values()}
+    found += [
+        f"{task.title} is not scored: its training set or its dev set is not there"
+        for task in tasks.get(glue)
+        if task.name not in scored
+    ]
+    return [f"{note}." for note in dict.fromkeys(found)]
