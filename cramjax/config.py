@@ -6,18 +6,20 @@ parsing: every key is there, nothing else is, and every type fits.
 
 import dataclasses
 import difflib
+import inspect
 import math
-import re
-import textwrap
+import runpy
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from cramjax import arguments
+from cramjax.arguments import Shortcuts
 from cramjax.errors import UserError
 from cramjax.schema import Config, require
 
@@ -38,6 +40,15 @@ OPERATIONAL_KEYS = frozenset(
         "glue.tfds_dir",
     ]
 )
+
+# What a value of each type is, for people.
+EXPECTED = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text, in quotes",
+    tuple: "a tuple, ('a', 'b') or (1, 2) say",
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -96,13 +107,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_command_line(
-    argv: Sequence[str], extra_flags: Sequence[tuple[str, str]] = ()
+    argv: Sequence[str],
+    extra_flags: Sequence[tuple[str, str]] = (),
+    shortcuts: Shortcuts = types.MappingProxyType({}),
 ) -> tuple[Config, dict[str, str]]:
     """Parses `--config=file.py --config.key=value ... --flag=value ...`.
 
     Args:
       argv: the arguments, without the program's name.
       extra_flags: (name, help) of string flags beside `--config`.
+      shortcuts: flags that stand for keys.
 
     Returns:
       The config, and the extra flags' values ("" where not given).
@@ -110,10 +124,12 @@ def parse_command_line(
     Raises:
       UserError: anything wrong with the arguments or the config.
     """
-    path, argv = _split(argv)
+    path, argv = arguments.split(argv)
     base = _load_file(path)
     keys = {f"config.{key}": v for key, v in flatten(base.to_dict()).items()}
-    argv = [_override(a, keys, [name for name, _ in extra_flags]) for a in argv]
+    names = [*(name for name, _ in extra_flags), *shortcuts]
+    argv = [long for short in argv for long in arguments.spelt_out(short, shortcuts)]
+    argv = [arguments.override(argument, keys, names) for argument in argv]
     values = flags.FlagValues()
     program = ["cramjax", *argv]
     holder = config_flags.DEFINE_config_dict(
@@ -124,109 +140,62 @@ def parse_command_line(
     try:
         rest = values(program)[1:]
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(_one_line(error)) from error
+        for argument in argv:
+            name, _, value = argument.removeprefix("--").partition("=")
+            if name in keys and str(error).startswith(f"flag {argument}:"):
+                key = name.removeprefix("config.")
+                require(False, key, value, EXPECTED[type(keys[name])])
+        raise UserError(arguments.one_line(error)) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --key=value")
     extras = {name: values[name].value for name, _ in extra_flags}
     return from_dict(holder.value.to_dict()), extras
 
 
-def parse_flags(
-    argv: Sequence[str], needed: Mapping[str, str], optional: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Parses `--flag=value ...` of a command that has no `--config`.
+def _load_file(path: str) -> config_dict.ConfigDict:
+    """Returns what the file's get_config() returns, given the row behind a colon."""
+    file, colon, row = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={path}: no such file; pass e.g. configs/a4000.py")
+    given = [row] if colon else []
+    try:
+        names = runpy.run_path(file)
+        get_config = names["get_config"]
+        _check_row(file, given, get_config, names.get("ROWS", {}))
+        config = get_config(*given)
+    except UserError as error:
+        raise UserError(f"--config={path}: {error}") from error
+    except Exception as error:  # whatever the user's file raises
+        what = f"{type(error).__name__}: {arguments.one_line(error)}"
+        raise UserError(f"--config={path} cannot be run: {what}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"--config={path}: get_config() must return a ConfigDict")
+    return config
+
+
+def _check_row(
+    file: str, given: Sequence[str], get_config: Callable, rows: Mapping[str, Any]
+) -> None:
+    """Refuses a row that a file has not, and a file with rows without one.
 
     Args:
-      argv: the arguments, without the program's name.
-      needed: {name: example} of flags that must be given.
-      optional: {name: help} of flags that need not.
-
-    Returns:
-      {name: value ("" where not given)}, and the other arguments.
-
-    Raises:
-      UserError: a flag is missing or has no value.
+      file: the file.
+      given: the row, if there is one.
+      get_config: takes it.
+      rows: the file's ROWS, if it has such a table.
     """
-    values = flags.FlagValues()
-    for name, text in {**needed, **optional}.items():
-        flags.DEFINE_string(name, "", text, flag_values=values)
-    try:
-        rest = values(["cramjax", *argv], known_only=True)[1:]
-    except flags.Error as error:
-        raise UserError(_one_line(error)) from error
-    for name, example in needed.items():
-        if not values[name].value:
-            raise UserError(f"no {name}: pass --{name}={example}")
-    return {name: values[name].value for name in (*needed, *optional)}, rest
-
-
-def overridden(argv: Sequence[str]) -> set[str]:
-    """Returns the keys that `--config.key=value` arguments name, without "config."."""
-    names = (argument.lstrip("-").partition("=")[0] for argument in argv)
-    return {name[7:] for name in names if name.startswith("config.")}
-
-
-def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the path given by --config, and the other arguments."""
-    paths, others, arguments = [], [], iter(argv)
-    for argument in arguments:
-        if argument.startswith("-"):
-            argument = "--" + argument.lstrip("-")
-        if argument == "--config":
-            argument = f"--config={next(arguments, '')}"
-        if argument.startswith("--config="):
-            paths.append(argument.removeprefix("--config="))
-        else:
-            others.append(argument)
-    if len(paths) != 1:
-        found = " and ".join(f"--config={path}" for path in paths)
-        raise UserError(f"{found or 'no config'}: pass one, e.g. configs/a4000.py")
-    return paths[0], others
-
-
-def _load_file(path: str) -> config_dict.ConfigDict:
-    """Returns what the file's get_config() returns."""
-    if not Path(path.split(":")[0]).is_file():
-        raise UserError(f"--config={path}: no such file; pass e.g. configs/a4000.py")
-    values = flags.FlagValues()
-    program = ["cramjax", f"--config={path}"]
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=program
-    )
-    try:
-        values(program)
-    except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {_one_line(error)}"
-        raise UserError(f"--config={path} cannot be run: {what}") from error
-    if not isinstance(holder.value, config_dict.ConfigDict):
-        raise UserError(f"--config={path}: get_config() must return a ConfigDict")
-    return holder.value
-
-
-def _override(argument: str, keys: Mapping[str, Any], extra_flags: list[str]) -> str:
-    """Checks the key of `--key=value`; returns it with 1e6 as 1000000 for integers."""
-    name, equals, value = argument.removeprefix("--").partition("=")
-    if not argument.startswith("--"):
-        return argument
-    known = [*keys, *extra_flags]
-    if name not in known:
-        short = {key.removeprefix("config."): key for key in known}
-        near = difflib.get_close_matches(name.removeprefix("config."), short, n=1)
-        hint = f"did you mean --{short[near[0]]}?" if near else "see configs/default.py"
-        raise UserError(f"--{name}: no such key; {hint}")
-    if not equals and name in keys:
-        raise UserError(f"--{name} has no value: write --{name}=VALUE")
-    if type(keys.get(name)) is int and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value):
-        number = float(value)
-        return f"--{name}={int(number)}" if number.is_integer() else argument
-    return argument
-
-
-def _one_line(error: Exception) -> str:
-    """Returns the message; of a whole traceback in it, as config_flags has, the end."""
-    text = str(error).strip()
-    text = text.splitlines()[-1] if "Traceback" in text else text
-    return textwrap.shorten(text, 200, placeholder=" ...")
+    parameters = inspect.signature(get_config).parameters.values()
+    there = f"the rows are {', '.join(rows)}"
+    if given and not parameters:
+        raise UserError(f"the file has no rows; pass --config={file}")
+    if not given and any(p.default is p.empty for p in parameters):
+        example = next(iter(rows), "ROW")
+        there = f"; {there}" if rows else ""
+        raise UserError(f"name a row, --config={file}:{example} say{there}")
+    if given and rows and given[0] not in rows:
+        near = difflib.get_close_matches(given[0], rows, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"no row {given[0]!r}; {meant}{there}")
 
 
 def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -253,10 +222,13 @@ def _parse_value(hint: Any, value: Any, key: str) -> Any:
         require(isinstance(value, Mapping), key, value, "a section of keys")
         return _parse(hint, value, key + ".")
     if isinstance(hint, types.GenericAlias):  # tuple[x, ...]
-        require(isinstance(value, (list, tuple)), key, value, "a tuple")
-        return tuple(_parse_value(hint.__args__[0], v, key) for v in value)
+        require(isinstance(value, (list, tuple)), key, value, EXPECTED[tuple])
+        return tuple(
+            _parse_value(hint.__args__[0], item, f"{key}[{place}]")
+            for place, item in enumerate(value)
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    require(type(value) is hint, key, value, f"of type {hint.__name__}")
+    require(type(value) is hint, key, value, EXPECTED[hint])
     require(hint is not float or math.isfinite(value), key, value, "a finite number")
     return value

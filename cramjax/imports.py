@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from cramjax import convert, files
 from cramjax.data.tokenizer import SPECIAL_TOKENS
 from cramjax.errors import UserError
+from cramjax.positions import BASE
 from cramjax.schema import ModelConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -170,12 +171,8 @@ def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
-    _require(
-        facts,
-        hidden_activation="gelu",
-        global_attn_every_n_layers=1,
-        global_rope_theta=10000.0,
-    )
+    _require_attention_everywhere(facts)
+    _require(facts, hidden_activation="gelu")
     bias = bool(facts.get("mlp_bias", False))
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return {
@@ -231,6 +228,38 @@ def _require(facts: Mapping[str, Any], **values: Any) -> None:
             raise UserError(
                 f"{CONFIG}: {key} is {facts[key]!r}, this encoder has {value!r} only"
             )
+
+
+def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
+    """Refuses local layers and another rotary base, as ModernBERT-base has them.
+
+    What a file leaves out is as it is there: every third layer attends everywhere, with
+    a base of 160,000.
+    """
+    layers = facts["num_hidden_layers"]
+    every = facts.get("global_attn_every_n_layers", 3)
+    # Older files count the layers, newer ones list them and the bases.
+    kinds = facts.get("layer_types") or [
+        "sliding_attention" if layer % every else "full_attention"
+        for layer in range(layers)
+    ]
+    rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
+    theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
+    scaling = rotary.get("rope_type", "default")
+    found = []
+    if local := sum(kind != "full_attention" for kind in kinds):
+        window = facts.get("local_attention", 128)
+        found.append(f"{local} of {layers} layers that see {window} tokens around each")
+    if theta != BASE:
+        found.append(f"a rotary theta of {theta:g}")
+    if scaling != "default":
+        found.append(f"rotary positions of the type {scaling!r}")
+    if found:
+        raise UserError(
+            f"{CONFIG}: this ModernBERT has {' and '.join(found)}; readable are those "
+            f"with layers that all see all tokens and a rotary theta of {BASE:g}, and "
+            "BERT"
+        )
 
 
 _FORMATS = {

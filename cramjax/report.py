@@ -73,7 +73,9 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         f"trials, {config.glue.epochs} epochs. {how}\n\n" + table(header, rows)
     )
     means = tables.averages_table(results, config.glue)
-    return "\n\n".join([text, *([means] if means else []), *tables.notes(results)])
+    return "\n\n".join(
+        [text, *([means] if means else []), *tables.notes(results, config.glue)]
+    )
 
 
 def _pretraining_section(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cramjax import files
-from cramjax.config import parse_flags
+from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
 from cramjax.main import guarded
 

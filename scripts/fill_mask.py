@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cramjax.config import parse_flags
+from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
 from cramjax.main import guarded
 
@@ -20,8 +20,6 @@ from cramjax.main import guarded
 def fill(argv: Sequence[str]) -> None:
     """Prints five words for each mask, or the cosines."""
     given, texts = parse_flags(argv, {"checkpoint": "DIR"}, {})
-    if unknown := [text for text in texts if text.startswith("--")]:
-        raise UserError(f"{unknown[0]}: no such flag; there is --checkpoint")
     masked = [text for text in texts if "<mask>" in text or "[MASK]" in text]
     plain = [text for text in texts if text not in masked]
     if not masked and len(plain) < 2:

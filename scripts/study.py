@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cramjax.config import parse_flags
+from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
 from cramjax.main import guarded
 

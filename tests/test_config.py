@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_script
 
 from cramjax import config as config_module
+from cramjax.arguments import parse_flags
 from cramjax.config import flatten, load, to_dict
 from cramjax.errors import UserError
 from cramjax.main import main
@@ -20,7 +22,7 @@ def test_texts_for_any_card(path):
     assert (config.micro_batch, config.budget.hours) == (512, 24.0)
     assert config.data.sources and config.data.licence
     assert load(path).micro_batch == 128
-    with pytest.raises(UserError, match=r"no configs/h20\.py"):
+    with pytest.raises(UserError, match=r"no configs/h20\.py; there are a4000, a6000"):
         load(f"{path}:h20")
 
 
@@ -67,8 +69,15 @@ def test_overrides_and_types():
         ("budget.hour=1", "did you mean --config.budget.hours"),
         ("buget.hours=1", "did you mean --config.budget.hours"),
         ("model.widht=8", "did you mean --config.model.width"),
-        ("model.layers=two", "invalid literal"),
-        ("model.layers=2.5", "invalid literal"),
+        ("model.layers=two", "config.model.layers is 'two': must be a whole number"),
+        ("model.layers=2.5", "config.model.layers is '2.5': must be a whole number"),
+        ("model.layers=", "config.model.layers is '': must be a whole number"),
+        ("model.norm_eps=abc", "config.model.norm_eps is 'abc': must be a number"),
+        ("data.cls=maybe", "config.data.cls is 'maybe': must be True or False"),
+        ("data.sources=('a',", "config.data.sources is \"('a',\": must be a tuple, ("),
+        ("data.sources=(1,)", "config.data.sources[0] is 1: must be text"),
+        ("data.shares=(1,'x')", "config.data.shares[1] is 'x': must be a number"),
+        ("data=x", "--config.data is a section of keys: write --config.data.KEY"),
         ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
         ("model.vocab_size=8", "config.model.vocab_size is 8: must be between 16"),
@@ -76,7 +85,7 @@ def test_overrides_and_types():
         ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
-        ("budget.tokens=1e-3", "invalid literal"),
+        ("budget.tokens=1e-3", "config.budget.tokens is '1e-3': must be a whole"),
         ("xyz=1", "--config.xyz: no such key; see configs/default.py"),
         (
             "budget.hours=1",
@@ -104,7 +113,7 @@ def test_overrides_and_types():
         ("glue.starts=('ema',)", "without 'ema', unless averaging.ema_"),
         ("curriculum.lengths=(8,32)", "config.curriculum.starts is (): must be"),
         ("curriculum.lengths=(32,8)", "config.curriculum.lengths is (32, 8)"),
-        ("curriculum.lengths=(8,'x')", "config.curriculum.lengths is 'x': must be"),
+        ("curriculum.lengths=(8,'x')", "config.curriculum.lengths[1] is 'x': must"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, message):
@@ -164,6 +173,82 @@ def test_the_command_line_exits_with_2_and_one_line(argv, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--wokdir=w"], "--wokdir: no such flag; did you mean --workdir?"),
+        (["--tasks=rte"], "--tasks: no such flag; did you mean --config.glue.tasks?"),
+        (["--budget.hour=1"], "did you mean --config.budget.hours?"),
+        # The same name in two sections.
+        (["--b2=1"], "did you mean --config.glue.b2 or --config.optimizer.b2?"),
+        (["--qqq=1"], "--qqq: no such flag; see configs/default.py"),
+    ],
+)
+def test_the_nearest_flag_is_named(flags, message, capsys):
+    assert main(["--config=configs/quickstart.py", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_mistyped_config_flag_is_named(capsys):
+    assert main(["--confg=configs/quickstart.py", "--workdir=w"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: --confg: no such flag; did you mean --config?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        (
+            "evaluate_glue.py",
+            ["--config=configs/quickstart.py", "--datadir=x"],
+            "--datadir: no such flag; did you mean --data_dir or",
+        ),
+        ("blimp.py", ["--checkpoit=x"], "no such flag; did you mean --checkpoint?"),
+        (
+            "blimp.py",
+            ["--checkpoint=x", "--data=y", "--qq"],
+            "--qq: no such flag; see --help",
+        ),
+        ("fill_mask.py", ["-checkpont=x", "a"], "did you mean --checkpoint?"),
+        ("study.py", ["--study=x", "--wokdir=y"], "did you mean --workdir?"),
+    ],
+)
+def test_the_scripts_name_the_nearest_flag(name, flags, message):
+    result = run_script(name, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_text_may_begin_with_a_dash():
+    needed = {"checkpoint": "DIR"}
+    argv = ["--checkpoint=x", "-cold in <mask>", "--config.seed=1", "a=b"]
+    assert parse_flags(argv, needed, {}) == ({"checkpoint": "x"}, argv[1:])
+
+
+def test_a_config_file_with_rows_says_which(tmp_path):
+    path = tmp_path / "rows.py"
+    table = "from configs import default\nROWS = {'first': 1, 'second': 2}\n"
+    path.write_text(table + "def get_config(row): return default.get_config()")
+    known = "the rows are first, second"
+    for given, message in (
+        ("", f"{path}: name a row, --config={path}:first say; {known}"),
+        (":secnd", f"{path}:secnd: no row 'secnd'; did you mean 'second'? {known}"),
+        (":qq", f"{path}:qq: no row 'qq'; {known}"),
+        (":", f"{path}:: no row ''; {known}"),
+    ):
+        with pytest.raises(UserError) as error:
+            load(f"{path}{given}")
+        assert str(error.value) == f"--config={message}"
+    sources = "data.sources=('a.txt',)"
+    assert load(f"{path}:first", [sources]).data.sources == ("a.txt",)
+    path.write_text(table + "def get_config(row='first'): return default.get_config()")
+    load(path, [sources])
+    path.write_text(table + "def get_config(): return default.get_config()")
+    with pytest.raises(UserError, match="the file has no rows; pass --config="):
+        load(f"{path}:first")
 
 
 def test_a_config_file_that_does_not_run_is_named(tmp_path):

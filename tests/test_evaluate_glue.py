@@ -121,7 +121,7 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
         (["--tasks=colla"], r"config\.glue\.tasks: 'colla' is not one of"),
         (["--tasks=cola", "--data_dir=no"], r"data_dir is 'no': no/CoLA/train\.tsv"),
         (["--tasks=cb", "--data_dir=no"], r"superglue_dir is 'no': no/CB/train\.jsonl"),
-        (["--task=cola"], "--task: no such key"),
+        (["--task=cola"], "--task: no such flag; did you mean --tasks or --con"),
     ],
 )
 def test_mistakes_cost_no_compute(trained, tmp_path, more, message):
@@ -129,6 +129,19 @@ def test_mistakes_cost_no_compute(trained, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         standalone.score(flags(*more))
     assert not (tmp_path / "w").exists()
+
+
+def test_the_folder_of_a_pretraining_is_not_written_into(trained):
+    before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
+    for more in ([f"--checkpoint={trained}"], []):
+        with pytest.raises(UserError) as error:
+            standalone.score(flags("--tasks=intents10", f"--workdir={trained}", *more))
+        assert str(error.value) == (
+            f"--workdir={trained} is the folder of a pretraining, not of scores alone: "
+            f"pass --checkpoint={trained} to score its weights, and another --workdir "
+            "(--checkpoint's evaluation/ if it is left out)"
+        )
+    assert {p.name: p.stat().st_mtime_ns for p in trained.iterdir()} == before
 
 
 def test_keys_that_say_what_the_checkpoint_has_are_accepted(trained, tmp_path):

@@ -301,6 +301,40 @@ def test_a_dev_set_that_comes_between_two_sessions_is_named(
         evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
 
 
+@pytest.mark.parametrize("lacking", ["train", "dev"])
+def test_a_task_without_one_of_its_sets_is_named_and_left_out(
+    tiny, corpus, glue_folder, tmp_path, monkeypatch, lacking
+):
+    def trained(model, glue, train, sets, outputs, **_):
+        return [np.zeros((2, len(rows), outputs)) for rows in sets]
+
+    monkeypatch.setattr(evaluate, "finetune", trained)
+    (glue_folder / "STS-B" / f"{lacking}.tsv").unlink()
+
+    def having(*names):
+        glue = dataclasses.replace(
+            tiny.glue, tasks=names, data_dir=str(glue_folder), starts=("random",)
+        )
+        return dataclasses.replace(tiny, glue=glue)
+
+    config = having("mnli", "stsb")
+    evaluate.check(config)
+    said = []
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    assert results.keys() == {"mnli", "mnli_mm"}
+    assert f"STS-B is not scored: there is no STS-B/{lacking}.tsv" in said
+    page = (tmp_path / "glue.md").read_text()
+    note = "STS-B is not scored: its training set or its dev set is not there.\n"
+    assert page.endswith(note)
+    assert "mean of 2 of the paper's nine numbers, without SST-2, STS-B, RTE" in page
+    # Nothing is left to score; or the folder is probably another one.
+    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is not there; pass"
+    with pytest.raises(UserError, match=message):
+        evaluate.check(having("stsb"))
+    with pytest.raises(UserError, match=r"RTE/train\.tsv is not there"):
+        evaluate.check(having("mnli", "rte"))
+
+
 def test_the_best_rate_is_the_first_sets_and_serves_the_others():
     entries = [{"metric": "accuracy", "starts": {}} for _ in range(2)]
     for rate, first, second in (

@@ -174,6 +174,20 @@ def test_an_average_over_sampled_rows_says_so():
     assert title == "GLUE, the paper's mean of nine numbers; sampled: RTE, QNLI"
 
 
+def test_a_number_of_sampled_rows_says_so_beside_the_papers():
+    glue = config.load("configs/default.py").glue
+    qnli = entry("qnli", "accuracy", 90.0, train_rows=8)
+    rte = entry("rte", "accuracy", 57.4, dev_rows=4)
+    page = tables.page(nine(qnli=qnli, rte=rte), glue, {})
+    numbers = (
+        "84.0 | 84.4 | 92.3 | 87.0 | 57.4 (sampled) | 90.0 (sampled) | 87.7 | 89.0"
+    )
+    assert f"| **pretrained** | {numbers} | 51.8 | 80.4 (sampled) |" in page
+    assert "Sampled: trained or scored on a part of the benchmark's rows" in page
+    assert "8 of 10 | 5 |" in page and "| 10 | 4 of 5 |" in page
+    assert "ampled" not in tables.page(nine(), glue, {})
+
+
 def test_superglue_is_the_mean_of_ten_numbers():
     scored = {
         "copa": "accuracy",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def test_byte_order_mark_and_line_ends(tmp_path):
     rows = task_files(tmp_path, "mrpc", head + "1\t7\t8\tA\u2028b.\tC d.\r\n").train
     assert rows.texts == [("A\u2028b.", "C d.")]
     assert rows.labels_N.tolist() == [1]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n  \n\n"])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    rows = task_files(tmp_path, "cola", COLA.removesuffix("\n") + end).train
+    assert rows.texts == [('He said "so.',), ("Him ran.",)]
 
 
 def test_stsb_has_numbers(tmp_path):
@@ -164,7 +171,9 @@ def test_superglue_rows(tmp_path, name, record, texts, labels):
         ("cola", "gj04\t1\t\tOne.\ngj04\t1\n", r"train\.tsv:2 has 2 columns, not 4"),
         ("cola", "gj04\t1\t\tOne.\tTwo.\n", r"train\.tsv:1 has 5 columns, not 4"),
         ("cola", "gj04\tx\t\tOne.\n", r"train\.tsv:1 has the label 'x', not one of"),
+        ("cola", "gj04\t1\t\tOne.\n\ngj04\t1\t\tTwo.\n", r":2 is blank, not 4 columns"),
         ("cola", "", r"train\.tsv has no rows"),
+        ("cola", "\n \n\r\n", r"train\.tsv has no rows"),
         ("rte", "", r"train\.tsv has no rows"),
         ("rte", "index\tsentence1\n0\tx\n", "no column 'sentence2'; it has"),
         ("rte", "index\tsentence1\tsentence2\tlabel\n", r"train\.tsv has no rows"),
@@ -223,10 +232,13 @@ def test_own_task(tmp_path):
     assert loaded.train.labels_N.tolist() == [1, 0]
     assert loaded.dev["own"].texts == [("E", "F")]
     write(tmp_path, "val.jsonl", jsonl(record | {"kind": "new"}))
-    with pytest.raises(UserError, match=r"val\.jsonl:1 has the label 'new'"):
+    message = r"val\.jsonl:1 has the label 'new', not one of 'and short', 'long'; name "
+    with pytest.raises(UserError, match=message + r".*--config\.glue\.own_label$"):
         data.load(task, glue)
     write(tmp_path, "train.tsv", text + "3\tG\tH\tthird\n")
-    with pytest.raises(UserError, match="own_metric is 'f1': .* 3 labels in 'kind'"):
+    with pytest.raises(
+        UserError, match="own_metric is 'f1': .* 3 labels in 'kind' .*own_label"
+    ):
         data.load(task, glue)
 
 
@@ -238,8 +250,61 @@ def test_own_labels_are_sorted(tmp_path):
     (task,) = tasks.get(glue)
     assert data.load(task, glue).labels == tuple("abcdefg")
     write(tmp_path, "train.tsv", text + "a\t \n")
-    with pytest.raises(UserError, match=r"train\.tsv:9 has no label in 'label'"):
+    with pytest.raises(
+        UserError, match=r"train\.tsv:9 has no label in 'label'; .*own_l"
+    ):
         data.load(task, glue)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"own_dir": ""}, "own_dir is '': train.tsv or train.jsonl is not there"),
+        (
+            {"own_texts": ("a",)},
+            "has no column 'a'; it has ['text', 'label']; name ano",
+        ),
+        ({"own_texts": ("a",)}, "ther column in --config.glue.own_texts"),
+        ({"own_label": "b"}, "has no column 'b'; it has ['text', 'label']; name ano"),
+        ({"own_label": "b"}, "ther column in --config.glue.own_label"),
+        (
+            {"own_metric": "pearson"},
+            "train.tsv:2 has the label 'k0', not a number; nam",
+        ),
+        (
+            {"own_metric": "pearson"},
+            "--config.glue.own_label, or another --config.glue",
+        ),
+        # Of many labels some are named.
+        (
+            {},
+            "dev.jsonl:1 has the label 'x', not one of 'k0', 'k1', 'k10', 'k11', 'k2'",
+        ),
+        ({}, "'k7', ...; name another column in --config.glue.own_label"),
+    ],
+)
+def test_mistakes_in_an_own_task_name_the_key(tmp_path, changes, message):
+    rows = "".join(f"a\tk{i}\n" for i in range(12))
+    write(tmp_path, "train.tsv", f"text\tlabel\n{rows}")
+    write(tmp_path, "dev.jsonl", jsonl({"text": "a", "label": "x"}))
+    glue = having(tasks=("own",), **{"own_dir": str(tmp_path)} | changes)
+    (task,) = tasks.get(glue)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        data.load(task, glue)
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_that_an_own_task_has_not_names_the_key(tmp_path):
+    for name in ("train.jsonl", "dev.jsonl"):
+        write(tmp_path, name, jsonl({"text": "a", "label": None}))
+    for changes, message in (
+        ({"own_texts": ("b",)}, r"train\.jsonl:1 has no 'b'; .*\.own_texts$"),
+        ({}, r"train\.jsonl:1 has no text or number in 'label'; .*\.own_label$"),
+    ):
+        glue = having(tasks=("own",), own_dir=str(tmp_path), **changes)
+        (task,) = tasks.get(glue)
+        with pytest.raises(UserError, match=message):
+            data.load(task, glue)
 
 
 def test_own_regression(tmp_path):

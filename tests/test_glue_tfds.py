@@ -1,8 +1,11 @@
 """GLUE from TFDS: archives made up here, no network, no TensorFlow."""
 
 import dataclasses
+import functools
+import http.server
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from cramjax import config
 from cramjax.errors import UserError
-from cramjax.glue import data, tasks
+from cramjax.glue import data, tasks, tfds_source
 
 GLUE = config.load("configs/default.py").glue
 
@@ -137,6 +140,59 @@ def test_what_cannot_be_prepared_is_one_line(tfds_dir, monkeypatch):
     with pytest.raises(UserError, match=message) as error:
         load("qnli", tfds_dir)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves CoLA's archive at an address of this machine, until it is shut down."""
+    from tensorflow_datasets.text import glue
+
+    (tmp_path / "served").mkdir()
+    with zipfile.ZipFile(tmp_path / "served" / "CoLA.zip", "w") as archive:
+        for member, text in ARCHIVES["CoLA.zip"].items():
+            archive.writestr(member, text)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=served.serve_forever).start()
+    (cola,) = (c for c in glue.Glue.BUILDER_CONFIGS if c.name == "cola")
+    url = f"http://127.0.0.1:{served.server_port}/CoLA.zip"
+    monkeypatch.setattr(cola, "data_url", url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def test_what_is_downloaded_once_needs_no_network(server, tmp_path):
+    assert len(load("cola", str(tmp_path / "tfds")).train) == 40
+    server.shutdown()
+    server.server_close()
+    tfds_source._splits.cache_clear()
+    assert len(load("cola", str(tmp_path / "tfds")).train) == 40
+
+
+def test_without_a_network_it_ends_soon_in_one_line(
+    server, tmp_path, monkeypatch, capfd, caplog
+):
+    server.shutdown()
+    server.server_close()
+    waited = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waited.append)
+    message = (
+        r"tfds_dir is .*glue/cola cannot be prepared \(NewConnectionError: .*refused.*"
+        r" \(/CoLA\.zip\)\); put its archive into "
+    )
+    with pytest.raises(UserError, match=message) as error:
+        load("cola", str(tmp_path / "tfds"))
+    assert "\n" not in str(error.value)
+    assert waited and sum(waited) < 2
+    assert capfd.readouterr().err == ""
+    assert not [r for r in caplog.records if r.name.startswith("urllib3")]
 
 
 def test_the_builder_is_found_in_a_fresh_process(tmp_path):

@@ -63,7 +63,8 @@ def cores(monkeypatch, count):
 
 def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
     config = config_of(tmp_path)
-    corpus = prepare.prepare(config)
+    lines = []
+    corpus = prepare.prepare(config, lines.append)
     assert len(corpus.manifest["shards"]["blocks"]) > 6
     expected = {False: [], True: []}
     for path in [p.part.path for p in prepare.portions_of(config)[0]]:
@@ -91,8 +92,16 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
         *("report.md", "lengths.png"),
     }
     report = (corpus.path / "report.md").read_text()
-    assert "| documents | 180 |" in report
-    assert f"| held out | {documents['held_out']} (" in report
+    assert "| documents read | 180 |" in report
+    # The same numbers as on the console.
+    train, held_out = (len(part) for part in (corpus.train, corpus.held_out))
+    said = f"{documents['train']} documents in {train} blocks of 32 tokens, "
+    said += f"{documents['held_out']} held out in {held_out}, 0 dropped"
+    assert any(line.startswith(f"corpus: {said}") for line in lines)
+    rows = f"| to train on | {documents['train']} in {train} blocks of 32 tokens |\n"
+    share = f"{documents['held_out'] / 180:.2%}"
+    rows += f"| held out | {documents['held_out']} ({share}) in {held_out} blocks |\n"
+    assert rows + "| dropped | 0 (0.00%) |\n" in report
     assert (
         "`<sep>` " in report
         and report.split("chosen at random")[1].count("\n    ") == 5

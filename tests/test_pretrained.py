@@ -195,6 +195,69 @@ def test_foreign_models_that_do_not_fit(tmp_path, change, message):
         cramjax.load(folder)
 
 
+# As its config.json has it, of version 4 and of version 5 of Hugging Face's library.
+BASE_4 = {
+    "num_hidden_layers": 22,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_attention": 128,
+    "local_rope_theta": 10000.0,
+}
+BASE_5 = {
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "local_attention": 64,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 160000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+EVERYWHERE_5 = {
+    "layer_types": ["full_attention"] * 3,
+    "rope_parameters": {"full_attention": {"rope_theta": 10000.0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        (
+            BASE_4,  # 0, 3, ..., 21 are global
+            "14 of 22 layers that see 128 tokens around each and a rotary theta of "
+            "160000;",
+        ),
+        (BASE_5, "2 of 3 layers that see 64 tokens around each and a rotary theta of"),
+        ({}, "2 of 3 layers that see 128 tokens around each and a rotary theta of 16"),
+        (EVERYWHERE_5 | {"rope_parameters": None}, "has a rotary theta of 160000;"),
+        (
+            EVERYWHERE_5
+            | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "160000 and rotary positions of the type 'yarn';",
+        ),
+    ],
+)
+def test_a_modernbert_that_does_not_attend_everywhere_is_refused(
+    tmp_path, facts, found
+):
+    _, tensors = golden("modernbert_tiny")
+    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
+    folder = write_folder(tmp_path / "theirs", plain | facts, tensors)
+    with pytest.raises(UserError) as error:
+        cramjax.load(folder)
+    message = str(error.value)
+    assert message.startswith("config.json: this ModernBERT has ")
+    assert found in message and "\n" not in message
+    assert message.endswith(
+        "that all see all tokens and a rotary theta of 10000, and BERT"
+    )
+
+
+def test_a_modernbert_that_does_is_read_from_newer_files(tmp_path):
+    _, tensors = golden("modernbert_tiny")
+    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
+    cramjax.load(write_folder(tmp_path / "theirs", plain | EVERYWHERE_5, tensors))
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="holds no finished model"):
         cramjax.load(tmp_path)

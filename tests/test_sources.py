@@ -231,6 +231,42 @@ def test_keep_as_written_in_a_config(tmp_path):
         tiny_config(tmp_path, "data.keep=('books',)")
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            "('lang=xx|yy',)",
+            "config.data.keep is ('lang=xx|yy',): no record is like that; in those "
+            "there are lang is 'en', 'de'",
+        ),
+        # Each is there, but never both; of many values some are named.
+        (
+            "('lang=en','meta.year=1901')",
+            "lang is 'en', 'de'; meta.year is '1900', '1901', '1902', '1903', '1904', "
+            "...",
+        ),
+        ("('meta.ok=yes',)", "meta.ok is 'true', 'false'"),
+    ],
+)
+@pytest.mark.parametrize("more", ["data.max_chars=0", "data.drop_duplicates=True"])
+def test_rules_that_keep_nothing_name_the_values(tmp_path, rules, message, more):
+    for name in ("a", "b"):
+        records = [
+            {
+                "text": f"the cat {i}",
+                "lang": ["en", "de"][i % 2],
+                "meta": {"year": 1900 + i, "ok": i % 2 == 0},
+            }
+            for i in range(20)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    overrides = (f"data.sources={tmp_path}/*.jsonl", f"data.keep={rules}", more)
+    with pytest.raises(UserError) as error:
+        prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+    assert str(error.value).endswith(message)
+    assert not list((tmp_path / "d").glob("*.partial"))
+
+
 def test_short_documents_are_joined(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(["abc", "de", "f", "ghijkl", "mn"]))

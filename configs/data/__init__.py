@@ -7,14 +7,17 @@ one it is `a4000`. Names on the Hugging Face hub were looked up, not tried.
 """
 
 import importlib
-import importlib.util
+from pathlib import Path
 
 from ml_collections import config_dict
+
+from cramjax.errors import UserError
 
 
 def on_card(card: str) -> config_dict.ConfigDict:
     """Returns the config of `configs/<card>.py`."""
-    name = f"configs.{card}"
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(f"no configs/{card}.py; name a card's file, a4000 say")
-    return importlib.import_module(name).get_config()
+    files = Path(__file__).parents[1].glob("[a-z]*.py")
+    cards = sorted(path.stem for path in files)
+    if card not in cards:
+        raise UserError(f"no configs/{card}.py; there are {', '.join(cards)}")
+    return importlib.import_module(f"configs.{card}").get_config()

@@ -87,13 +87,13 @@ class Reading:
           UserError: it has no such field.
         """
         for name, values in self.keep:
-            value = self._field(record, name, "keep", where)
+            value = self.field(record, name, "keep", where)
             value = value.decode(errors="replace") if type(value) is bytes else value
             as_json = json.dumps(value) if type(value) is bool else str(value)
             if not {str(value), as_json} & values:
                 problems["records left out by data.keep"] += 1
                 return None
-        text = self._field(record, self.text_field, "text_field", where)
+        text = self.field(record, self.text_field, "text_field", where)
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
         if text is None:
@@ -103,9 +103,14 @@ class Reading:
             return None
         return text
 
-    def _field(
+    def field(
         self, record: Mapping[str, Any], name: str, key: str, where: str
     ) -> object:
+        """Returns a field of a record.
+
+        Raises:
+          UserError: there is none, for `data.<key>` to be changed.
+        """
         value: Any = record
         for part in [name] if name in record else name.split("."):
             if not isinstance(value, Mapping) or part not in value:

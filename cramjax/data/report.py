@@ -40,15 +40,17 @@ def write(
         **{s["source"]: f"{s['share']:.1%} of the text" for s in manifest["text"]},
         "licence": manifest["licence"] or "not noted",
         "made by": f"cramjax {manifest['code']}",
-        "documents": f"{number:,}",
+        "documents read": f"{number:,}",
+        "to train on": f"{documents['train']:,} in {len(corpus.train):,} blocks of "
+        f"{corpus.train.length} tokens",
+        "held out": f"{_share(documents['held_out'], number)} in "
+        f"{len(corpus.held_out):,} blocks",
+        "dropped": _share(documents["filtered"], number),
         **{
             f"dropped by data.{key}": _share(count, number)
             for key, count in manifest["filtered"].items()
         },
-        "held out": _share(documents["held_out"], number),
         "text": f"{manifest['bytes'] / 1e6:,.1f} MB",
-        "training blocks": f"{len(corpus.train):,} of {corpus.train.length} tokens",
-        "held-out blocks": f"{len(corpus.held_out):,}",
         "tokens per byte": f"{kept_tokens / manifest['kept_bytes']:.3f}",
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
         "entries never used": _share(int((counts_V == 0).sum()), len(counts_V)),

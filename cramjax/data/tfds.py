@@ -1,6 +1,9 @@
 """Text from TensorFlow Datasets, without TensorFlow."""
 
+import contextlib
 import dataclasses
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,39 @@ from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig
+
+RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
+
+
+@contextlib.contextmanager
+def downloading() -> Iterator[None]:
+    """Lets the library download while the block runs, quietly; soon it gives up.
+
+    Its progress bars are for terminals only.
+    """
+    import tensorflow_datasets
+    from tensorflow_datasets.core.download import downloader
+
+    if not sys.stderr.isatty():
+        tensorflow_datasets.disable_progress_bar()
+    retries = logging.getLogger("urllib3.connectionpool")
+    before = downloader.MAX_RETRIES, retries.level
+    downloader.MAX_RETRIES = RETRIES
+    retries.setLevel(logging.ERROR)  # each one warns
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before[0]
+        retries.setLevel(before[1])
+
+
+def reason(error: Exception) -> str:
+    """Returns, in one line, why the library cannot find, download or prepare."""
+    last = error.args[0] if error.args else None
+    url = ""
+    if isinstance(getattr(last, "reason", None), Exception):  # the last of the retries
+        url, error = f" ({last.url})", last.reason
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +109,13 @@ def shards(name: str, data: DataConfig, known: Fingerprints) -> list[Shard]:
             builder = tensorflow_datasets.builder(
                 name, try_gcs=False, file_format="array_record"
             )
-            builder.download_and_prepare(
-                download_config=tensorflow_datasets.download.DownloadConfig(
-                    try_download_gcs=False
-                ),
-                file_format="array_record",
-            )
+            with downloading():
+                builder.download_and_prepare(
+                    download_config=tensorflow_datasets.download.DownloadConfig(
+                        try_download_gcs=False
+                    ),
+                    file_format="array_record",
+                )
         kind = builder.info.file_format.value
         if kind != "array_record":
             raise ValueError(f"it is kept as {kind}, needed is array_record")
@@ -87,11 +124,10 @@ def shards(name: str, data: DataConfig, known: Fingerprints) -> list[Shard]:
             raise ValueError(f"config.data.split is {data.split!r}: it has {[*found]}")
         paths = [Path(path) for path in found[data.split].filepaths]
     except Exception as error:  # of many kinds: TFDS, the network, the disk
-        what = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"config.data.sources: tfds:{name} cannot be used ({what}); pass the name "
-            "of a dataset that TFDS prepares without TensorFlow or Beam, or the folder "
-            "of a prepared version"
+            f"config.data.sources: tfds:{name} cannot be used ({reason(error)}); pass "
+            "the name of a dataset that TFDS prepares without TensorFlow or Beam, or "
+            "the folder of a prepared version"
         ) from error
     return [
         Shard(path, str(builder.data_path), data.split, number)

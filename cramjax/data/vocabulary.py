@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cramjax import files
-from cramjax.data import cuts, dedup, encoding, processes, sources, tokenizer
+from cramjax.data import cuts, dedup, encoding, keep, processes, sources, tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.encoding import Unit
 from cramjax.data.readers import Problems, Reading
@@ -112,7 +112,7 @@ def _train(config: Config, units: Sequence[Unit], folder: Path) -> str:
 
 
 def _check_normalizer(config: Config, units: Sequence[Unit]) -> None:
-    """Refuses to throw away much of the text, as of another script."""
+    """Refuses to throw away much of the text, as of another script, or all of it."""
     steps = tokenizer.normalizer(config.data.normalizer)
     reading = Reading.of(config.data)
     portions = [portion for unit in units for portion in unit.portions]
@@ -126,6 +126,8 @@ def _check_normalizer(config: Config, units: Sequence[Unit]) -> None:
         for text in sources.documents(some, reading, collections.Counter()):
             text = re.sub(" {2,}", " ", text[:CHECK_CHARS])
             before, after = before + len(text), after + len(steps.normalize_str(text))
+    if not before:
+        keep.check(portions, reading)
     if after < (1 - MAX_REMOVED) * before:
         kept = [
             s for s in config.data.normalizer if s not in ("ascii", "strip_accents")

@@ -15,6 +15,8 @@ from cramjax.glue import metrics, readers, tfds_source
 from cramjax.glue.tasks import Split, Task
 from cramjax.schema import GlueConfig
 
+SOME = 10  # labels named in a message
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -61,12 +63,25 @@ class Encoded:
         return len(self.labels_N)
 
 
+class Incomplete(UserError):
+    """A benchmark's task has a training set or dev sets, but not both.
+
+    Attributes:
+      note: a sentence about it, for where other tasks are scored.
+    """
+
+    def __init__(self, message: str, note: str):
+        """Keeps the sentence."""
+        super().__init__(message)
+        self.note = note
+
+
 def load(task: Task, glue: GlueConfig) -> TaskRows:
     """Reads all splits of a task that are there.
 
     Raises:
-      UserError: no training set, no dev set, or a file that cannot be used; it names
-        the file and the line.
+      Incomplete: no training set, or no dev set.
+      UserError: neither, or a file that cannot be used; it names the file and the line.
     """
     notes: list[str] = []
 
@@ -80,28 +95,26 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
         return table
 
     table = find(task.train)
-    if table is None:
-        raise UserError(_missing(task, task.train, glue))
+    scored_tables = {scored.name: find(scored.split) for scored in task.dev}
+    if table is None or not any(scored_tables.values()):
+        raise _missing(task, table, any(scored_tables.values()), glue)
     labels = task.labels
     if not labels and not task.regression:
         for row in table.rows:
             if not (row.label or "").strip():
                 raise UserError(
                     f"{table.where}:{row.line} has no label in {glue.own_label!r}"
+                    f"{task.train.form.way_out(glue.own_label)}"
                 )
         labels = tuple(sorted({row.label for row in table.rows}))
         _check_found(task, labels, glue)
     train = _rows(table, labels, task, labelled=True)
     dev, test = {}, {}
     for scored in task.dev:
-        if (table := find(scored.split)) is not None:
+        if (table := scored_tables[scored.name]) is not None:
             dev[scored.name] = _rows(table, labels, task, labelled=True)
         else:
-            notes.append(
-                f"{scored.title} is not scored: there is no {scored.split.files[0]}"
-            )
-    if not dev:
-        raise UserError(_missing(task, task.dev[0].split, glue))
+            notes.append(_not_scored(scored.title, scored.split))
     for name, split in task.test.items() if glue.test_sets else ():
         if (table := find(split)) is not None:
             test[name] = _rows(table, labels, task, labelled=False)
@@ -131,13 +144,25 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
     return None
 
 
-def _missing(task: Task, split: Split, glue: GlueConfig) -> str:
+def _not_scored(title: str, without: Split) -> str:
+    return f"{title} is not scored: there is no {without.files[0]}"
+
+
+def _missing(
+    task: Task, train: readers.Table | None, has_dev: bool, glue: GlueConfig
+) -> UserError:
+    """Returns an error about what is not there of the training and dev sets."""
+    split = task.dev[0].split if train else task.train
     key, folder = _folder(task, glue)
-    return (
-        f"config.glue.{key} is {getattr(glue, key)!r}: {folder / split.files[0]} is "
-        f"not there; pass the folder that holds it, or leave {task.name!r} out of "
-        '--config.glue.tasks ("()" stops after pretraining)'
+    names = " or ".join(str(folder / file) for file in split.files)
+    message = (
+        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass the "
+        f"folder that holds it, or leave {task.name!r} out of --config.glue.tasks "
+        '("()" stops after pretraining)'
     )
+    if task.source == "own" or not (train or has_dev):
+        return UserError(message)
+    return Incomplete(message, _not_scored(task.title, split))
 
 
 def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
@@ -146,8 +171,8 @@ def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
             f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
-            f"{len(labels)} labels in {glue.own_label!r}, needed are "
-            f"{'exactly 2' if two else '2 or more'}"
+            f"{len(labels)} labels in {glue.own_label!r} (config.glue.own_label), "
+            f"needed are {'exactly 2' if two else '2 or more'}"
         )
 
 
@@ -160,12 +185,29 @@ def _rows(
     for i, row in enumerate(table.rows if labelled else ()):
         value = _number(row.label) if task.regression else ids.get(row.label)
         if value is None:
-            allowed = "a number" if task.regression else f"one of {labels}"
+            allowed = "a number" if task.regression else _one_of(labels)
             raise UserError(
                 f"{table.where}:{row.line} has the label {row.label!r}, not {allowed}"
+                f"{_label_way_out(task)}"
             )
         labels_N[i] = value
     return Rows([row.texts for row in table.rows], labels_N)
+
+
+def _one_of(labels: tuple[str, ...]) -> str:
+    some = ", ".join(map(repr, labels[:SOME]))
+    return f"one of {some}" + (", ..." if len(labels) > SOME else "")
+
+
+def _label_way_out(task: Task) -> str:
+    """Returns the end of a message about a label; "" if the task is a benchmark's."""
+    form = task.train.form
+    end = form.way_out(form.label)
+    return (
+        f"{end}, or another --config.glue.own_metric"
+        if end and task.regression
+        else end
+    )
 
 
 def _number(text: str) -> float | None:

@@ -24,10 +24,17 @@ def check(config: Config) -> None:
     """Reads every task's files, so that a mistake in them costs no training.
 
     Raises:
-      UserError: an unknown task, or a file that cannot be used.
+      UserError: an unknown task, a file that cannot be used, or there is no task with a
+        training and a dev set.
     """
+    complete, incomplete = [], []
     for task in tasks.get(config.glue):
-        rows = data.load(task, config.glue).train
+        try:
+            rows = data.load(task, config.glue).train
+        except data.Incomplete as error:
+            incomplete.append(error)
+            continue
+        complete.append(task)
         rows = data.subsample(rows, task, config.glue.max_train_rows, config.seed)
         if len(rows) < config.glue.batch_size:
             raise UserError(
@@ -35,6 +42,8 @@ def check(config: Config) -> None:
                 f"only {len(rows)} training rows (config.glue.max_train_rows="
                 f"{config.glue.max_train_rows})"
             )
+    if incomplete and not complete:
+        raise incomplete[0]
 
 
 def evaluate(
@@ -47,7 +56,8 @@ def evaluate(
     """Fine-tunes on every task of the config and scores its dev sets.
 
     Results go to glue.json as they come; what is there already is not repeated. Beside
-    it are glue.md, predictions/ and, of test sets, submission/.
+    it are glue.md, predictions/ and, of test sets, submission/. A task without a
+    training set or without dev sets is named, and left out.
 
     Args:
       config: its `glue` and `model` sections.
@@ -78,7 +88,11 @@ def evaluate(
         if not jobs:
             continue
         new = True
-        sets = _load(config, task, words)
+        try:
+            sets = _load(config, task, words)
+        except data.Incomplete as error:
+            say(error.note)
+            continue
         for note in sets.notes:
             say(note)
         entries = _of_task(results, task) or sets.entries

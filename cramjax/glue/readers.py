@@ -48,10 +48,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line} is not UTF-8: {error.reason}") from error
-    if not text.strip():
-        return
     # Not splitlines(), nor the csv module: texts may have other line breaks in them.
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    lines = text.split("\n")
+    while lines and not lines[-1].strip(" \r"):  # editors leave blank lines at the end
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         yield number, line.removesuffix("\r")
 
 
@@ -63,7 +64,9 @@ def _read_tsv(path: Path, form: Form) -> Table:
         names = next(lines, (1, columns))[1]
         for name in columns:
             if name not in names:
-                raise UserError(f"{path} has no column {name!r}; it has {names}")
+                raise UserError(
+                    f"{path} has no column {name!r}; it has {names}{form.way_out(name)}"
+                )
         width = len(names)
         columns = [names.index(name) for name in columns]
     rows, left_out = [], 0
@@ -72,7 +75,8 @@ def _read_tsv(path: Path, form: Form) -> Table:
             left_out += 1
             continue
         if len(values) != width:
-            raise UserError(f"{path}:{number} has {len(values)} columns, not {width}")
+            found = "is blank" if values == [""] else f"has {len(values)} columns"
+            raise UserError(f"{path}:{number} {found}, not {width} columns")
         picked = [values[column] for column in columns]
         label = None if form.label is None else picked.pop()
         rows.append(Row(number, tuple(picked), label))
@@ -94,21 +98,23 @@ def _read_jsonl(path: Path, form: Form) -> Table:
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} lacks a part: {error}") from error
         for record in records:
-            texts = tuple(_field(record, name, where) for name in form.texts)
-            label = None if form.label is None else _field(record, form.label, where)
+            texts = tuple(_field(record, name, where, form) for name in form.texts)
+            label = form.label and _field(record, form.label, where, form)
             rows.append(Row(number, texts, label))
     return Table(str(path), rows)
 
 
-def _field(record: Any, name: str, where: str) -> str:
+def _field(record: Any, name: str, where: str, form: Form) -> str:
     """Returns a field as text; a dot in the name leads into an object."""
     value = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"{where} has no {name!r}")
+            raise UserError(f"{where} has no {name!r}{form.way_out(name)}")
         value = value[part]
     if not isinstance(value, (str, bool, int, float)):
-        raise UserError(f"{where} has no text or number in {name!r}")
+        raise UserError(
+            f"{where} has no text or number in {name!r}{form.way_out(name)}"
+        )
     return value if isinstance(value, str) else json.dumps(value)
 
 

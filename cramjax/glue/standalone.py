@@ -8,11 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cramjax import files, imports
+from cramjax.arguments import overridden
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
     from_dict,
-    overridden,
     parse_command_line,
     to_dict,
 )
@@ -26,6 +26,7 @@ from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
 from cramjax.schema import Config, ModelConfig, require
 
+EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
 # Of the command line, beside the keys of the config.
@@ -33,6 +34,11 @@ FLAGS = (
     ("checkpoint", "workdir, or folder with BERT or ModernBERT; none = random"),
     ("workdir", "folder of the scores"),
 )
+# And for keys: --tasks=rte,mrpc and --data_dir=FOLDER.
+SHORTCUTS = {
+    "tasks": lambda value: {"glue.tasks": str(tuple(filter(None, value.split(","))))},
+    "data_dir": lambda value: {"glue.data_dir": value, "glue.superglue_dir": value},
+}
 
 
 def score(argv: Sequence[str]) -> str:
@@ -41,8 +47,7 @@ def score(argv: Sequence[str]) -> str:
     Raises:
       UserError: a mistake that can be seen before compute is spent.
     """
-    argv = [long for argument in argv for long in _spelt_out(argument)]
-    config, extras = parse_command_line(argv, FLAGS)
+    config, extras = parse_command_line(argv, FLAGS, SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
     foreign = None  # another project's model
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
@@ -54,8 +59,9 @@ def score(argv: Sequence[str]) -> str:
     else:
         glue = dataclasses.replace(config.glue, starts=("random",))
         config = dataclasses.replace(config, glue=glue)
-    default = checkpoint / "evaluation" if checkpoint else "runs/random"
+    default = checkpoint / EVALUATION if checkpoint else "runs/random"
     workdir = Path(extras["workdir"] or default)
+    _check_not_a_runs(workdir)
     check_workdir(workdir, config)
     evaluate.check(config)
     if foreign:
@@ -73,14 +79,18 @@ def score(argv: Sequence[str]) -> str:
     return (workdir / evaluate.TABLE).read_text()
 
 
-def _spelt_out(argument: str) -> list[str]:
-    """Returns `--tasks=rte,mrpc` and `--data_dir=FOLDER` as keys of the config."""
-    name, _, value = argument.partition("=")
-    if name.lstrip("-") == "tasks":
-        return [f"--config.glue.tasks={tuple(filter(None, value.split(',')))}"]
-    if name.lstrip("-") == "data_dir":
-        return [f"--config.glue.{key}={value}" for key in ("data_dir", "superglue_dir")]
-    return [argument]
+def _check_not_a_runs(workdir: Path) -> None:
+    """Keeps the scores and the config of a pretraining as they are.
+
+    Raises:
+      UserError: the workdir is one's.
+    """
+    if (workdir / CORPUS).exists():
+        raise UserError(
+            f"--workdir={workdir} is the folder of a pretraining, not of scores alone: "
+            f"pass --checkpoint={workdir} to score its weights, and another --workdir "
+            f"(--checkpoint's {EVALUATION}/ if it is left out)"
+        )
 
 
 def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:

@@ -2,10 +2,16 @@
 
 from typing import Any
 
-from cramjax.glue import averages, paper
-from cramjax.glue.averages import AVERAGES
+from cramjax.glue import averages, paper, tasks
+from cramjax.glue.averages import AVERAGES, is_sampled
 from cramjax.glue.difference import DRAWS, LEVEL
 from cramjax.schema import GlueConfig
+
+SAMPLED = " (sampled)"
+EXPLAINED = (
+    "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
+    "many is in the last table), so not to be compared with the paper's."
+)
 
 
 def page(results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any]) -> str:
@@ -25,7 +31,7 @@ def page(results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any])
         _differences(results, differences),
         "## Every trial",
         _trials(results),
-        *notes(results),
+        *notes(results, glue),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -48,17 +54,27 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns the nine numbers of each start and of the paper's rows."""
-    if not any(name in results for name, _ in paper.NINE):
+    """Returns the nine numbers of each start and of the paper's rows.
+
+    What is of a part of the benchmark's rows says so beside its number, and so does a
+    mean over such.
+    """
+    names = {name for name, _ in paper.NINE}
+    if not names & results.keys():
         return ""
+    parts = {name for name in names & results.keys() if is_sampled(results[name])}
     rows = []
     for start in glue.starts:
         values = averages.numbers(results, start)
         found = [values.get(number) for number in paper.NINE]
         complete = None not in found
         mean = averages.mean(AVERAGES["nine"], values) if complete else None
-        cells = ["-" if value is None else f"{value:.1f}" for value in found]
-        rows.append([f"**{start}**", *cells, f"{mean[0]:.1f}" if mean else "-"])
+        cells = [
+            "-" if value is None else f"{value:.1f}{SAMPLED if name in parts else ''}"
+            for value, (name, _) in zip(found, paper.NINE, strict=True)
+        ]
+        whole = f"{mean[0]:.1f}{SAMPLED if parts else ''}" if mean else "-"
+        rows.append([f"**{start}**", *cells, whole])
     for name, (values, mean) in paper.GLUE.items():
         rows.append([name, *(f"{value:.1f}" for value in values), f"{mean:.1f}"])
     header = [averages.TITLES[name] for name, _ in paper.NINE]
@@ -67,6 +83,7 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
         + table(["", *header, "mean"], rows)
         + "\n\nPlain rows are those of arXiv 2212.14034, with medians of five trials. "
         "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'."
+        + (EXPLAINED if parts else "")
     )
 
 
@@ -154,10 +171,13 @@ def rows_used(entry: dict[str, Any], split: str) -> str:
     return f"{used:,}" if used == full else f"{used:,} of {full:,}"
 
 
-def notes(results: dict[str, Any]) -> list[str]:
+def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     """Returns what was missing or left out, a sentence each, once."""
-    return list(
-        dict.fromkeys(
-            f"{note}." for entry in results.values() for note in entry["notes"]
-        )
-    )
+    found = [note for entry in results.values() for note in entry["notes"]]
+    scored = {entry["task"] for entry in results.values()}
+    found += [
+        f"{task.title} is not scored: its training set or its dev set is not there"
+        for task in tasks.get(glue)
+        if task.name not in scored
+    ]
+    return [f"{note}." for note in dict.fromkeys(found)]

@@ -23,6 +23,8 @@ class Form:
       width: number of columns of a file without a header; 0 = it has a header.
       expand: makes several records of a line's JSON object.
       skip_short: rows with too few columns are left out and counted.
+      texts_key: of the config, names the texts; "" if they are fixed.
+      label_key: the same for the label.
     """
 
     texts: Columns
@@ -30,6 +32,13 @@ class Form:
     width: int = 0
     expand: Callable[[Record], Iterable[Record]] | None = None
     skip_short: bool = False
+    texts_key: str = ""
+    label_key: str = ""
+
+    def way_out(self, column: str | int) -> str:
+        """Returns the end of a message about a column that is not as it should be."""
+        key = self.label_key if column == self.label else self.texts_key
+        return f"; name another column in --config.{key}" if key else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,7 +415,12 @@ TASKS = {task.name: task for task in _LIST}
 
 def own(glue: GlueConfig) -> Task:
     """Returns the user's task, in the folder `glue.own_dir`."""
-    form = Form(glue.own_texts, glue.own_label)
+    form = Form(
+        glue.own_texts,
+        glue.own_label,
+        texts_key="glue.own_texts",
+        label_key="glue.own_label",
+    )
 
     def split(*stems: str) -> Split:
         return Split(tuple(f"{s}.{kind}" for s in stems for kind in KINDS), form)

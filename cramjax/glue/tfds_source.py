@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cramjax.data.tfds import downloading, reason
 from cramjax.errors import UserError
 from cramjax.glue.readers import Row, Table
 from cramjax.glue.tasks import Split, Task
@@ -56,19 +57,20 @@ def _splits(name: str, tfds_dir: str) -> dict[str, Any]:
         builder = tfds.builder(
             f"glue/{name}", data_dir=tfds_dir, file_format="array_record", try_gcs=False
         )
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=str(Path(tfds_dir) / "downloads" / "manual"),
-                try_download_gcs=False,
+        with downloading():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=str(Path(tfds_dir) / "downloads" / "manual"),
+                    try_download_gcs=False,
+                )
             )
-        )
         return builder.as_data_source()
     except Exception as error:  # the library and its downloads raise all kinds
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"config.glue.tfds_dir is {tfds_dir!r}: glue/{name} cannot be prepared "
-            f"({what}); put its archive into {tfds_dir}/downloads/manual, or pass "
-            "--config.glue.data_dir with the usual files and --config.glue.tfds_dir="
+            f"({reason(error)}); put its archive into {tfds_dir}/downloads/manual, or "
+            "pass --config.glue.data_dir with the usual files and "
+            "--config.glue.tfds_dir="
         ) from error
 
 
