@@ -57,9 +57,10 @@ def _print(facts: dict[str, Any], card: Card, micro_batch: int) -> None:
         f"{card.title}: {card.memory_gib} GiB, {card.bandwidth_gbps:,.0f} GB/s, "
         f"{card.peak_tflops:g} TFLOP/s (dense, 16-bit), sm_{major}{minor}"
     )
+    usable_gb, share = facts["usable_bytes"] / 1e9, facts["memory_share"]
     print(
-        f"memory: {facts['usable_bytes'] / 1e9:.2f} GB, the {facts['memory_share']:.0%} "
-        "that JAX takes (XLA_CLIENT_MEM_FRACTION) less a reserve"
+        f"memory: {usable_gb:.2f} GB, the {share:.0%} that JAX takes "
+        "(XLA_CLIENT_MEM_FRACTION) less a reserve"
     )
     row = facts["micro_batches"][micro_batch]
     print(f"of these the training state takes {row['argument_bytes'] / 1e9:.2f} GB")
@@ -78,23 +79,36 @@ def _print(facts: dict[str, Any], card: Card, micro_batch: int) -> None:
 
 
 def _print_sizes(rows: dict[int, dict[str, Any]]) -> None:
-    print(
-        f"  {'micro-batch':>11}{'temporaries':>15}{'fits':>6}{'MB/token':>10}{'FLOPs':>7}"
-        f"{'tokens/s':>11}{'MFU':>7}{'hours':>7}{'tokens':>10}{'updates':>9}"
-    )
+    widths = {
+        "micro-batch": 13,
+        "temporaries": 15,
+        "fits": 6,
+        "MB/token": 10,
+        "FLOPs": 7,
+        "tokens/s": 11,
+        "MFU": 7,
+        "hours": 7,
+        "tokens": 10,
+        "updates": 9,
+    }
+    print("".join(f"{name:>{width}}" for name, width in widths.items()))
     for size, row in rows.items():
-        speeds = f"{'-':>11}{'-':>7}{'-':>7}{'-':>10}{'-':>9}"
+        cells = {
+            "micro-batch": str(size),
+            "temporaries": f"{row['temporary_bytes'] / 1e9:.2f} GB",
+            "fits": "yes" if row["fits"] else "no",
+            "MB/token": f"{row['traffic_bytes_per_token'] / 1e6:.2f}",
+            "FLOPs": f"{row['flops_over_formula']:.2f}",
+        }
         if row["tokens_per_s"] is not None:
-            speeds = (
-                f"{row['tokens_per_s']:11,.0f}{row['mfu']:7.1%}{row['hours']:7.1f}"
-                f"{row['tokens']:10.2e}{row['updates']:9,.0f}"
-            )
-        print(
-            f"  {size:11}{row['temporary_bytes'] / 1e9:12.2f} GB"
-            f"{'yes' if row['fits'] else 'no':>6}"
-            f"{row['traffic_bytes_per_token'] / 1e6:10.2f}"
-            f"{row['flops_over_formula']:7.2f}{speeds}"
-        )
+            cells |= {
+                "tokens/s": f"{row['tokens_per_s']:,.0f}",
+                "MFU": f"{row['mfu']:.1%}",
+                "hours": f"{row['hours']:.1f}",
+                "tokens": f"{row['tokens']:.2e}",
+                "updates": f"{row['updates']:,.0f}",
+            }
+        print("".join(f"{cells.get(n, '-'):>{width}}" for n, width in widths.items()))
 
 
 def _print_traffic(traffic: dict[str, dict[str, float]]) -> None:
