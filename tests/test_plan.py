@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import types
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ from test_architecture import row_config
 from cramjax import cards, plan, target, train_step
 from cramjax.compiled import Kernel
 from cramjax.errors import UserError
+from cramjax.flops import train_flops_per_token
 from cramjax.traffic import by_source, source
 
 has_plugin = any(
@@ -103,6 +105,87 @@ def test_seconds_are_those_of_the_narrower_limit():
     copy = Kernel("", 1, 448 * 10**9, 1, 0)  # little to compute
     found = plan.seconds([product, copy], card)
     assert found == pytest.approx(1 / (0.75 * 88.45) + 1 / 0.9)
+
+
+class FakeCompiled:
+    """A micro-step of a product and a sum; its temporaries grow with the batch."""
+
+    def __init__(self, config):
+        self._rows, self._dtype = config.micro_batch * 128, config.model.dtype
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(
+            argument_size_in_bytes=2 * 10**9,
+            temp_size_in_bytes=self._rows * 10**6,
+            output_size_in_bytes=2 * 10**9 + 7,
+            alias_size_in_bytes=2 * 10**9,
+        )
+
+    def as_text(self):
+        kind = {"bfloat16": "bf16", "float32": "f32"}[self._dtype]
+        a, b = f"{kind}[{self._rows},768]", f"{kind}[768,1000]"
+        c = f"f32[{self._rows},1000]"
+        scope = "jit(micro_step)/jvp(MaskedLM)/MaskedLM.encode/layers_0/ffn"
+        return f"""HloModule fake
+ENTRY %main (a: {a}, b: {b}) -> {c} {{
+  %a = {a} parameter(0)
+  %b = {b} parameter(1)
+  %dot.1 = {c} dot(%a, %b), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %add.1 = {c} add(%dot.1, %dot.1), metadata={{op_name="{scope}/add"}}
+}}"""
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(target, "device", lambda card: None)
+    monkeypatch.setattr(target, "compile_micro_step", lambda c, on: FakeCompiled(c))
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+
+
+def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, monkeypatch):
+    config = row_config("crammed-bert", "micro_batch=32", "batch.sequences=4096")
+    told = []
+    facts = plan.plan(config, "a4000", (), told.append)
+    # Half of 16 GiB less 3 % is 8.33 GB: 2 GB and 0.128 GB a sequence, up to 49.
+    assert facts["usable_bytes"] == int(2**33 * 0.97)
+    assert facts["largest_micro_batch"] == 48
+    assert [n for n, row in facts["micro_batches"].items() if row["fits"]] == [32, 48]
+    assert told[0] == "compiling for the RTX A4000, micro-batch 32 ..."
+    assert len(told) == len(facts["micro_batches"])
+    row = facts["micro_batches"][48]
+    assert row["total_bytes"] == 2 * 10**9 + 48 * 128 * 10**6 + 7
+    # A sum of two [tokens, 1000] in float32, and its result.
+    assert row["traffic_bytes_per_token"] == 3 * 4000
+    assert facts["traffic_bytes_per_token"] == {
+        "layers/ffn": {"forward": 3 * 4000.0, "backward": 0.0, "update": 0.0}
+    }
+    product_flops = 2 * 768 * 1000
+    formula = train_flops_per_token(config.model, config.objective.mask_rate)
+    assert row["flops_over_formula"] == pytest.approx(product_flops / formula)
+    # The product takes longer to compute than to move, 1536 + 4000 and the weights.
+    seconds = product_flops / 0.75 / 88.45e12 + 3 * 4000 / 0.9 / 448e9
+    assert 1 / row["tokens_per_s"] == pytest.approx(seconds)
+    assert row["mfu"] == pytest.approx(row["tokens_per_s"] * formula / 88.45e12)
+    assert row["tokens"] == pytest.approx(24 * 3600 * row["tokens_per_s"])
+    assert facts["calibration"] is None
+    monkeypatch.setitem(plan.CALIBRATION, "a4000", 0.5)
+    half = plan.plan(config, "a4000", (48,), told.append)
+    assert list(half["micro_batches"]) == [32, 48]
+    speed = half["micro_batches"][48]["tokens_per_s"]
+    assert (half["calibration"], speed) == (0.5, row["tokens_per_s"] / 2)
+
+
+def test_what_the_numbers_leave_out_is_said(fake):
+    flags = "micro_batch=32", "model.dtype=float32"
+    flags += ("curriculum.lengths=(64,128)", "curriculum.starts=(0.0,0.5)")
+    facts = plan.plan(row_config("crammed-bert", *flags), "h200", (32,), print)
+    assert facts["micro_batches"][32]["tokens_per_s"] is None
+    assert facts["notes"] == [
+        "100% of the products' FLOPs are in float32. The peak is one of 16-bit "
+        "products: no speed is given.",
+        "The micro-step is that of whole blocks; curriculum.lengths=(64, 128) has "
+        "shorter sequences, too.",
+    ]
 
 
 def test_memory_share(monkeypatch):
