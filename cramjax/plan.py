@@ -50,8 +50,9 @@ def plan(
 
     Returns:
       Plain numbers, ready for JSON: {"card", "memory_bytes", "memory_share",
-      "usable_bytes", "calibration", "largest_micro_batch" (0 if none fits), "notes":
-      [sentence, ...], "micro_batches": {size: see `_row`},
+      "usable_bytes", "calibration", "largest_micro_batch" (that fits without computing
+      anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size:
+      {"fits", "recomputes", and more, see `_row`}},
       "traffic_bytes_per_token": {source: {pass: bytes, at config.micro_batch}}}.
 
     Raises:
@@ -77,14 +78,20 @@ def plan(
         largest_fitting(
             sorted(sizes | {config.micro_batch}),
             usable_bytes,
-            lambda size: step(size).total_bytes,
+            # One that was squeezed into the memory counts as too large for it.
+            lambda size: max(
+                step(size).total_bytes, (usable_bytes + 1) * step(size).recomputes
+            ),
             fixed_bytes=first.argument_bytes,
             start=config.micro_batch,
         )
     calibration = CALIBRATION.get(card_name)
     rows = {
-        size: {"fits": done.total_bytes <= usable_bytes}
-        | _row(config, card, done, calibration or 1.0)
+        size: {
+            "fits": done.total_bytes <= usable_bytes,
+            "recomputes": done.recomputes,
+            **_row(config, card, done, calibration or 1.0),
+        }
         for size, done in sorted(steps.items())
     }
     params = jax.eval_shape(lambda: train_step.init_state(config)).params
@@ -94,7 +101,9 @@ def plan(
         "memory_share": memory_share(),
         "usable_bytes": usable_bytes,
         "calibration": calibration,
-        "largest_micro_batch": max([n for n, row in rows.items() if row["fits"]] + [0]),
+        "largest_micro_batch": max(
+            (n for n, r in rows.items() if r["fits"] and not r["recomputes"]), default=0
+        ),
         "notes": _notes(config, card, first),
         "micro_batches": rows,
         "traffic_bytes_per_token": {
@@ -192,6 +201,7 @@ class Step:
       argument_bytes: mostly the state.
       temporary_bytes: at their peak.
       total_bytes: these, and results that take the place of no argument.
+      recomputes: whether it was squeezed, see `compiled.recomputes`.
       kernels: that it launches.
     """
 
@@ -199,6 +209,7 @@ class Step:
     argument_bytes: int
     temporary_bytes: int
     total_bytes: int
+    recomputes: bool
     kernels: list[Kernel]
 
     @property
@@ -219,12 +230,14 @@ def _step(config: Config, micro_batch: int, device: jax.Device) -> Step:
     memory = done.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    program = compiled.parse(done.as_text())
     return Step(
         tokens=micro_batch * config.model.max_length,
         argument_bytes=arguments,
         temporary_bytes=temporaries,
         total_bytes=arguments + temporaries + results,
-        kernels=compiled.kernels(compiled.parse(done.as_text())),
+        recomputes=compiled.recomputes(program),
+        kernels=compiled.kernels(program),
     )
 
 

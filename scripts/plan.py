@@ -67,6 +67,7 @@ def _print(facts: dict[str, Any], card: Card, micro_batch: int) -> None:
     _print_sizes(facts["micro_batches"])
     largest = facts["largest_micro_batch"]
     print(f"largest micro-batch that fits, of these: {largest or 'none'}")
+    print("  tight: it fits, but XLA has to compute some things twice for that")
     print("  MB/token: memory traffic outside matrix products")
     print("  FLOPs: of the compiled matrix products, over the formula's")
     factor = facts["calibration"]
@@ -96,7 +97,7 @@ def _print_sizes(rows: dict[int, dict[str, Any]]) -> None:
         cells = {
             "micro-batch": str(size),
             "temporaries": f"{row['temporary_bytes'] / 1e9:.2f} GB",
-            "fits": "yes" if row["fits"] else "no",
+            "fits": ("tight" if row["recomputes"] else "yes") if row["fits"] else "no",
             "MB/token": f"{row['traffic_bytes_per_token'] / 1e6:.2f}",
             "FLOPs": f"{row['flops_over_formula']:.2f}",
         }

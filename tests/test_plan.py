@@ -67,7 +67,7 @@ def test_traffic_is_summed_without_products(params):
     assert found["optimizer"]["update"] == 5
 
 
-@pytest.mark.parametrize("limit", [1, 30, 31, 75, 300, 10**6])
+@pytest.mark.parametrize("limit", [1, 26, 31, 75, 300, 10**6])
 @pytest.mark.parametrize("start", [8, 64, 256])
 @pytest.mark.parametrize("bend", [0.0, 0.3, -0.3])
 def test_the_search_finds_the_largest_and_asks_little(limit, start, bend):
@@ -110,8 +110,11 @@ def test_seconds_are_those_of_the_narrower_limit():
 class FakeCompiled:
     """A micro-step of a product and a sum; its temporaries grow with the batch."""
 
+    squeezed_from = 10**6  # the micro-batch from which on a product comes twice
+
     def __init__(self, config):
         self._rows, self._dtype = config.micro_batch * 128, config.model.dtype
+        self._squeezed = config.micro_batch >= self.squeezed_from
 
     def memory_analysis(self):
         return types.SimpleNamespace(
@@ -126,12 +129,13 @@ class FakeCompiled:
         a, b = f"{kind}[{self._rows},768]", f"{kind}[768,1000]"
         c = f"f32[{self._rows},1000]"
         scope = "jit(micro_step)/jvp(MaskedLM)/MaskedLM.encode/layers_0/ffn"
+        twice = f"  %dot.1.remat2 = {c} negate(%dot.1)\n" if self._squeezed else ""
         return f"""HloModule fake
 ENTRY %main (a: {a}, b: {b}) -> {c} {{
   %a = {a} parameter(0)
   %b = {b} parameter(1)
   %dot.1 = {c} dot(%a, %b), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
-  ROOT %add.1 = {c} add(%dot.1, %dot.1), metadata={{op_name="{scope}/add"}}
+{twice}  ROOT %add.1 = {c} add(%dot.1, %dot.1), metadata={{op_name="{scope}/add"}}
 }}"""
 
 
@@ -173,6 +177,16 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, monkeypatch):
     assert list(half["micro_batches"]) == [32, 48]
     speed = half["micro_batches"][48]["tokens_per_s"]
     assert (half["calibration"], speed) == (0.5, row["tokens_per_s"] / 2)
+
+
+def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
+    monkeypatch.setattr(FakeCompiled, "squeezed_from", 48)
+    config = row_config("crammed-bert", "micro_batch=16")
+    facts = plan.plan(config, "a4000", (), print)
+    assert facts["largest_micro_batch"] == 32
+    assert facts["micro_batches"][48]["recomputes"]
+    assert facts["micro_batches"][48]["fits"]
+    assert not facts["micro_batches"][32]["recomputes"]
 
 
 def test_what_the_numbers_leave_out_is_said(fake):
