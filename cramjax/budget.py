@@ -12,6 +12,17 @@ CHARGED = ("training", "lost", "compilation", "checkpoints")
 FREE = ("validation", "idle")
 
 
+def tokens_bought(
+    budget: BudgetConfig, tokens_per_s: float, flops_per_token: float
+) -> float:
+    """Returns the tokens that a budget pays for at this speed."""
+    return {
+        "hours": budget.hours * 3600 * tokens_per_s,
+        "tokens": budget.tokens,
+        "flops": budget.flops / flops_per_token,
+    }[budget.kind]
+
+
 class BudgetClock:
     """How much of the budget is used; drives learning rate, batch ramp and stop.
 

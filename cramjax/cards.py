@@ -1,6 +1,20 @@
-"""Graphics cards: what MFU is a share of, and what has to fit."""
+"""Graphics cards: what MFU is a share of, what has to fit, what to compile for."""
 
 from typing import NamedTuple
+
+
+class Architecture(NamedTuple):
+    """What all cards of one compute capability share, per core (multiprocessor).
+
+    Attributes:
+      fpus: float32 units.
+      threads: resident at most.
+      shared_memory_kib: for all blocks of a core together.
+    """
+
+    fpus: int
+    threads: int
+    shared_memory_kib: int
 
 
 class Card(NamedTuple):
@@ -9,19 +23,79 @@ class Card(NamedTuple):
     Attributes:
       title: its name.
       peak_tflops: dense 16-bit products with float32 sums, 10^12 FLOP/s.
-      memory_gb: 10^9 bytes.
+      memory_gib: 2^30 bytes, of which the driver keeps one or two in a hundred.
+      bandwidth_gbps: of its memory, 10^9 bytes per second.
+      cores: streaming multiprocessors.
+      l2_mib: second-level cache, 2^20 bytes.
+      clock_ghz: boost.
+      compute_capability: (major, minor).
     """
 
     title: str
     peak_tflops: float
-    memory_gb: float
+    memory_gib: int
+    bandwidth_gbps: float
+    cores: int
+    l2_mib: float
+    clock_ghz: float
+    compute_capability: tuple[int, int]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in bytes."""
+        return self.memory_gib << 30
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second."""
+        return self.bandwidth_gbps * 1e9
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s."""
+        return self.peak_tflops * 1e12
+
+    @property
+    def architecture(self) -> Architecture:
+        """What follows from the compute capability."""
+        return ARCHITECTURES[self.compute_capability]
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether matrix products in bfloat16, and cuDNN's attention, run on it."""
+        return self.compute_capability >= (8, 0)
 
 
-# Peaks of the first three: arXiv 2212.14034, table 1. The one of the A4000 is the
-# authors' estimate; half of the data sheet's figure for sparse products is 76.7.
+# CUDA C++ Programming Guide, tables of technical specifications and of arithmetic
+# throughput by compute capability.
+ARCHITECTURES = {
+    (7, 5): Architecture(fpus=64, threads=1024, shared_memory_kib=64),
+    (8, 0): Architecture(fpus=64, threads=2048, shared_memory_kib=164),
+    (8, 6): Architecture(fpus=128, threads=1536, shared_memory_kib=100),
+    (8, 9): Architecture(fpus=128, threads=1536, shared_memory_kib=100),
+    (9, 0): Architecture(fpus=128, threads=2048, shared_memory_kib=228),
+}
+
+# NVIDIA's data sheets and architecture whitepapers. Where a sheet quotes products of
+# sparse matrices the peak is half of it, but for the first three: those are from arXiv
+# 2212.14034, table 1. There the A4000's is the authors' estimate (half of its data
+# sheet's is 76.7), the other two are the whitepapers'.
 CARDS = {
-    "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11),
-    "a4000": Card("RTX A4000", 88.45, 16),
-    "a6000": Card("RTX A6000", 154.8, 48),
-    "h200": Card("H200", 989.0, 141),
+    # Turing whitepaper, appendix A: reference clocks.
+    "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11, 616, 68, 5.5, 1.545, (7, 5)),
+    # Data sheet; clock and cache: GA104 in the GA102 whitepaper.
+    "a4000": Card("RTX A4000", 88.45, 16, 448, 48, 4, 1.56, (8, 6)),
+    # Data sheet; GA102 whitepaper, appendix C.
+    "a6000": Card("RTX A6000", 154.8, 48, 768, 84, 6, 1.80, (8, 6)),
+    # GA102 whitepaper, table 9.
+    "rtx3090": Card("RTX 3090", 71.0, 24, 936, 82, 6, 1.695, (8, 6)),
+    # Ada whitepaper, appendix A.
+    "rtx4090": Card("RTX 4090", 165.2, 24, 1008, 128, 72, 2.52, (8, 9)),
+    # A100 whitepaper, table 4; the 80 GB one's data sheet (SXM).
+    "a100": Card("A100 40GB", 312.0, 40, 1555, 108, 40, 1.41, (8, 0)),
+    "a100_80gb": Card("A100 80GB", 312.0, 80, 2039, 108, 40, 1.41, (8, 0)),
+    # H100 whitepaper, table 2, and data sheet (SXM); the clock is the highest.
+    "h100": Card("H100", 989.4, 80, 3350, 132, 50, 1.98, (9, 0)),
+    # Data sheet (SXM): the H100's chip with more and faster memory.
+    "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
 }

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from cramjax import train_step
+from cramjax.budget import tokens_bought
 from cramjax.cards import CARDS
 from cramjax.flops import train_flops_by_part
 from cramjax.schema import Config
@@ -31,7 +32,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
         "flops_per_token": flops,
         "state_bytes": _bytes_by_part(state),
         "cards": {
-            name: _on_card(config, card.peak_tflops * 1e12 * mfu, sum(flops.values()))
+            name: _on_card(config, card.peak * mfu, sum(flops.values()))
             for name, card in CARDS.items()
         },
     }
@@ -70,12 +71,7 @@ def _bytes_by_part(state: train_step.TrainState) -> dict[str, int]:
 
 def _on_card(config: Config, flops_per_s: float, flops: float) -> dict[str, float]:
     tokens_per_s = flops_per_s / flops
-    budget = config.budget
-    tokens = {
-        "hours": budget.hours * 3600 * tokens_per_s,
-        "tokens": budget.tokens,
-        "flops": budget.flops / flops,
-    }[budget.kind]
+    tokens = tokens_bought(config.budget, tokens_per_s, flops)
     batch_tokens = config.batch.sequences * config.model.max_length
     return {
         "tokens_per_s": tokens_per_s,

@@ -1,0 +1,299 @@
+"""What a config needs of a card, and what the card gives: compiled, not run."""
+
+import bisect
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cramjax import budget, compiled, schedules, target, train_step
+from cramjax.cards import CARDS, Card
+from cramjax.compiled import Kernel
+from cramjax.errors import UserError
+from cramjax.flops import train_flops_per_token
+from cramjax.schema import Config, require
+from cramjax.traffic import by_source
+
+# Shares of the card's limits that kernels are taken to reach. An H200 did 0.80 of its
+# peak in a bfloat16 product of 8192^3, and a copy at 0.90 of its bandwidth; the model's
+# products are smaller.
+PRODUCT_SHARE = 0.75
+COPY_SHARE = 0.9
+
+# Measured tokens/s over the estimate, {card: factor}; none has been measured yet.
+CALIBRATION: dict[str, float] = {}
+
+# Kept free of what JAX may use: allocations leave gaps between them, and the driver
+# keeps one or two in a hundred of the card's memory. An allowance, not measured.
+RESERVE = 0.03
+
+# Micro-batches that are tried.
+LADDER = sorted([2**n for n in range(3, 13)] + [3 * 2**n for n in range(3, 11)])
+
+
+def plan(
+    config: Config,
+    card_name: str,
+    micro_batches: Sequence[int],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles the training micro-step for a card and returns what that says.
+
+    Args:
+      config: to be trained; `config.micro_batch` is compiled in any case.
+      card_name: of `cards.CARDS`.
+      micro_batches: others to compile; () searches for the largest that fits.
+      tell: gets a line before each compilation, which takes a minute at full size.
+
+    Returns:
+      Plain numbers, ready for JSON: {"card", "memory_bytes", "memory_share",
+      "usable_bytes", "calibration", "largest_micro_batch" (that fits without computing
+      anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size:
+      {"fits", "recomputes", and more, see `_row`}},
+      "traffic_bytes_per_token": {source: {pass: bytes, at config.micro_batch}}}.
+
+    Raises:
+      UserError: JAX's CUDA plugin is missing, or the card cannot run the config.
+    """
+    card = CARDS[card_name]
+    _check(config, card)
+    device = target.device(card)
+    usable_bytes = int(card.memory_bytes * memory_share() * (1 - RESERVE))
+    steps: dict[int, Step] = {}
+
+    def step(size: int) -> Step:
+        if size not in steps:
+            tell(f"compiling for the {card.title}, micro-batch {size} ...")
+            steps[size] = _step(config, size, device)
+        return steps[size]
+
+    first = step(config.micro_batch)
+    for size in micro_batches:
+        step(size)
+    if not micro_batches:
+        sizes = {n for n in LADDER if n <= config.batch.sequences}
+        largest_fitting(
+            sorted(sizes | {config.micro_batch}),
+            usable_bytes,
+            # One that was squeezed into the memory counts as too large for it.
+            lambda size: max(
+                step(size).total_bytes, (usable_bytes + 1) * step(size).recomputes
+            ),
+            fixed_bytes=first.argument_bytes,
+            start=config.micro_batch,
+        )
+    calibration = CALIBRATION.get(card_name)
+    rows = {
+        size: {
+            "fits": done.total_bytes <= usable_bytes,
+            "recomputes": done.recomputes,
+            **_row(config, card, done, calibration or 1.0),
+        }
+        for size, done in sorted(steps.items())
+    }
+    params = jax.eval_shape(lambda: train_step.init_state(config)).params
+    return {
+        "card": card_name,
+        "memory_bytes": card.memory_bytes,
+        "memory_share": memory_share(),
+        "usable_bytes": usable_bytes,
+        "calibration": calibration,
+        "largest_micro_batch": max(
+            (n for n, r in rows.items() if r["fits"] and not r["recomputes"]), default=0
+        ),
+        "notes": _notes(config, card, first),
+        "micro_batches": rows,
+        "traffic_bytes_per_token": {
+            source: {name: value / first.tokens for name, value in passes.items()}
+            for source, passes in by_source(first.kernels, params).items()
+        },
+    }
+
+
+def memory_share() -> float:
+    """Returns the share of a card's memory that JAX takes: 0.75 unless told otherwise.
+
+    Raises:
+      UserError: the environment says something else than a share.
+    """
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        if text := os.environ.get(name):
+            try:
+                share = float(text)
+            except ValueError:
+                share = 0.0
+            if not 0 < share <= 1:
+                raise UserError(f"{name}={text}: must be above 0 and at most 1")
+            return share
+    return 0.75
+
+
+def largest_fitting(
+    ladder: Sequence[int],
+    limit_bytes: int,
+    need_bytes: Callable[[int], int],
+    *,
+    fixed_bytes: int,
+    start: int,
+) -> int:
+    """Returns the largest size on the ladder whose need is within the limit, or 0.
+
+    Needs are asked for as seldom as possible: they rise about in a straight line from
+    `fixed_bytes`, so each answer says where to look next.
+
+    Args:
+      ladder: sizes, ascending.
+      limit_bytes: what there is.
+      need_bytes: of a size, rising.
+      fixed_bytes: what the smallest size would need, about.
+      start: the size on the ladder to begin with.
+    """
+    low, high = -1, len(ladder)  # ladder[low] fits, ladder[high] does not
+    index = ladder.index(start)
+    while high - low > 1:
+        need = need_bytes(ladder[index])
+        if need <= limit_bytes:
+            low = index
+        else:
+            high = index
+        per_sequence = max(need - fixed_bytes, 1) / ladder[index]
+        room = (limit_bytes - fixed_bytes) / per_sequence
+        index = bisect.bisect_right(ladder, room) - 1
+        index = min(max(index, low + 1), high - 1)
+    return ladder[low] if low >= 0 else 0
+
+
+def updates_bought(config: Config, micro_batch: int, tokens: float) -> float:
+    """Returns the optimizer's updates in so many tokens, the batch ramp included."""
+    micro_steps = tokens / (micro_batch * config.model.max_length)
+    progress_N = (jnp.arange(10_000) + 0.5) / 10_000
+    accumulated_N = schedules.accumulation_steps(
+        progress_N, micro_batch, config.batch.sequences, config.batch.ramp_share
+    )
+    return micro_steps * float(jnp.mean(1 / accumulated_N))
+
+
+def seconds(kernels: Iterable[Kernel], card: Card) -> float:
+    """Returns the time that kernels should take: a roofline, not a measurement.
+
+    Each is held up by its products or by its memory traffic, whichever takes longer;
+    launching them is taken to cost nothing.
+    """
+    return sum(
+        max(
+            kernel.flops / (PRODUCT_SHARE * card.peak),
+            kernel.bytes / (COPY_SHARE * card.bandwidth),
+        )
+        for kernel in kernels
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled micro-step.
+
+    Attributes:
+      tokens: that it trains on.
+      argument_bytes: mostly the state.
+      temporary_bytes: at their peak.
+      total_bytes: these, and results that take the place of no argument.
+      recomputes: whether it was squeezed, see `compiled.recomputes`.
+      kernels: that it launches.
+    """
+
+    tokens: int
+    argument_bytes: int
+    temporary_bytes: int
+    total_bytes: int
+    recomputes: bool
+    kernels: list[Kernel]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of its matrix products."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+    @property
+    def wide_share(self) -> float:
+        """Share of these FLOPs that are not in 16-bit numbers."""
+        return sum(kernel.wide_flops for kernel in self.kernels) / self.flops
+
+
+def _step(config: Config, micro_batch: int, device: jax.Device) -> Step:
+    done = target.compile_micro_step(
+        dataclasses.replace(config, micro_batch=micro_batch), device
+    )
+    memory = done.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    program = compiled.parse(done.as_text())
+    return Step(
+        tokens=micro_batch * config.model.max_length,
+        argument_bytes=arguments,
+        temporary_bytes=temporaries,
+        total_bytes=arguments + temporaries + results,
+        recomputes=compiled.recomputes(program),
+        kernels=compiled.kernels(program),
+    )
+
+
+def _row(config: Config, card: Card, step: Step, calibration: float) -> dict[str, Any]:
+    """Returns what is known of a micro-batch; speeds are None without a peak."""
+    rate = config.objective.max_mask_rate
+    flops_per_token = train_flops_per_token(config.model, rate)
+    outside = sum(kernel.bytes for kernel in step.kernels if not kernel.flops)
+    row: dict[str, Any] = {
+        "argument_bytes": step.argument_bytes,
+        "temporary_bytes": step.temporary_bytes,
+        "total_bytes": step.total_bytes,
+        "launches": sum(kernel.launches for kernel in step.kernels),
+        "traffic_bytes_per_token": outside / step.tokens,
+        "flops_over_formula": step.flops / step.tokens / flops_per_token,
+    }
+    speeds = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
+    if step.wide_share > 0.01:
+        return row | dict.fromkeys(speeds)
+    tokens_per_s = calibration * step.tokens / seconds(step.kernels, card)
+    tokens = budget.tokens_bought(config.budget, tokens_per_s, flops_per_token)
+    micro_batch = step.tokens // config.model.max_length
+    values = (
+        tokens_per_s,
+        tokens_per_s * flops_per_token / card.peak,
+        tokens / tokens_per_s / 3600,
+        tokens,
+        updates_bought(config, micro_batch, tokens),
+    )
+    return row | dict(zip(speeds, values, strict=True))
+
+
+def _check(config: Config, card: Card) -> None:
+    require(
+        config.model.attention != "cudnn" or card.has_bfloat16,
+        "model.attention",
+        config.model.attention,
+        f"'xla' on the {card.title}: cuDNN's needs compute capability 8.0, the card "
+        "has {}.{}".format(*card.compute_capability),
+    )
+
+
+def _notes(config: Config, card: Card, step: Step) -> list[str]:
+    """Returns sentences on what the numbers leave out."""
+    notes = []
+    if step.wide_share > 0.01:
+        wide = f"{step.wide_share:.0%} of the products' FLOPs are in float32"
+        if config.model.dtype == "bfloat16" and not card.has_bfloat16:
+            wide += (
+                f": the {card.title} has no bfloat16, XLA takes float32 for it; pass "
+                "--config.model.dtype=float16"
+            )
+        notes.append(f"{wide}. The peak is one of 16-bit products: no speed is given.")
+    if config.curriculum.lengths:
+        notes.append(
+            "The micro-step is that of whole blocks; curriculum.lengths="
+            f"{config.curriculum.lengths} has shorter sequences, too."
+        )
+    return notes

@@ -1,0 +1,309 @@
+import importlib.util
+import json
+import types
+
+import jax
+import pytest
+from conftest import run_script
+from test_architecture import row_config
+
+from cramjax import cards, plan, target, train_step
+from cramjax.compiled import Kernel
+from cramjax.errors import UserError
+from cramjax.flops import train_flops_per_token
+from cramjax.traffic import by_source, source
+
+has_plugin = any(
+    importlib.util.find_spec(f"jax_{name}_plugin") for name in ("cuda12", "cuda13")
+)
+needs_plugin = pytest.mark.skipif(
+    not has_plugin, reason="the extra cuda12 or cuda13 is not installed"
+)
+LAYER = "jvp(MaskedLM)/MaskedLM.encode/layers_11"
+
+
+@pytest.fixture(scope="module")
+def params():
+    config = row_config("crammed-bert")
+    return jax.eval_shape(lambda: train_step.init_state(config)).params
+
+
+@pytest.mark.parametrize(
+    ("op_name", "expected"),
+    [
+        (f"jit(step)/{LAYER}/attention/query/dot", ("layers/attention", "forward")),
+        (
+            f"jit(step)/transpose({LAYER.replace('/', ')/', 1)}/ffn_norm/mul",
+            ("layers/ffn_norm", "backward"),
+        ),
+        (f"jit(step)/{LAYER}/add", ("layers", "forward")),
+        (
+            "jit(step)/jvp(MaskedLM)/MaskedLM.encode/embedding/jit(_take)/gather",
+            ("embedding", "forward"),
+        ),
+        (
+            "jit(step)/jvp(MaskedLM)/MaskedLM.logits/embedding.logits/convert",
+            ("head", "forward"),
+        ),
+        ("jit(step)/transpose(jvp())/mul", ("loss", "backward")),
+        ("jit(step)/cond/branch_1_fun/mul", ("optimizer", "update")),
+        ("", ("optimizer", "update")),
+    ],
+)
+def test_sources(params, op_name, expected):
+    assert source(op_name, params) == expected
+
+
+def test_traffic_is_summed_without_products(params):
+    kernels = [
+        Kernel("jit(step)/add", 1, 5, 0, 0),
+        Kernel(f"jit(step)/{LAYER}/ffn/gate/dot", 1, 1000, 7, 0),
+        Kernel(f"jit(step)/{LAYER}/ffn/mul", 1, 20, 0, 0),
+        Kernel(f"jit(step)/{LAYER.replace('11', '2')}/ffn/mul", 1, 3, 0, 0),
+    ]
+    found = by_source(kernels, params)
+    assert list(found) == ["layers/ffn", "optimizer"]
+    assert found["layers/ffn"] == {"forward": 23, "backward": 0, "update": 0}
+    assert found["optimizer"]["update"] == 5
+
+
+@pytest.mark.parametrize("limit", [1, 26, 31, 75, 300, 10**6])
+@pytest.mark.parametrize("start", [8, 64, 256])
+@pytest.mark.parametrize("bend", [0.0, 0.3, -0.3])
+def test_the_search_finds_the_largest_and_asks_little(limit, start, bend):
+    ladder = [n for n in plan.LADDER if n <= 1024]
+    need = {n: 10 + n / 4 * (1 + bend * n / 1024) for n in ladder}
+    asked = []
+
+    def need_bytes(size):
+        asked.append(size)
+        return need[size]
+
+    found = plan.largest_fitting(ladder, limit, need_bytes, fixed_bytes=10, start=start)
+    assert found == max([n for n in ladder if need[n] <= limit], default=0)
+    assert len(asked) == len(set(asked)) <= 5
+
+
+def test_updates_follow_the_ramp():
+    def config(ramp_share):
+        flags = "micro_batch=16", "batch.sequences=64", "budget.hours=1.0"
+        return row_config("crammed-bert", *flags, f"batch.ramp_share={ramp_share}")
+
+    micro_steps = 1200
+    tokens = micro_steps * 16 * 128
+    at_once = plan.updates_bought(config(0.0), 16, tokens)
+    assert at_once == pytest.approx(micro_steps / 4)
+    # Over the first 60 % of the budget 1, 2, 3, 4 micro-batches, 15 % each; then 4.
+    per_step = 0.15 * (1 + 1 / 2 + 1 / 3 + 1 / 4) + 0.4 / 4
+    ramp = plan.updates_bought(config(0.6), 16, tokens)
+    assert ramp == pytest.approx(micro_steps * per_step, rel=1e-3)
+
+
+def test_seconds_are_those_of_the_narrower_limit():
+    card = cards.CARDS["a4000"]
+    product = Kernel("", 1, 448, 10**12, 0)  # little traffic
+    copy = Kernel("", 1, 448 * 10**9, 1, 0)  # little to compute
+    found = plan.seconds([product, copy], card)
+    assert found == pytest.approx(1 / (0.75 * 88.45) + 1 / 0.9)
+
+
+class FakeCompiled:
+    """A micro-step of a product and a sum; its temporaries grow with the batch."""
+
+    squeezed_from = 10**6  # the micro-batch from which on a product comes twice
+
+    def __init__(self, config):
+        self._rows, self._dtype = config.micro_batch * 128, config.model.dtype
+        self._squeezed = config.micro_batch >= self.squeezed_from
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(
+            argument_size_in_bytes=2 * 10**9,
+            temp_size_in_bytes=self._rows * 10**6,
+            output_size_in_bytes=2 * 10**9 + 7,
+            alias_size_in_bytes=2 * 10**9,
+        )
+
+    def as_text(self):
+        kind = {"bfloat16": "bf16", "float32": "f32"}[self._dtype]
+        a, b = f"{kind}[{self._rows},768]", f"{kind}[768,1000]"
+        c = f"f32[{self._rows},1000]"
+        scope = "jit(micro_step)/jvp(MaskedLM)/MaskedLM.encode/layers_0/ffn"
+        twice = f"  %dot.1.remat2 = {c} negate(%dot.1)\n" if self._squeezed else ""
+        return f"""HloModule fake
+ENTRY %main (a: {a}, b: {b}) -> {c} {{
+  %a = {a} parameter(0)
+  %b = {b} parameter(1)
+  %dot.1 = {c} dot(%a, %b), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+{twice}  ROOT %add.1 = {c} add(%dot.1, %dot.1), metadata={{op_name="{scope}/add"}}
+}}"""
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(target, "device", lambda card: None)
+    monkeypatch.setattr(target, "compile_micro_step", lambda c, on: FakeCompiled(c))
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+
+
+def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, monkeypatch):
+    config = row_config("crammed-bert", "micro_batch=32", "batch.sequences=4096")
+    told = []
+    facts = plan.plan(config, "a4000", (), told.append)
+    # Half of 16 GiB less 3 % is 8.33 GB: 2 GB and 0.128 GB a sequence, up to 49.
+    assert facts["usable_bytes"] == int(2**33 * 0.97)
+    assert facts["largest_micro_batch"] == 48
+    assert [n for n, row in facts["micro_batches"].items() if row["fits"]] == [32, 48]
+    assert told[0] == "compiling for the RTX A4000, micro-batch 32 ..."
+    assert len(told) == len(facts["micro_batches"])
+    row = facts["micro_batches"][48]
+    assert row["total_bytes"] == 2 * 10**9 + 48 * 128 * 10**6 + 7
+    # A sum of two [tokens, 1000] in float32, and its result.
+    assert row["traffic_bytes_per_token"] == 3 * 4000
+    assert facts["traffic_bytes_per_token"] == {
+        "layers/ffn": {"forward": 3 * 4000.0, "backward": 0.0, "update": 0.0}
+    }
+    product_flops = 2 * 768 * 1000
+    formula = train_flops_per_token(config.model, config.objective.mask_rate)
+    assert row["flops_over_formula"] == pytest.approx(product_flops / formula)
+    # The product takes longer to compute than to move, 1536 + 4000 and the weights.
+    seconds = product_flops / 0.75 / 88.45e12 + 3 * 4000 / 0.9 / 448e9
+    assert 1 / row["tokens_per_s"] == pytest.approx(seconds)
+    assert row["mfu"] == pytest.approx(row["tokens_per_s"] * formula / 88.45e12)
+    assert row["tokens"] == pytest.approx(24 * 3600 * row["tokens_per_s"])
+    assert facts["calibration"] is None
+    monkeypatch.setitem(plan.CALIBRATION, "a4000", 0.5)
+    half = plan.plan(config, "a4000", (48,), told.append)
+    assert list(half["micro_batches"]) == [32, 48]
+    speed = half["micro_batches"][48]["tokens_per_s"]
+    assert (half["calibration"], speed) == (0.5, row["tokens_per_s"] / 2)
+
+
+def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
+    monkeypatch.setattr(FakeCompiled, "squeezed_from", 48)
+    config = row_config("crammed-bert", "micro_batch=16")
+    facts = plan.plan(config, "a4000", (), print)
+    assert facts["largest_micro_batch"] == 32
+    assert facts["micro_batches"][48]["recomputes"]
+    assert facts["micro_batches"][48]["fits"]
+    assert not facts["micro_batches"][32]["recomputes"]
+
+
+def test_what_the_numbers_leave_out_is_said(fake):
+    flags = "micro_batch=32", "model.dtype=float32"
+    flags += ("curriculum.lengths=(64,128)", "curriculum.starts=(0.0,0.5)")
+    facts = plan.plan(row_config("crammed-bert", *flags), "h200", (32,), print)
+    assert facts["micro_batches"][32]["tokens_per_s"] is None
+    assert facts["notes"] == [
+        "100% of the products' FLOPs are in float32. The peak is one of 16-bit "
+        "products: no speed is given.",
+        "The micro-step is that of whole blocks; curriculum.lengths=(64, 128) has "
+        "shorter sequences, too.",
+    ]
+
+
+def test_memory_share(monkeypatch):
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert plan.memory_share() == 0.75
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.92")
+    assert plan.memory_share() == 0.92
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "92")
+    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=92: must be above 0"):
+        plan.memory_share()
+
+
+def test_cards_are_told_apart_by_what_the_vendor_says():
+    for name in ("rtx3090", "rtx4090", "a100", "h100", "h200", "a4000", "a6000"):
+        assert cards.CARDS[name].has_bfloat16
+    turing = cards.CARDS["rtx2080ti"]
+    assert not turing.has_bfloat16
+    text = target.describe(turing)
+    assert "cuda_compute_capability { major: 7 minor: 5 }" in text
+    assert "shared_memory_per_block_optin: 65536" in text
+    assert "l2_cache_size: 5767168" in text
+    text = target.describe(cards.CARDS["h200"])
+    assert "shared_memory_per_block_optin: 232448" in text  # 227 KiB
+    assert "memory_bandwidth: 4800000000000" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ((), "--card=: must be one of rtx2080ti, a4000"),
+        (("--card=a4001",), "--card=a4001: must be one of rtx2080ti, a4000"),
+        (
+            ("--card=a4000", "--micro_batches=64,x"),
+            "--micro_batches=64,x: must be like 64,96,128",
+        ),
+        (
+            ("--card=rtx2080ti", "--config.model.attention=cudnn"),
+            "config.model.attention is 'cudnn': must be 'xla' on the RTX 2080 Ti",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(flags, line):
+    done = run_script("plan.py", "--config=configs/a4000.py", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(has_plugin, reason="the extra cuda12 or cuda13 is installed")
+def test_without_the_plugin_the_extra_is_named():
+    done = run_script("plan.py", "--config=configs/a4000.py", "--card=a4000")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: compiling for the RTX A4000 needs JAX's CUDA plugin, not a GPU: "
+        'pip install -e ".[cuda12]" (or cuda13)\n'
+    )
+
+
+@needs_plugin
+def test_a_small_model_on_a_card_that_is_not_there(tmp_path):
+    path = tmp_path / "plan.json"
+    flags = ["--config=configs/quickstart.py", "--card=h200", f"--json={path}"]
+    flags += ["--config.model.dtype=bfloat16", "--config.model.layers=1"]
+    flags += ["--micro_batches=16"]
+    done = run_script("plan.py", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "an estimate, not calibrated on this card" in done.stdout
+    facts = json.loads(path.read_text())
+    rows = facts["micro_batches"]
+    assert list(rows) == ["16", "64"]
+    assert facts["largest_micro_batch"] == 64
+    for row in rows.values():
+        assert row["fits"]
+        assert row["flops_over_formula"] == pytest.approx(1, abs=0.02)
+        assert row["tokens"] == 6_000_000
+        assert 0 < row["mfu"] < 0.75
+    # Parameters, gradients and two moments in float32; tokens in 16 bits; counters.
+    parameters = 4096 * 128 + 4 * 128**2 + 3 * 128 * 256 + 4 * 2 * 128 + 1
+    state_bytes = rows["16"]["argument_bytes"] - 16 * 32 * 2
+    assert 16 * parameters < state_bytes < 16 * parameters + 100
+    assert rows["64"]["temporary_bytes"] > 1.5 * rows["16"]["temporary_bytes"]
+    traffic = facts["traffic_bytes_per_token"]
+    assert {"layers/attention", "layers/ffn", "loss", "optimizer"} <= traffic.keys()
+    total = sum(sum(row.values()) for row in traffic.values())
+    assert total == pytest.approx(rows["64"]["traffic_bytes_per_token"])
+
+
+@needs_plugin
+def test_a_card_without_bfloat16_is_given_no_speed(tmp_path):
+    def facts(dtype):
+        path = tmp_path / f"{dtype}.json"
+        flags = ["--config=configs/quickstart.py", "--card=rtx2080ti"]
+        flags += [f"--config.model.dtype={dtype}", "--micro_batches=64"]
+        flags += ["--config.model.layers=1", f"--json={path}"]
+        done = run_script("plan.py", *flags)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(path.read_text())
+
+    found = facts("bfloat16")
+    assert found["micro_batches"]["64"]["tokens_per_s"] is None
+    assert found["notes"][0].startswith(
+        "100% of the products' FLOPs are in float32: the RTX 2080 Ti has no bfloat16"
+    )
+    found = facts("float16")
+    assert found["micro_batches"]["64"]["tokens_per_s"] > 0
+    assert found["notes"] == []
