@@ -25,3 +25,19 @@ CARDS = {
     "a6000": Card("RTX A6000", 154.8, 48),
     "h200": Card("H200", 989.0, 141),
 }
+
+# Words of a device's name that say that it is slower than the card of that name.
+LESSER = {"laptop", "max-q", "mig", "nvl", "pcie"}
+
+
+def of_device(device_kind: str) -> Card | None:
+    """Returns the card that JAX calls `device_kind`, None if it is none of `CARDS`.
+
+    "NVIDIA H200" is the H200, and so is "NVIDIA H200 141GB"; "NVIDIA H200 NVL" is not.
+    """
+    words = device_kind.lower().split()
+    if LESSER & set(words):
+        return None
+    text = f" {' '.join(words)} "
+    found = (card for card in CARDS.values() if f" {card.title.lower()} " in text)
+    return next(found, None)

@@ -24,6 +24,7 @@ from cramjax.flops import train_flops_per_token
 from cramjax.metrics_log import MetricsLog
 from cramjax.progress import Progress
 from cramjax.schema import Config
+from cramjax.throughput import Throughput
 from cramjax.validation import score
 
 STEPPED_BACK = "stepped_back"  # an event of metrics.jsonl
@@ -44,6 +45,7 @@ class Loop:
       state: a `train_step.TrainState` on the device.
       counters: of the host, up to date after `run`.
       clock: the budget's.
+      throughput: of the lines of metrics.jsonl.
     """
 
     def __init__(
@@ -73,8 +75,8 @@ class Loop:
         self._compiled: set[tuple[int, ...]] = set()
         self._in_flight: tuple[_Place, dict[str, jax.Array]] | None = None
         self._read: _Place | None = None  # of the metrics read last
-        self._last_save = self._last_line = self._last_validation = time.monotonic()
-        self._line_tokens = self.clock.tokens
+        self._last_save = self._last_validation = time.monotonic()
+        self.throughput = Throughput(self.clock, counters.energy_kwh)
 
     def run(self) -> int | None:
         """Steps until the budget is used (None), or a signal comes (its number).
@@ -90,7 +92,7 @@ class Loop:
         with stop_signals() as stop, progress:
             while (used := self.clock.progress()) < 1 and not stop:
                 self._step(used)
-                progress.update(self.clock, self.counters)
+                progress.update(self.clock, self.counters, self.throughput.latest)
                 self._check_numbers()
                 if self.counters.step % log_every == 0:
                     self._write_line()
@@ -164,11 +166,10 @@ class Loop:
 
     def _write_line(self) -> None:
         self._read_metrics()
-        counters, now = self.counters, time.monotonic()
+        counters = self.counters
         if counters.window:
             counters.last_loss = math.fsum(counters.window) / len(counters.window)
         counters.window = []
-        seconds = max(now - self._last_line, 1e-9)
         self._log.write(
             step=counters.step,
             updates=counters.updates,
@@ -176,10 +177,9 @@ class Loop:
             tokens=self.clock.tokens,
             elapsed_s=self.clock.elapsed_s,
             loss=counters.last_loss,
-            tokens_per_s=(self.clock.tokens - self._line_tokens) / seconds,
+            **self.throughput.line(self.clock),
             **counters.latest,
         )
-        self._last_line, self._line_tokens = now, self.clock.tokens
 
     def _validate(self) -> None:
         self._read_metrics()
@@ -199,6 +199,7 @@ class Loop:
         self._read_metrics()
         with self.clock.measure("checkpoints"):
             self.counters.seconds = self.clock.seconds
+            self.counters.energy_kwh = self.throughput.energy_kwh
             self._store.save(self.counters.step, self.state, self.counters.to_dict())
         self._last_save = time.monotonic()
 
@@ -243,9 +244,10 @@ class Loop:
         state, self.counters = begin(self._config, self._store, self._steps_back)
         self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
         self.counters.latest["bad_in_a_row"] = 0
-        self.clock.tokens = self._line_tokens = self.counters.tokens
+        self.clock.tokens = self.counters.tokens
         self.clock.flops = self.counters.flops
         self.clock.lose(self.counters.seconds)
+        self.throughput.restart(self.clock)
         step, elapsed_s = self.counters.step, self.clock.elapsed_s
         self._log.cut(step, event=STEPPED_BACK, step=step, elapsed_s=elapsed_s, why=why)
         print(

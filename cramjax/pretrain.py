@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from cramjax import files, metrics_log, train_step
+from cramjax import files, metrics_log, throughput, train_step
 from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.data.corpus import Corpus
@@ -84,6 +84,9 @@ def _take_up(
         seconds["lost"] += max(logged_s - kept_s, 0.0)
         seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
         counters.seconds = seconds
+        drawn = (counters.energy_kwh, *(line.get("energy_kwh") for line in lines))
+        known = (kwh for kwh in drawn if kwh is not None)
+        counters.energy_kwh = max(known, default=None)  # of lost work, too
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
         log.cut(counters.step, event="resumed", step=counters.step, elapsed_s=elapsed_s)
     return Loop(config, corpus, store, log, workdir, state, counters, steps_back)
@@ -145,6 +148,9 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "seconds": clock.seconds,
         "tokens_per_s": counters.tokens / elapsed_s,
         "model_flops": counters.flops,
+        "mfu": throughput.mfu(counters.flops, elapsed_s),
+        "peak_memory_bytes": throughput.peak_memory_bytes(),
+        "energy_kwh": loop.throughput.energy_kwh,
         "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,
