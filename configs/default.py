@@ -16,6 +16,8 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0  # of everything: init, masking, data order after the first pass
     config.platform = "gpu"  # where pretraining may run: "gpu", or "any"
     config.micro_batch = 128  # sequences per forward pass; 128 is for 16 GB (A4000)
+    # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
+    config.compilation_cache = "~/.cache/cramjax"
 
     config.model = model = config_dict.ConfigDict()
     model.width = 768  # of the residual stream

@@ -25,6 +25,7 @@ from cramjax.schema import Config, require
 # with another value: where things are kept and how often they are written.
 OPERATIONAL_KEYS = frozenset(
     [
+        "compilation_cache",
         "data.dir",
         "checkpoint.every_minutes",
         "checkpoint.keep",

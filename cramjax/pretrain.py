@@ -12,6 +12,7 @@ import jax
 from cramjax import files, metrics_log, throughput, train_step
 from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
+from cramjax.compilation import Ahead, MicroStep
 from cramjax.data.corpus import Corpus
 from cramjax.errors import Interrupted, UserError
 from cramjax.loop import STEPPED_BACK, Loop, begin
@@ -27,12 +28,18 @@ SUMMARY = "pretrain.json"
 
 
 def pretrain(
-    config: Config, corpus: Corpus, workdir: Path
+    config: Config, corpus: Corpus, workdir: Path, ahead: Ahead | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
     Writes checkpoints/, metrics.jsonl and, when all is done, pretrain.json in the
     workdir.
+
+    Args:
+      config: the run's.
+      corpus: to train on.
+      workdir: of the run.
+      ahead: compiles the micro-step; without it the first step does.
 
     Returns:
       Float32 parameters of `model.MaskedLM` by name ("pretrained", and the averages
@@ -48,7 +55,7 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        loop = _take_up(config, corpus, store, log, workdir)
+        loop = _take_up(config, corpus, store, log, workdir, ahead)
         stopped_by = loop.run()
         if stopped_by is not None:
             raise Interrupted(
@@ -71,6 +78,7 @@ def _take_up(
     store: CheckpointStore,
     log: MetricsLog,
     workdir: Path,
+    ahead: Ahead | None,
 ) -> Loop:
     """Returns the loop where an earlier session left it, with what it used charged."""
     lines = metrics_log.read(workdir / METRICS)
@@ -89,7 +97,8 @@ def _take_up(
         counters.energy_kwh = max(known, default=None)  # of lost work, too
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
         log.cut(counters.step, event="resumed", step=counters.step, elapsed_s=elapsed_s)
-    return Loop(config, corpus, store, log, workdir, state, counters, steps_back)
+    step = ahead.result() if ahead else MicroStep.of(config)
+    return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
 
 
 @contextlib.contextmanager
@@ -145,6 +154,7 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "micro_steps": counters.step,
         "updates": counters.updates,
         "elapsed_s": elapsed_s,
+        "first_step_s": loop.first_step_s,
         "seconds": clock.seconds,
         "tokens_per_s": counters.tokens / elapsed_s,
         "model_flops": counters.flops,

@@ -84,22 +84,27 @@ class Progress:
             self._last_plain = now
             print(f"pretraining {used:6.1%}  {text}", flush=True)
 
+    def say(self, line: str) -> None:
+        """Prints a line of its own."""
+        (self._live.console.print if self._live else print)(line)
+
     def _tell_passes(self, tokens: float) -> None:
         passes, self._corpus_tokens = tokens / self._corpus_tokens, 0
         if passes > 1:
-            line = f"budget: at this speed {passes:.1f} passes over the corpus"
-            (self._live.console.print if self._live else print)(line)
+            self.say(f"budget: at this speed {passes:.1f} passes over the corpus")
 
 
 def _device(line: Mapping[str, float]) -> str:
     """Returns what is known of it, e.g. "  mfu 41%  9.8 GB  1.21 kWh"."""
     shown = {
-        "mfu": lambda share: f"mfu {share:.0%}",
-        "not_training": lambda share: f"not training {share:.0%}",
-        "peak_memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
-        "energy_kwh": lambda energy: f"{energy:.2f} kWh",
+        "mfu": lambda share: f"  mfu {share:.0%}",
+        "not_training": lambda share: (
+            f"  not training {share:.0%}" if share >= 0.005 else ""
+        ),
+        "peak_memory_bytes": lambda size: f"  {size / 1e9:.1f} GB",
+        "energy_kwh": lambda energy: f"  {energy:.2f} kWh",
     }
-    return "".join(f"  {show(line[n])}" for n, show in shown.items() if n in line)
+    return "".join(show(line[name]) for name, show in shown.items() if name in line)
 
 
 def _skipped(count: float) -> str:

@@ -129,8 +129,12 @@ def _pretraining_section(
 
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Returns what is known of the device."""
+    """Returns what is known of start-up and device."""
     rows = {
+        "first_step_s": (
+            "from the start of the last session to its first step",
+            lambda seconds: f"{seconds:.1f} s",
+        ),
         "mfu": (
             "MFU, of the card's dense 16-bit peak over the time in the budget",
             lambda share: f"{share:.1%}",

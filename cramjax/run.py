@@ -4,14 +4,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
 
 from cramjax import files, report
+from cramjax.compilation import Ahead, use_cache
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.data import tokenizer
-from cramjax.data.corpus import TOKENIZER, Corpus
+from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
@@ -31,6 +33,7 @@ def run(config: Config, workdir: Path) -> None:
       Interrupted: a signal came during pretraining; the state is saved.
     """
     check_workdir(workdir, config)
+    use_cache(config.compilation_cache)
     if not (workdir / SUMMARY).exists():
         check_platform(config)
     evaluate.check(config)
@@ -38,14 +41,7 @@ def run(config: Config, workdir: Path) -> None:
         files.write_json(workdir / CONFIG, to_dict(config))
         weights, summary = read_back(config, workdir)
     else:
-        check_corpus(workdir, corpus_path(config).name)
-        corpus = prepare(config)
-        note_corpus(workdir, corpus)
-        if passes := more_than_one_pass(config, corpus):
-            print(passes)
-        with in_use(workdir):
-            files.write_json(workdir / CONFIG, to_dict(config))
-            weights, summary = pretrain(config, corpus, workdir)
+        weights, summary = _pretrain(config, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
@@ -56,6 +52,23 @@ def run(config: Config, workdir: Path) -> None:
     results = evaluate.evaluate(config, weights, words, workdir)
     path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
+
+
+def _pretrain(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `pretrain.pretrain` does, on the corpus, built if missing."""
+    path = corpus_path(config)
+    check_corpus(workdir, path.name)
+    with Ahead() as ahead:
+        if (path / MANIFEST).exists():  # while its checksums are compared
+            ahead.start(config)
+        corpus = prepare(config)
+        note_corpus(workdir, corpus)
+        if passes := more_than_one_pass(config, corpus):
+            print(passes)
+        with in_use(workdir):
+            files.write_json(workdir / CONFIG, to_dict(config))
+            ahead.start(config)
+            return pretrain(config, corpus, workdir, ahead)
 
 
 def check_platform(config: Config) -> None:

@@ -99,6 +99,10 @@ def test_the_progress_line_shows_it_in_short(capsys):
         shown.update(clock, counters, line)
     assert "  52.1k tokens/s  " in (out := capsys.readouterr().out)
     assert out.endswith("  mfu 37%  not training 2%  9.8 GB  1.21 kWh\n")
+    with progress.Progress(BUDGET, 1) as shown:
+        for _ in range(2):
+            shown.update(clock, counters, {"not_training": 0.004})
+    assert capsys.readouterr().out.endswith("  left 0:00\n")
 
 
 def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monkeypatch):
@@ -125,7 +129,7 @@ def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monke
 
 
 def test_the_report_has_what_is_known(tiny):
-    unknown = dict.fromkeys(("mfu", "peak_memory_bytes", "energy_kwh"))
+    unknown = dict.fromkeys(("first_step_s", "mfu", "peak_memory_bytes", "energy_kwh"))
     assert report._device_rows(unknown) == []
     summary = unknown | {"mfu": 0.4123, "energy_kwh": 8.1234}
     rows = report._device_rows(summary)

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cramjax import files, imports
+from cramjax.compilation import use_cache
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
@@ -57,6 +58,7 @@ def score(argv: Sequence[str]) -> str:
     default = checkpoint / "evaluation" if checkpoint else "runs/random"
     workdir = Path(extras["workdir"] or default)
     check_workdir(workdir, config)
+    use_cache(config.compilation_cache)
     evaluate.check(config)
     if foreign:
         weights, words = {"pretrained": foreign.params}, foreign.words

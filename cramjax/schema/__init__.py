@@ -57,6 +57,7 @@ class Config:
     seed: int
     platform: str
     micro_batch: int
+    compilation_cache: str
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
