@@ -14,7 +14,7 @@ from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
 from cramjax.compilation import Ahead, MicroStep
 from cramjax.data.corpus import Corpus
-from cramjax.errors import Interrupted, UserError
+from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.loop import STEPPED_BACK, Loop, begin
 from cramjax.metrics_log import MetricsLog
 from cramjax.schema import Config
@@ -106,13 +106,12 @@ def _out_of_memory_explained(config: Config) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"config.micro_batch is {config.micro_batch}: too much for the memory of "
-            f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller model, "
-            "and another --workdir"
+            f"{jax.devices()[0].device_kind}; pass a smaller one (0: the largest that "
+            "fits), or a smaller model, and another --workdir"
         ) from error
 
 
