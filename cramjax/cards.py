@@ -1,5 +1,6 @@
 """Graphics cards: what MFU is a share of, and what has to fit."""
 
+import re
 from typing import NamedTuple
 
 
@@ -27,17 +28,16 @@ CARDS = {
 }
 
 # Words of a device's name that say that it is slower than the card of that name.
-LESSER = {"laptop", "max-q", "mig", "nvl", "pcie"}
+LESSER = {"laptop", "max", "mig", "nvl", "pcie", "d"}
 
 
 def of_device(device_kind: str) -> Card | None:
     """Returns the card that JAX calls `device_kind`, None if it is none of `CARDS`.
 
-    "NVIDIA H200" is the H200, and so is "NVIDIA H200 141GB"; "NVIDIA H200 NVL" is not.
+    All words of its title are in the name: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
     """
-    words = device_kind.lower().split()
-    if LESSER & set(words):
+    words = set(re.split(r"[\s-]+", device_kind.lower()))
+    if LESSER & words:
         return None
-    text = f" {' '.join(words)} "
-    found = (card for card in CARDS.values() if f" {card.title.lower()} " in text)
+    found = (c for c in CARDS.values() if set(c.title.lower().split()) <= words)
     return next(found, None)

@@ -101,7 +101,8 @@ def test_a_run_leaves_its_report(finished):
 
 
 def test_metrics_cover_the_run(finished):
-    lines = metrics_log.read(finished[0] / "metrics.jsonl")
+    first, *lines = metrics_log.read(finished[0] / "metrics.jsonl")
+    assert first["event"] == "first_step"
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert lines[-1]["progress"] == 1
     assert lines[-1]["tokens"] == 5120

@@ -19,6 +19,8 @@ BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
         ("NVIDIA RTX A4000", "RTX A4000"),
         ("NVIDIA GeForce RTX 2080 Ti", "RTX 2080 Ti"),
         ("NVIDIA RTX A4000 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA A100-SXM4-40GB", None),
         ("NVIDIA H200 NVL", None),
         ("NVIDIA H200 MIG 1g.18gb", None),
         ("NVIDIA GH200 480GB", None),
@@ -26,7 +28,9 @@ BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
         ("cpu", None),
     ],
 )
-def test_a_device_is_known_by_its_whole_name(kind, title):
+def test_a_device_is_known_by_its_whole_name(kind, title, monkeypatch):
+    a100 = cards.CARDS["h200"]._replace(title="A100 80GB")
+    monkeypatch.setattr(cards, "CARDS", cards.CARDS | {"a100": a100})
     card = cards.of_device(kind)
     assert (card.title if card else None) == title
 
