@@ -15,7 +15,11 @@ def get_config() -> config_dict.ConfigDict:
 
     config.seed = 0  # of everything: init, masking, data order after the first pass
     config.platform = "gpu"  # where pretraining may run: "gpu", or "any"
-    config.micro_batch = 128  # sequences per forward pass; 128 is for 16 GB (A4000)
+    # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
+    # batch's ramp begins with one of them.
+    config.micro_batch = 128
+    # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
+    config.compilation_cache = "~/.cache/cramjax"
 
     config.model = model = config_dict.ConfigDict()
     model.width = 768  # of the residual stream
@@ -27,7 +31,9 @@ def get_config() -> config_dict.ConfigDict:
     model.embedding_width = 0  # of the word embedding, if factorised; 0 = width
     model.max_length = 128  # tokens in a packed block
     model.dtype = "bfloat16"  # of the computation: float32, bfloat16, float16
-    model.attention = "xla"  # "xla", or "cudnn" (compute capability >= 8.0, 16-bit)
+    # "xla", "cudnn" (compute capability >= 8.0, 16-bit), or "auto", the faster of them
+    # as measured before training
+    model.attention = "xla"
     model.mixing = "attention"  # or "fourier"
     model.ffn = "gated"  # or "plain", ffn_width wide
     model.ffn_every = 1  # a feed-forward part in every n-th layer only

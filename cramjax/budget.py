@@ -78,6 +78,10 @@ class BudgetClock:
         before, self._kind = self._kind, kind
         return before
 
+    def charge(self, kind: str, seconds: float) -> None:
+        """Counts seconds as `kind` that went by before the clock began."""
+        self._seconds[kind] += seconds
+
     def add(self, tokens: int, flops: float) -> None:
         """Counts tokens whose step has been handed to the device, and their FLOPs."""
         self.tokens += tokens

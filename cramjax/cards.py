@@ -1,5 +1,6 @@
 """Graphics cards: what MFU is a share of, what has to fit, what to compile for."""
 
+import re
 from typing import NamedTuple
 
 
@@ -99,3 +100,18 @@ CARDS = {
     # Data sheet (SXM): the H100's chip with more and faster memory.
     "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
 }
+
+# Words of a device's name that say that it is slower than the card of that name.
+LESSER = {"laptop", "max", "mig", "nvl", "pcie", "d"}
+
+
+def of_device(device_kind: str) -> Card | None:
+    """Returns the card that JAX calls `device_kind`, None if it is none of `CARDS`.
+
+    All words of its title are in the name: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
+    """
+    words = set(re.split(r"[\s-]+", device_kind.lower()))
+    if LESSER & words:
+        return None
+    found = (c for c in CARDS.values() if set(c.title.lower().split()) <= words)
+    return next(found, None)

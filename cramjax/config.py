@@ -27,6 +27,7 @@ from cramjax.schema import Config, require
 # with another value: where things are kept and how often they are written.
 OPERATIONAL_KEYS = frozenset(
     [
+        "compilation_cache",
         "data.dir",
         "checkpoint.every_minutes",
         "checkpoint.keep",
@@ -110,21 +111,27 @@ def parse_command_line(
     argv: Sequence[str],
     extra_flags: Sequence[tuple[str, str]] = (),
     shortcuts: Shortcuts = types.MappingProxyType({}),
+    switches: Sequence[str] = (),
 ) -> tuple[Config, dict[str, str]]:
-    """Parses `--config=file.py --config.key=value ... --flag=value ...`.
+    """Parses `--config=file.py --config.key=value ... --flag=value ... --switch`.
 
     Args:
       argv: the arguments, without the program's name.
       extra_flags: (name, help) of string flags beside `--config`.
       shortcuts: flags that stand for keys.
+      switches: those of the extra flags that take no value.
 
     Returns:
-      The config, and the extra flags' values ("" where not given).
+      The config, and the extra flags' values ("" where not given, "on" of a switch).
 
     Raises:
       UserError: anything wrong with the arguments or the config.
     """
     path, argv = arguments.split(argv)
+    for name in switches:
+        if any(argument.startswith(f"--{name}=") for argument in argv):
+            raise UserError(f"--{name} takes no value")
+    argv = [f"{a}=on" if a.removeprefix("--") in switches else a for a in argv]
     base = _load_file(path)
     keys = {f"config.{key}": v for key, v in flatten(base.to_dict()).items()}
     names = [*(name for name, _ in extra_flags), *shortcuts]

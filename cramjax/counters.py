@@ -19,6 +19,7 @@ class Counters:
       last_loss: the mean over the window before that, or None.
       latest: what the last micro-step said: learning_rate, grad_norm, batch_size,
         skipped, bad_in_a_row.
+      energy_kwh: drawn by the card, None if not known.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Counters:
     latest: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"skipped": 0, "bad_in_a_row": 0}
     )
+    energy_kwh: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a copy as nested plain containers."""

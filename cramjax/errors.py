@@ -24,3 +24,8 @@ class Interrupted(Exception):
         """Keeps the signal, from which the exit code follows."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether XLA's error says that the device has too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)

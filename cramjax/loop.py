@@ -1,11 +1,8 @@
 """The host loop: one budget, one stream of blocks, one jitted micro-step."""
 
-import contextlib
 import functools
 import math
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ import numpy as np
 from cramjax import curriculum, train_step
 from cramjax.budget import BudgetClock
 from cramjax.checkpoint import CheckpointStore, abstract
+from cramjax.compilation import MicroStep
 from cramjax.counters import Counters
 from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
@@ -24,9 +22,13 @@ from cramjax.flops import train_flops_per_token
 from cramjax.metrics_log import MetricsLog
 from cramjax.progress import Progress
 from cramjax.schema import Config
+from cramjax.signals import stop_signals
+from cramjax.throughput import Throughput
 from cramjax.validation import score
 
-STEPPED_BACK = "stepped_back"  # an event of metrics.jsonl
+# Events of metrics.jsonl.
+STEPPED_BACK = "stepped_back"
+FIRST_STEP = "first_step"
 
 
 class _Place(NamedTuple):
@@ -44,6 +46,9 @@ class Loop:
       state: a `train_step.TrainState` on the device.
       counters: of the host, up to date after `run`.
       clock: the budget's.
+      throughput: of the lines of metrics.jsonl.
+      first_step_s: from when getting ready began to the end of this session's first
+        step; None before that.
     """
 
     def __init__(
@@ -56,13 +61,14 @@ class Loop:
         state: train_step.TrainState,
         counters: Counters,
         steps_back: int,
+        micro_step: MicroStep,
     ):
         """Takes up training where `state` and `counters` are; see `begin`."""
         self._config, self._corpus = config, corpus
         self._store, self._log, self._workdir = store, log, workdir
         self.state, self.counters = state, counters
         self._steps_back = steps_back
-        self._micro_step = train_step.make_micro_step(config, train_step.make_mesh())
+        self._micro_step, self._compiled = micro_step, set(micro_step.shapes)
         self._stream = BlockStream(corpus, config.data.order, config.seed)
         self.clock = BudgetClock(
             config.budget,
@@ -70,11 +76,14 @@ class Loop:
             tokens=counters.tokens,
             flops=counters.flops,
         )
-        self._compiled: set[tuple[int, ...]] = set()
+        # In whole, though it may have been done while the corpus was checked.
+        self._compiled_before_s = self.clock.seconds["compilation"]
+        self.clock.charge("compilation", micro_step.compile_s)
+        self.first_step_s: float | None = None
         self._in_flight: tuple[_Place, dict[str, jax.Array]] | None = None
         self._read: _Place | None = None  # of the metrics read last
-        self._last_save = self._last_line = self._last_validation = time.monotonic()
-        self._line_tokens = self.clock.tokens
+        self._last_save = self._last_validation = time.monotonic()
+        self.throughput = Throughput(self.clock, counters.energy_kwh)
 
     def run(self) -> int | None:
         """Steps until the budget is used (None), or a signal comes (its number).
@@ -90,7 +99,9 @@ class Loop:
         with stop_signals() as stop, progress:
             while (used := self.clock.progress()) < 1 and not stop:
                 self._step(used)
-                progress.update(self.clock, self.counters)
+                if self.first_step_s is None and self._read is not None:
+                    self._note_first_step(progress)
+                progress.update(self.clock, self.counters, self.throughput.latest)
                 self._check_numbers()
                 if self.counters.step % log_every == 0:
                     self._write_line()
@@ -120,7 +131,7 @@ class Loop:
         compiles = tokens_BxL.shape not in self._compiled
         self._compiled.add(tokens_BxL.shape)
         with self.clock.measure("compilation" if compiles else "training"):
-            self.state, metrics = self._micro_step(
+            self.state, metrics = self._micro_step.function(
                 self.state, tokens_BxL, np.float32(used)
             )
         # The device works on this step while the host reads the one before it: it never
@@ -162,13 +173,27 @@ class Loop:
             "bad_in_a_row": metrics["bad_in_a_row"],
         }
 
+    def _note_first_step(self, progress: Progress) -> None:
+        self.first_step_s = time.monotonic() - self._micro_step.begun
+        compile_s = self.clock.seconds["compilation"] - self._compiled_before_s
+        progress.say(
+            f"first step after {self.first_step_s:.1f} s, "
+            f"{compile_s:.1f} s of compilation"
+        )
+        self._log.write(
+            event=FIRST_STEP,
+            step=self.counters.step,
+            elapsed_s=self.clock.elapsed_s,
+            first_step_s=self.first_step_s,
+            compile_s=compile_s,
+        )
+
     def _write_line(self) -> None:
         self._read_metrics()
-        counters, now = self.counters, time.monotonic()
+        counters = self.counters
         if counters.window:
             counters.last_loss = math.fsum(counters.window) / len(counters.window)
         counters.window = []
-        seconds = max(now - self._last_line, 1e-9)
         self._log.write(
             step=counters.step,
             updates=counters.updates,
@@ -176,10 +201,9 @@ class Loop:
             tokens=self.clock.tokens,
             elapsed_s=self.clock.elapsed_s,
             loss=counters.last_loss,
-            tokens_per_s=(self.clock.tokens - self._line_tokens) / seconds,
+            **self.throughput.line(self.clock),
             **counters.latest,
         )
-        self._last_line, self._line_tokens = now, self.clock.tokens
 
     def _validate(self) -> None:
         self._read_metrics()
@@ -199,6 +223,7 @@ class Loop:
         self._read_metrics()
         with self.clock.measure("checkpoints"):
             self.counters.seconds = self.clock.seconds
+            self.counters.energy_kwh = self.throughput.energy_kwh
             self._store.save(self.counters.step, self.state, self.counters.to_dict())
         self._last_save = time.monotonic()
 
@@ -243,9 +268,10 @@ class Loop:
         state, self.counters = begin(self._config, self._store, self._steps_back)
         self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
         self.counters.latest["bad_in_a_row"] = 0
-        self.clock.tokens = self._line_tokens = self.counters.tokens
+        self.clock.tokens = self.counters.tokens
         self.clock.flops = self.counters.flops
         self.clock.lose(self.counters.seconds)
+        self.throughput.restart(self.clock)
         step, elapsed_s = self.counters.step, self.clock.elapsed_s
         self._log.cut(step, event=STEPPED_BACK, step=step, elapsed_s=elapsed_s, why=why)
         print(
@@ -277,22 +303,3 @@ def begin(
     # The checkpoint may be from before the step back.
     scale = jnp.float32(config.guard.rate_factor**steps_back)
     return state.replace(rate_scale=jax.device_put(scale, sharding)), counters
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM while the block runs, instead of dying of them."""
-    received: list[int] = []
-
-    def note(number, frame):
-        del frame
-        received.append(number)
-        print(f"{signal.Signals(number).name}: saving after this step ...", flush=True)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

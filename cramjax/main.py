@@ -3,6 +3,7 @@
 python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any key of the config can be overridden: --config.budget.hours=0.5
+--rehearse tries every stage for a moment, and says what the budget will buy.
 configs/default.py explains every key; the files beside it are quickstart.py, a4000.py,
 a6000.py, rtx2080ti.py, h200.py and ablations/architecture.py:ROW.
 """
@@ -16,6 +17,11 @@ from cramjax import host_memory
 from cramjax.config import parse_command_line
 from cramjax.errors import Interrupted, UserError
 
+FLAGS = (
+    ("workdir", "folder of the run"),
+    ("rehearse", "try every stage for a moment, train nothing"),
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; returns the exit code."""
@@ -23,12 +29,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    config, extras = parse_command_line(argv, [("workdir", "folder of the run")])
+    config, extras = parse_command_line(argv, FLAGS, switches=["rehearse"])
     if not extras["workdir"]:
         raise UserError("no workdir: pass e.g. --workdir=runs/quickstart")
-    from cramjax.run import run  # imports JAX: a mistyped flag need not wait for it
+    # These import JAX: a mistyped flag need not wait for it.
+    if extras["rehearse"]:
+        from cramjax.rehearsal import rehearse as command
+    else:
+        from cramjax.run import run as command
 
-    run(config, Path(extras["workdir"]))
+    command(config, Path(extras["workdir"]))
 
 
 def guarded(

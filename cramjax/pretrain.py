@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from cramjax import files, metrics_log, train_step
+from cramjax import files, metrics_log, throughput, train_step
 from cramjax.budget import CHARGED, FREE
 from cramjax.checkpoint import CheckpointStore, abstract
+from cramjax.compilation import Ahead, MicroStep
 from cramjax.data.corpus import Corpus
-from cramjax.errors import Interrupted, UserError
+from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.loop import STEPPED_BACK, Loop, begin
 from cramjax.metrics_log import MetricsLog
 from cramjax.schema import Config
@@ -27,12 +28,18 @@ SUMMARY = "pretrain.json"
 
 
 def pretrain(
-    config: Config, corpus: Corpus, workdir: Path
+    config: Config, corpus: Corpus, workdir: Path, ahead: Ahead | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
     Writes checkpoints/, metrics.jsonl and, when all is done, pretrain.json in the
     workdir.
+
+    Args:
+      config: the run's.
+      corpus: to train on.
+      workdir: of the run.
+      ahead: compiles the micro-step; without it the first step does.
 
     Returns:
       Float32 parameters of `model.MaskedLM` by name ("pretrained", and the averages
@@ -48,7 +55,7 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        loop = _take_up(config, corpus, store, log, workdir)
+        loop = _take_up(config, corpus, store, log, workdir, ahead)
         stopped_by = loop.run()
         if stopped_by is not None:
             raise Interrupted(
@@ -71,6 +78,7 @@ def _take_up(
     store: CheckpointStore,
     log: MetricsLog,
     workdir: Path,
+    ahead: Ahead | None,
 ) -> Loop:
     """Returns the loop where an earlier session left it, with what it used charged."""
     lines = metrics_log.read(workdir / METRICS)
@@ -84,9 +92,13 @@ def _take_up(
         seconds["lost"] += max(logged_s - kept_s, 0.0)
         seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
         counters.seconds = seconds
+        drawn = (counters.energy_kwh, *(line.get("energy_kwh") for line in lines))
+        known = (kwh for kwh in drawn if kwh is not None)
+        counters.energy_kwh = max(known, default=None)  # of lost work, too
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
         log.cut(counters.step, event="resumed", step=counters.step, elapsed_s=elapsed_s)
-    return Loop(config, corpus, store, log, workdir, state, counters, steps_back)
+    step = ahead.result() if ahead else MicroStep.of(config)
+    return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
 
 
 @contextlib.contextmanager
@@ -94,13 +106,12 @@ def _out_of_memory_explained(config: Config) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"config.micro_batch is {config.micro_batch}: too much for the memory of "
-            f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller model, "
-            "and another --workdir"
+            f"{jax.devices()[0].device_kind}; pass a smaller one (0: the largest that "
+            "fits), or a smaller model, and another --workdir"
         ) from error
 
 
@@ -142,9 +153,13 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "micro_steps": counters.step,
         "updates": counters.updates,
         "elapsed_s": elapsed_s,
+        "first_step_s": loop.first_step_s,
         "seconds": clock.seconds,
         "tokens_per_s": counters.tokens / elapsed_s,
         "model_flops": counters.flops,
+        "mfu": throughput.mfu(counters.flops, elapsed_s),
+        "peak_memory_bytes": throughput.peak_memory_bytes(),
+        "energy_kwh": loop.throughput.energy_kwh,
         "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,

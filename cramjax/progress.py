@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -16,7 +17,7 @@ PASSES_KNOWN_AT = 0.05  # share of the budget after which the speed is believed
 
 
 class Progress:
-    """Share of budget, loss, tokens/s, learning rate, batch size, time left."""
+    """Share of budget, loss, learning rate, batch size, time left, throughput."""
 
     def __init__(self, budget: BudgetConfig, corpus_tokens: int):
         """Shows nothing yet.
@@ -48,8 +49,16 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, clock: BudgetClock, counters: Counters) -> None:
-        """Shows the state after a step."""
+    def update(
+        self, clock: BudgetClock, counters: Counters, line: Mapping[str, float]
+    ) -> None:
+        """Shows the state after a step.
+
+        Args:
+          clock: the budget's.
+          counters: the host's.
+          line: what `throughput.Throughput.line` said last.
+        """
         used, now = clock.progress(), time.monotonic()
         if self._start is None:  # the first step compiles: rates count from its end
             self._start = (now, used, clock.tokens)
@@ -64,9 +73,10 @@ class Progress:
         loss = sum(window) / len(window) if window else counters.last_loss
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
-            f"{_si(rate)} tokens/s  lr {latest.get('learning_rate', 0):.2e}  "
+            f"{_si(line.get('tokens_per_s', rate))} tokens/s  "
+            f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  left {_duration(left_s)}"
-            f"{_skipped(latest['skipped'])}"
+            f"{_device(line)}{_skipped(latest['skipped'])}"
         )
         if self._live:
             self._live.update(self._task, completed=used, description=text)
@@ -74,11 +84,27 @@ class Progress:
             self._last_plain = now
             print(f"pretraining {used:6.1%}  {text}", flush=True)
 
+    def say(self, line: str) -> None:
+        """Prints a line of its own."""
+        (self._live.console.print if self._live else print)(line)
+
     def _tell_passes(self, tokens: float) -> None:
         passes, self._corpus_tokens = tokens / self._corpus_tokens, 0
         if passes > 1:
-            line = f"budget: at this speed {passes:.1f} passes over the corpus"
-            (self._live.console.print if self._live else print)(line)
+            self.say(f"budget: at this speed {passes:.1f} passes over the corpus")
+
+
+def _device(line: Mapping[str, float]) -> str:
+    """Returns what is known of it, e.g. "  mfu 41%  9.8 GB  1.21 kWh"."""
+    shown = {
+        "mfu": lambda share: f"  mfu {share:.0%}",
+        "not_training": lambda share: (
+            f"  not training {share:.0%}" if share >= 0.005 else ""
+        ),
+        "peak_memory_bytes": lambda size: f"  {size / 1e9:.1f} GB",
+        "energy_kwh": lambda energy: f"  {energy:.2f} kWh",
+    }
+    return "".join(show(line[name]) for name, show in shown.items() if name in line)
 
 
 def _skipped(count: float) -> str:

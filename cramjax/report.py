@@ -109,6 +109,7 @@ def _pretraining_section(
         ],
         ["outside the budget", _seconds(summary, FREE)],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
+        *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
         ["parameters", f"{summary['parameters']:,}"],
         [
@@ -127,6 +128,33 @@ def _pretraining_section(
         "building the corpus, validation and fine-tuning are outside.\n\n"
         + table(["what", "value"], rows)
     )
+
+
+def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """Returns what is known of start-up and device."""
+    rows = {
+        "first_step_s": (
+            "from the start of the last session to its first step",
+            lambda seconds: f"{seconds:.1f} s",
+        ),
+        "mfu": (
+            "MFU, of the card's dense 16-bit peak over the time in the budget",
+            lambda share: f"{share:.1%}",
+        ),
+        "peak_memory_bytes": (
+            "memory of the device, at most",
+            lambda size: f"{size / 1e9:.1f} GB",
+        ),
+        "energy_kwh": (
+            "energy of the card, validation included",
+            lambda energy: f"{energy:.3g} kWh",
+        ),
+    }
+    return [
+        [title, show(summary[key])]
+        for key, (title, show) in rows.items()
+        if summary[key] is not None
+    ]
 
 
 def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:

@@ -4,14 +4,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report
+from cramjax import files, report, tuning
+from cramjax.compilation import Ahead, use_cache
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.data import tokenizer
-from cramjax.data.corpus import TOKENIZER, Corpus
+from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
@@ -30,7 +32,9 @@ def run(config: Config, workdir: Path) -> None:
       UserError: a mistake that can be seen before compute is spent.
       Interrupted: a signal came during pretraining; the state is saved.
     """
+    config = as_recorded(config, workdir)
     check_workdir(workdir, config)
+    use_cache(config.compilation_cache)
     if not (workdir / SUMMARY).exists():
         check_platform(config)
     evaluate.check(config)
@@ -38,14 +42,8 @@ def run(config: Config, workdir: Path) -> None:
         files.write_json(workdir / CONFIG, to_dict(config))
         weights, summary = read_back(config, workdir)
     else:
-        check_corpus(workdir, corpus_path(config).name)
-        corpus = prepare(config)
-        note_corpus(workdir, corpus)
-        if passes := more_than_one_pass(config, corpus):
-            print(passes)
-        with in_use(workdir):
-            files.write_json(workdir / CONFIG, to_dict(config))
-            weights, summary = pretrain(config, corpus, workdir)
+        weights, summary = _pretrain(config, workdir)
+        config = as_recorded(config, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
@@ -56,6 +54,33 @@ def run(config: Config, workdir: Path) -> None:
     results = evaluate.evaluate(config, weights, words, workdir)
     path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
+
+
+def as_recorded(config: Config, workdir: Path) -> Config:
+    """Returns the config with what the workdir's run has chosen where it says so."""
+    path = workdir / CONFIG
+    if not tuning.is_asked_for(config) or not path.exists():
+        return config
+    values = flatten(files.read_json(path, "pass another --workdir"))
+    return tuning.as_recorded(config, values)
+
+
+def _pretrain(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `pretrain.pretrain` does, on the corpus, built if missing."""
+    path = corpus_path(config)
+    check_corpus(workdir, path.name)
+    with Ahead() as ahead:
+        if (path / MANIFEST).exists() and not tuning.is_asked_for(config):
+            ahead.start(config)  # while the corpus's checksums are compared
+        corpus = prepare(config)
+        note_corpus(workdir, corpus)
+        if passes := more_than_one_pass(config, corpus):
+            print(passes)
+        with in_use(workdir):
+            config = tuning.choose(config)
+            files.write_json(workdir / CONFIG, to_dict(config))
+            ahead.start(config)
+            return pretrain(config, corpus, workdir, ahead)
 
 
 def check_platform(config: Config) -> None:
@@ -153,6 +178,11 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
     files.write_json(workdir / CORPUS, {"name": corpus.path.name, **corpus.manifest})
 
 
+def nearest_folder(path: Path) -> Path:
+    """Returns the path, or the nearest one above it that is there."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
 def check_workdir(workdir: Path, config: Config) -> None:
     """Refuses a workdir in which another config has run.
 
@@ -161,7 +191,7 @@ def check_workdir(workdir: Path, config: Config) -> None:
     Raises:
       UserError: it holds a run with another config; the first differing key is named.
     """
-    nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    nearest = nearest_folder(workdir)
     if not nearest.is_dir():
         raise UserError(f"--workdir={workdir}: {nearest} is a file; pass a folder")
     if not os.access(nearest, os.W_OK):

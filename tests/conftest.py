@@ -1,5 +1,6 @@
 """Settings and pieces that all tests share."""
 
+import os
 import subprocess
 import sys
 
@@ -83,7 +84,9 @@ def corpus(tiny):
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Many tests compile the same program: once is enough."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jit")))
+    folder = str(tmp_path_factory.mktemp("jit"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of processes that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

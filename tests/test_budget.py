@@ -36,6 +36,15 @@ def test_wall_clock_counts_all_but_validation():
     }
 
 
+def test_what_went_by_before_it_began_can_be_charged():
+    time = FakeTime()
+    clock = BudgetClock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), now=time)
+    clock.charge("compilation", 900.0)
+    time.now += 900
+    assert clock.progress() == 0.5
+    assert clock.seconds["compilation"] == clock.seconds["training"] == 900
+
+
 def test_a_resumed_clock_has_only_what_is_left():
     time = FakeTime()
     budget = BudgetConfig(hours=1.0, tokens=0, flops=0.0)

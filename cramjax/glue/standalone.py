@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from cramjax import files, imports
 from cramjax.arguments import overridden
+from cramjax.compilation import use_cache
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
@@ -63,6 +64,7 @@ def score(argv: Sequence[str]) -> str:
     workdir = Path(extras["workdir"] or default)
     _check_not_a_runs(workdir)
     check_workdir(workdir, config)
+    use_cache(config.compilation_cache)
     evaluate.check(config)
     if foreign:
         weights, words = {"pretrained": foreign.params}, foreign.words

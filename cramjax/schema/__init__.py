@@ -57,6 +57,7 @@ class Config:
     seed: int
     platform: str
     micro_batch: int
+    compilation_cache: str
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
@@ -78,10 +79,10 @@ class Config:
             self.platform in ("gpu", "any"), "platform", self.platform, "'gpu' or 'any'"
         )
         require(
-            self.micro_batch >= 1,
+            self.micro_batch >= 0,
             "micro_batch",
             self.micro_batch,
-            ">= 1, sequences per forward pass (0, for automatic, is not there yet)",
+            ">= 0, sequences per forward pass (0 = the most that fit)",
         )
         require(
             self.micro_batch <= self.batch.sequences,

@@ -7,7 +7,7 @@ from cramjax.schema.checks import require
 # Keys of the model whose value is one of a few names.
 MODEL_CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
-    "attention": ("xla", "cudnn"),
+    "attention": ("xla", "cudnn", "auto"),
     "mixing": ("attention", "fourier"),
     "ffn": ("gated", "plain"),
     "activation": ("gelu", "relu", "silu", "relu_squared"),
@@ -97,9 +97,9 @@ class ModelConfig:
         check(self.max_length >= 8, "max_length", ">= 8")
         check(self.token_types >= 0, "token_types", ">= 0 (0 = none)")
         check(
-            self.attention == "xla" or self.dtype != "float32",
+            self.attention != "cudnn" or self.dtype != "float32",
             "attention",
-            "'xla' with model.dtype='float32' (cuDNN attention is 16-bit)",
+            "'xla' or 'auto' with model.dtype='float32' (cuDNN attention is 16-bit)",
         )
         check(
             self.first_norm or self.norm_placement == "pre",

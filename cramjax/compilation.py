@@ -1,0 +1,113 @@
+"""Compiling the training step: beforehand, and once for all runs."""
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cramjax import train_step
+from cramjax.checkpoint import abstract
+from cramjax.data.packing import token_dtype
+from cramjax.schema import Config
+
+MIN_COMPILE_S = 0.5  # what compiles faster is not worth a file
+
+
+def use_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder, and on a GPU what autotuning has found.
+
+    JAX tells programs apart by all that they depend on: itself, the device, the flags.
+    A folder that JAX was told of otherwise, JAX_COMPILATION_CACHE_DIR say, comes first.
+
+    Args:
+      folder: `config.compilation_cache`, "" for none.
+    """
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a home that cannot be written is no reason to stop
+        print(f"config.compilation_cache is {folder!r}: not used ({error})")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroStep:
+    """The jitted micro-step, and what it has cost so far.
+
+    Attributes:
+      function: see `train_step.make_micro_step`.
+      begun: `time.monotonic()` when getting ready for it began.
+      shapes: of the batches it is compiled for.
+      compile_s: what that took.
+    """
+
+    function: Callable
+    begun: float
+    shapes: frozenset[tuple[int, ...]] = frozenset()
+    compile_s: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> "MicroStep":
+        """Returns one that compiles when it is called."""
+        begun = time.monotonic()
+        return cls(train_step.make_micro_step(config, train_step.make_mesh()), begun)
+
+    def compiled(self, config: Config, shapes: Iterable[tuple[int, ...]]):
+        """Returns the same one, compiled for batches of these shapes."""
+        start = time.monotonic()
+        for shape in shapes:
+            lowered(config, self.function, shape).compile()
+        return dataclasses.replace(
+            self, shapes=frozenset(shapes), compile_s=time.monotonic() - start
+        )
+
+
+def lowered(config: Config, function: Callable, shape: tuple[int, ...]):
+    """Returns the micro-step for a batch's shape as a `jax.stages.Lowered`."""
+    state = abstract(
+        lambda: train_step.init_state(config),
+        train_step.replicated(train_step.make_mesh()),
+    )
+    tokens_BxL = jax.ShapeDtypeStruct(shape, token_dtype(config.model.vocab_size))
+    progress = jax.ShapeDtypeStruct((), np.float32)
+    return function.lower(state, tokens_BxL, progress)
+
+
+class Ahead:
+    """Compiles the micro-step in a thread; a context manager that waits for it."""
+
+    def __init__(self):
+        """Does nothing yet."""
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._step: concurrent.futures.Future[MicroStep] | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._pool.shutdown()
+
+    def start(self, config: Config) -> None:
+        """Begins to compile, unless it has begun."""
+        if self._step is None:
+            step = MicroStep.of(config)
+            self._step = self._pool.submit(step.compiled, config, _shapes(config))
+
+    def result(self) -> MicroStep:
+        """Returns the step when it is compiled."""
+        return self._step.result()
+
+
+def _shapes(config: Config) -> list[tuple[int, ...]]:
+    """Returns the first batch's shape; of a curriculum none, it may be anywhere."""
+    if config.curriculum.lengths:
+        return []
+    return [(config.micro_batch, config.model.max_length)]

@@ -1,0 +1,123 @@
+"""The first documents of every source, and a corpus of them alone."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cramjax.data import readers, sources
+from cramjax.data.corpus import Corpus
+from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.prepare import prepare
+from cramjax.data.readers import Problems, Reading
+from cramjax.data.sources import Portion
+from cramjax.errors import UserError
+from cramjax.schema import Config
+
+SAMPLE_CHARS = 2_000_000  # of text, from all sources together
+PARTS_OPENED = 8  # of a source, spread over it
+PIECES = 100  # the sample becomes so many documents or more: some are held out
+CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
+# How much text comes out of a compressed byte, roughly.
+EXPANSION = dict.fromkeys((*readers.COMPRESSIONS, ".parquet"), 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Text of the sources' first documents, and of all of it, in characters."""
+
+    texts: list[str]
+    all_chars: float | None
+
+    @property
+    def chars(self) -> int:
+        """Of the texts."""
+        return sum(map(len, self.texts))
+
+
+def read(config: Config, say: Callable[[str], None]) -> Sample:
+    """Returns the first documents of every source, and says what they are.
+
+    Raises:
+      UserError: a source that is not there, or whose first documents have no text.
+    """
+    known = Fingerprints(Path(config.data.dir).expanduser())
+    portions = [p for p in sources.resolve(config.data, known) if p.max_chars != 0]
+    texts = []
+    for number, name in enumerate(config.data.sources):
+        of_source = [p for p in portions if p.source == number]
+        step = -(-len(of_source) // PARTS_OPENED)
+        opened = of_source[::step] if of_source else []
+        problems: Problems = collections.Counter()
+        chars = SAMPLE_CHARS // len(config.data.sources) // max(len(opened), 1)
+        found = [
+            text
+            for portion in opened
+            for text in _beginning(portion, Reading.of(config.data), problems, chars)
+        ]
+        notes = "".join(f"; {what}: {n:,}" for what, n in sorted(problems.items()))
+        if opened and not found:
+            raise UserError(
+                f"config.data.sources: no text at the beginning of {name!r}{notes}; "
+                "see data.txt_documents, data.text_field and data.keep in "
+                "configs/default.py for what is a document"
+            )
+        say(
+            f"{name}: {len(found):,} documents at the beginning of {len(opened):,} of "
+            f"{len(of_source):,} parts{notes}"
+        )
+        texts += found
+    return Sample(texts, _all_chars(config, portions))
+
+
+def _beginning(
+    portion: Portion, reading: Reading, problems: Problems, chars: int
+) -> Iterator[str]:
+    for text in sources.documents(portion, reading, problems):
+        yield text[:chars]
+        chars -= len(text)
+        if chars <= 0:
+            return
+
+
+def _all_chars(config: Config, portions: Sequence[Portion]) -> float | None:
+    """Returns how much text there is, roughly; None if nobody knows."""
+    sizes = [portion.part.size for portion in portions]
+    if None in sizes or config.data.max_documents:
+        return config.data.max_chars or None
+    chars = sum(
+        size * EXPANSION.get(Path(portion.part.name).suffix, 1)
+        for size, portion in zip(sizes, portions, strict=True)
+    )
+    return min(chars, config.data.max_chars or chars)
+
+
+def pack(config: Config, sample: Sample, scratch: Path) -> Corpus:
+    """Returns the sample as a corpus; its vocabulary is one that it can fill.
+
+    Args:
+      config: without what leaves documents out of a corpus.
+      sample: see `read`.
+      scratch: the folder it is written to.
+    """
+    chars = sample.chars
+    piece = max(chars // PIECES, 200)
+    with (scratch / "sample.jsonl").open("w") as file:
+        for text in sample.texts:
+            for start in range(0, len(text), piece):
+                print(json.dumps({"text": text[start : start + piece]}), file=file)
+    data = dataclasses.replace(
+        config.data,
+        **{"sources": (str(scratch / "sample.jsonl"),), "dir": str(scratch / "data")},
+        **{"shares": (), "max_chars": 0, "max_documents": 0, "keep": ()},
+        **{"text_field": "text", "join_chars": 0, "held_out_share": 0.2},
+        **{"max_tokens_per_char": 0.0, "min_document_chars": 0},
+        **{"max_document_chars": 0, "drop_duplicates": False, "dedup_bytes": 0},
+    )
+    entries = config.model.vocab_size
+    if not data.tokenizer:
+        entries = min(entries, max(chars // CHARS_PER_ENTRY, 512))
+    model = dataclasses.replace(config.model, vocab_size=entries)
+    small = dataclasses.replace(config, data=data, model=model)
+    return prepare(small, say=lambda line: None)

@@ -1,0 +1,228 @@
+"""What the device decides: the attention that is faster, the micro-batch that fits."""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cramjax import train_step
+from cramjax.compilation import MicroStep, lowered
+from cramjax.data.kinds import SPECIAL_TOKENS
+from cramjax.data.packing import token_dtype
+from cramjax.errors import UserError, is_out_of_memory
+from cramjax.schema import Config
+
+PROBE_SEQUENCES = 64  # at which implementations of attention are compared
+MEASURED_S = 2.0  # of steps, at least
+# Of what may be used. The rest is for what JAX keeps beside the program, and on a CPU,
+# where a program that is too large is killed without a word, for everybody else.
+SHARE_OF_DEVICE, SHARE_OF_HOST = 0.95, 0.5
+# More rows than `batch.sequences` that an update may have, where the micro-batch does
+# not divide it.
+MAX_ROUNDING = 0.02
+
+
+def is_asked_for(config: Config) -> bool:
+    """Returns whether the config leaves something to the device."""
+    return config.micro_batch == 0 or config.model.attention == "auto"
+
+
+def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the config with what an earlier session has chosen.
+
+    Args:
+      config: as given.
+      values: {"section.key": value} of the config.json that session left.
+    """
+    micro_batch, attention = values.get("micro_batch"), values.get("model.attention")
+    if config.micro_batch == 0 and isinstance(micro_batch, int):
+        config = dataclasses.replace(config, micro_batch=micro_batch)
+    if config.model.attention == "auto" and isinstance(attention, str):
+        config = _with_attention(config, attention)
+    return config
+
+
+def choose(config: Config, say: Callable[[str], None] = print) -> Config:
+    """Returns the config with a micro-batch and an attention that this device is for.
+
+    Raises:
+      UserError: not even one sequence fits.
+    """
+    if config.model.attention == "auto":
+        config = _with_attention(config, _attention(config, say))
+    if config.micro_batch == 0:
+        sequences = _micro_batch(config, say)
+        config = dataclasses.replace(config, micro_batch=sequences)
+    return config
+
+
+def _with_attention(config: Config, name: str) -> Config:
+    model = dataclasses.replace(config.model, attention=name)
+    return dataclasses.replace(config, model=model)
+
+
+def _attention(config: Config, say: Callable[[str], None]) -> str:
+    """Returns the implementation that trains faster."""
+    names = attentions(config)
+    if len(names) == 1:
+        say(f"attention: {names[0]}, there is no other one for this model and device")
+        return names[0]
+    rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
+    tokens_per_s: dict[str, float] = {}
+    for name in names:
+        trial = dataclasses.replace(_with_attention(config, name), micro_batch=rows)
+        try:
+            seconds = seconds_per_step(trial, MicroStep.of(trial))
+        except RuntimeError as error:  # of XLA: no memory, or no cuDNN
+            say(f"attention: {name} does not run here ({_first_line(error)})")
+            continue
+        tokens_per_s[name] = rows * config.model.max_length / seconds
+    if not tokens_per_s:
+        raise UserError(
+            f"config.micro_batch is {config.micro_batch}: no attention runs with "
+            f"{rows} sequences, see above; pass fewer, or a smaller model"
+        )
+    best = max(tokens_per_s, key=tokens_per_s.__getitem__)
+    speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
+    say(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
+    return best
+
+
+def attentions(config: Config) -> list[str]:
+    """Returns the values of `model.attention` that this device and model can have.
+
+    cuDNN's has 16-bit numbers, needs a compute capability of 8.0, knows no mask and no
+    dropout, and heads of up to 128 channels, a multiple of 8.
+    """
+    model, objective = config.model, config.objective
+    capability = getattr(jax.devices()[0], "compute_capability", "0").split(".")[0]
+    cudnn = (
+        jax.default_backend() == "gpu"
+        and capability.isdigit()  # AMD's are not
+        and int(capability) >= 8
+        and model.dtype != "float32"
+        and model.mixing == "attention"
+        and model.head_dim % 8 == 0
+        and model.head_dim <= 128
+        and not objective.separate_documents
+        and not objective.dropout
+    )
+    return ["xla", *(["cudnn"] if cudnn else [])]
+
+
+def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
+    """Returns the largest number of sequences whose step fits, as seen by running."""
+    limit = memory_limit_bytes()
+    needs: dict[int, float] = {}
+
+    def fits(rows: int) -> bool:
+        trial = dataclasses.replace(config, micro_batch=rows)
+        needs[rows] = needed_bytes(trial, MicroStep.of(trial))
+        return needs[rows] <= limit
+
+    fitting = largest_first(rungs(config.batch.sequences), fits)
+    for rows in fitting:
+        trial = dataclasses.replace(config, micro_batch=rows)
+        try:
+            seconds_per_step(trial, MicroStep.of(trial), at_least_s=0.0)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            say(f"micro-batch: {rows} sequences do not fit after all")
+            continue
+        sizes = ""
+        if rows in needs:
+            sizes = f" ({needs[rows] / 1e9:.1f} of {limit / 1e9:.1f} GB)"
+        say(f"micro-batch: {rows} sequences, the most that fit{sizes}")
+        return rows
+    raise UserError(
+        f"config.micro_batch is 0: not one sequence fits in the {limit / 1e9:.1f} GB "
+        f"of {jax.devices()[0].device_kind}: pass a smaller model"
+    )
+
+
+def rungs(sequences: int) -> list[int]:
+    """Returns the micro-batches to choose from, in ascending order.
+
+    Powers of two and halves more, of which a whole number makes up a batch of so many
+    sequences, or nearly so.
+    """
+    powers = [2**n for n in range(sequences.bit_length())]
+    sizes = {sequences, *powers, *(3 * power // 2 for power in powers[1:])}
+    return sorted(
+        rows
+        for rows in sizes
+        if rows <= sequences
+        and -(-sequences // rows) * rows <= (1 + MAX_ROUNDING) * sequences
+    )
+
+
+def largest_first(sizes: Sequence[int], fits: Callable[[int], bool]) -> list[int]:
+    """Returns those of the ascending sizes that fit, largest first, asking for few."""
+    low, high = 0, len(sizes)  # sizes[:low] fit, sizes[high:] do not
+    while low < high:
+        middle = (low + high) // 2
+        if fits(sizes[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return list(reversed(sizes[:low]))
+
+
+def memory_limit_bytes() -> int:
+    """Returns how much a program may need on this device."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(SHARE_OF_DEVICE * stats["bytes_limit"])
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(SHARE_OF_HOST * host)
+
+
+def needed_bytes(config: Config, step: MicroStep) -> float:
+    """Returns what the compiled micro-step and its state take; inf: not compilable."""
+    shape = (config.micro_batch, config.model.max_length)
+    program = lowered(config, step.function, shape)
+    try:
+        sizes = program.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:  # autotuning runs parts of it
+        if not is_out_of_memory(error):
+            raise
+        return float("inf")
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+
+
+def seconds_per_step(
+    config: Config, step: MicroStep, at_least_s: float = MEASURED_S
+) -> float:
+    """Returns the median time of a micro-step, on random tokens from a fresh state."""
+    make = functools.partial(train_step.init_state, config)
+    sharding = train_step.replicated(train_step.make_mesh())
+    state = jax.jit(make, out_shardings=sharding)()
+    vocabulary = config.model.vocab_size
+    tokens_BxL = np.random.default_rng(0).integers(
+        len(SPECIAL_TOKENS),
+        vocabulary,
+        (config.micro_batch, config.model.max_length),
+        token_dtype(vocabulary),
+    )
+    seconds: list[float] = []
+    while len(seconds) < 4 or sum(seconds[1:]) < at_least_s:  # the first one compiles
+        start = time.monotonic()
+        state, metrics = step.function(state, tokens_BxL, np.float32(0))
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.monotonic() - start)
+    return float(np.median(seconds[1:]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]

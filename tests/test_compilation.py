@@ -1,0 +1,154 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, tiny_config
+
+from cramjax import compilation, masking, metrics_log, pretrain, train_step
+from cramjax import run as run_module
+
+# Compiles the step of a tiny model, takes three and prints how long and what came out.
+PROGRAM = """
+import json, sys
+import jax
+import numpy as np
+from cramjax import compilation, train_step
+from cramjax.config import load
+
+hits = []
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(1) if event.endswith("cache_hits") else None
+)
+config = load("configs/quickstart.py", sys.argv[2:])
+compilation.use_cache(sys.argv[1])
+shape = (config.micro_batch, config.model.max_length)
+step = compilation.MicroStep.of(config).compiled(config, [shape])
+state = jax.jit(
+    lambda: train_step.init_state(config),
+    out_shardings=train_step.replicated(train_step.make_mesh()),
+)()
+tokens_BxL = np.random.default_rng(0).integers(7, 256, shape).astype(np.uint16)
+losses = []
+for i in range(3):
+    state, metrics = step.function(state, tokens_BxL, np.float32(i / 3))
+    losses.append(float(metrics["loss"]))
+print(json.dumps([step.compile_s, len(hits), losses, step.function._cache_size()]))
+"""
+
+
+@pytest.fixture
+def no_cache():
+    """As a user's process begins: JAX knows of no folder."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_second_start_finds_the_compiled_step(tmp_path):
+    """In new processes, which have nothing to say on stderr."""
+    folder = tmp_path / "made" / "cache"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+
+    def start():
+        command = [sys.executable, "-c", PROGRAM, str(folder), *TINY]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return json.loads(done.stdout)
+
+    cold_s, hits, losses, programs = start()
+    assert (hits, programs) == (0, 1)
+    files = sorted(path.name for path in folder.iterdir())
+    assert any(name.startswith("jit_micro_step") for name in files)
+    warm_s, hits, again, programs = start()
+    assert (hits, programs) == (len(files), 1)
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert again == losses
+    assert warm_s < cold_s
+
+
+def test_another_folder_that_jax_knows_comes_first(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    assert before
+    compilation.use_cache(str(tmp_path / "cache"))
+    assert jax.config.jax_compilation_cache_dir == before
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_folder_and_one_that_cannot_be_used(tmp_path, no_cache, capsys):
+    (tmp_path / "file").touch()
+    compilation.use_cache("")
+    assert capsys.readouterr().out == ""
+    compilation.use_cache(str(tmp_path / "file" / "cache"))
+    out = capsys.readouterr().out
+    assert out.startswith("config.compilation_cache is ") and out.count("\n") == 1
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_step_compiled_ahead_is_the_one_that_trains(
+    tiny, corpus, tmp_path, monkeypatch
+):
+    """Its seconds are charged, and the loop compiles nothing more."""
+    traced = []
+
+    def mask_tokens(*args, **kwargs):  # runs when the step is traced, to be compiled
+        traced.append(1)
+        return masking.mask_tokens(*args, **kwargs)
+
+    monkeypatch.setattr(train_step, "mask_tokens", mask_tokens)
+    with compilation.Ahead() as ahead:
+        ahead.start(tiny)
+        ahead.start(tiny)
+        weights, summary = pretrain.pretrain(tiny, corpus, tmp_path / "a", ahead)
+        step = ahead.result()
+    assert traced == [1]
+    assert summary["seconds"]["compilation"] == step.compile_s > 0
+    expected, other = pretrain.pretrain(tiny, corpus, tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
+    events = [
+        line
+        for line in metrics_log.read(tmp_path / "a" / "metrics.jsonl")
+        if line.get("event") == "first_step"
+    ]
+    assert [event["compile_s"] for event in events] == [step.compile_s]
+    assert events[0]["first_step_s"] == summary["first_step_s"] > step.compile_s
+    assert other["first_step_s"] > other["seconds"]["compilation"] > 0
+
+
+def test_a_curriculum_compiles_as_it_comes_to_its_lengths(data_dir):
+    stages = ("curriculum.lengths=(8,32)", "curriculum.starts=(0.0,0.5)")
+    config = tiny_config(data_dir, *stages)
+    with compilation.Ahead() as ahead:
+        ahead.start(config)
+        assert ahead.result().shapes == frozenset()
+
+
+def test_a_corpus_that_is_there_is_checked_meanwhile(
+    tiny, corpus, tmp_path, monkeypatch
+):
+    calls = []
+
+    def prepare(config):
+        calls.append("prepare")
+        return corpus
+
+    def finish(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compilation.Ahead, "start", lambda *_: calls.append("compile"))
+    monkeypatch.setattr(run_module, "prepare", prepare)
+    monkeypatch.setattr(run_module, "pretrain", finish)
+    with pytest.raises(KeyboardInterrupt):
+        run_module.run(tiny, tmp_path / "there")
+    assert calls == ["compile", "prepare", "compile"]
+    calls.clear()
+    monkeypatch.setattr(run_module, "corpus_path", lambda config: tmp_path / "not")
+    with pytest.raises(KeyboardInterrupt):
+        run_module.run(tiny, tmp_path / "new")
+    assert calls == ["prepare", "compile"]

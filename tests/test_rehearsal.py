@@ -1,0 +1,174 @@
+import dataclasses
+import gzip
+import json
+import shutil
+import socket
+from types import SimpleNamespace
+
+import pytest
+from conftest import TINY, tiny_config
+
+from cramjax import rehearsal
+from cramjax.data import sample
+from cramjax.errors import UserError
+from cramjax.main import main
+from cramjax.schema import BudgetConfig
+
+
+def command(folder, *overrides):
+    overrides = (*TINY, f"data.dir={folder / 'data'}", *overrides)
+    flags = [f"--config.{override}" for override in overrides]
+    workdir = f"--workdir={folder / 'runs' / 'one'}"
+    return ["--config=configs/quickstart.py", workdir, *flags, "--rehearse"]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def connect(*_):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
+    assert main(command(tmp_path)) == 0
+    out = capsys.readouterr().out.splitlines()
+    stages = [line.split(": ")[1] for line in out]
+    assert all(line.startswith("rehearsal: ") for line in out)
+    assert stages == [
+        *("text", "fine-tuning data", "corpus", "disk", "disk", "training step"),
+        *("training", "checkpoint", "fine-tuning", "budget"),
+    ]
+    assert "embedded:books: " in out[0] and "1 of 1 parts" in out[0]
+    assert out[1].endswith("readable: Intents, 10 labels a class")
+    assert "4 x 32 tokens need " in out[5]
+    assert "training: 4 updates, loss 5." in out[6]
+    assert "read back equal" in out[7]
+    assert "one step of 2 trials, Intents, 10 labels a class scored" in out[8]
+    assert "5.12e+03 tokens take about " in out[9]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("platform=gpu", "config.platform is 'gpu': must be 'any' where JAX sees only"),
+        ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
+        ("data.sources={folder}/empty.txt", "no text at the beginning of '"),
+        ("glue.tasks=('cola',)", "config.glue.data_dir is 'glue_data'"),
+        ("data.dir={folder}/empty.txt", "cannot be written; pass another one"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, override, message, capsys):
+    (tmp_path / "empty.txt").touch()
+    assert main(command(tmp_path, override.format(folder=tmp_path))) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_the_flag_is_a_switch(tmp_path, capsys):
+    *others, _ = command(tmp_path)
+    assert main([*others, "--rehearse=1"]) == 2
+    assert "--rehearse takes no value" in capsys.readouterr().err
+    assert main([*others, "--rehears"]) == 2
+    assert "did you mean --rehearse?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def text():
+    """100 characters of the 4 GB there are, in 50 tokens."""
+    return sample.Sample(["a" * 100], 4e9)
+
+
+HALF_A_TOKEN = SimpleNamespace(manifest={"tokens": {"train": 40, "held_out": 10}})
+
+
+def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(
+        tiny, data=dataclasses.replace(tiny.data, dir=str(tmp_path / "data"))
+    )
+    free = {"checkpoints": 10**9, "corpus": 5 * 10**9}
+
+    def disk_usage(path):
+        name = "checkpoints" if path == tmp_path / "runs" else "corpus"
+        return SimpleNamespace(free=free[name])
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+
+    def check():
+        rehearsal._check_disk(config, tmp_path / "runs", text, HALF_A_TOKEN)
+
+    check()
+    # 4e9 characters in 2e9 tokens of 2 bytes.
+    assert "corpus 4.0 or so of 5.0 GB free" in capsys.readouterr().out
+    free["corpus"] = 3 * 10**9
+    with pytest.raises(UserError, match=r"it has 3\.0 GB left.* takes 4\.0 or so"):
+        check()
+    (tmp_path / "data" / "books-1").mkdir(parents=True)
+    (tmp_path / "data" / "books-1" / "manifest.json").touch()
+    check()  # one is there already
+    state = 3  # more than so many numbers of 4 bytes for each parameter
+    parameters = 256 * 32
+    free["checkpoints"] = 3 * state * 4 * parameters
+    with pytest.raises(UserError, match=r"config\.checkpoint\.keep is 2: .*make room"):
+        check()
+
+
+def test_a_checkpoint_that_is_read_otherwise_is_named(
+    tiny, corpus, tmp_path, monkeypatch
+):
+    read_back = rehearsal.read_back
+
+    def changed(config, workdir):
+        weights, summary = read_back(config, workdir)
+        scale = weights["pretrained"]["final_norm"]["scale"]
+        weights["pretrained"]["final_norm"]["scale"] = scale.at[3].add(1e-6)
+        return weights, summary
+
+    monkeypatch.setattr(rehearsal, "read_back", changed)
+    config = rehearsal._each_step_an_update(tiny)
+    with pytest.raises(UserError, match="not read as it was written"):
+        rehearsal._try_training(config, corpus, tmp_path, ahead=None)
+
+
+def test_what_the_budget_buys(tiny):
+    """4 x 32 tokens in 0.01 s are 12,800 a second; 100 s go to compilation."""
+    nothing = {"hours": 0.0, "tokens": 0, "flops": 0.0}
+    for budget, expected in (
+        ({"hours": 2.0}, "2 hours buy about 9.1e+07 tokens"),
+        ({"tokens": 12_800 * 500}, "6.4e+06 tokens take about 10.0 minutes"),
+    ):
+        config = dataclasses.replace(tiny, budget=BudgetConfig(**nothing | budget))
+        assert rehearsal.estimate(config, 0.01, 100.0) == expected
+
+
+def test_the_beginning_of_every_source_is_read(tmp_path, data_dir):
+    """Of nine parts every second one, and no more of each than its share."""
+    for number in range(9):
+        record = json.dumps({"text": f"{number} " + "long " * 20_000})
+        (tmp_path / f"{number}.jsonl").write_text(f"{record}\n" * 30)
+    (tmp_path / "one.txt").write_text("a text\n\nanother")
+    config = tiny_config(
+        data_dir, f"data.sources=('{tmp_path}/?.jsonl','{tmp_path}/one.txt')"
+    )
+    said = []
+    found = sample.read(config, said.append)
+    assert [text[0] for text in found.texts[::2]] == ["0", "2", "4", "6", "8", "a"]
+    assert found.texts[-2:] == ["a text", "another"]
+    per_part = sample.SAMPLE_CHARS // 2 // 5
+    assert found.chars == 5 * per_part + len("a textanother")
+    assert said[0].endswith("10 documents at the beginning of 5 of 9 parts")
+    sizes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert found.all_chars == sizes
+    data = dataclasses.replace(config.data, max_chars=1000)
+    capped = dataclasses.replace(config, data=data)
+    assert sample.read(capped, said.append).all_chars == 1000
+
+
+def test_compressed_text_is_more_than_its_bytes(tmp_path, data_dir):
+    path = tmp_path / "text.txt.gz"
+    path.write_bytes(gzip.compress(b"some text"))
+    config = tiny_config(data_dir, f"data.sources={path}")
+    found = sample.read(config, lambda line: None)
+    assert found.all_chars == 4 * path.stat().st_size

@@ -1,0 +1,193 @@
+import dataclasses
+import json
+import os
+from types import SimpleNamespace
+
+import jax
+import pytest
+from conftest import tiny_config
+
+from cramjax import tuning
+from cramjax.compilation import MicroStep
+from cramjax.describe import describe
+from cramjax.errors import UserError
+from cramjax.run import run
+
+OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+@pytest.fixture
+def automatic(data_dir):
+    return tiny_config(data_dir, "micro_batch=0", "model.attention=auto")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A card of compute capability 8.6."""
+    device = SimpleNamespace(compute_capability="8.6", device_kind="card")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    return device
+
+
+def test_a_whole_number_of_micro_batches_makes_up_the_batch():
+    assert tuning.rungs(12) == [1, 2, 3, 4, 6, 12]
+    assert tuning.rungs(1) == [1]
+    small = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192]
+    # 22 x 384 would be 8448, 3 % more than 8192.
+    assert tuning.rungs(8192) == [*small, 256, 512, 1024, 2048, 4096, 8192]
+
+
+@pytest.mark.parametrize("most", range(8))
+def test_the_largest_is_found_by_halving(most):
+    asked = []
+
+    def fits(size):
+        asked.append(size)
+        return size <= most
+
+    found = tuning.largest_first([1, 2, 3, 4, 5, 6, 7], fits)
+    assert found == list(range(most, 0, -1))
+    assert len(asked) == 3
+
+
+def test_memory_that_may_be_used(gpu):
+    gpu.memory_stats = lambda: {"bytes_limit": 100 * 10**9}
+    assert tuning.memory_limit_bytes() == 95 * 10**9
+    gpu.memory_stats = lambda: None
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert tuning.memory_limit_bytes() == host // 2
+
+
+def test_a_program_needs_its_state_and_its_activations(tiny, data_dir):
+    state = sum(describe(tiny, 1.0)["state_bytes"].values())
+    needed = tuning.needed_bytes(tiny, MicroStep.of(tiny))
+    logits = 4 * 8 * 256 * 4  # of 4 rows, 8 predicted positions, float32
+    assert state + logits < needed < 20 * state
+    wide = dataclasses.replace(tiny, micro_batch=12)
+    # Scores of 12 rows, 2 heads, 2 layers, float32, of which 4 were counted already.
+    assert (
+        tuning.needed_bytes(wide, MicroStep.of(wide))
+        > needed + (12 - 4) * 2 * 2 * 32 * 32 * 4
+    )
+
+
+def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
+    """6 sequences should fit in 7 GB, and do not; not one does in half a GB."""
+    said = []
+
+    def seconds_per_step(config, step, at_least_s):
+        if config.micro_batch > 4:
+            raise OUT_OF_MEMORY
+        return 1.0
+
+    def needed_bytes(config, step):
+        return config.micro_batch * 1e9
+
+    monkeypatch.setattr(tuning, "needed_bytes", needed_bytes)
+    monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 7 * 10**9)
+    config = tuning.choose(automatic, said.append)
+    assert (config.micro_batch, config.model.attention) == (4, "xla")
+    assert dataclasses.replace(config, micro_batch=0, model=automatic.model) == (
+        automatic
+    )
+    assert said[1:] == [
+        "micro-batch: 6 sequences do not fit after all",
+        "micro-batch: 4 sequences, the most that fit (4.0 of 7.0 GB)",
+    ]
+    monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 5 * 10**8)
+    with pytest.raises(UserError, match=r"config\.micro_batch is 0: not one sequence"):
+        tuning.choose(automatic, said.append)
+
+
+def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch):
+    def seconds_per_step(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(tuning, "needed_bytes", lambda config, step: 0)
+    monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        tuning.choose(automatic, print)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "capability", "expected"),
+    [
+        ((), "8.0", True),
+        ((), "12.0", True),
+        ((), "7.5", False),
+        ((), "gfx90a", False),
+        (("model.dtype=float32",), "9.0", False),
+        (("model.heads=4", "model.width=144"), "9.0", False),  # 36 channels
+        (("model.heads=1", "model.width=256"), "9.0", False),
+        (("model.mixing=fourier",), "9.0", False),
+        (("objective.separate_documents=True",), "9.0", False),
+        (("objective.dropout=0.1",), "9.0", False),
+    ],
+)
+def test_where_cudnn_attends(data_dir, gpu, overrides, capability, expected):
+    gpu.compute_capability = capability
+    config = tiny_config(data_dir, "model.dtype=bfloat16", *overrides)
+    assert tuning.attentions(config) == ["xla", *["cudnn"] * expected]
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "expected", "line"),
+    [
+        (0.5, "cudnn", "attention: cudnn (tokens/s with 4 sequences: xla 128, cudnn"),
+        (2.0, "xla", "attention: xla (tokens/s with 4 sequences: xla 128, cudnn 64)"),
+        (RuntimeError("no cuDNN\nhere"), "xla", "does not run here (no cuDNN)"),
+    ],
+)
+def test_the_faster_attention_is_taken(
+    data_dir, gpu, monkeypatch, cudnn, expected, line
+):
+    seconds = {"xla": 1.0, "cudnn": cudnn}
+
+    def seconds_per_step(config, step):
+        assert config.micro_batch == 4
+        result = seconds[config.model.attention]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(tuning.MicroStep, "of", lambda config: None)
+    said = []
+    config = tiny_config(data_dir, "model.dtype=bfloat16", "model.attention=auto")
+    chosen = tuning.choose(config, said.append)
+    assert chosen.model.attention == expected
+    assert any(line in text for text in said)
+
+
+def test_a_run_records_what_was_chosen_and_keeps_to_it(
+    automatic, corpus, tmp_path, monkeypatch, capsys
+):
+    """On a CPU with room for everything: the whole batch at once."""
+    del corpus  # it is there
+    glue = dataclasses.replace(automatic.glue, tasks=())
+    automatic = dataclasses.replace(automatic, glue=glue)
+    run(automatic, tmp_path)
+    assert "micro-batch: 12 sequences, the most that fit (" in capsys.readouterr().out
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    assert (recorded["micro_batch"], recorded["model"]["attention"]) == (12, "xla")
+    summary = json.loads((tmp_path / "pretrain.json").read_text())
+    assert summary["tokens"] == summary["micro_steps"] * 12 * 32
+
+    def choose(*_):
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr(tuning, "choose", choose)
+    run(automatic, tmp_path)  # finished
+    before = (tmp_path / "pretrain.json").read_text()
+    assert json.loads((tmp_path / "config.json").read_text()) == recorded
+    monkeypatch.undo()
+    (tmp_path / "pretrain.json").unlink()
+    run(automatic, tmp_path)  # nothing of the budget is left
+    again = json.loads((tmp_path / "pretrain.json").read_text())
+    assert again["held_out_loss"] == json.loads(before)["held_out_loss"]
+    assert "micro-batch:" not in capsys.readouterr().out
+    other = dataclasses.replace(automatic, micro_batch=4)
+    with pytest.raises(UserError, match=r"config\.micro_batch=12, not 4"):
+        run(other, tmp_path)
