@@ -94,7 +94,7 @@ def test_overrides_and_types():
         ),
         ("optimizer.learning_rate=inf", "must be a finite number"),
         ("budget.tokens", "has no value"),
-        ("micro_batch=0", "config.micro_batch is 0"),
+        ("micro_batch=-1", "config.micro_batch is -1"),
         ("optimizer.name=adam", "config.optimizer.name is 'adam': must be one of"),
         (
             "objective.random_share=0.3",
