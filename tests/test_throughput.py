@@ -62,7 +62,7 @@ def test_a_line_is_of_the_time_since_the_line_before(h200):
     time.now += 8
     with clock.measure("checkpoints"):
         time.now += 2
-    clock.add(1_000_000, 989e12 * 4)  # of the peak's 10 seconds
+    clock.add(1_000_000, 989.4e12 * 4)  # of the peak's 10 seconds
     h200.joules += 3.6e6
     assert throughput.latest == {}
     assert throughput.line(clock) == {
