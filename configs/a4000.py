@@ -14,7 +14,8 @@ from configs import default
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Returns the recipe of `configs/default.py` with an A4000's micro-batch."""
+    """Returns the recipe of `configs/default.py` with an A4000's micro-batch and attention."""
     config = default.get_config()
     config.micro_batch = 128
+    config.model.attention = "cudnn"
     return config

@@ -26,7 +26,7 @@ def random_tokens(rows, length, vocab, seed=0):
 
 
 def test_crammed_bert_has_the_papers_size_and_cost():
-    model = load("configs/a4000.py").model
+    model = load("configs/default.py").model
     tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     shapes = jax.eval_shape(MaskedLM(model).init, jax.random.key(0), tokens, tokens)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 119_589_889
@@ -90,7 +90,7 @@ def test_attention_and_ffn_against_numpy(tiny):
     config = dataclasses.replace(tiny.model, init_std=0.3)
     x = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
     block = PreNormBlock(config)
-    params = block.init(jax.random.key(0), x, None)["params"]
+    params = block.init(jax.random.key(0), x[0], 5, None)["params"]
     p = jax.tree.map(np.asarray, params)
 
     def norm(x):
@@ -107,7 +107,7 @@ def test_attention_and_ffn_against_numpy(tiny):
     gelu = gate * 0.5 * (1 + erf(gate / np.sqrt(2)))
     y = y + (gelu * value) @ p["ffn"]["output"]["kernel"]
     np.testing.assert_allclose(
-        block.apply({"params": params}, x, None)[0], y, 1e-4, 1e-4
+        block.apply({"params": params}, x[0], 5, None), y, 1e-4, 1e-4
     )
 
 
@@ -204,11 +204,14 @@ def test_fourier_mixing_is_the_transform_over_the_text_alone(tiny):
     params = {"params": {"output": {"kernel": np.eye(32, dtype=np.float32)}}}
     mask = np.ones((2, 12), np.int32)
     mask[1, 7:] = 0
-    mixed = layer.apply(params, x, mask[:, None])
+    x_NxD = x.reshape(-1, 32)
+    mixed = layer.apply(params, x_NxD, 12, mask[:, None]).reshape(x.shape)
     for row, length in ((0, 12), (1, 7)):
         expected = np.fft.fft2(x[row, :length], norm="ortho").real
         np.testing.assert_allclose(mixed[row, :length], expected, atol=1e-5)
-    np.testing.assert_allclose(layer.apply(params, x, None)[0], mixed[0], atol=1e-5)
+    np.testing.assert_allclose(
+        layer.apply(params, x_NxD, 12, None)[:12], mixed[0], atol=1e-5
+    )
 
 
 def test_shared_layers_are_gone_through_again(tiny):
@@ -260,7 +263,7 @@ def test_combinations_that_cannot_be_are_refused():
 
 def test_a_full_size_bfloat16_forward_is_close_to_float32():
     tokens = random_tokens(1, 128, 32768)
-    model = load("configs/a4000.py").model
+    model = load("configs/default.py").model
     exact = dataclasses.replace(model, dtype="float32")
     params = jax.jit(Encoder(exact).init)(jax.random.key(0), tokens)
     expected, rough = (
