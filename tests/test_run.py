@@ -252,8 +252,8 @@ def test_bad_numbers_step_back_once_and_lower_the_rate(
     assert (summary["micro_steps"], summary["tokens"]) == (40, 5120)
     lines = metrics_log.read(tmp_path / "metrics.jsonl")
     events = [line["event"] for line in lines if "event" in line]
-    first = "first_step"  # of both sessions
-    assert events == [first, "stopped", "resumed", first, "stepped_back"]
+    # The second session's first step is among those that are undone.
+    assert events == ["first_step", "stopped", "resumed", "stepped_back"]
     assert summary["seconds"]["lost"] > 0
     expected = metrics_log.read(finished[0] / "metrics.jsonl")[-1]
     assert lines[-1]["learning_rate"] == pytest.approx(expected["learning_rate"] / 2)
