@@ -104,7 +104,10 @@ def compare(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
             facts["memory_bytes"] = torch.cuda.max_memory_allocated()
         return facts
     except RuntimeError as error:  # out of memory, torch.compile, the driver
-        return {"skipped": timing.one_line(error)}
+        why = timing.one_line(error)
+        if "out of memory" in why:
+            why += " (beside ours; pass a smaller --config.micro_batch)"
+        return {"skipped": why}
     finally:
         peer = None
         gc.collect()
@@ -147,11 +150,11 @@ def _same_shape(step: TrainingStep, peer: Any) -> dict[str, Any]:
 
 def _speeds(step: TrainingStep, peer: Any, deadline: Deadline) -> dict[str, Any]:
     config = step.config
-    warm_up = [x.astype(np.int64) for x in training.random_batches(config, 2)]
+    warm_up = peer.prepared(training.random_batches(config, 2))
     peer.run(warm_up)  # compiles
     theirs_s = timing.seconds_of(lambda: peer.run(warm_up)) / 2
     batches = training.window(step, theirs_s)
-    of_torch = [tokens_BxL.astype(np.int64) for tokens_BxL in batches]
+    of_torch = peer.prepared(batches)
     facts = {
         "attention": config.model.attention,
         "micro_batch": config.micro_batch,

@@ -120,6 +120,7 @@ class Peer:
           device: "cuda" or "cpu".
         """
         self._config, self._device = config, device
+        self._on_gpu = device == "cuda"
         self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[
             config.model.dtype
         ]
@@ -128,13 +129,23 @@ class Peer:
         self._model.to(device)
         self.parameters = sum(p.numel() for p in self._model.parameters())
         self._optimizer, self.fused = _adamw(self._model, config)
-        self.compiled = device == "cuda"
+        self.compiled = self._on_gpu
         self._loss = self._masked_loss
         if self.compiled:
             self._loss = torch.compile(self._masked_loss)
+            # Products of float32 as JAX's on a GPU: with 10 bits of mantissa.
+            torch.set_float32_matmul_precision("high")
 
-    def run(self, batches: Sequence[np.ndarray], accumulate: int = 1) -> float:
-        """Trains on int64 batches; returns the last loss when all work is done.
+    def prepared(self, batches: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Returns the batches for `run`: in memory that the GPU can read by itself.
+
+        From other memory a copy would wait for the GPU, and the GPU for the host.
+        """
+        tensors = [torch.from_numpy(x.astype(np.int64)) for x in batches]
+        return [x.pin_memory() for x in tensors] if self._on_gpu else tensors
+
+    def run(self, batches: Sequence[torch.Tensor], accumulate: int = 1) -> float:
+        """Trains on prepared batches; returns the last loss when all work is done.
 
         Args:
           batches: of equal shape, a multiple of `accumulate` of them.
@@ -142,7 +153,7 @@ class Peer:
         """
         loss = torch.zeros(())
         for index, tokens_BxL in enumerate(batches, 1):
-            on_device = torch.from_numpy(tokens_BxL).to(self._device)
+            on_device = tokens_BxL.to(self._device, non_blocking=True)
             with self._autocast():
                 loss = self._loss(on_device)
             (loss / accumulate).backward()
@@ -152,18 +163,21 @@ class Peer:
                     nn.utils.clip_grad_norm_(self._model.parameters(), clip)
                 self._optimizer.step()
                 self._optimizer.zero_grad(set_to_none=True)
-        if self._device == "cuda":
+        if self._on_gpu:
             torch.cuda.synchronize()
         return loss.item()
 
     def float32_loss_and_norm(self, *masked: np.ndarray) -> Exact:
         """Takes what `MaskedLM` takes; without torch.compile."""
         inputs = [torch.from_numpy(x.astype(np.int64)).to(self._device) for x in masked]
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         self._model.dtype = torch.float32
         with FlopCounterMode(display=False) as counter:
             loss = self._model(*inputs)
             loss.backward()
         self._model.dtype = self._dtype
+        torch.set_float32_matmul_precision(precision)
         norms = [p.grad.norm() for p in self._model.parameters()]
         norm = torch.stack(norms).norm().item()
         self._optimizer.zero_grad(set_to_none=True)
