@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cramjax import throughput
+from cramjax import throughput, tuning
 from cramjax.benchmark import (
     environment,
     host,
@@ -102,9 +102,7 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     assert row["joules_per_million_tokens"] is None
     assert facts["environment"]["packages"]["jax"] == jax.__version__
     assert facts["config"]["model"]["width"] == 32
-    # cuDNN's attention was tried once.
-    [(what, why)] = facts["left_out"]
-    assert what == "cudnn, 4 x 32" and "16-bit" in why
+    assert facts["left_out"] == []
     text = "\n".join(table.lines(facts))
     for part in (
         "xla, 4 x 32 ",
@@ -116,27 +114,44 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
         "speed over PyTorch's (eager; xla, micro-batch 4)",
         "with 3 micro-batches in an update",
         "time of 5 fine-tuning trials",
-        "left out: cudnn, 4 x 32",
     ):
         assert part in text, part
 
 
 def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
-    config, short_windows
+    config, short_windows, monkeypatch
 ):
-    facts = suite.measure(config, 1e-9, say=lambda _: None)
+    # The micro-batch was left to the device.
+    monkeypatch.setattr(tuning, "choose", lambda given, say: config)
+    asked = dataclasses.replace(config, micro_batch=0)
+    facts = suite.measure(asked, 1e-9, say=lambda _: None)
     assert [row["micro_batch"] for row in facts["variants"]] == [4]
     assert facts["correctness"]["xla"]["steps"] == 5
     assert facts["ratio_to_pytorch"] is None
     assert [what for what, _ in facts["left_out"]] == [
-        "cudnn, 4 x 32",
         "PyTorch",
         "the host alone",
         "five trials in one program",
         "xla, 8 x 32",
-        "cudnn, 8 x 32",
     ]
     assert "left out: the host alone: 0s left" in "\n".join(table.lines(facts))
+
+
+def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+
+    monkeypatch.setattr(host, "measure", full)
+    monkeypatch.setattr(peer, "compare", lambda *_: {"skipped": "not now"})
+    monkeypatch.setattr(trials, "compare", lambda *_: None)
+    monkeypatch.setattr(suite, "LADDER", ())
+    facts = suite.measure(config, 100, say=lambda _: None)
+    [(what, why)] = facts["left_out"]
+    assert what == "the host alone" and why.endswith(
+        ": RESOURCE_EXHAUSTED: out of memory"
+    )
+    assert facts["host"] is None and facts["tokens_per_s"] > 0
+    assert "PyTorch: skipped, not now" in table.lines(facts)
 
 
 @needs_torch
@@ -221,19 +236,37 @@ def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
 
 
 def test_a_variant_that_does_not_fit_is_left_out(config, deadline, monkeypatch):
-    def full(step, deadline):
+    def full(config):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
-    monkeypatch.setattr(variants_module, "time_step", full)
+    monkeypatch.setattr(variants_module, "TrainingStep", full)
     found = Variants(config, deadline, say=lambda _: None)
     with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
         found.measure(4)
     found.rows.append({"tokens_per_s": 1.0})
     found.measure(8)
-    assert deadline.left_out[0] == (
-        "xla, 8 x 32",
-        "RuntimeError: RESOURCE_EXHAUSTED: out of memory",
+    assert deadline.left_out == [
+        ("xla, 8 x 32", "RuntimeError: RESOURCE_EXHAUSTED: out of memory")
+    ]
+
+
+def test_an_attention_that_cannot_be_measured_is_tried_once(
+    config, deadline, monkeypatch
+):
+    monkeypatch.setattr(tuning, "attentions", lambda config: ["xla", "cudnn"])
+    monkeypatch.setattr(variants_module, "TrainingStep", lambda config: config)
+    monkeypatch.setattr(training, "check", lambda config, deadline: {})
+    monkeypatch.setattr(
+        variants_module,
+        "time_step",
+        lambda config, _: {"row": (config.model.attention, config.micro_batch)},
     )
+    found = Variants(config, deadline, say=lambda _: None)
+    found.measure(4)
+    found.measure(8)
+    assert [row["row"] for row in found.rows] == [("xla", 4), ("xla", 8)]
+    [(what, why)] = deadline.left_out
+    assert what == "cudnn, 4 x 32" and "'xla' with model.dtype='float32'" in why
 
 
 def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from cramjax import tuning
 from cramjax.benchmark import environment, host, peer, timing, trials
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.variants import Variants
@@ -24,6 +25,7 @@ def measure(
 
     Args:
       config: a complete one; its model, recipe, micro-batch and GLUE protocol count.
+        What it leaves to the device (`tuning`) is chosen first.
       minutes: to be done in, about: a compilation that takes longer is not broken off.
       say: called with a line for every part that begins.
 
@@ -41,6 +43,7 @@ def measure(
     deadline = Deadline(minutes * 60)
     around = environment.describe()
     say(f"benchmark: {around['device']}, {minutes:g} minutes at most")
+    config = tuning.choose(config, say)
     steps = Variants(config, deadline, say)
     steps.measure(config.micro_batch)
 

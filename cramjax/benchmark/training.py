@@ -14,7 +14,7 @@ import optax
 from cramjax import losses, train_step
 from cramjax.benchmark import timing
 from cramjax.benchmark.timing import Deadline
-from cramjax.compilation import lowered
+from cramjax.compilation import lowered, planned_bytes
 from cramjax.data import tokenizer
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
@@ -128,14 +128,7 @@ class TrainingStep:
         peak = peak_memory_bytes() or 0
         if peak > self._peak_before:
             return peak, "device"
-        plan = self._compiled.memory_analysis()
-        planned = (
-            plan.argument_size_in_bytes
-            + plan.output_size_in_bytes
-            - plan.alias_size_in_bytes
-            + plan.temp_size_in_bytes
-        )
-        return planned, "compiler"
+        return planned_bytes(self._compiled), "compiler"
 
 
 def check(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from cramjax import throughput
+from cramjax import throughput, tuning
 from cramjax.benchmark import environment, timing, training
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
-from cramjax.errors import UserError
+from cramjax.errors import UserError, is_out_of_memory
 from cramjax.flops import train_flops_per_token
 from cramjax.gpu_stats import GpuStats
-from cramjax.schema import MODEL_CHOICES, Config
+from cramjax.schema import Config
 
 WINDOWS = 3
 
@@ -32,7 +32,7 @@ class Variants:
         """Measures nothing yet."""
         self._config, self._deadline, self._say = config, deadline, say
         own = config.model.attention
-        others = [name for name in MODEL_CHOICES["attention"] if name != own]
+        others = [name for name in tuning.attentions(config) if name != own]
         self._attentions = [own, *others]
         self._steps: dict[str, TrainingStep] = {}
         self.rows: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ class Variants:
                     self._attentions.remove(attention)
 
     def _explain(self, error: Exception) -> None:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if is_out_of_memory(error):
             raise UserError(
                 f"config.micro_batch is {self._config.micro_batch}: too much for the "
                 f"memory of {jax.devices()[0].device_kind}; pass a smaller one"
