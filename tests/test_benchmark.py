@@ -25,7 +25,7 @@ from cramjax.benchmark.training import TrainingStep
 from cramjax.benchmark.variants import Variants
 from cramjax.cards import Card
 from cramjax.data.kinds import SPECIAL_TOKENS
-from cramjax.data.tokenizer import PAD
+from cramjax.data.tokenizer import MASK, PAD
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue.data import Encoded
@@ -196,9 +196,9 @@ def test_the_peer_learns_masks_and_accumulates(config):
     assert positions_BxP.shape == (4, 8)  # a quarter of 32
     assert all(len(set(row.tolist())) == 8 for row in positions_BxP)
     picked = tokens_BxL.gather(1, positions_BxP)
-    assert (picked == SPECIAL_TOKENS.index("<mask>")).sum() == 4 * 6
+    assert (picked[:, :6] == MASK).all()  # and the seventh is random
+    assert torch.equal(picked[:, 7:], targets_BxP[:, 7:])
     assert torch.equal(batch.gather(1, positions_BxP), targets_BxP)
-    assert (tokens_BxL != batch).sum() <= 4 * 7
     assert not torch.equal(positions_BxP, second[1])
     before = there._model.word.weight.detach().clone()
     there.run([batch] * 2, accumulate=3)  # an update is not due yet
@@ -266,7 +266,7 @@ def test_an_attention_that_cannot_be_measured_is_tried_once(
     found.measure(8)
     assert [row["row"] for row in found.rows] == [("xla", 4), ("xla", 8)]
     [(what, why)] = deadline.left_out
-    assert what == "cudnn, 4 x 32" and "'xla' with model.dtype='float32'" in why
+    assert what == "cudnn, 4 x 32" and "with model.dtype='float32'" in why
 
 
 def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
