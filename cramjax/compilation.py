@@ -81,6 +81,17 @@ def lowered(config: Config, function: Callable, shape: tuple[int, ...]):
     return function.lower(state, tokens_BxL, progress)
 
 
+def planned_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the memory that a program and its arguments take, by the compiler."""
+    sizes = program.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+
+
 class Ahead:
     """Compiles the micro-step in a thread; a context manager that waits for it."""
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cramjax import train_step
-from cramjax.compilation import MicroStep, lowered
+from cramjax.compilation import MicroStep, lowered, planned_bytes
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError, is_out_of_memory
@@ -188,17 +188,11 @@ def needed_bytes(config: Config, step: MicroStep) -> float:
     shape = (config.micro_batch, config.model.max_length)
     program = lowered(config, step.function, shape)
     try:
-        sizes = program.compile().memory_analysis()
+        return planned_bytes(program.compile())
     except jax.errors.JaxRuntimeError as error:  # autotuning runs parts of it
         if not is_out_of_memory(error):
             raise
         return float("inf")
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
 
 
 def seconds_per_step(

@@ -24,16 +24,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cramjax.benchmark.reading import read_speed
 from cramjax.config import parse_command_line
 from cramjax.data import encoding, prepare, processes, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
-from cramjax.data.ordering import BlockStream
 from cramjax.data.readers import Problems, Reading
 from cramjax.main import guarded
 from cramjax.schema import Config
 
 ROUNDS = 3
-READ_ROWS = 128
+READ_S = 5.0
 
 
 def measure(argv: Sequence[str]) -> None:
@@ -75,7 +75,9 @@ def _measure(config: Config) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     facts["ratio"] = medians["encoding"] / medians["tokenizers"]
     for order in ("stored", "random"):
-        facts[f"read_{order}_tokens_per_s"] = _read_speed(corpus, order, config.seed)
+        facts[f"read_{order}_tokens_per_s"] = read_speed(
+            corpus, order, config.seed, READ_S
+        )
     return facts
 
 
@@ -91,16 +93,6 @@ def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:
     for first in range(0, len(texts), 1000):
         words.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
     return time.monotonic() - start
-
-
-def _read_speed(corpus: Corpus, order: str, seed: int, seconds: float = 5.0) -> float:
-    stream = BlockStream(corpus, order, seed)
-    stream.batch(0, READ_ROWS)
-    start, rows = time.monotonic(), 0
-    while time.monotonic() - start < seconds:
-        stream.batch(rows, READ_ROWS)
-        rows += READ_ROWS
-    return rows * corpus.train.length / (time.monotonic() - start)
 
 
 @contextlib.contextmanager

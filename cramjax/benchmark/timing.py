@@ -1,0 +1,94 @@
+"""Seconds: how many are left, and how long two programs take beside one another."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from cramjax.errors import UserError
+
+WINDOW_S = 2.0  # what a timed window should take at least
+MAX_STEPS = 64  # in a window
+
+
+class Deadline:
+    """What still fits into the benchmark's time, and what was left out.
+
+    Attributes:
+      left_out: (what, why) of all that was not measured.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+        """Starts counting."""
+        self._now, self._start, self._seconds = now, now(), seconds
+        self.left_out: list[tuple[str, str]] = []
+
+    @property
+    def used_s(self) -> float:
+        """Seconds since the start."""
+        return self._now() - self._start
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end; negative behind it."""
+        return self._seconds - self.used_s
+
+    def allows(self, what: str, needed_s: float) -> bool:
+        """Returns whether there is time; if not, `what` counts as left out."""
+        if needed_s <= self.left_s:
+            return True
+        self.skip(
+            what, f"{max(self.left_s, 0):.0f}s left, about {needed_s:.0f}s needed"
+        )
+        return False
+
+    def skip(self, what: str, why: str) -> None:
+        """Notes that something is not measured."""
+        self.left_out.append((what, why))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Returns how long it takes; it must wait for the device itself."""
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+def steps_per_window(step_s: float) -> int:
+    """Returns how many steps take WINDOW_S, at most MAX_STEPS."""
+    return min(max(round(WINDOW_S / max(step_s, 1e-9)), 1), MAX_STEPS)
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], rounds: int, deadline: Deadline
+) -> dict[str, list[float]]:
+    """Runs one side after the other, again and again; returns seconds of each run.
+
+    What else the machine does then weighs on all sides alike. Rounds end early, but
+    not before the first one is over, if the next might not end before the deadline.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    round_s = 0.0
+    for number in range(rounds):
+        if number and round_s > deadline.left_s:
+            break
+        for name, work in sides.items():
+            seconds[name].append(seconds_of(work))
+        round_s = sum(times[-1] for times in seconds.values())
+    return seconds
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """Returns median, min and max of pairwise ratios, and how many there are."""
+    found = [a / b for a, b in zip(over, under, strict=True)]
+    return {
+        "median": median(found),
+        "min": min(found),
+        "max": max(found),
+        "rounds": len(found),
+    }
+
+
+def one_line(error: Exception) -> str:
+    """Returns what went wrong, in at most 200 letters."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

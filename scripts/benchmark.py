@@ -1,0 +1,48 @@
+"""Checks the training step's numbers, then measures speed, beside PyTorch's.
+
+python scripts/benchmark.py --config=configs/h200.py [--json=FILE] [--minutes=8]
+
+Tokens/s, MFU, memory, compilation and energy of the training step for every attention
+and several micro-batches; reading; the host's loop; fine-tuning trials in one program.
+PyTorch is compared with where torch is installed.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cramjax import files
+from cramjax.config import parse_command_line
+from cramjax.errors import UserError
+from cramjax.main import guarded
+
+MINUTES = 8.0
+
+
+def measure(argv: Sequence[str]) -> None:
+    """Measures, prints the table, and writes the numbers to --json if it is given."""
+    config, extras = parse_command_line(
+        argv, [("json", "file to write"), ("minutes", "to be done in")]
+    )
+    try:
+        minutes = float(extras["minutes"] or MINUTES)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise UserError(f"--minutes={extras['minutes']}: must be above 0")
+    path = Path(extras["json"]).expanduser() if extras["json"] else None
+    if path and not path.parent.is_dir():
+        raise UserError(f"--json={path}: there is no folder {path.parent}")
+    # PyTorch needs some of the card's memory, too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from cramjax.benchmark import suite, table  # imports JAX, which reads the above
+
+    facts = suite.measure(config, minutes)
+    print("\n".join(["", *table.lines(facts)]))
+    if path:
+        files.write_json(path, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(measure, sys.argv[1:], __doc__))

@@ -1,0 +1,429 @@
+import dataclasses
+import importlib.util
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from cramjax import throughput, tuning
+from cramjax.benchmark import (
+    environment,
+    host,
+    peer,
+    suite,
+    table,
+    timing,
+    training,
+    trials,
+)
+from cramjax.benchmark import variants as variants_module
+from cramjax.benchmark.timing import Deadline
+from cramjax.benchmark.training import TrainingStep
+from cramjax.benchmark.variants import Variants
+from cramjax.cards import Card
+from cramjax.data.kinds import SPECIAL_TOKENS
+from cramjax.data.tokenizer import MASK, PAD
+from cramjax.errors import UserError
+from cramjax.flops import train_flops_per_token
+from cramjax.glue.data import Encoded
+from cramjax.gpu_stats import GpuStats
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Torch's threads wait for each other, which takes long where others compute."""
+    if HAS_TORCH:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+# The peer has no averages; one layer compiles sooner.
+PLAIN = ("averaging.ema_decay=0.0", "averaging.lawa_last=0", "model.layers=1")
+UNKNOWN = GpuStats(*(None for _ in dataclasses.fields(GpuStats)))
+TINY_FLAGS = [
+    "--config=configs/quickstart.py",
+    "--config.model.width=32",
+    "--config.micro_batch=4",
+]
+
+
+@pytest.fixture
+def config(data_dir):
+    return tiny_config(data_dir, *PLAIN)
+
+
+@pytest.fixture
+def step(config):
+    return TrainingStep(training.variant(config, "xla", 4))
+
+
+@pytest.fixture
+def deadline():
+    return Deadline(1000)
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    monkeypatch.setattr(timing, "WINDOW_S", 0.02)
+    monkeypatch.setattr(timing, "MAX_STEPS", 2)
+    monkeypatch.setattr(peer, "ROUNDS", 2)
+    monkeypatch.setattr(trials, "WINDOW_S", 0.02)
+    monkeypatch.setattr(host, "LOOP_S", 1.0)
+    monkeypatch.setattr(host, "READ_S", 0.02)
+    monkeypatch.setattr(suite, "LADDER", (2,))
+
+
+def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
+    facts = json.loads(json.dumps(suite.measure(config, 100)))
+    assert [row["micro_batch"] for row in facts["variants"]] == [4, 8]
+    assert facts["tokens_per_s"] == max(r["tokens_per_s"] for r in facts["variants"])
+    assert facts["mfu"] is None
+    if HAS_TORCH:
+        assert facts["ratio_to_pytorch"] == facts["pytorch"]["ratio"]["median"] > 0
+        # 12 sequences in the final batch are three micro-batches of 4.
+        assert facts["pytorch"]["accumulating"]["micro_batches"] == 3
+    else:
+        assert facts["ratio_to_pytorch"] is None
+        assert facts["pytorch"] == {"skipped": "torch is not installed"}
+    assert min(facts["host"].values()) > 1
+    assert facts["trials"]["ratio"]["rounds"] == 3
+    assert facts["trials"]["length"] == 32
+    assert facts["correctness"]["xla"]["steps"] == 50
+    row = facts["variants"][0]
+    assert row["compile_s"] > 0 and row["memory_from"] == "compiler"
+    # Next to nothing but products: the compiler counts the rest, too.
+    assert 1.0 < row["flops_over_formula"] < 2.0
+    assert row["joules_per_million_tokens"] is None
+    assert facts["environment"]["packages"]["jax"] == jax.__version__
+    assert facts["config"]["model"]["width"] == 32
+    assert facts["left_out"] == []
+    text = "\n".join(table.lines(facts))
+    with_torch = (
+        "PyTorch, 4 x 32 ",
+        "speed over PyTorch's (eager; xla, micro-batch 4)",
+        "with 3 micro-batches in an update",
+    )
+    for part in (
+        "xla, 4 x 32 ",
+        "xla, 8 x 32 ",
+        "reading batches ",
+        "loop, idle step, 128 x 32 ",
+        "not measured",
+        "time of 5 fine-tuning trials",
+        *(with_torch if HAS_TORCH else ("PyTorch: skipped, torch is not installed",)),
+    ):
+        assert part in text, part
+
+
+def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
+    config, short_windows, monkeypatch
+):
+    # The micro-batch was left to the device.
+    monkeypatch.setattr(tuning, "choose", lambda given, say: config)
+    asked = dataclasses.replace(config, micro_batch=0)
+    facts = suite.measure(asked, 1e-9, say=lambda _: None)
+    assert [row["micro_batch"] for row in facts["variants"]] == [4]
+    assert facts["correctness"]["xla"]["steps"] == 5
+    assert facts["ratio_to_pytorch"] is None
+    assert [what for what, _ in facts["left_out"]] == [
+        "PyTorch",
+        "the host alone",
+        "five trials in one program",
+        "xla, 8 x 32",
+    ]
+    assert "left out: the host alone: 0s left" in "\n".join(table.lines(facts))
+
+
+def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+
+    monkeypatch.setattr(host, "measure", full)
+    monkeypatch.setattr(peer, "compare", lambda *_: {"skipped": "not now"})
+    monkeypatch.setattr(trials, "compare", lambda *_: None)
+    monkeypatch.setattr(suite, "LADDER", ())
+    facts = suite.measure(config, 100, say=lambda _: None)
+    [(what, why)] = facts["left_out"]
+    assert what == "the host alone" and why.endswith(
+        ": RESOURCE_EXHAUSTED: out of memory"
+    )
+    assert facts["host"] is None and facts["tokens_per_s"] > 0
+    assert "PyTorch: skipped, not now" in table.lines(facts)
+
+
+@needs_torch
+def test_the_peer_is_the_same_model(step, deadline, short_windows):
+    step.run(training.random_batches(step.config, 5))
+    facts = peer.compare(step, deadline)
+    assert facts["loss"] == pytest.approx(facts["our_loss"], abs=1e-5)
+    assert facts["gradient_norm"] == pytest.approx(facts["our_gradient_norm"], rel=1e-4)
+    assert facts["products_over_formula"] == 1
+    assert not facts["compiled"]
+
+
+@needs_torch
+def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
+    from cramjax.benchmark import torch_peer
+
+    joined = torch_peer._joined
+    monkeypatch.setattr(  # gate and value in the wrong order
+        torch_peer, "_joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
+    )
+    step.run(training.random_batches(step.config, 20))
+    facts = peer.compare(step, deadline)
+    assert facts["skipped"].startswith("it is another model: the loss of our weights")
+    assert "ratio" not in facts
+
+
+@needs_torch
+def test_the_peer_learns_masks_and_accumulates(config):
+    import torch
+
+    from cramjax.benchmark.torch_peer import Peer
+
+    first = TrainingStep(training.variant(config, "xla", 4))
+    there = Peer(first.config, first.state.params, "cpu")
+    [batch] = there.prepared(training.random_batches(first.config, 1))
+    seen = []
+    there._model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    before = there._model.word.weight.detach().clone()
+    start = there.run([batch] * 3, accumulate=3)
+    assert not torch.equal(before, there._model.word.weight)
+    (tokens_BxL, positions_BxP, targets_BxP), second = seen[0], seen[1]
+    assert positions_BxP.shape == (4, 8)  # a quarter of 32
+    assert all(len(set(row.tolist())) == 8 for row in positions_BxP)
+    picked = tokens_BxL.gather(1, positions_BxP)
+    assert (picked[:, :6] == MASK).all()  # and the seventh is random
+    assert torch.equal(picked[:, 7:], targets_BxP[:, 7:])
+    assert torch.equal(batch.gather(1, positions_BxP), targets_BxP)
+    assert not torch.equal(positions_BxP, second[1])
+    before = there._model.word.weight.detach().clone()
+    there.run([batch] * 2, accumulate=3)  # an update is not due yet
+    assert torch.equal(before, there._model.word.weight)
+    assert there.run([batch] * 100) < start - 0.5
+
+
+def test_without_torch_the_peer_is_skipped(step, deadline, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert peer.compare(step, deadline) == {"skipped": "torch is not installed"}
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("model.norm=rmsnorm", "it has no model.norm='rmsnorm'"),
+        ("model.dtype=float16", "it has no model.dtype='float16'"),
+        ("objective.dropout=0.1", "it has no objective.dropout=0.1"),
+        ("optimizer.name=muon", "it has no optimizer.name='muon'"),
+        ("averaging.ema_decay=0.9", "it has no averaging.ema_decay=0.9"),
+    ],
+)
+def test_the_peer_is_of_one_architecture_and_recipe(data_dir, override, why):
+    assert peer.unsupported(tiny_config(data_dir, *PLAIN, override)) == why
+
+
+def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
+    monkeypatch.setattr(training, "HALF_TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="in bfloat16 and .* in float32, more than 0.0"):
+        Variants(config, deadline, say=lambda _: None).measure(4)
+    losses = iter(range(1000))
+    monkeypatch.setattr(step, "run", lambda batches: [float(next(losses))])
+    with pytest.raises(UserError, match=r"from 0\.000 to 47\.000: it does not learn"):
+        training.check(step, deadline)
+
+
+def test_a_variant_that_does_not_fit_is_left_out(config, deadline, monkeypatch):
+    def full(config):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+
+    monkeypatch.setattr(variants_module, "TrainingStep", full)
+    found = Variants(config, deadline, say=lambda _: None)
+    with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
+        found.measure(4)
+    found.rows.append({"tokens_per_s": 1.0})
+    found.measure(8)
+    assert deadline.left_out == [
+        ("xla, 8 x 32", "RuntimeError: RESOURCE_EXHAUSTED: out of memory")
+    ]
+
+
+def test_an_attention_that_cannot_be_measured_is_tried_once(
+    config, deadline, monkeypatch
+):
+    monkeypatch.setattr(tuning, "attentions", lambda config: ["xla", "cudnn"])
+    monkeypatch.setattr(variants_module, "TrainingStep", lambda config: config)
+    monkeypatch.setattr(training, "check", lambda config, deadline: {})
+    monkeypatch.setattr(
+        variants_module,
+        "time_step",
+        lambda config, _: {"row": (config.model.attention, config.micro_batch)},
+    )
+    found = Variants(config, deadline, say=lambda _: None)
+    found.measure(4)
+    found.measure(8)
+    assert [row["row"] for row in found.rows] == [("xla", 4), ("xla", 8)]
+    [(what, why)] = deadline.left_out
+    assert what == "cudnn, 4 x 32" and "with model.dtype='float32'" in why
+
+
+def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
+    card = Card("H200", 0.001, 141)  # 10^9 FLOP/s
+    monkeypatch.setattr(throughput, "card", lambda: card)
+    readings = iter(
+        dataclasses.replace(UNKNOWN, energy_j=joules) for joules in (5.0, 8.0)
+    )
+    monkeypatch.setattr(environment, "gpu", lambda: next(readings))
+    monkeypatch.setattr(variants_module, "WINDOWS", 2)
+    monkeypatch.setattr(
+        timing, "alternate", lambda sides, rounds, deadline: {"": [2.0, 4.0]}
+    )
+    monkeypatch.setattr(training, "window", lambda step: [None] * 10)
+    row = variants_module.time_step(step, deadline)
+    # Windows of 10 x 4 x 32 tokens in 2 and 4 seconds.
+    assert row["windows_tokens_per_s"] == [640, 320]
+    flops = train_flops_per_token(step.config.model, 0.25)
+    assert row["mfu"] == pytest.approx(480 * flops / 1e9)
+    assert row["joules_per_million_tokens"] == pytest.approx(3 / 2560 * 1e6)
+    assert row["gpu"]["energy_j"] == 8
+
+
+def test_the_devices_own_peak_counts_if_it_rose(config, monkeypatch):
+    peak = 100
+    monkeypatch.setattr(training, "peak_memory_bytes", lambda: peak)
+    step = TrainingStep(training.variant(config, "xla", 4))
+    planned, whose = step.memory()
+    assert whose == "compiler"
+    assert planned > 4 * 4 * sum(x.size for x in jax.tree.leaves(step.state.params))
+    peak = 150
+    assert step.memory() == (150, "device")
+
+
+def test_a_step_is_an_update_or_a_part_of_the_final_batch(data_dir):
+    config = training.variant(
+        tiny_config(data_dir, "batch.ramp_share=0.0", "batch.sequences=13"), "xla", 4
+    )
+    assert training.accumulated(config) == 4
+    step = TrainingStep(config)
+    batches = training.random_batches(config, 2)
+    for last, count in ((False, 1), (True, 4)):
+        step.run(batches[:1] * count, last=last)
+        assert step.state.accumulate == count
+    larger = training.variant(config, "xla", 32)
+    assert (larger.batch.sequences, training.accumulated(larger)) == (32, 1)
+
+
+def test_tokens_are_as_frequent_as_in_text_and_never_special(config):
+    one, two = training.random_batches(training.variant(config, "xla", 2000), 2)
+    assert one.dtype == np.uint16 and one.shape == (2000, 32)
+    assert (one != two).mean() > 0.5
+    counts = np.bincount(one.ravel(), minlength=256)
+    assert counts[: len(SPECIAL_TOKENS)].sum() == 0 and counts[7:].min() > 0
+    assert counts[7] / counts[8] == pytest.approx(2, rel=0.1)
+    assert counts[7] / counts[16] == pytest.approx(10, rel=0.15)
+
+
+def test_sides_alternate_until_the_time_is_used():
+    seconds, ran = [0.0], []
+
+    def side(name, takes):
+        def work():
+            ran.append(name)
+            seconds[0] += takes
+
+        return work
+
+    deadline = Deadline(10, now=lambda: seconds[0])
+    sides = {"a": side("a", 1), "b": side("b", 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing.time, "monotonic", lambda: seconds[0])
+        found = timing.alternate(sides, 5, deadline)
+    # Three rounds of 3 s; a fourth one would end behind the 10th second.
+    assert ran == ["a", "b"] * 3
+    assert found == {"a": [1, 1, 1], "b": [2, 2, 2]}
+    assert deadline.left_s == 1
+    assert not deadline.allows("more", 2) and deadline.allows("less", 1)
+    assert deadline.left_out == [("more", "1s left, about 2s needed")]
+    assert timing.alternate(sides, 5, deadline)["a"] != []
+
+
+def test_ratios_and_steps_by_hand():
+    assert timing.ratios([2, 3, 8], [1, 2, 2]) == {
+        "median": 2,
+        "min": 1.5,
+        "max": 4,
+        "rounds": 3,
+    }
+    counts = [timing.steps_per_window(s) for s in (5, 1.0, 0.5, 0.1, 1e-6)]
+    assert counts == [1, 2, 4, 20, 64]
+
+
+def test_trials_run_together_and_one_after_the_other(config, deadline, monkeypatch):
+    seen = []
+
+    def finetune(model, glue, train, scored, outputs, **_):
+        seen.append((glue.trials, glue.trials_at_once, glue.epochs, len(train)))
+
+    monkeypatch.setattr(trials, "finetune", finetune)
+    # 5 x 16 rows of 32 tokens: at 6400 tokens/s a step takes 0.4 s.
+    facts = trials.compare(config, 6400, deadline)
+    assert facts["steps"] == 10
+    assert seen == [(5, 5, 1, 160), (5, 1, 1, 160)] * 4
+
+
+def test_made_up_rows_have_lengths(config):
+    rows = trials.random_rows(config, 300)
+    assert isinstance(rows, Encoded)
+    lengths_N = (rows.tokens_NxL != PAD).sum(axis=1)
+    assert lengths_N[0] == 32 and (lengths_N.min(), lengths_N.max()) == (8, 32)
+    assert set(rows.labels_N) == {0, 1}
+    after = np.arange(32) >= lengths_N[:, None]
+    assert (rows.tokens_NxL[after] == PAD).all()
+
+
+def test_the_idle_step_has_the_real_ones_results_and_changes_nothing(config, step):
+    state = step.state
+    before = jax.tree.map(np.asarray, state)
+    [tokens_BxL] = training.random_batches(config, 1)
+    real = training.train_step.make_micro_step(config, training.train_step.make_mesh())
+    shapes = jax.eval_shape(real, state, tokens_BxL, np.float32(0))
+    after, metrics = host.idle_step(config)(state, tokens_BxL, np.float32(0))
+    expected = {name: (x.shape, x.dtype) for name, x in shapes[1].items()}
+    assert {name: (x.shape, x.dtype) for name, x in metrics.items()} == expected
+    assert bool(metrics["finite"]) and after.step == before.step + 1
+    for a, b in zip(
+        jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_script_writes_json_and_refuses_bad_flags(monkeypatch, tmp_path, capsys):
+    script = runpy.run_path("scripts/benchmark.py")["measure"]
+    seen = []
+    monkeypatch.setattr(
+        suite, "measure", lambda config, minutes: seen.append(minutes) or {"mfu": 0.5}
+    )
+    monkeypatch.setattr(table, "lines", lambda facts: [f"MFU {facts['mfu']}"])
+    path = tmp_path / "b.json"
+    script([*TINY_FLAGS, f"--json={path}", "--minutes=0.5"])
+    script(TINY_FLAGS)
+    assert seen == [0.5, 8.0]
+    assert json.loads(path.read_text()) == {"mfu": 0.5}
+    assert "MFU 0.5" in capsys.readouterr().out
+    for flag in ("--minutes=0", "--minutes=soon", f"--json={tmp_path}/no/b.json"):
+        with pytest.raises(UserError, match=flag.split("=")[0]):
+            script([*TINY_FLAGS, flag])
+    assert len(seen) == 2
+
+
+def test_a_gpu_config_needs_a_gpu():
+    from cramjax.config import load
+
+    with pytest.raises(UserError, match=r"pass --config\.platform=any"):
+        suite.measure(load("configs/h200.py"), 1)
