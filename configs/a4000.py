@@ -14,7 +14,7 @@ from configs import default
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Returns the recipe of `configs/default.py` with an A4000's micro-batch and attention."""
+    """Returns the recipe of `configs/default.py` for an A4000."""
     config = default.get_config()
     config.micro_batch = 128
     config.model.attention = "cudnn"

@@ -14,7 +14,7 @@ from configs import default
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Returns the recipe of `configs/default.py` with an H200's micro-batch and attention."""
+    """Returns the recipe of `configs/default.py` for an H200."""
     config = default.get_config()
     config.micro_batch = 512  # so that two runs compare; 0 = the largest that fits
     config.model.attention = "cudnn"

@@ -23,7 +23,7 @@ from cramjax.benchmark import variants as variants_module
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
 from cramjax.benchmark.variants import Variants
-from cramjax.cards import Card
+from cramjax.cards import CARDS
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.tokenizer import MASK, PAD
 from cramjax.errors import UserError
@@ -274,7 +274,7 @@ def test_an_attention_that_cannot_be_measured_is_tried_once(
 
 
 def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
-    card = Card("H200", 0.001, 141)  # 10^9 FLOP/s
+    card = CARDS["h200"]._replace(peak_tflops=0.001)  # 10^9 FLOP/s
     monkeypatch.setattr(throughput, "card", lambda: card)
     readings = iter(
         dataclasses.replace(UNKNOWN, energy_j=joules) for joules in (5.0, 8.0)
