@@ -36,7 +36,7 @@ def show(argv: Sequence[str]) -> None:
         raise UserError(f"--card={name}: must be one of {', '.join(CARDS)}")
     micro_batches = _numbers(extras["micro_batches"])
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU that is there is left alone
-    from cramjax.plan import plan  # imports JAX: flags need not wait for it
+    from cramjax.planning.plan import plan  # imports JAX: flags need not wait for it
 
     facts = plan(config, name, micro_batches, lambda line: print(line, flush=True))
     _print(facts, CARDS[name], config.micro_batch)

@@ -1,7 +1,7 @@
 import pytest
 
-from cramjax import compiled
-from cramjax.compiled import Array, Kernel
+from cramjax.planning import compiled
+from cramjax.planning.compiled import Array, Kernel
 
 # One of everything. Sizes in bytes: bf16[4,8] 64, bf16[8,16] 256, bf16[4,16] 128,
 # f32[4,16] 256, f32[100,16] 6400, f32[10] 40.

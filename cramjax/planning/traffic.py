@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cramjax.compiled import Kernel
+from cramjax.planning.compiled import Kernel
 
 PASSES = ("forward", "backward", "update")
 
