@@ -31,7 +31,7 @@ _NAMES = {
     "<sep>": ("<sep>", "[SEP]"),
     "<mask>": ("<mask>", "[MASK]"),
 }
-_NEEDED = ("<cls>", "<sep>", "<mask>")
+_NEEDED = ("<pad>", "<cls>", "<sep>", "<mask>")
 
 # Keys that are the same in all, or of no meaning once there are weights.
 _COMMON: dict[str, Any] = {
@@ -58,12 +58,14 @@ class Imported:
       params: of `model.MaskedLM`, or of `model.Encoder` if `has_head` is False.
       words: its tokenizer, in our order.
       has_head: whether it can predict words.
+      empty_second: of its template, see `glue.empty_second`.
     """
 
     model: ModelConfig
     params: dict[str, Any]
     words: Tokenizer
     has_head: bool
+    empty_second: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +76,13 @@ class _Format:
       shape: from config.json to a `ModelConfig`'s keys.
       read: from (tensors, model, head) to parameters.
       head: beginning of the names that only a masked-LM head has.
+      empty_second: of its template.
     """
 
     shape: Callable[[Mapping[str, Any]], dict[str, Any]]
     read: Callable[..., dict[str, Any]]
     head: str
+    empty_second: bool = False
 
 
 def load(folder: Path) -> Imported:
@@ -112,7 +116,7 @@ def load(folder: Path) -> Imported:
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
-    return Imported(model, params, words, has_head)
+    return Imported(model, params, words, has_head, read.empty_second)
 
 
 def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
@@ -123,7 +127,12 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
         words = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} cannot be read ({error}): {WAY_OUT}") from error
-    old_ids_V = np.arange(max(vocab_size, words.get_vocab_size()))
+    if words.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"{path} has {words.get_vocab_size():,} entries and the model's embedding "
+            f"{vocab_size:,} rows: {WAY_OUT}"
+        )
+    old_ids_V = np.arange(vocab_size)
     for new, token in enumerate(SPECIAL_TOKENS):
         found = [words.token_to_id(name) for name in _NAMES.get(token, ())]
         old = next((i for i in found if i is not None), None)
@@ -143,7 +152,7 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
         added["id"] = int(new_ids_V[added["id"]])
     words = Tokenizer.from_str(json.dumps(content))
     words.encode_special_tokens = True
-    return words, old_ids_V[:vocab_size]
+    return words, old_ids_V
 
 
 def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +204,16 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
         "head_transform": True,
         "decoder_bias": bool(facts.get("decoder_bias", True)),
     }
+
+
+def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
+    """A norm without a bias (`norm_bias` is false) is one whose bias is 0."""
+    zeros = {
+        name.removesuffix("weight") + "bias": np.zeros_like(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith("norm.weight")
+    }
+    return convert.from_hf_modernbert(zeros | tensors, model, head)
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,10 +283,11 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
 
 _FORMATS = {
     "bert": _Format(_bert, convert.from_hf_bert, "cls.predictions."),
-    "modernbert": _Format(_modernbert, convert.from_hf_modernbert, "head."),
+    "modernbert": _Format(_modernbert, _read_modernbert, "head."),
     "crammedBERT": _Format(
         _crammed,
         lambda tensors, model, head: convert.from_crammed(tensors, model),
         "",
+        empty_second=True,
     ),
 }

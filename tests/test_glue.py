@@ -301,6 +301,28 @@ def test_a_dev_set_that_comes_between_two_sessions_is_named(
         evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
 
 
+@pytest.mark.parametrize("name", ["train", "dev_matched"])
+def test_rows_that_change_between_two_sessions_are_refused(
+    tiny, corpus, glue_folder, tmp_path, monkeypatch, name
+):
+    def trained(model, glue, train, sets, outputs, **_):
+        return [np.zeros((2, len(rows), outputs)) for rows in sets]
+
+    monkeypatch.setattr(evaluate, "finetune", trained)
+    glue = dataclasses.replace(
+        tiny.glue, tasks=("mnli",), data_dir=str(glue_folder), starts=("random",)
+    )
+    config = dataclasses.replace(tiny, glue=glue)
+    evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    path = glue_folder / "MNLI" / f"{name}.tsv"
+    path.write_text(path.read_text() + "99\tA.\tB.\tneutral\n")
+    glue = dataclasses.replace(glue, learning_rates=(1e-3, 2e-3))
+    config = dataclasses.replace(tiny, glue=glue)
+    rows = "train_rows=16, .* now give 17" if name == "train" else "dev_rows=3, .* 4"
+    with pytest.raises(UserError, match=rows):
+        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, lambda line: None)
+
+
 @pytest.mark.parametrize("lacking", ["train", "dev"])
 def test_a_task_without_one_of_its_sets_is_named_and_left_out(
     tiny, corpus, glue_folder, tmp_path, monkeypatch, lacking

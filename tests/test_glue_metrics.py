@@ -229,3 +229,33 @@ def test_the_page_is_beside_the_papers_rows():
     assert "| 90.0 | 87.7 | 89.0 | 51.8 | - |" in page
     both = dataclasses.replace(glue, starts=("pretrained", "random"))
     assert "| **random** | - | - " in tables.page(nine(), both, {})
+
+
+def test_a_start_that_lacks_a_task_has_a_row_of_its_own():
+    glue = config.load(
+        "configs/default.py", ["glue.starts=('pretrained','random')"]
+    ).glue
+    results = nine()
+    for name in ("sst2", "cola"):
+        starts = results[name]["starts"]
+        starts["random"] = starts["pretrained"]
+    lines = tables.averages_table(results, glue).splitlines()
+    assert "| GLUE, the paper's mean of nine numbers | 80.4 | - |" in lines
+    [fewer] = [line for line in lines if line.startswith("| mean of 2 of the paper's")]
+    assert fewer.endswith(" | - | 72.0 |")  # of 92.3 and 51.8
+
+
+def test_another_protocol_than_the_papers_is_said_beside_the_averages():
+    glue = config.load("configs/default.py").glue
+    assert "Not the paper's protocol" not in tables.averages_table(nine(), glue)
+    changed = dataclasses.replace(glue, epochs=20, learning_rates=(4e-5, 1e-4))
+    assert tables.averages_table(nine(), changed).endswith(
+        "Not the paper's protocol: epochs 20 (5), learning_rates 4e-05 and 0.0001 "
+        "(4e-05)."
+    )
+
+
+def test_a_row_in_a_thousand_more_or_less_is_no_sample():
+    qqp = entry("qqp", "f1", 87.7, train_rows=363_849, full_train_rows=363_846)
+    assert not averages.is_sampled(qqp)
+    assert averages.is_sampled(qqp | {"train_rows": 363_000})

@@ -14,9 +14,10 @@ from scipy.stats import spearmanr
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import cramjax
-from cramjax import blimp
+from cramjax import blimp, imports
 from cramjax.data.tokenizer import CLS, MASK, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
+from cramjax.glue import standalone
 from cramjax.model import Encoder, MaskedLM
 from cramjax.run import run
 
@@ -256,6 +257,69 @@ def test_a_modernbert_that_does_is_read_from_newer_files(tmp_path):
     _, tensors = golden("modernbert_tiny")
     plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
     cramjax.load(write_folder(tmp_path / "theirs", plain | EVERYWHERE_5, tensors))
+
+
+def test_a_modernbert_without_biases_in_its_norms_has_zeros(tmp_path):
+    _, tensors = golden("modernbert_tiny")
+    bare = {n: x for n, x in tensors.items() if not n.endswith("norm.bias")}
+    assert len(bare) < len(tensors)
+    zeros = {n: np.zeros_like(x) for n, x in tensors.items() if n not in bare}
+    texts = ["w1 w2 w9", "w3"]
+    one, two = (
+        cramjax.load(write_folder(tmp_path / name, MODERNBERT, found)).encode(texts)
+        for name, found in (("bare", bare), ("zeros", bare | zeros))
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_authors_checkpoint_has_the_authors_template(tmp_path):
+    tensors = {}
+    with np.load(GOLDEN / "crammed_tiny.npz") as file:
+        for name in file:
+            if name.startswith("crammed/params/"):
+                tensors[name.removeprefix("crammed/params/")] = file[name]
+    attention = {"num_attention_heads": 4}
+    arch = {"hidden_size": 32, "intermed_size": 128, "num_transformer_layers": 2}
+    facts = {
+        "model_type": "crammedBERT",
+        "vocab_size": 96,
+        "arch": arch | {"attention": attention},
+    }
+    found = imports.load(write_folder(tmp_path / "theirs", facts, tensors))
+    assert found.has_head
+    assert found.empty_second  # "<cls> A <sep> <sep>"
+    word = tensors["encoder.embedding.word_embedding.weight"]
+    np.testing.assert_array_equal(
+        found.params["embedding"]["word"][MASK], word[VOCABULARY.index("[MASK]")]
+    )
+
+
+def test_a_tokenizer_that_does_not_go_with_the_embedding_is_refused(tmp_path):
+    _, tensors = golden("hf_bert_tiny")
+    folder = write_folder(tmp_path / "theirs", BERT, tensors)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {f"x{i}": 96 + i for i in range(10)}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="106 entries and .* embedding 96 rows"):
+        cramjax.load(folder)
+    write_folder(folder, BERT, tensors)
+    path.write_text(path.read_text().replace("[PAD]", "[NOTHING]"))
+    with pytest.raises(UserError, match="none of the tokens"):
+        cramjax.load(folder)
+
+
+def test_a_foreign_checkpoint_has_no_averages_to_score(tmp_path):
+    _, tensors = golden("hf_bert_tiny")
+    folder = write_folder(tmp_path / "theirs", BERT, tensors)
+    flags = [
+        "--config=configs/quickstart.py",
+        f"--checkpoint={folder}",
+        "--config.averaging.ema_decay=0.9",
+        "--config.glue.starts=('ema',)",
+    ]
+    with pytest.raises(UserError, match="this checkpoint has no averages"):
+        standalone.score(flags)
 
 
 def test_missing_files(tmp_path):

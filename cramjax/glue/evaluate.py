@@ -102,6 +102,7 @@ def evaluate(
                 f"{', '.join(sets.entries)}: delete it to score again"
             )
         results |= entries
+        _check_rows(path, entries, sets.entries)
         for start, rate in jobs:
             begin = time.monotonic()
             _one(config, sets, entries, weights.get(start), start, rate, workdir)
@@ -122,6 +123,22 @@ def evaluate(
         page = tables.page(results, config.glue, differences)
         files.write_text(workdir / TABLE, page)
     return results
+
+
+def _check_rows(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to score one start on other rows than another.
+
+    Raises:
+      UserError: the files have changed since an earlier session.
+    """
+    for name, entry in before.items():
+        for key in ("train_rows", "dev_rows", "all_train_rows"):
+            if entry[key] != now[name][key]:
+                raise UserError(
+                    f"{path} has scores of {entry['title']} with {key}="
+                    f"{entry[key]:,}, and the files now give {now[name][key]:,}: bring "
+                    "them back, or delete it to score again"
+                )
 
 
 def _so_far(path: Path) -> dict[str, Any]:

@@ -4,6 +4,27 @@ GLUE dev sets, medians of five trials. The last row scores the authors' publishe
 checkpoint, as its repository reports it.
 """
 
+from typing import Any
+
+from cramjax.schema import GlueConfig
+
+# Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
+PROTOCOL = {
+    "trials": 5,
+    "max_length": 128,
+    "empty_second": True,
+    "epochs": 5,
+    "batch_size": 16,
+    "learning_rates": (4e-5,),
+    "b1": 0.9,
+    "b2": 0.98,
+    "eps": 1e-6,
+    "weight_decay": 0.0,
+    "warmup_share": 0.1,
+    "dropout": 0.1,
+    "head_width": 1024,
+}
+
 # Scored sets with their metrics, in the paper's order; MNLI counts twice in the mean.
 NINE = (
     ("mnli", "accuracy"),
@@ -46,3 +67,16 @@ GLUE = {
 
 # {row: mean of the ten numbers of SuperGLUE}
 SUPERGLUE = {"BERT-base, fully trained": 56.6, "crammed, A6000": 54.2}
+
+
+def departures(glue: GlueConfig) -> list[str]:
+    """Returns what of a protocol is not the paper's: "epochs 20 (5)", ..."""
+    return [
+        f"{key} {_plain(getattr(glue, key))} ({_plain(value)})"
+        for key, value in PROTOCOL.items()
+        if getattr(glue, key) != value
+    ]
+
+
+def _plain(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -25,7 +25,7 @@ from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
-from cramjax.schema import Config, ModelConfig, require
+from cramjax.schema import Config, require
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
@@ -54,7 +54,7 @@ def score(argv: Sequence[str]) -> str:
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
         if (checkpoint / FOREIGN_WEIGHTS).is_file():
             foreign = imports.load(checkpoint)
-            config = _of_foreign(config, overridden(argv), foreign.model)
+            config = _of_foreign(config, overridden(argv), foreign)
         else:
             config = _of_checkpoint(config, overridden(argv), checkpoint)
     else:
@@ -122,20 +122,27 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     return from_dict(values)
 
 
-def _of_foreign(config: Config, given: set[str], shape: ModelConfig) -> Config:
+def _of_foreign(config: Config, given: set[str], foreign: imports.Imported) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:
-      UserError: `config.glue.max_length` is too long for it.
+      UserError: `config.glue.max_length` is too long for it, or a start has no weights.
     """
+    for start in config.glue.starts:
+        require(
+            start in ("pretrained", "random"),
+            "glue.starts",
+            config.glue.starts,
+            "of 'pretrained' and 'random': this checkpoint has no averages",
+        )
     model = dataclasses.replace(
-        shape,
+        foreign.model,
         dtype=config.model.dtype,
         attention=config.model.attention,
     )
     glue = config.glue
     if "glue.empty_second" not in given:
-        glue = dataclasses.replace(glue, empty_second=False)
+        glue = dataclasses.replace(glue, empty_second=foreign.empty_second)
     return dataclasses.replace(config, model=model, glue=glue)
 
 

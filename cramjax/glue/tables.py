@@ -93,14 +93,19 @@ def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
     keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
     rows = []
     for key in keys:
-        title = next(of[key]["title"] for of in by_start.values() if key in of)
-        cells = [
-            f"{of[key]['value']:.1f}" if key in of else "-" for of in by_start.values()
-        ]
-        rows.append([title, *cells])
+        found = [of.get(key) for of in by_start.values()]
+        # A start that is not scored in all tasks yet has a mean of fewer: another row.
+        for title in dict.fromkeys(mean["title"] for mean in found if mean):
+            cells = [
+                f"{mean['value']:.1f}" if mean and mean["title"] == title else "-"
+                for mean in found
+            ]
+            rows.append([title, *cells])
     if not rows:
         return ""
     text = table(["average of medians", *glue.starts], rows)
+    if changed := paper.departures(glue):
+        text += f"\n\nNot the paper's protocol: {', '.join(changed)}."
     if "superglue" in keys:
         text += "\n\nSuperGLUE in the paper: " + "; ".join(
             f"{name} {value}" for name, value in paper.SUPERGLUE.items()
