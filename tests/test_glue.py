@@ -205,6 +205,31 @@ def glue_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Two trials that cost nothing: all logits are 0."""
+
+    def finetune(model, glue, train, sets, outputs, **_):
+        return [np.zeros((2, len(rows), outputs)) for rows in sets]
+
+    monkeypatch.setattr(evaluate, "finetune", finetune)
+
+
+@pytest.fixture
+def scoring_mnli(tiny, glue_folder, untrained):
+    """The config that scores the folder's MNLI, from random weights, for nothing."""
+    glue = dataclasses.replace(
+        tiny.glue, tasks=("mnli",), data_dir=str(glue_folder), starts=("random",)
+    )
+    return dataclasses.replace(tiny, glue=glue)
+
+
+def with_a_rate_more(config):
+    """Returns the config with one of its jobs not done yet."""
+    glue = dataclasses.replace(config.glue, learning_rates=(1e-3, 2e-3))
+    return dataclasses.replace(config, glue=glue)
+
+
 def test_two_dev_sets_predictions_and_submission(
     tiny, corpus, glue_folder, tmp_path, monkeypatch
 ):
@@ -276,26 +301,17 @@ def test_two_dev_sets_predictions_and_submission(
 
 
 def test_a_dev_set_that_comes_between_two_sessions_is_named(
-    tiny, corpus, glue_folder, tmp_path, monkeypatch
+    scoring_mnli, corpus, glue_folder, tmp_path
 ):
-    def trained(model, glue, train, sets, outputs, **_):
-        return [np.zeros((2, len(rows), outputs)) for rows in sets]
-
-    monkeypatch.setattr(evaluate, "finetune", trained)
-    glue = dataclasses.replace(
-        tiny.glue, tasks=("mnli",), data_dir=str(glue_folder), starts=("random",)
-    )
     path = glue_folder / "MNLI" / "dev_mismatched.tsv"
     text = path.read_text()
     path.unlink()
-    config = dataclasses.replace(tiny, glue=glue)
     said = []
-    evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, said.append)
     assert said[0] == "MNLI-mm is not scored: there is no MNLI/dev_mismatched.tsv"
     assert said[0] in (tmp_path / "glue.md").read_text()
     path.write_text(text)
-    glue = dataclasses.replace(glue, learning_rates=(1e-3, 2e-3))
-    config = dataclasses.replace(tiny, glue=glue)
+    config = with_a_rate_more(scoring_mnli)
     message = r"has scores of mnli, and the files are now of mnli, mnli_mm: delete it"
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
@@ -303,21 +319,12 @@ def test_a_dev_set_that_comes_between_two_sessions_is_named(
 
 @pytest.mark.parametrize("name", ["train", "dev_matched"])
 def test_rows_that_change_between_two_sessions_are_refused(
-    tiny, corpus, glue_folder, tmp_path, monkeypatch, name
+    scoring_mnli, corpus, glue_folder, tmp_path, name
 ):
-    def trained(model, glue, train, sets, outputs, **_):
-        return [np.zeros((2, len(rows), outputs)) for rows in sets]
-
-    monkeypatch.setattr(evaluate, "finetune", trained)
-    glue = dataclasses.replace(
-        tiny.glue, tasks=("mnli",), data_dir=str(glue_folder), starts=("random",)
-    )
-    config = dataclasses.replace(tiny, glue=glue)
-    evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, lambda line: None)
     path = glue_folder / "MNLI" / f"{name}.tsv"
     path.write_text(path.read_text() + "99\tA.\tB.\tneutral\n")
-    glue = dataclasses.replace(glue, learning_rates=(1e-3, 2e-3))
-    config = dataclasses.replace(tiny, glue=glue)
+    config = with_a_rate_more(scoring_mnli)
     rows = "train_rows=16, .* now give 17" if name == "train" else "dev_rows=3, .* 4"
     with pytest.raises(UserError, match=rows):
         evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, lambda line: None)
@@ -325,12 +332,8 @@ def test_rows_that_change_between_two_sessions_are_refused(
 
 @pytest.mark.parametrize("lacking", ["train", "dev"])
 def test_a_task_without_one_of_its_sets_is_named_and_left_out(
-    tiny, corpus, glue_folder, tmp_path, monkeypatch, lacking
+    tiny, corpus, glue_folder, tmp_path, untrained, lacking
 ):
-    def trained(model, glue, train, sets, outputs, **_):
-        return [np.zeros((2, len(rows), outputs)) for rows in sets]
-
-    monkeypatch.setattr(evaluate, "finetune", trained)
     (glue_folder / "STS-B" / f"{lacking}.tsv").unlink()
 
     def having(*names):

@@ -17,7 +17,7 @@ import optax
 
 from cramjax import losses, schedules
 from cramjax.data import tokenizer
-from cramjax.errors import UserError
+from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue import batches
 from cramjax.glue.data import Encoded
 from cramjax.model import Classifier
@@ -123,7 +123,7 @@ def _fastest(static: _Static, length: int) -> int:
             seconds[count] = _seconds_per_step(static, count, length) / count
             break
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             count = -(-count // 2)
     return min(seconds, key=seconds.__getitem__)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from cramjax import budget, schedules, train_step
 from cramjax.cards import CARDS, Card
+from cramjax.compilation import planned_bytes
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.planning import compiled, target
@@ -229,14 +230,12 @@ def _step(config: Config, micro_batch: int, device: jax.Device) -> Step:
         dataclasses.replace(config, micro_batch=micro_batch), device
     )
     memory = done.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     program = compiled.parse(done.as_text())
     return Step(
         tokens=micro_batch * config.model.max_length,
-        argument_bytes=arguments,
-        temporary_bytes=temporaries,
-        total_bytes=arguments + temporaries + results,
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        total_bytes=planned_bytes(done),
         recomputes=compiled.recomputes(program),
         kernels=compiled.kernels(program),
     )

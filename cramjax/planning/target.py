@@ -13,6 +13,7 @@ from jax.experimental import topologies
 
 from cramjax import train_step
 from cramjax.cards import Card
+from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError
 from cramjax.schema import Config
 
@@ -63,7 +64,7 @@ def device(card: Card) -> jax.Device:
         topology = topologies.get_topology_desc(
             "", "cuda", target_config=describe(card), topology="1x1x1"
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # JAX knows no topology without the plugin
         raise UserError(
             f"compiling for the {card.title} needs JAX's CUDA plugin, not a GPU: "
             'pip install -e ".[cuda12]" (or cuda13)'
@@ -76,7 +77,7 @@ def compile_micro_step(config: Config, on: jax.Device) -> jax.stages.Compiled:
     mesh = train_step.make_mesh([on])
     state = jax.eval_shape(lambda: train_step.init_state(config))
     shape = (config.micro_batch, config.model.max_length)
-    tokens_BxL = jax.ShapeDtypeStruct(shape, np.uint16)
+    tokens_BxL = jax.ShapeDtypeStruct(shape, token_dtype(config.model.vocab_size))
     progress = jax.ShapeDtypeStruct((), np.float32)
     lowered = train_step.make_micro_step(config, mesh).lower(
         state, tokens_BxL, progress
