@@ -2,13 +2,12 @@
 
 import difflib
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from cramjax.errors import UserError
+from cramjax.errors import UserError, one_line
 
 CUTOFF = 0.7  # of difflib's ratio: flags that are less alike are not named
 
@@ -134,8 +133,3 @@ def _name(argument: str) -> str:
     """Returns the name of `--name=value`; "" of what is no flag."""
     name = argument.partition("=")[0]
     return name.removeprefix("--") if name.startswith("--") else ""
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error's message as one line that is not too long."""
-    return textwrap.shorten(str(error), 200, placeholder=" ...")

@@ -20,7 +20,7 @@ from ml_collections import config_dict, config_flags
 
 from cramjax import arguments
 from cramjax.arguments import Shortcuts
-from cramjax.errors import UserError
+from cramjax.errors import UserError, one_line
 from cramjax.schema import Config, require
 
 # Changing one of these does not change what a workdir holds, so a run may be resumed
@@ -152,7 +152,7 @@ def parse_command_line(
             if name in keys and str(error).startswith(f"flag {argument}:"):
                 key = name.removeprefix("config.")
                 require(False, key, value, EXPECTED[type(keys[name])])
-        raise UserError(arguments.one_line(error)) from error
+        raise UserError(one_line(error)) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --key=value")
     extras = {name: values[name].value for name, _ in extra_flags}
@@ -173,7 +173,7 @@ def _load_file(path: str) -> config_dict.ConfigDict:
     except UserError as error:
         raise UserError(f"--config={path}: {error}") from error
     except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {arguments.one_line(error)}"
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"--config={path} cannot be run: {what}") from error
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f"--config={path}: get_config() must return a ConfigDict")

@@ -25,17 +25,21 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
       "tokens", "updates"}}}; hours and tokens are those of the budget on that card,
       updates are counted as if every one had the final batch.
     """
-    state = jax.eval_shape(lambda: train_step.init_state(config))
     flops = train_flops_by_part(config.model, config.objective.max_mask_rate)
     return {
-        "parameters": _parameters_by_part(state.params),
+        "parameters": _parameters_by_part(_state(config).params),
         "flops_per_token": flops,
-        "state_bytes": _bytes_by_part(state),
+        "state_bytes": state_bytes(config),
         "cards": {
             name: _on_card(config, card.peak * mfu, sum(flops.values()))
             for name, card in CARDS.items()
         },
     }
+
+
+def _state(config: Config) -> train_step.TrainState:
+    """Returns the training state's shapes."""
+    return jax.eval_shape(lambda: train_step.init_state(config))
 
 
 def _parameters_by_part(params: Any) -> dict[str, int]:
@@ -55,7 +59,10 @@ def _part(path: list[str]) -> str:
     return next((names[module] for module in modules if module in names), "head")
 
 
-def _bytes_by_part(state: train_step.TrainState) -> dict[str, int]:
+def state_bytes(config: Config) -> dict[str, int]:
+    """Returns the bytes of the training state, {part: bytes}."""
+    state = _state(config)
+
     def size(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

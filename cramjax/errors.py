@@ -1,5 +1,7 @@
 """The error a user can cause, and mend."""
 
+import textwrap
+
 
 class UserError(Exception):
     """Ends the program in one line, exit code 2: names the key or file, and a way out.
@@ -24,6 +26,11 @@ class Interrupted(Exception):
         """Keeps the signal, from which the exit code follows."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's message as one line that is not too long."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 def is_out_of_memory(error: Exception) -> bool:

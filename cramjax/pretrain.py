@@ -51,7 +51,7 @@ def pretrain(
       UserError: the device has too little memory.
     """
     with (
-        _out_of_memory_explained(config),
+        out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
@@ -102,7 +102,8 @@ def _take_up(
 
 
 @contextlib.contextmanager
-def _out_of_memory_explained(config: Config) -> Iterator[None]:
+def out_of_memory_explained(config: Config) -> Iterator[None]:
+    """Makes a `UserError` of the device's memory being full in the block."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

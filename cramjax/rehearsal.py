@@ -19,11 +19,16 @@ from cramjax.data import sample
 from cramjax.data.corpus import MANIFEST, Corpus
 from cramjax.data.packing import token_dtype
 from cramjax.data.sample import Sample
-from cramjax.describe import describe
+from cramjax.describe import state_bytes
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate, tasks
-from cramjax.pretrain import CHECKPOINTS, pretrain, read_back
+from cramjax.pretrain import (
+    CHECKPOINTS,
+    out_of_memory_explained,
+    pretrain,
+    read_back,
+)
 from cramjax.run import as_recorded, check_platform, check_workdir, nearest_folder
 from cramjax.schema import BudgetConfig, Config
 
@@ -59,7 +64,8 @@ def rehearse(config: Config, workdir: Path) -> None:
         with Ahead() as ahead:
             config = _each_step_an_update(config)
             ahead.start(config)
-            seconds_per_step = _try_step(config, ahead)
+            with out_of_memory_explained(config):
+                seconds_per_step = _try_step(config, ahead)
             weights = _try_training(config, corpus, scratch, ahead)
         _try_fine_tuning(config, weights, corpus, scratch)
         _say("budget", estimate(config, seconds_per_step, ahead.result().compile_s))
@@ -75,7 +81,7 @@ def _check_disk(config: Config, place: Path, text: Sample, corpus: Corpus) -> No
     Raises:
       UserError: it will not fit.
     """
-    state = sum(describe(config, 1.0)["state_bytes"].values())
+    state = sum(state_bytes(config).values())
     # A new checkpoint is whole before the oldest one is deleted.
     needed = (config.checkpoint.keep + 1) * state
     free = shutil.disk_usage(place).free

@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from cramjax import train_step
-from cramjax.compilation import MicroStep, lowered, planned_bytes
+from cramjax import micro_batch, train_step
+from cramjax.compilation import MicroStep, lowered, planned_bytes, recomputes
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
-from cramjax.errors import UserError, is_out_of_memory
+from cramjax.describe import state_bytes
+from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.schema import Config
 
 PROBE_SEQUENCES = 64  # at which implementations of attention are compared
@@ -22,9 +23,6 @@ MEASURED_S = 2.0  # of steps, at least
 # Of what may be used. The rest is for what JAX keeps beside the program, and on a CPU,
 # where a program that is too large is killed without a word, for everybody else.
 SHARE_OF_DEVICE, SHARE_OF_HOST = 0.95, 0.5
-# More rows than `batch.sequences` that an update may have, where the micro-batch does
-# not divide it.
-MAX_ROUNDING = 0.02
 
 
 def is_asked_for(config: Config) -> bool:
@@ -39,9 +37,9 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
       config: as given.
       values: {"section.key": value} of the config.json that session left.
     """
-    micro_batch, attention = values.get("micro_batch"), values.get("model.attention")
-    if config.micro_batch == 0 and isinstance(micro_batch, int):
-        config = dataclasses.replace(config, micro_batch=micro_batch)
+    rows, attention = values.get("micro_batch"), values.get("model.attention")
+    if config.micro_batch == 0 and isinstance(rows, int):
+        config = dataclasses.replace(config, micro_batch=rows)
     if config.model.attention == "auto" and isinstance(attention, str):
         config = _with_attention(config, attention)
     return config
@@ -79,7 +77,7 @@ def _attention(config: Config, say: Callable[[str], None]) -> str:
         try:
             seconds = seconds_per_step(trial, MicroStep.of(trial))
         except RuntimeError as error:  # of XLA: no memory, or no cuDNN
-            say(f"attention: {name} does not run here ({_first_line(error)})")
+            say(f"attention: {name} does not run here ({one_line(error)})")
             continue
         tokens_per_s[name] = rows * config.model.max_length / seconds
     if not tokens_per_s:
@@ -120,12 +118,17 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
     limit = memory_limit_bytes()
     needs: dict[int, float] = {}
 
-    def fits(rows: int) -> bool:
+    def need_bytes(rows: int) -> float:
         trial = dataclasses.replace(config, micro_batch=rows)
-        needs[rows] = needed_bytes(trial, MicroStep.of(trial))
-        return needs[rows] <= limit
+        needs[rows] = needed_bytes(trial, MicroStep.of(trial), recomputing=False)
+        return needs[rows]
 
-    fitting = largest_first(rungs(config.batch.sequences), fits)
+    fitting = micro_batch.largest_first(
+        micro_batch.sizes(config.batch.sequences),
+        limit,
+        need_bytes,
+        fixed_bytes=sum(state_bytes(config).values()),
+    )
     for rows in fitting:
         trial = dataclasses.replace(config, micro_batch=rows)
         try:
@@ -146,34 +149,6 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
     )
 
 
-def rungs(sequences: int) -> list[int]:
-    """Returns the micro-batches to choose from, in ascending order.
-
-    Powers of two and halves more, of which a whole number makes up a batch of so many
-    sequences, or nearly so.
-    """
-    powers = [2**n for n in range(sequences.bit_length())]
-    sizes = {sequences, *powers, *(3 * power // 2 for power in powers[1:])}
-    return sorted(
-        rows
-        for rows in sizes
-        if rows <= sequences
-        and -(-sequences // rows) * rows <= (1 + MAX_ROUNDING) * sequences
-    )
-
-
-def largest_first(sizes: Sequence[int], fits: Callable[[int], bool]) -> list[int]:
-    """Returns those of the ascending sizes that fit, largest first, asking for few."""
-    low, high = 0, len(sizes)  # sizes[:low] fit, sizes[high:] do not
-    while low < high:
-        middle = (low + high) // 2
-        if fits(sizes[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return list(reversed(sizes[:low]))
-
-
 def memory_limit_bytes() -> int:
     """Returns how much a program may need on this device."""
     stats = jax.devices()[0].memory_stats() or {}
@@ -183,16 +158,22 @@ def memory_limit_bytes() -> int:
     return int(SHARE_OF_HOST * host)
 
 
-def needed_bytes(config: Config, step: MicroStep) -> float:
-    """Returns what the compiled micro-step and its state take; inf: not compilable."""
+def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> float:
+    """Returns what the compiled micro-step and its state take.
+
+    inf: it cannot be compiled, or, unless `recomputing`, only by computing
+    something twice.
+    """
     shape = (config.micro_batch, config.model.max_length)
-    program = lowered(config, step.function, shape)
     try:
-        return planned_bytes(program.compile())
+        program = lowered(config, step.function, shape).compile()
     except jax.errors.JaxRuntimeError as error:  # autotuning runs parts of it
         if not is_out_of_memory(error):
             raise
         return float("inf")
+    if recomputes(program) and not recomputing:
+        return float("inf")
+    return planned_bytes(program)
 
 
 def seconds_per_step(
@@ -216,7 +197,3 @@ def seconds_per_step(
         jax.block_until_ready((state, metrics))
         seconds.append(time.monotonic() - start)
     return float(np.median(seconds[1:]))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]

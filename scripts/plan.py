@@ -39,7 +39,7 @@ def show(argv: Sequence[str]) -> None:
     from cramjax.planning.plan import plan  # imports JAX: flags need not wait for it
 
     facts = plan(config, name, micro_batches, lambda line: print(line, flush=True))
-    _print(facts, CARDS[name], config.micro_batch)
+    _print(facts, CARDS[name])
     if extras["json"]:
         files.write_json(Path(extras["json"]), facts)
 
@@ -51,7 +51,7 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _print(facts: dict[str, Any], card: Card, micro_batch: int) -> None:
+def _print(facts: dict[str, Any], card: Card) -> None:
     major, minor = card.compute_capability
     print(
         f"{card.title}: {card.memory_gib} GiB, {card.bandwidth_gbps:,.0f} GB/s, "
@@ -62,6 +62,7 @@ def _print(facts: dict[str, Any], card: Card, micro_batch: int) -> None:
         f"memory: {usable_gb:.2f} GB, the {share:.0%} that JAX takes "
         "(XLA_CLIENT_MEM_FRACTION) less a reserve"
     )
+    micro_batch = facts["traffic_micro_batch"]
     row = facts["micro_batches"][micro_batch]
     print(f"of these the training state takes {row['argument_bytes'] / 1e9:.2f} GB")
     _print_sizes(facts["micro_batches"])

@@ -68,23 +68,6 @@ def test_traffic_is_summed_without_products(params):
     assert found["optimizer"]["update"] == 5
 
 
-@pytest.mark.parametrize("limit", [1, 26, 31, 75, 300, 10**6])
-@pytest.mark.parametrize("start", [8, 64, 256])
-@pytest.mark.parametrize("bend", [0.0, 0.3, -0.3])
-def test_the_search_finds_the_largest_and_asks_little(limit, start, bend):
-    ladder = [n for n in plan.LADDER if n <= 1024]
-    need = {n: 10 + n / 4 * (1 + bend * n / 1024) for n in ladder}
-    asked = []
-
-    def need_bytes(size):
-        asked.append(size)
-        return need[size]
-
-    found = plan.largest_fitting(ladder, limit, need_bytes, fixed_bytes=10, start=start)
-    assert found == max([n for n in ladder if need[n] <= limit], default=0)
-    assert len(asked) == len(set(asked)) <= 5
-
-
 def test_updates_follow_the_ramp():
     def config(ramp_share):
         flags = "micro_batch=16", "batch.sequences=64", "budget.hours=1.0"

@@ -5,6 +5,7 @@ import shutil
 import socket
 from types import SimpleNamespace
 
+import jax
 import pytest
 from conftest import TINY, tiny_config
 
@@ -65,6 +66,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, override, message, c
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_too_large_a_micro_batch_is_one_line(tmp_path, monkeypatch, capsys):
+    def seconds_per_step(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(rehearsal.tuning, "seconds_per_step", seconds_per_step)
+    assert main(command(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: config.micro_batch is 4: too much for the memory")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_flag_is_a_switch(tmp_path, capsys):

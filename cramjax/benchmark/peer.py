@@ -10,6 +10,7 @@ import numpy as np
 from cramjax.benchmark import timing, training
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
+from cramjax.errors import one_line
 from cramjax.flops import train_flops_by_part
 from cramjax.schema import Config
 
@@ -104,7 +105,7 @@ def compare(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
             facts["memory_bytes"] = torch.cuda.max_memory_allocated()
         return facts
     except RuntimeError as error:  # out of memory, torch.compile, the driver
-        why = timing.one_line(error)
+        why = one_line(error)
         if "out of memory" in why:
             why += " (beside ours; pass a smaller --config.micro_batch)"
         return {"skipped": why}

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 
 from cramjax import tuning
-from cramjax.benchmark import environment, host, peer, timing, trials
+from cramjax.benchmark import environment, host, peer, trials
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.variants import Variants
 from cramjax.config import to_dict
+from cramjax.errors import one_line
 from cramjax.flops import train_flops_per_token
 from cramjax.run import check_platform
 from cramjax.schema import Config
@@ -54,7 +55,7 @@ def measure(
         try:
             return work()
         except jax.errors.JaxRuntimeError as error:  # the device's memory is full, say
-            deadline.skip(what, timing.one_line(error))
+            deadline.skip(what, one_line(error))
             return None
 
     torch = part(

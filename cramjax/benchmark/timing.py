@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from cramjax.errors import UserError
-
 WINDOW_S = 2.0  # what a timed window should take at least
 MAX_STEPS = 64  # in a window
 
@@ -86,9 +84,3 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
         "max": max(found),
         "rounds": len(found),
     }
-
-
-def one_line(error: Exception) -> str:
-    """Returns what went wrong, in at most 200 letters."""
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

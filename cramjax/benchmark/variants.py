@@ -11,7 +11,7 @@ from cramjax import throughput, tuning
 from cramjax.benchmark import environment, timing, training
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
-from cramjax.errors import UserError, is_out_of_memory
+from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.flops import train_flops_per_token
 from cramjax.gpu_stats import GpuStats
 from cramjax.schema import Config
@@ -71,7 +71,7 @@ class Variants:
                 if first:
                     self._explain(error)
                     raise
-                self._deadline.skip(what, timing.one_line(error))
+                self._deadline.skip(what, one_line(error))
                 if micro_batch == self._config.micro_batch:
                     self._attentions.remove(attention)
 

@@ -128,17 +128,6 @@ def parse(text: str) -> Program:
     return Program(computations, entry)
 
 
-def recomputes(program: Program) -> bool:
-    """Returns whether anything is computed twice because memory was short.
-
-    XLA does that by itself as soon as a program would take more than about 0.77 of the
-    card's memory (seen with jax 0.12), and names what it repeats after what it repeats.
-    """
-    return any(
-        ".remat" in name for lines in program.computations.values() for name in lines
-    )
-
-
 def kernels(program: Program) -> list[Kernel]:
     """Returns the kernels that one run of the program launches.
 

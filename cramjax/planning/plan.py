@@ -1,6 +1,5 @@
 """What a config needs of a card, and what the card gives: compiled, not run."""
 
-import bisect
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -9,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax import budget, schedules, train_step
+from cramjax import budget, micro_batch, schedules, train_step
 from cramjax.cards import CARDS, Card
-from cramjax.compilation import planned_bytes
+from cramjax.compilation import planned_bytes, recomputes
+from cramjax.describe import state_bytes
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.planning import compiled, target
@@ -32,9 +32,6 @@ CALIBRATION: dict[str, float] = {}
 # keeps one or two in a hundred of the card's memory. An allowance, not measured.
 RESERVE = 0.03
 
-# Micro-batches that are tried.
-LADDER = sorted([2**n for n in range(3, 13)] + [3 * 2**n for n in range(3, 11)])
-
 
 def plan(
     config: Config,
@@ -45,7 +42,8 @@ def plan(
     """Compiles the training micro-step for a card and returns what that says.
 
     Args:
-      config: to be trained; `config.micro_batch` is compiled in any case.
+      config: to be trained; `config.micro_batch` is compiled in any case, unless it
+        is 0.
       card_name: of `cards.CARDS`.
       micro_batches: others to compile; () searches for the largest that fits.
       tell: gets a line before each compilation, which takes a minute at full size.
@@ -55,7 +53,8 @@ def plan(
       "usable_bytes", "calibration", "largest_micro_batch" (that fits without computing
       anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size:
       {"fits", "recomputes", and more, see `_row`}},
-      "traffic_bytes_per_token": {source: {pass: bytes, at config.micro_batch}}}.
+      "traffic_micro_batch": config.micro_batch, or the largest that fits,
+      "traffic_bytes_per_token": {source: {pass: bytes, at that one}}}.
 
     Raises:
       UserError: JAX's CUDA plugin is missing, or the card cannot run the config.
@@ -72,20 +71,17 @@ def plan(
             steps[size] = _step(config, size, device)
         return steps[size]
 
-    first = step(config.micro_batch)
-    for size in micro_batches:
+    given = {config.micro_batch} - {0}
+    for size in (*given, *micro_batches):
         step(size)
     if not micro_batches:
-        sizes = {n for n in LADDER if n <= config.batch.sequences}
-        largest_fitting(
-            sorted(sizes | {config.micro_batch}),
+        micro_batch.largest_first(
+            sorted({*micro_batch.sizes(config.batch.sequences), *given}),
             usable_bytes,
             # One that was squeezed into the memory counts as too large for it.
-            lambda size: max(
-                step(size).total_bytes, (usable_bytes + 1) * step(size).recomputes
-            ),
-            fixed_bytes=first.argument_bytes,
-            start=config.micro_batch,
+            lambda n: float("inf") if step(n).recomputes else step(n).total_bytes,
+            fixed_bytes=sum(state_bytes(config).values()),
+            first=config.micro_batch or micro_batch.FIRST,
         )
     calibration = CALIBRATION.get(card_name)
     rows = {
@@ -96,6 +92,10 @@ def plan(
         }
         for size, done in sorted(steps.items())
     }
+    largest = max(
+        (n for n, r in rows.items() if r["fits"] and not r["recomputes"]), default=0
+    )
+    shown = config.micro_batch or largest or min(steps)
     params = jax.eval_shape(lambda: train_step.init_state(config)).params
     return {
         "card": card_name,
@@ -103,14 +103,13 @@ def plan(
         "memory_share": memory_share(),
         "usable_bytes": usable_bytes,
         "calibration": calibration,
-        "largest_micro_batch": max(
-            (n for n, r in rows.items() if r["fits"] and not r["recomputes"]), default=0
-        ),
-        "notes": _notes(config, card, first),
+        "largest_micro_batch": largest,
+        "notes": _notes(config, card, steps[shown]),
         "micro_batches": rows,
+        "traffic_micro_batch": shown,
         "traffic_bytes_per_token": {
-            source: {name: value / first.tokens for name, value in passes.items()}
-            for source, passes in by_source(first.kernels, params).items()
+            source: {n: value / steps[shown].tokens for n, value in passes.items()}
+            for source, passes in by_source(steps[shown].kernels, params).items()
         },
     }
 
@@ -134,47 +133,18 @@ def memory_share() -> float:
     return 0.75
 
 
-def largest_fitting(
-    ladder: Sequence[int],
-    limit_bytes: int,
-    need_bytes: Callable[[int], int],
-    *,
-    fixed_bytes: int,
-    start: int,
-) -> int:
-    """Returns the largest size on the ladder whose need is within the limit, or 0.
-
-    Needs are asked for as seldom as possible: they rise about in a straight line from
-    `fixed_bytes`, so each answer says where to look next.
+def updates_bought(config: Config, rows: int, tokens: float) -> float:
+    """Returns the optimizer's updates in so many tokens, the batch ramp included.
 
     Args:
-      ladder: sizes, ascending.
-      limit_bytes: what there is.
-      need_bytes: of a size, rising.
-      fixed_bytes: what the smallest size would need, about.
-      start: the size on the ladder to begin with.
+      config: with the ramp.
+      rows: of a micro-batch.
+      tokens: to be trained on.
     """
-    low, high = -1, len(ladder)  # ladder[low] fits, ladder[high] does not
-    index = ladder.index(start)
-    while high - low > 1:
-        need = need_bytes(ladder[index])
-        if need <= limit_bytes:
-            low = index
-        else:
-            high = index
-        per_sequence = max(need - fixed_bytes, 1) / ladder[index]
-        room = (limit_bytes - fixed_bytes) / per_sequence
-        index = bisect.bisect_right(ladder, room) - 1
-        index = min(max(index, low + 1), high - 1)
-    return ladder[low] if low >= 0 else 0
-
-
-def updates_bought(config: Config, micro_batch: int, tokens: float) -> float:
-    """Returns the optimizer's updates in so many tokens, the batch ramp included."""
-    micro_steps = tokens / (micro_batch * config.model.max_length)
+    micro_steps = tokens / (rows * config.model.max_length)
     progress_N = (jnp.arange(10_000) + 0.5) / 10_000
     accumulated_N = schedules.accumulation_steps(
-        progress_N, micro_batch, config.batch.sequences, config.batch.ramp_share
+        progress_N, rows, config.batch.sequences, config.batch.ramp_share
     )
     return micro_steps * float(jnp.mean(1 / accumulated_N))
 
@@ -203,7 +173,7 @@ class Step:
       argument_bytes: mostly the state.
       temporary_bytes: at their peak.
       total_bytes: these, and results that take the place of no argument.
-      recomputes: whether it was squeezed, see `compiled.recomputes`.
+      recomputes: whether it was squeezed, see `compilation.recomputes`.
       kernels: that it launches.
     """
 
@@ -225,18 +195,18 @@ class Step:
         return sum(kernel.wide_flops for kernel in self.kernels) / self.flops
 
 
-def _step(config: Config, micro_batch: int, device: jax.Device) -> Step:
+def _step(config: Config, rows: int, device: jax.Device) -> Step:
     done = target.compile_micro_step(
-        dataclasses.replace(config, micro_batch=micro_batch), device
+        dataclasses.replace(config, micro_batch=rows), device
     )
     memory = done.memory_analysis()
     program = compiled.parse(done.as_text())
     return Step(
-        tokens=micro_batch * config.model.max_length,
+        tokens=rows * config.model.max_length,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         total_bytes=planned_bytes(done),
-        recomputes=compiled.recomputes(program),
+        recomputes=recomputes(done),
         kernels=compiled.kernels(program),
     )
 
@@ -259,13 +229,13 @@ def _row(config: Config, card: Card, step: Step, calibration: float) -> dict[str
         return row | dict.fromkeys(speeds)
     tokens_per_s = calibration * step.tokens / seconds(step.kernels, card)
     tokens = budget.tokens_bought(config.budget, tokens_per_s, flops_per_token)
-    micro_batch = step.tokens // config.model.max_length
+    rows = step.tokens // config.model.max_length
     values = (
         tokens_per_s,
         tokens_per_s * flops_per_token / card.peak,
         tokens / tokens_per_s / 3600,
         tokens,
-        updates_bought(config, micro_batch, tokens),
+        updates_bought(config, rows, tokens),
     )
     return row | dict(zip(speeds, values, strict=True))
 
