@@ -18,6 +18,7 @@ from cramjax.planning import compiled, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source
 from cramjax.schema import Config, require
+from cramjax.tuning import SHARE_OF_DEVICE
 
 # Shares of the card's limits that kernels are taken to reach. An H200 did 0.80 of its
 # peak in a bfloat16 product of 8192^3, and a copy at 0.90 of its bandwidth; the model's
@@ -28,9 +29,9 @@ COPY_SHARE = 0.9
 # Measured tokens/s over the estimate, {card: factor}; none has been measured yet.
 CALIBRATION: dict[str, float] = {}
 
-# Kept free of what JAX may use: allocations leave gaps between them, and the driver
-# keeps one or two in a hundred of the card's memory. An allowance, not measured.
-RESERVE = 0.03
+# Of the card's memory, kept by the driver: one or two in a hundred. An allowance, not
+# measured; JAX has its share of the rest.
+DRIVER_SHARE = 0.02
 
 
 def plan(
@@ -62,7 +63,9 @@ def plan(
     card = CARDS[card_name]
     _check(config, card)
     device = target.device(card)
-    usable_bytes = int(card.memory_bytes * memory_share() * (1 - RESERVE))
+    usable_bytes = int(
+        (1 - DRIVER_SHARE) * card.memory_bytes * memory_share() * SHARE_OF_DEVICE
+    )
     steps: dict[int, Step] = {}
 
     def step(size: int) -> Step:
