@@ -4,8 +4,10 @@
 parsing: every key is there, nothing else is, and every type fits.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import runpy
@@ -18,6 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from configs import default
 from cramjax import arguments
 from cramjax.arguments import Shortcuts
 from cramjax.errors import UserError, one_line
@@ -87,6 +90,23 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         its range.
     """
     return _parse(Config, values, "")
+
+
+def from_recorded(values: Mapping[str, Any]) -> Config:
+    """Parses a workdir's config.json strictly, but for operational keys.
+
+    Those that the version that wrote it did not have are as in configs/default.py.
+
+    Raises:
+      UserError: see `from_dict`.
+    """
+    values = copy.deepcopy(dict(values))
+    for key, value in flatten(default.get_config().to_dict()).items():
+        *sections, name = key.split(".")
+        section = functools.reduce(lambda tree, s: tree.get(s, {}), sections, values)
+        if key in OPERATIONAL_KEYS:
+            section.setdefault(name, value)
+    return from_dict(values)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -191,7 +191,7 @@ def load(path: str | Path) -> Pretrained:
             f"cramjax, nor {imports.WEIGHTS}, as another project's"
         )
     values = files.read_json(folder / "config.json", "bring it back")
-    config = config_module.from_dict(values)
+    config = config_module.from_recorded(values)
     weights, _ = read_back(config, folder)
     words = tokenizer.load(folder / TOKENIZER, "bring it back from the corpus's folder")
     # On a CPU it has to be float32 mathematics anyway, and cuDNN needs a GPU.

@@ -154,6 +154,18 @@ def test_a_missing_and_an_unknown_key_in_a_dict_are_named():
         config_module.from_dict(values)
 
 
+def test_a_record_of_an_earlier_version_may_lack_operational_keys():
+    config = load("configs/quickstart.py", ["data.dir=elsewhere"])
+    values = to_dict(config)
+    del values["compilation_cache"], values["checkpoint"]["keep"]
+    before = json.dumps(values)
+    assert config_module.from_recorded(values) == config
+    assert json.dumps(values) == before
+    del values["model"]["layers"]
+    with pytest.raises(UserError, match=r"config\.model\.layers is missing"):
+        config_module.from_recorded(values)
+
+
 @pytest.mark.parametrize(
     "argv",
     [

@@ -145,18 +145,24 @@ def test_the_folder_of_a_pretraining_is_not_written_into(trained):
 
 
 def test_keys_that_say_what_the_checkpoint_has_are_accepted(trained, tmp_path):
-    """Averages are, where they are scored: `glue.starts` is checked against them."""
+    """Averages are, where they are scored: `glue.starts` is checked against them.
+
+    And so is what was left to the device, which has chosen.
+    """
     more = [
         f"--checkpoint={trained}",
         f"--workdir={tmp_path}",
         "--tasks=intents10",
         "--config.averaging.ema_decay=0.9",
         "--config.glue.starts=('ema',)",
+        "--config.micro_batch=0",
+        "--config.model.attention=auto",
         "--config.seed=5",
     ]
     standalone.score(flags(*more))
     assert list(found(tmp_path)["intents10"]) == ["ema"]
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    assert (recorded["seed"], recorded["micro_batch"]) == (5, 4)
 
 
 def test_scores_of_other_weights_are_not_mixed(trained, tmp_path):

@@ -7,13 +7,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cramjax import files, imports
+from cramjax import files, imports, tuning
 from cramjax.arguments import overridden
 from cramjax.compilation import use_cache
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
-    from_dict,
+    from_recorded,
     parse_command_line,
     to_dict,
 )
@@ -108,8 +108,8 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
             f"--workdir of one, which has {SUMMARY}"
         )
     values = files.read_json(checkpoint / CONFIG, "bring it back")
-    asked = flatten(to_dict(config))
     trained = flatten(values)
+    asked = flatten(to_dict(tuning.as_recorded(config, trained)))
     for key in sorted(given - OPERATIONAL_KEYS - {"seed"}):
         if not key.startswith("glue.") and asked[key] != trained.get(key):
             raise UserError(
@@ -119,7 +119,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     values["glue"] = to_dict(config.glue)
     if "seed" in given:
         values["seed"] = config.seed
-    return from_dict(values)
+    return from_recorded(values)
 
 
 def _of_foreign(config: Config, given: set[str], foreign: imports.Imported) -> Config:
