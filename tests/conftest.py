@@ -1,14 +1,17 @@
 """Settings and pieces that all tests share."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from cramjax import config as config_module
-from cramjax import train_step
+from cramjax import schedules, schema, train_step
+from cramjax.run import run
 from cramjax.schema import Config
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -97,3 +100,40 @@ def few_draws(monkeypatch):
     from cramjax.glue import difference
 
     monkeypatch.setattr(difference, "DRAWS", 20)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, corpus, tmp_path_factory):
+    """A finished run, and the config keys its code has read."""
+    reads = set()
+    patch = pytest.MonkeyPatch()
+    schema_folder = os.path.dirname(schema.__file__)
+    sections = {f.name: f.type for f in dataclasses.fields(schema.Config)}
+    classes = [(schema.Config, "")]
+    classes += [
+        (c, f"{n}.") for n, c in sections.items() if dataclasses.is_dataclass(c)
+    ]
+    for cls, prefix in classes:
+
+        def recording(self, name, prefix=prefix):
+            # Reads by the parser, and by generated __eq__ and __hash__, do not count;
+            # those by the schema's own properties are reads of whoever asks for them.
+            frame = sys._getframe(1)
+            while frame.f_code.co_filename.startswith(schema_folder):
+                frame = frame.f_back
+            caller = frame.f_code.co_filename
+            if caller.startswith("/") and caller != config_module.__file__:
+                reads.add(prefix + name)
+            return object.__getattribute__(self, name)
+
+        patch.setattr(cls, "__getattribute__", recording, raising=False)
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    jax.clear_caches()  # what was traced by another test would not be read again
+    try:
+        run(tiny, workdir)
+        for curve in schedules.CURVES:  # a key may belong to one of them
+            other = dataclasses.replace(tiny.schedule, curve=curve, warmup=0.1)
+            schedules.factor(np.float32(0.5), other)
+    finally:
+        patch.undo()
+    return workdir, reads
