@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.errors import UserError
-from cramjax.model import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.schema import ModelConfig
 
 # A mapping of names to arrays, or the path of a safetensors file.
@@ -25,7 +25,7 @@ Leaf = tuple[str, ...]  # the path of a parameter in our tree
 
 
 def from_crammed(tensors: Tensors, model: ModelConfig) -> dict[str, Any]:
-    """Returns the parameters of `model.MaskedLM` from the authors' tensors.
+    """Returns the parameters of `encoder.MaskedLM` from the authors' tensors.
 
     Args:
       tensors: names as in the authors' checkpoints, `encoder.layers.0.norm1.weight`
@@ -55,7 +55,7 @@ def from_hf_bert(
       model: post-norm, no final norm, learned positions, see the row `original-bert` of
         `configs/ablations/architecture.py`; `max_length` as in the file.
       head: whether to read the masked-LM head; without it the result is the tree of
-        `model.Encoder`.
+        `encoder.Encoder`.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape; all are listed.

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from cramjax import train_step
-from cramjax.budget import tokens_bought
-from cramjax.cards import CARDS
+from cramjax.device.cards import CARDS
 from cramjax.flops import train_flops_by_part
 from cramjax.schema import Config
+from cramjax.training import train_step
+from cramjax.training.budget import tokens_bought
 
 
 def describe(config: Config, mfu: float) -> dict[str, Any]:

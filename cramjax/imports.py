@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from cramjax import convert, files
 from cramjax.data.tokenizer import SPECIAL_TOKENS
 from cramjax.errors import UserError
-from cramjax.positions import BASE
+from cramjax.model.positions import BASE
 from cramjax.schema import ModelConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -55,7 +55,7 @@ class Imported:
 
     Attributes:
       model: its shape.
-      params: of `model.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      params: of `encoder.MaskedLM`, or of `model.Encoder` if `has_head` is False.
       words: its tokenizer, in our order.
       has_head: whether it can predict words.
       empty_second: of its template, see `glue.empty_second`.

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cramjax import host_memory
 from cramjax.config import parse_command_line
+from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError
 
 FLAGS = (

@@ -24,9 +24,9 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
-from cramjax.model import Encoder, MaskedLM
-from cramjax.pretrain import SUMMARY, read_back
+from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.schema import Config, ModelConfig
+from cramjax.training.pretrain import SUMMARY, read_back
 
 LENGTH_STEP = 16  # rows are padded to a multiple of it: few shapes, few compilations
 BATCH = 64
@@ -38,7 +38,7 @@ class Pretrained:
 
     Attributes:
       model: its shape.
-      params: of `model.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      params: of `encoder.MaskedLM`, or of `model.Encoder` if `has_head` is False.
       words: the tokenizer.
       has_head: whether it can predict words.
       first: id of the token that a text begins with: what it saw in pretraining.

@@ -13,24 +13,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax import throughput, tuning
-from cramjax.compilation import Ahead, use_cache
 from cramjax.data import sample
 from cramjax.data.corpus import MANIFEST, Corpus
 from cramjax.data.packing import token_dtype
 from cramjax.data.sample import Sample
 from cramjax.describe import state_bytes
+from cramjax.device import throughput, tuning
+from cramjax.device.compilation import Ahead, use_cache
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate, tasks
-from cramjax.pretrain import (
+from cramjax.run import as_recorded, check_platform, check_workdir, nearest_folder
+from cramjax.schema import BudgetConfig, Config
+from cramjax.training.pretrain import (
     CHECKPOINTS,
     out_of_memory_explained,
     pretrain,
     read_back,
 )
-from cramjax.run import as_recorded, check_platform, check_workdir, nearest_folder
-from cramjax.schema import BudgetConfig, Config
 
 UPDATES = 4
 MEASURED_S = 5.0

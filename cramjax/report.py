@@ -10,12 +10,12 @@ import matplotlib
 import optax
 from matplotlib.figure import Figure
 
-from cramjax import metrics_log
-from cramjax.budget import CHARGED, FREE
 from cramjax.glue import tables
 from cramjax.glue.tables import table
-from cramjax.pretrain import METRICS
 from cramjax.schema import Config
+from cramjax.training import metrics_log
+from cramjax.training.budget import CHARGED, FREE
+from cramjax.training.pretrain import METRICS
 
 REPORT = "report.md"
 

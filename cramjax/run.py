@@ -9,17 +9,18 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report, tuning
-from cramjax.compilation import Ahead, use_cache
+from cramjax import files, report
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.data import tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import corpus_path, prepare
+from cramjax.device import tuning
+from cramjax.device.compilation import Ahead, use_cache
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
-from cramjax.pretrain import SUMMARY, pretrain, read_back
 from cramjax.schema import Config, require
+from cramjax.training.pretrain import SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name

@@ -11,9 +11,9 @@ import numpy as np
 from cramjax import files
 from cramjax.config import load
 from cramjax.errors import TrainingFailed, UserError
-from cramjax.pretrain import SUMMARY
 from cramjax.run import run
 from cramjax.schema import Config
+from cramjax.training.pretrain import SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cramjax import files
-from cramjax.cards import CARDS
 from cramjax.config import parse_command_line
+from cramjax.device.cards import CARDS
 from cramjax.errors import UserError
 from cramjax.main import guarded
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cramjax import files
-from cramjax.cards import CARDS, Card
 from cramjax.config import parse_command_line
+from cramjax.device.cards import CARDS, Card
 from cramjax.errors import UserError
 from cramjax.main import guarded
 

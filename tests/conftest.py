@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cramjax import config as config_module
-from cramjax import schedules, schema, train_step
+from cramjax import schema
 from cramjax.run import run
 from cramjax.schema import Config
+from cramjax.training import schedules, train_step
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

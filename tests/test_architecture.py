@@ -11,12 +11,12 @@ import pytest
 from conftest import start
 
 from configs.ablations import architecture
-from cramjax import losses
 from cramjax.config import load
 from cramjax.errors import UserError
 from cramjax.flops import predicted_positions, train_flops_per_token
-from cramjax.model import Encoder, MaskedLM
-from cramjax.optimizer import decay_mask
+from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.training import losses
+from cramjax.training.optimizer import decay_mask
 
 # Parameters, worked out by hand from the shapes.
 WORD = 32768 * 768  # 25,165,824

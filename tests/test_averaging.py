@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax import averaging
 from cramjax.schema import AveragingConfig
+from cramjax.training import averaging
 
 
 def averaged(config, values, updated=None):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cramjax import throughput, tuning
 from cramjax.benchmark import (
     environment,
     host,
@@ -23,13 +22,14 @@ from cramjax.benchmark import variants as variants_module
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
 from cramjax.benchmark.variants import Variants
-from cramjax.cards import CARDS
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.tokenizer import MASK, PAD
+from cramjax.device import throughput, tuning
+from cramjax.device.cards import CARDS
+from cramjax.device.gpu_stats import GpuStats
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue.data import Encoded
-from cramjax.gpu_stats import GpuStats
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")

@@ -1,7 +1,7 @@
 import pytest
 
-from cramjax.budget import BudgetClock
 from cramjax.schema import BudgetConfig
+from cramjax.training.budget import BudgetClock
 
 
 class FakeTime:

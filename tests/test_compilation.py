@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from conftest import TINY, tiny_config
 
-from cramjax import compilation, masking, metrics_log, pretrain, train_step
 from cramjax import run as run_module
+from cramjax.device import compilation
+from cramjax.training import masking, metrics_log, pretrain, train_step
 
 # Compiles the step of a tiny model, takes three and prints how long and what came out.
 PROGRAM = """
 import json, sys
 import jax
 import numpy as np
-from cramjax import compilation, train_step
+from cramjax.device import compilation
+from cramjax.training import train_step
 from cramjax.config import load
 
 hits = []

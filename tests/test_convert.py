@@ -10,11 +10,12 @@ import pytest
 from conftest import start
 from safetensors.numpy import save_file
 
-from cramjax import convert, losses, train_step
+from cramjax import convert
 from cramjax.config import load
 from cramjax.errors import UserError
-from cramjax.masking import Masked
-from cramjax.model import Classifier, Encoder, MaskedLM
+from cramjax.model.encoder import Classifier, Encoder, MaskedLM
+from cramjax.training import losses, train_step
+from cramjax.training.masking import Masked
 
 CUT = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cramjax import curriculum
 from cramjax.schema import CurriculumConfig
+from cramjax.training import curriculum
 
 # The first one of arXiv 2212.14034, Table 12.
 PAPER = CurriculumConfig(

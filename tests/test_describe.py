@@ -4,8 +4,8 @@ import pytest
 from conftest import run_script
 from test_architecture import row_config
 
-from cramjax.cards import CARDS
 from cramjax.describe import describe
+from cramjax.device.cards import CARDS
 
 
 def test_crammed_bert_in_the_papers_numbers():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cramjax import gpu_stats
+from cramjax.device import gpu_stats
 
 
 class NVMLError(Exception):

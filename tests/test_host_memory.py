@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from cramjax import host_memory
+from cramjax.device import host_memory
 
 # Faults in pages while blocks of a gigabyte in all are allocated, filled and freed.
 PROBE = """
 import resource, sys
-from cramjax import host_memory
+from cramjax.device import host_memory
 if sys.argv[1] == "kept":
     assert host_memory.keep_freed()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

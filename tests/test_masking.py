@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from cramjax.masking import mask_tokens
+from cramjax.training.masking import mask_tokens
 
 MASK = 6
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cramjax import micro_batch
+from cramjax.device import micro_batch
 
 INF = float("inf")
 

@@ -10,15 +10,15 @@ import pytest
 from cramjax.config import load
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
-from cramjax.mixing import FourierMixing
-from cramjax.model import (
+from cramjax.model.encoder import (
     Classifier,
     Encoder,
     MaskedLM,
     PreNormBlock,
     second_segment,
 )
-from cramjax.positions import rotate, sinusoids
+from cramjax.model.mixing import FourierMixing
+from cramjax.model.positions import rotate, sinusoids
 
 
 def random_tokens(rows, length, vocab, seed=0):

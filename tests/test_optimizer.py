@@ -6,17 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from cramjax import train_step
 from cramjax.config import load
-from cramjax.model import Classifier, MaskedLM
-from cramjax.optimizer import (
+from cramjax.model.encoder import Classifier, MaskedLM
+from cramjax.schema import OPTIMIZERS, OptimizerConfig
+from cramjax.training import train_step
+from cramjax.training.optimizer import (
     METHODS,
     decay_mask,
     make_optimizer,
     muon_labels,
     when_emitting,
 )
-from cramjax.schema import OPTIMIZERS, OptimizerConfig
 
 
 def test_decay_mask_against_a_tree_written_by_hand(tiny):

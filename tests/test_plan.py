@@ -7,12 +7,13 @@ import pytest
 from conftest import run_script
 from test_architecture import row_config
 
-from cramjax import cards, train_step
+from cramjax.device import cards
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.planning import plan, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source, source
+from cramjax.training import train_step
 
 has_plugin = any(
     importlib.util.find_spec(f"jax_{name}_plugin") for name in ("cuda12", "cuda13")

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cramjax import (
+from cramjax.data import ordering
+from cramjax.errors import Interrupted, TrainingFailed
+from cramjax.flops import train_flops_per_token
+from cramjax.training import (
     checkpoint,
     loop,
     metrics_log,
@@ -20,9 +23,6 @@ from cramjax import (
     train_step,
     validation,
 )
-from cramjax.data import ordering
-from cramjax.errors import Interrupted, TrainingFailed
-from cramjax.flops import train_flops_per_token
 
 
 def stop_after(step, config, corpus, workdir, monkeypatch):

@@ -18,7 +18,7 @@ from cramjax import blimp, imports
 from cramjax.data.tokenizer import CLS, MASK, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.glue import standalone
-from cramjax.model import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.run import run
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,11 +10,7 @@ from conftest import TINY, tiny_config
 from test_pretrain import stop_after
 
 from cramjax import config as config_module
-from cramjax import (
-    metrics_log,
-    pretrain,
-    schema,
-)
+from cramjax import schema
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.main import main
@@ -27,6 +23,7 @@ from cramjax.run import (
     note_corpus,
     run,
 )
+from cramjax.training import metrics_log, pretrain
 
 
 def test_every_config_key_is_read(finished, tiny):
@@ -69,7 +66,7 @@ def test_a_finished_run_is_not_repeated(finished, tiny, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("cramjax.run.prepare", fail)  # the text may be gone
-    monkeypatch.setattr("cramjax.train_step.make_micro_step", fail)
+    monkeypatch.setattr("cramjax.training.train_step.make_micro_step", fail)
     monkeypatch.setattr("cramjax.glue.evaluate.finetune", fail)
     (workdir / "report.md").unlink()
     run(tiny, workdir)

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from cramjax import schedules, schema
+from cramjax import schema
 from cramjax.config import load
 from cramjax.errors import UserError
+from cramjax.training import schedules
 
 FULL = Path(__file__).parents[2] / "shared" / "golden" / "schedules.json"
 DEFAULTS = load("configs/default.py").schedule

@@ -4,10 +4,12 @@ import jax
 import pytest
 from test_budget import FakeTime
 
-from cramjax import cards, gpu_stats, metrics_log, pretrain, progress, report
-from cramjax.budget import BudgetClock
+from cramjax import report
+from cramjax.device import cards, gpu_stats
+from cramjax.device.throughput import Throughput
 from cramjax.schema import BudgetConfig
-from cramjax.throughput import Throughput
+from cramjax.training import metrics_log, pretrain, progress
+from cramjax.training.budget import BudgetClock
 
 BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
 
@@ -112,7 +114,9 @@ def test_the_progress_line_shows_it_in_short(capsys):
 def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monkeypatch):
     """A meter that draws 1 J at each reading; a session that was killed drew 2 kWh."""
     joules = iter(range(10**6))
-    monkeypatch.setattr("cramjax.throughput._meter_kwh", lambda: next(joules) / 3.6e6)
+    monkeypatch.setattr(
+        "cramjax.device.throughput._meter_kwh", lambda: next(joules) / 3.6e6
+    )
     with metrics_log.MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.write(step=0, elapsed_s=1.0, energy_kwh=2.0)
     _, summary = pretrain.pretrain(tiny, corpus, tmp_path)

@@ -31,7 +31,7 @@ from cramjax.data.kinds import KINDS, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
 from cramjax.schema.data import NORMALIZER_STEPS, TOKENIZER_KINDS
-from cramjax.validation import token_bytes
+from cramjax.training.validation import token_bytes
 
 SIZE = 500
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config
 
-from cramjax import train_step
 from cramjax.data.tokenizer import SEP
-from cramjax.model import Encoder, document_mask
-from cramjax.optimizer import METHODS
+from cramjax.model.encoder import Encoder, document_mask
+from cramjax.training import train_step
+from cramjax.training.optimizer import METHODS
 
 
 def tokens_of(config, rows, seed=0):
@@ -38,7 +38,7 @@ def test_one_batch_of_8_equals_4_micro_batches_of_2(data_dir, monkeypatch):
         targets = jnp.take_along_axis(tokens_BxL.astype(jnp.int32), positions, 1)
         return train_step_masked(tokens_BxL, positions, targets)
 
-    from cramjax.masking import Masked as train_step_masked
+    from cramjax.training.masking import Masked as train_step_masked
 
     monkeypatch.setattr(train_step, "mask_tokens", fixed_masks)
     results = []
@@ -283,7 +283,7 @@ def test_all_mask(data_dir, monkeypatch):
         given.update(kwargs)
         return mask_tokens(*args, **kwargs)
 
-    from cramjax.masking import mask_tokens
+    from cramjax.training.masking import mask_tokens
 
     monkeypatch.setattr(train_step, "mask_tokens", note)
     config = tiny_config(

@@ -7,9 +7,9 @@ import jax
 import pytest
 from conftest import tiny_config
 
-from cramjax import tuning
-from cramjax.compilation import MicroStep
 from cramjax.describe import describe
+from cramjax.device import tuning
+from cramjax.device.compilation import MicroStep
 from cramjax.errors import UserError
 from cramjax.run import run
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import start, tiny_config
 
 from cramjax.data.tokenizer import MASK
-from cramjax.model import MaskedLM
-from cramjax.validation import held_out, score, token_bytes
+from cramjax.model.encoder import MaskedLM
+from cramjax.training.validation import held_out, score, token_bytes
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from cramjax import gpu_stats, throughput
 from cramjax.data.processes import cores
+from cramjax.device import gpu_stats, throughput
 from cramjax.version import code_version
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "nvidia-ml-py")

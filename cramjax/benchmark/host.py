@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax import metrics_log, train_step
 from cramjax.benchmark.reading import ROWS, read_speed
-from cramjax.compilation import MicroStep
-from cramjax.counters import Counters
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
-from cramjax.loop import Loop, begin
-from cramjax.metrics_log import MetricsLog
+from cramjax.device.compilation import MicroStep
 from cramjax.schema import Config
+from cramjax.training import metrics_log, train_step
+from cramjax.training.counters import Counters
+from cramjax.training.loop import Loop, begin
+from cramjax.training.metrics_log import MetricsLog
 
 LOOP_S = 6.0
 READ_S = 2.0

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from cramjax import tuning
 from cramjax.benchmark import environment, host, peer, trials
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.variants import Variants
 from cramjax.config import to_dict
+from cramjax.device import tuning
 from cramjax.errors import one_line
 from cramjax.flops import train_flops_per_token
 from cramjax.run import check_platform

@@ -11,18 +11,18 @@ import jax
 import numpy as np
 import optax
 
-from cramjax import losses, train_step
 from cramjax.benchmark import timing
 from cramjax.benchmark.timing import Deadline
-from cramjax.compilation import lowered, planned_bytes
 from cramjax.data import tokenizer
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
+from cramjax.device.compilation import lowered, planned_bytes
+from cramjax.device.throughput import peak_memory_bytes
 from cramjax.errors import UserError
-from cramjax.masking import Masked, mask_tokens
-from cramjax.model import MaskedLM
+from cramjax.model.encoder import MaskedLM
 from cramjax.schema import Config, ModelConfig
-from cramjax.throughput import peak_memory_bytes
+from cramjax.training import losses, train_step
+from cramjax.training.masking import Masked, mask_tokens
 
 LEARNING_STEPS = 50
 HALF_TOLERANCE = 1e-2  # nats between the 16-bit and the float32 loss

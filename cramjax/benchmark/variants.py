@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from cramjax import throughput, tuning
 from cramjax.benchmark import environment, timing, training
 from cramjax.benchmark.timing import Deadline
 from cramjax.benchmark.training import TrainingStep
+from cramjax.device import throughput, tuning
+from cramjax.device.gpu_stats import GpuStats
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.flops import train_flops_per_token
-from cramjax.gpu_stats import GpuStats
 from cramjax.schema import Config
 
 WINDOWS = 3

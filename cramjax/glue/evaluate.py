@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
       config: its `glue` and `model` sections.
-      weights: parameters of `model.MaskedLM` for every start but "random".
+      weights: parameters of `encoder.MaskedLM` for every start but "random".
       words: the tokenizer they were trained with.
       workdir: where glue.json is.
       say: called with a line per start and learning rate.

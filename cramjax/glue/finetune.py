@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cramjax import losses, schedules
 from cramjax.data import tokenizer
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue import batches
 from cramjax.glue.data import Encoded
-from cramjax.model import Classifier
-from cramjax.optimizer import decay_mask
+from cramjax.model.encoder import Classifier
 from cramjax.schema import GlueConfig, ModelConfig
+from cramjax.training import losses, schedules
+from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
 
@@ -75,7 +75,7 @@ def finetune(
       train: training rows, at least one batch of them.
       scored: sets of rows to predict.
       outputs: number of classes; 1 = a regression, with the mean squared error.
-      pretrained: parameters of `model.MaskedLM`, or None for random ones.
+      pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
 

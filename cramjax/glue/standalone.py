@@ -7,9 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cramjax import files, imports, tuning
+from cramjax import files, imports
 from cramjax.arguments import overridden
-from cramjax.compilation import use_cache
 from cramjax.config import (
     OPERATIONAL_KEYS,
     flatten,
@@ -20,12 +19,14 @@ from cramjax.config import (
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.prepare import prepare
+from cramjax.device import tuning
+from cramjax.device.compilation import use_cache
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
-from cramjax.pretrain import SUMMARY, read_back
 from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
 from cramjax.schema import Config, require
+from cramjax.training.pretrain import SUMMARY, read_back
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of

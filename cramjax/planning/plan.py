@@ -8,17 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax import budget, micro_batch, schedules, train_step
-from cramjax.cards import CARDS, Card
-from cramjax.compilation import planned_bytes, recomputes
 from cramjax.describe import state_bytes
+from cramjax.device import micro_batch
+from cramjax.device.cards import CARDS, Card
+from cramjax.device.compilation import planned_bytes, recomputes
+from cramjax.device.tuning import SHARE_OF_DEVICE
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.planning import compiled, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source
 from cramjax.schema import Config, require
-from cramjax.tuning import SHARE_OF_DEVICE
+from cramjax.training import budget, schedules, train_step
 
 # Shares of the card's limits that kernels are taken to reach. An H200 did 0.80 of its
 # peak in a bfloat16 product of 8192^3, and a copy at 0.90 of its bandwidth; the model's

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from cramjax import train_step
-from cramjax.cards import Card
 from cramjax.data.packing import token_dtype
+from cramjax.device.cards import Card
 from cramjax.errors import UserError
 from cramjax.schema import Config
+from cramjax.training import train_step
 
 # Of a thread block, the same for all compute capabilities of `cards.ARCHITECTURES`.
 _PER_BLOCK = """

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cramjax import averaging, losses, schedules
 from cramjax.data import tokenizer
 from cramjax.flops import predicted_positions
-from cramjax.masking import mask_tokens
-from cramjax.model import MaskedLM, document_mask
-from cramjax.optimizer import make_optimizer
+from cramjax.model.encoder import MaskedLM, document_mask
 from cramjax.schema import Config
+from cramjax.training import averaging, losses, schedules
+from cramjax.training.masking import mask_tokens
+from cramjax.training.optimizer import make_optimizer
 
 # Dynamic loss scale, float16 only: start, halved at every overflow, doubled after so
 # many micro-steps without one (Micikevicius et al., arXiv 1710.03740, section 3.2).
@@ -30,7 +30,7 @@ class TrainState:
     """All that a micro-step reads and writes on the device.
 
     Attributes:
-      params: float32, the tree of `model.MaskedLM`.
+      params: float32, the tree of `encoder.MaskedLM`.
       opt_state: of `optax.MultiSteps` around the optimizer.
       averages: of the parameters, see `averaging.read`.
       step: micro-steps done, int32.

@@ -17,11 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cramjax import initializers
 from cramjax.data.tokenizer import PAD, SEP
-from cramjax.layers import ACTIVATIONS, dense, drop, norm
-from cramjax.mixing import MIXING
-from cramjax.positions import ADDED
+from cramjax.model import initializers
+from cramjax.model.layers import ACTIVATIONS, dense, drop, norm
+from cramjax.model.mixing import MIXING
+from cramjax.model.positions import ADDED
 from cramjax.schema import ModelConfig
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cramjax.reductions import sums
+from cramjax.model.reductions import sums
 
 
 def squared_error(outputs_Bx1: jax.Array, targets_B: jax.Array) -> jax.Array:

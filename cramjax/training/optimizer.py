@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from cramjax import schedules
 from cramjax.schema import OptimizerConfig, ScheduleConfig
+from cramjax.training import schedules
 
 
 class ScaleByScheduleState(NamedTuple):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cramjax.reductions import sums
+from cramjax.model.reductions import sums
 
 
 class LayerNorm(nn.Module):

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cramjax import initializers
-from cramjax.norms import LayerNorm
+from cramjax.model import initializers
+from cramjax.model.norms import LayerNorm
 from cramjax.schema import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

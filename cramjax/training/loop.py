@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax import curriculum, train_step
-from cramjax.budget import BudgetClock
-from cramjax.checkpoint import CheckpointStore, abstract
-from cramjax.compilation import MicroStep
-from cramjax.counters import Counters
 from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
+from cramjax.device.compilation import MicroStep
+from cramjax.device.throughput import Throughput
 from cramjax.errors import TrainingFailed
 from cramjax.flops import train_flops_per_token
-from cramjax.metrics_log import MetricsLog
-from cramjax.progress import Progress
 from cramjax.schema import Config
-from cramjax.signals import stop_signals
-from cramjax.throughput import Throughput
-from cramjax.validation import score
+from cramjax.training import curriculum, train_step
+from cramjax.training.budget import BudgetClock
+from cramjax.training.checkpoint import CheckpointStore, abstract
+from cramjax.training.counters import Counters
+from cramjax.training.metrics_log import MetricsLog
+from cramjax.training.progress import Progress
+from cramjax.training.signals import stop_signals
+from cramjax.training.validation import score
 
 # Events of metrics.jsonl.
 STEPPED_BACK = "stepped_back"

@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cramjax import train_step
-from cramjax.checkpoint import abstract
 from cramjax.data.packing import token_dtype
 from cramjax.schema import Config
+from cramjax.training import train_step
+from cramjax.training.checkpoint import abstract
 
 MIN_COMPILE_S = 0.5  # what compiles faster is not worth a file
 

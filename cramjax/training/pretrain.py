@@ -9,16 +9,18 @@ from typing import Any
 
 import jax
 
-from cramjax import files, metrics_log, throughput, train_step
-from cramjax.budget import CHARGED, FREE
-from cramjax.checkpoint import CheckpointStore, abstract
-from cramjax.compilation import Ahead, MicroStep
+from cramjax import files
 from cramjax.data.corpus import Corpus
+from cramjax.device import throughput
+from cramjax.device.compilation import Ahead, MicroStep
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
-from cramjax.loop import STEPPED_BACK, Loop, begin
-from cramjax.metrics_log import MetricsLog
 from cramjax.schema import Config
-from cramjax.validation import score
+from cramjax.training import metrics_log, train_step
+from cramjax.training.budget import CHARGED, FREE
+from cramjax.training.checkpoint import CheckpointStore, abstract
+from cramjax.training.loop import STEPPED_BACK, Loop, begin
+from cramjax.training.metrics_log import MetricsLog
+from cramjax.training.validation import score
 from cramjax.version import code_version
 
 # In the workdir; the summary is there if and only if pretraining is finished.
@@ -42,7 +44,7 @@ def pretrain(
       ahead: compiles the micro-step; without it the first step does.
 
     Returns:
-      Float32 parameters of `model.MaskedLM` by name ("pretrained", and the averages
+      Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
       that are on), and the summary of pretrain.json.
 
     Raises:

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cramjax import positions
-from cramjax.layers import dense, drop
+from cramjax.model import positions
+from cramjax.model.layers import dense, drop
 from cramjax.schema import ModelConfig
 
 

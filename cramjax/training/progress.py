@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from cramjax.budget import BudgetClock
-from cramjax.counters import Counters
 from cramjax.schema import BudgetConfig
+from cramjax.training.budget import BudgetClock
+from cramjax.training.counters import Counters
 
 PLAIN_EVERY_S = 10.0
 PASSES_KNOWN_AT = 0.05  # share of the budget after which the speed is believed

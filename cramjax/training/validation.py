@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
-from cramjax.losses import cross_entropies
-from cramjax.masking import mask_tokens
-from cramjax.model import MaskedLM, document_mask
+from cramjax.model.encoder import MaskedLM, document_mask
 from cramjax.schema import Config
+from cramjax.training.losses import cross_entropies
+from cramjax.training.masking import mask_tokens
 
 KEY = 15  # of the masks: the same for every run, whatever its seed
 
@@ -42,7 +42,7 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
 
     Args:
       config: `validation` and `model` are read, and `micro_batch` for the batch size.
-      params: of `model.MaskedLM`.
+      params: of `encoder.MaskedLM`.
       corpus: the first `validation.max_blocks` blocks of its held-out part are used.
 
     Returns:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax import initializers
+from cramjax.model import initializers
 from cramjax.schema import ModelConfig
 
 # The longest wavelength is this many times 2 pi positions (arXiv 1706.03762, section

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax import micro_batch, train_step
-from cramjax.compilation import MicroStep, lowered, planned_bytes, recomputes
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
 from cramjax.describe import state_bytes
+from cramjax.device import micro_batch
+from cramjax.device.compilation import MicroStep, lowered, planned_bytes, recomputes
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.schema import Config
+from cramjax.training import train_step
 
 PROBE_SEQUENCES = 64  # at which implementations of attention are compared
 MEASURED_S = 2.0  # of steps, at least

@@ -2,9 +2,9 @@
 
 import jax
 
-from cramjax import gpu_stats
-from cramjax.budget import BudgetClock
-from cramjax.cards import Card, of_device
+from cramjax.device import gpu_stats
+from cramjax.device.cards import Card, of_device
+from cramjax.training.budget import BudgetClock
 
 J_PER_KWH = 3.6e6
 
