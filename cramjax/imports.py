@@ -31,6 +31,7 @@ _NAMES = {
     "<sep>": ("<sep>", "[SEP]"),
     "<mask>": ("<mask>", "[MASK]"),
 }
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())  # by all their names
 _NEEDED = ("<pad>", "<cls>", "<sep>", "<mask>")
 
 # Keys that are the same in all, or of no meaning once there are weights.
@@ -144,6 +145,10 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
     new_ids_V = np.argsort(old_ids_V)
     vocab = content["model"]["vocab"]
     if isinstance(vocab, dict):
+        # The library numbers added tokens that are not in the vocabulary by itself.
+        vocab = {added["content"]: added["id"] for added in content["added_tokens"]} | (
+            vocab
+        )
         vocab = {token: int(new_ids_V[i]) for token, i in vocab.items()}
     else:  # [[token, score], ...], in the order of their ids
         vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]

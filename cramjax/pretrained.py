@@ -22,8 +22,9 @@ from cramjax import config as config_module
 from cramjax import files, imports
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
-from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
+from cramjax.data.tokenizer import CLS, MASK, PAD, SEP
 from cramjax.errors import UserError
+from cramjax.imports import SPECIAL
 from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.schema import Config, ModelConfig
 from cramjax.training.pretrain import SUMMARY, read_back
@@ -95,6 +96,8 @@ class Pretrained:
             if number:
                 places.append(len(row))
                 row.append(MASK)
+            if number < len(parts) - 1:  # of byte-level words a space is the beginning
+                part = part.rstrip()
             row += self.words.encode(part, add_special_tokens=False).ids
         row.append(SEP)
         if len(row) > self.model.max_length:
@@ -104,16 +107,20 @@ class Pretrained:
             )
         tokens_1xL = self._padded([row])
         logits_PxV = _logits(self.model, self.params, tokens_1xL, np.array([places]))[0]
-        # No answer is a special token.
-        logits_PxV = logits_PxV.at[:, : len(SPECIAL_TOKENS)].set(-jnp.inf)
-        shares_PxV = np.asarray(jax.nn.softmax(logits_PxV))
+        vocabulary = self.words.get_vocab()
+        answers_A = np.array([i for w, i in vocabulary.items() if w not in SPECIAL])
+        shares_PxA = np.asarray(jax.nn.softmax(logits_PxV[:, answers_A]))
         return [
             [
-                (self.words.id_to_token(int(i)) or "", float(shares_V[i]))
-                for i in np.argsort(-shares_V)[:top]
+                (self._word(int(answers_A[i])), float(shares_A[i]))
+                for i in np.argsort(-shares_A)[:top]
             ]
-            for shares_V in shares_PxV
+            for shares_A in shares_PxA
         ]
+
+    def _word(self, token: int) -> str:
+        """Returns a token as text; within a word it keeps its "##"."""
+        return self.words.decode([token], skip_special_tokens=False).strip()
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
         """Returns log-probabilities_N: of every token with only itself hidden, summed.

@@ -105,6 +105,24 @@ def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
     np.testing.assert_allclose(whole, single, atol=1e-6)
 
 
+def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
+    """Of three trials together, seen in prediction only: then two, then one."""
+    whole, _ = twenty_steps(tiny, trials_at_once=3)
+    predict, fits = finetuning._predict_all, 1
+
+    def predict_if_it_fits(static, params_T, rows):
+        if len(jax.tree.leaves(params_T)[0]) > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return predict(static, params_T, rows)
+
+    monkeypatch.setattr(finetuning, "_predict_all", predict_if_it_fits)
+    split, _ = twenty_steps(tiny, trials_at_once=3)
+    np.testing.assert_allclose(split, whole, atol=1e-4)
+    fits = 0
+    with pytest.raises(UserError, match=r"config\.glue\.batch_size is .* one trial"):
+        twenty_steps(tiny, trials_at_once=3)
+
+
 def test_the_faster_way_is_chosen_and_fewer_if_memory_is_short(tiny, monkeypatch):
     def seconds(static, count, length):
         asked.append((count, length))

@@ -80,7 +80,7 @@ def finetune(
       seed: of all trials together.
 
     Raises:
-      UserError: fewer training rows than one batch.
+      UserError: fewer training rows than one batch, or too little memory.
     """
     if len(train) < glue.batch_size:
         raise UserError(
@@ -92,10 +92,25 @@ def finetune(
     static = _Static(model, glue, outputs, warmup)
     at_once = trials_at_once(static, train)
     found: list[list[np.ndarray]] = []
-    for first in range(0, glue.trials, at_once):
+    first = 0
+    while first < glue.trials:
         trials = range(first, min(first + at_once, glue.trials))
-        params_T = _train(static, train, pretrained, trials, learning_rate, seed)
-        found.append([_predict_all(static, params_T, rows) for rows in scored])
+        try:
+            params_T = _train(static, train, pretrained, trials, learning_rate, seed)
+            found.append([_predict_all(static, params_T, rows) for rows in scored])
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if at_once == 1:
+                raise UserError(
+                    f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
+                    f"trial is too much for the memory of "
+                    f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
+                    "--config.glue.max_length"
+                ) from error
+            at_once = -(-at_once // 2)
+            continue
+        first = trials.stop
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
