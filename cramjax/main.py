@@ -16,6 +16,7 @@ from pathlib import Path
 from cramjax.config import parse_command_line
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError
+from cramjax.output import Unbroken
 
 FLAGS = (
     ("workdir", "folder of the run"),
@@ -53,6 +54,8 @@ def guarded(
         return 0
     host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
         command(argv)
     except UserError as error:
@@ -66,6 +69,8 @@ def guarded(
         print("interrupted: stages that were complete are kept", file=sys.stderr)
         return 128 + number
     finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = streams
         signal.signal(signal.SIGTERM, before)
     return 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -25,33 +26,33 @@ def kills(request):
     return request.param
 
 
+def launch(workdir, data_dir, tokens, **environment):
+    """Starts a run; its output is in a pipe."""
+    overrides = (*OVERRIDES, f"data.dir={data_dir}", f"budget.tokens={tokens}")
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cramjax.main", "--config=configs/quickstart.py"),
+            *(f"--config.{override}" for override in overrides),
+            f"--workdir={workdir}",
+        ],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def command(kills, data_dir, tmp_path_factory):
-    """The command line without its workdir; programs are compiled once for all."""
+    """Starts a run in a workdir; programs are compiled once for all."""
     # 500 micro-steps a life are more than all the lives together have time for.
-    overrides = (
-        *OVERRIDES,
-        f"data.dir={data_dir}",
-        f"budget.tokens={kills * 500 * 128}",
-    )
-    program = [sys.executable, "-m", "cramjax.main", "--config=configs/quickstart.py"]
-    program += [f"--config.{override}" for override in overrides]
+    tokens = kills * 500 * 128
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
-
-    def start(workdir):
-        return subprocess.Popen(
-            [*program, f"--workdir={workdir}"],
-            env=os.environ | cache,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return start
+    return lambda workdir: launch(workdir, data_dir, tokens, **cache)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,17 @@ def test_killed_runs_finish_with_the_same_numbers(
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if "event" not in line]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_whose_reader_is_gone_is_saved(data_dir, tmp_path, number):
+    """Ctrl-C interrupts `tee`, too; a dropped connection takes the terminal away."""
+    process = launch(tmp_path, data_dir, tokens=10**9)
+    while not steps_saved(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.stdout.close()
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    stopped = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (stopped["event"], stopped["step"]) == ("stopped", steps_saved(tmp_path))
