@@ -1,3 +1,5 @@
+import json
+import time
 from types import SimpleNamespace
 
 import jax
@@ -134,6 +136,22 @@ def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monke
     with saved:
         counters = saved.host(saved.latest_step())
     assert 2 < counters["energy_kwh"] <= summary["energy_kwh"]
+
+
+def test_sessions_killed_at_once_forget_nothing(tiny, corpus, tmp_path):
+    """Between the first line and the first session 100 s passed, and nothing since."""
+    path = tmp_path / "metrics.jsonl"
+    values = {"step": 1, "elapsed_s": 60.0, "energy_kwh": 2.0}
+    path.write_text(json.dumps({"time": time.time() - 100, **values}) + "\n")
+    for _ in range(3):
+        with (
+            pretrain.CheckpointStore(tmp_path / "checkpoints", tiny.checkpoint) as kept,
+            metrics_log.MetricsLog(path) as log,
+        ):
+            loop = pretrain._take_up(tiny, corpus, kept, log, tmp_path, None)
+        assert loop.counters.energy_kwh == 2.0
+        assert 60 <= loop.clock.seconds["lost"] < 61
+        assert 100 <= loop.clock.seconds["idle"] < 160
 
 
 def test_the_report_has_what_is_known(tiny):

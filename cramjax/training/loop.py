@@ -273,7 +273,14 @@ class Loop:
         self.clock.lose(self.counters.seconds)
         self.throughput.restart(self.clock)
         step, elapsed_s = self.counters.step, self.clock.elapsed_s
-        self._log.cut(step, event=STEPPED_BACK, step=step, elapsed_s=elapsed_s, why=why)
+        self._log.cut(
+            step,
+            event=STEPPED_BACK,
+            step=step,
+            elapsed_s=elapsed_s,
+            energy_kwh=self.throughput.energy_kwh,
+            why=why,
+        )
         print(
             f"{why}: going on from step {step} with the learning rate times "
             f"{self._config.guard.rate_factor:g}",

@@ -92,13 +92,22 @@ def _take_up(
         logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
         # Work lost since the checkpoint is charged: a crash gains no time.
         seconds["lost"] += max(logged_s - kept_s, 0.0)
+        idle_s = max(line.get("idle_s", 0.0) for line in lines)
+        seconds["idle"] = max(seconds["idle"], idle_s)
         seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
         counters.seconds = seconds
         drawn = (counters.energy_kwh, *(line.get("energy_kwh") for line in lines))
         known = (kwh for kwh in drawn if kwh is not None)
         counters.energy_kwh = max(known, default=None)  # of lost work, too
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
-        log.cut(counters.step, event="resumed", step=counters.step, elapsed_s=elapsed_s)
+        log.cut(
+            counters.step,
+            event="resumed",
+            step=counters.step,
+            elapsed_s=elapsed_s,
+            energy_kwh=counters.energy_kwh,
+            idle_s=seconds["idle"],
+        )
     step = ahead.result() if ahead else MicroStep.of(config)
     return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
 
