@@ -10,6 +10,7 @@ a6000.py, rtx2080ti.py, h200.py and ablations/architecture.py:ROW.
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,16 +31,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
+    begun = time.monotonic()
     config, extras = parse_command_line(argv, FLAGS, switches=["rehearse"])
     if not extras["workdir"]:
         raise UserError("no workdir: pass e.g. --workdir=runs/quickstart")
     # These import JAX: a mistyped flag need not wait for it.
     if extras["rehearse"]:
-        from cramjax.rehearsal import rehearse as command
-    else:
-        from cramjax.run import run as command
+        from cramjax.rehearsal import rehearse
 
-    command(config, Path(extras["workdir"]))
+        rehearse(config, Path(extras["workdir"]))
+    else:
+        from cramjax.run import run
+
+        run(config, Path(extras["workdir"]), begun)
 
 
 def guarded(

@@ -134,7 +134,7 @@ def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what is known of start-up and device."""
     rows = {
         "first_step_s": (
-            "from the start of the last session to its first step",
+            "from the last session's start to its first step, without the corpus",
             lambda seconds: f"{seconds:.1f} s",
         ),
         "mfu": (

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,19 @@ CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 
 
-def run(config: Config, workdir: Path) -> None:
+def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     """Does what is left to do in a workdir, and writes report.md.
+
+    Args:
+      config: of the run; what it leaves to the device is as recorded, or chosen.
+      workdir: its folder.
+      begun: `time.monotonic()` when the session began; now if it is left out.
 
     Raises:
       UserError: a mistake that can be seen before compute is spent.
       Interrupted: a signal came during pretraining; the state is saved.
     """
+    ahead = Ahead(begun)
     config = as_recorded(config, workdir)
     check_workdir(workdir, config)
     use_cache(config.compilation_cache)
@@ -43,7 +50,7 @@ def run(config: Config, workdir: Path) -> None:
         files.write_json(workdir / CONFIG, to_dict(config))
         weights, summary = read_back(config, workdir)
     else:
-        weights, summary = _pretrain(config, workdir)
+        weights, summary = _pretrain(config, workdir, ahead)
         config = as_recorded(config, workdir)
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
@@ -66,14 +73,20 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     return tuning.as_recorded(config, values)
 
 
-def _pretrain(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _pretrain(
+    config: Config, workdir: Path, ahead: Ahead
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what `pretrain.pretrain` does, on the corpus, built if missing."""
     path = corpus_path(config)
     check_corpus(workdir, path.name)
-    with Ahead() as ahead:
-        if (path / MANIFEST).exists() and not tuning.is_asked_for(config):
+    found = (path / MANIFEST).exists()
+    with ahead:
+        if found and not tuning.is_asked_for(config):
             ahead.start(config)  # while the corpus's checksums are compared
+        start = time.monotonic()
         corpus = prepare(config)
+        if not found:  # building it is not getting ready to train
+            ahead.begun += time.monotonic() - start
         note_corpus(workdir, corpus)
         if passes := more_than_one_pass(config, corpus):
             print(passes)

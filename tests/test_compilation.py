@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -121,6 +123,24 @@ def test_a_step_compiled_ahead_is_the_one_that_trains(
     assert [event["compile_s"] for event in events] == [step.compile_s]
     assert events[0]["first_step_s"] == summary["first_step_s"] > step.compile_s
     assert other["first_step_s"] > other["seconds"]["compilation"] > 0
+
+
+def test_the_first_step_counts_from_the_sessions_start_without_the_corpus(
+    tiny, tmp_path, monkeypatch
+):
+    def built_in_a_minute(config):
+        monkeypatch.setattr(run_module.time, "monotonic", lambda: real() + 60)
+        return prepare(config)
+
+    real, prepare = time.monotonic, run_module.prepare
+    monkeypatch.setattr(run_module, "prepare", built_in_a_minute)
+    glue = dataclasses.replace(tiny.glue, tasks=())
+    config = dataclasses.replace(tiny, glue=glue)
+    folder = dataclasses.replace(config.data, dir=str(tmp_path / "data"))
+    begun = real() - 1000
+    run_module.run(dataclasses.replace(config, data=folder), tmp_path / "new", begun)
+    summary = json.loads((tmp_path / "new" / "pretrain.json").read_text())
+    assert 1000 < summary["first_step_s"] < 1050
 
 
 def test_a_curriculum_compiles_as_it_comes_to_its_lengths(data_dir):

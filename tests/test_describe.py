@@ -39,6 +39,14 @@ def test_parts_of_a_model_that_has_them_all():
     assert parameters["norms"] == 2 * (128 + 24 * 768 + 128)
 
 
+def test_cudnn_need_not_be_there():
+    facts = [
+        describe(row_config("crammed-bert", f"model.attention={name}"), 0.4)
+        for name in ("cudnn", "xla")
+    ]
+    assert facts[0] == facts[1]
+
+
 def test_averages_take_memory():
     config = row_config(
         "crammed-bert", "averaging.ema_decay=0.999", "averaging.lawa_last=3"

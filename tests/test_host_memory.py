@@ -1,4 +1,5 @@
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -35,3 +36,29 @@ def test_freed_memory_is_not_asked_of_the_kernel_again():
 def test_another_allocator_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not host_memory.keep_freed()
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/jobs/seven\n", {"jobs/seven/memory.max": "max", "jobs/memory.max": 9}, 9),
+        ("0::/seen/outside\n", {"memory.max": 8}, 8),
+        (
+            "3:cpu:/jobs\n2:memory,hugetlb:/jobs\n",
+            {"memory/jobs/memory.limit_in_bytes": 7, "cpu/jobs/memory.max": 1},
+            7,
+        ),
+        ("0::/\n", {"memory.max": 10**18}, None),  # more than there is
+        (None, {}, None),
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path, groups, limits, expected):
+    if groups:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, limit in limits.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{limit}\n")
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert host_memory.limit_bytes(tmp_path) == (expected or machine)

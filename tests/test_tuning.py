@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +7,7 @@ import pytest
 from conftest import tiny_config
 
 from cramjax.describe import describe
-from cramjax.device import tuning
+from cramjax.device import host_memory, tuning
 from cramjax.device.compilation import MicroStep
 from cramjax.errors import UserError
 from cramjax.run import run
@@ -34,8 +33,7 @@ def test_memory_that_may_be_used(gpu):
     gpu.memory_stats = lambda: {"bytes_limit": 100 * 10**9}
     assert tuning.memory_limit_bytes() == 95 * 10**9
     gpu.memory_stats = lambda: None
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert tuning.memory_limit_bytes() == host // 2
+    assert tuning.memory_limit_bytes() == host_memory.limit_bytes() // 2
 
 
 def test_a_program_needs_its_state_and_its_activations(tiny, data_dir):
@@ -169,4 +167,8 @@ def test_a_run_records_what_was_chosen_and_keeps_to_it(
     assert "micro-batch:" not in capsys.readouterr().out
     other = dataclasses.replace(automatic, micro_batch=4)
     with pytest.raises(UserError, match=r"config\.micro_batch=12, not 4"):
+        run(other, tmp_path)
+    smaller = dataclasses.replace(automatic.batch, sequences=8)
+    other = dataclasses.replace(automatic, batch=smaller)
+    with pytest.raises(UserError, match=r"config\.batch\.sequences=12, not 8"):
         run(other, tmp_path)

@@ -41,7 +41,7 @@ def variant(config: Config, attention: str, micro_batch: int) -> Config:
         config,
         micro_batch=micro_batch,
         model=dataclasses.replace(config.model, attention=attention),
-        batch=dataclasses.replace(config.batch, sequences=sequences, ramp_share=1.0),
+        batch=dataclasses.replace(config.batch, sequences=sequences, ramp_share=0.5),
     )
 
 
@@ -51,8 +51,8 @@ def progress_of(config: Config, last: bool) -> np.float32:
     Or, with `last`, one at which the batch has its final size. It is not 0, where a
     warm-up would keep the model from learning.
     """
-    first = 0.5 * config.micro_batch / config.batch.sequences
-    return np.float32(0.999 if last else first)
+    first = 0.25 * config.micro_batch / config.batch.sequences
+    return np.float32(0.75 if last else first)
 
 
 def accumulated(config: Config) -> int:

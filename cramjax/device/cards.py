@@ -101,8 +101,8 @@ CARDS = {
     "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
 }
 
-# Words of a device's name that say that it is slower than the card of that name.
-LESSER = {"laptop", "max", "mig", "nvl", "pcie", "d"}
+# Words of a device's name that say that it is another than the card of that name.
+OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+[qc]")
 
 
 def of_device(device_kind: str) -> Card | None:
@@ -111,7 +111,8 @@ def of_device(device_kind: str) -> Card | None:
     All words of its title are in the name: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
     """
     words = set(re.split(r"[\s-]+", device_kind.lower()))
-    if LESSER & words:
-        return None
-    found = (c for c in CARDS.values() if set(c.title.lower().split()) <= words)
-    return next(found, None)
+    for card in CARDS.values():
+        rest = words - (title := set(card.title.lower().split()))
+        if title <= words and not any(map(OTHER.fullmatch, rest)):
+            return card
+    return None

@@ -29,10 +29,10 @@ def use_cache(folder: str) -> None:
     """
     if not folder or jax.config.jax_compilation_cache_dir:
         return
-    path = Path(folder).expanduser()
     try:
+        path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a home that cannot be written is no reason to stop
+    except (OSError, RuntimeError) as error:  # of a home there is none, or not to write
         print(f"config.compilation_cache is {folder!r}: not used ({error})")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
@@ -45,7 +45,7 @@ class MicroStep:
 
     Attributes:
       function: see `train_step.make_micro_step`.
-      begun: `time.monotonic()` when getting ready for it began.
+      begun: `time.monotonic()` when getting ready began.
       shapes: of the batches it is compiled for.
       compile_s: what that took.
     """
@@ -56,9 +56,9 @@ class MicroStep:
     compile_s: float = 0.0
 
     @classmethod
-    def of(cls, config: Config) -> "MicroStep":
-        """Returns one that compiles when it is called."""
-        begun = time.monotonic()
+    def of(cls, config: Config, begun: float | None = None) -> "MicroStep":
+        """Returns one that compiles when it is called; `begun` is now if left out."""
+        begun = time.monotonic() if begun is None else begun
         return cls(train_step.make_micro_step(config, train_step.make_mesh()), begun)
 
     def compiled(self, config: Config, shapes: Iterable[tuple[int, ...]]):
@@ -103,10 +103,15 @@ def recomputes(program: jax.stages.Compiled) -> bool:
 
 
 class Ahead:
-    """Compiles the micro-step in a thread; a context manager that waits for it."""
+    """Compiles the micro-step in a thread; a context manager that waits for it.
 
-    def __init__(self):
+    Attributes:
+      begun: see `MicroStep`.
+    """
+
+    def __init__(self, begun: float | None = None):
         """Does nothing yet."""
+        self.begun = time.monotonic() if begun is None else begun
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._step: concurrent.futures.Future[MicroStep] | None = None
 
@@ -119,7 +124,7 @@ class Ahead:
     def start(self, config: Config) -> None:
         """Begins to compile, unless it has begun."""
         if self._step is None:
-            step = MicroStep.of(config)
+            step = MicroStep.of(config, self.begun)
             self._step = self._pool.submit(step.compiled, config, _shapes(config))
 
     def result(self) -> MicroStep:

@@ -1,11 +1,16 @@
-"""glibc's allocator, set for arrays that are freed and asked for again every step."""
+"""The host's memory: how much there is, and the allocator that hands it out."""
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
 # Of glibc's malloc.h: option numbers, and what they become.
 _OPTIONS = (
+    # Below so many bytes memory is taken from a heap. It comes first, since glibc before
+    # 2.35 refuses it: then nothing is changed.
+    (-3, 1 << 30),  # M_MMAP_THRESHOLD
     (-8, 1),  # M_ARENA_MAX: one heap, which can grow; the threads' own ones cannot
-    (-3, 1 << 30),  # M_MMAP_THRESHOLD: below so many bytes memory is taken from it
     (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: so many free bytes of it are kept
 )
 
@@ -23,3 +28,27 @@ def keep_freed() -> bool:
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, Windows, musl
         return False
     return all(mallopt(option, value) for option, value in _OPTIONS)
+
+
+def limit_bytes(root: Path = Path("/")) -> int:
+    """Returns the memory that this process may have: the machine's, or its container's.
+
+    Args:
+      root: the folder that has proc/ and sys/.
+    """
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    groups = root / "proc/self/cgroup"
+    # Of version 2 "0::/group", of version 1 a line for each controller.
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        first = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        folder = first / group.lstrip("/")
+        # A container may see its own group as the first one.
+        for place in {folder, first, *folder.parents}:
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                found.append(int((place / name).read_text()))
+    return min(found)

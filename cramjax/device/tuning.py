@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
 from cramjax.describe import state_bytes
-from cramjax.device import micro_batch
+from cramjax.device import host_memory, micro_batch
 from cramjax.device.compilation import MicroStep, lowered, planned_bytes, recomputes
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.schema import Config
@@ -39,7 +38,7 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
       values: {"section.key": value} of the config.json that session left.
     """
     rows, attention = values.get("micro_batch"), values.get("model.attention")
-    if config.micro_batch == 0 and isinstance(rows, int):
+    if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
         config = dataclasses.replace(config, micro_batch=rows)
     if config.model.attention == "auto" and isinstance(attention, str):
         config = _with_attention(config, attention)
@@ -155,8 +154,7 @@ def memory_limit_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(SHARE_OF_DEVICE * stats["bytes_limit"])
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(SHARE_OF_HOST * host)
+    return int(SHARE_OF_HOST * host_memory.limit_bytes())
 
 
 def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> float:

@@ -47,7 +47,7 @@ class Loop:
       counters: of the host, up to date after `run`.
       clock: the budget's.
       throughput: of the lines of metrics.jsonl.
-      first_step_s: from when getting ready began to the end of this session's first
+      first_step_s: from `MicroStep.begun` to the end of this session's first
         step; None before that.
     """
 

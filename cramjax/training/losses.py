@@ -13,7 +13,8 @@ def squared_error(outputs_Bx1: jax.Array, targets_B: jax.Array) -> jax.Array:
 
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns cross-entropies in nats; logits have one axis more than labels."""
-    rows = _rows(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    logits_NxC = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
+    rows = _rows(logits_NxC, labels.reshape(-1))
     return rows.reshape(labels.shape)
 
 
@@ -28,7 +29,6 @@ def _rows(logits_NxC: jax.Array, labels_N: jax.Array) -> jax.Array:
 
 
 def _forward(logits_NxC, labels_N):
-    logits_NxC = logits_NxC.astype(jnp.float32)
     largest_N = jnp.max(logits_NxC, axis=1)
     of_label_NxC = jnp.where(_is_label(logits_NxC, labels_N), logits_NxC, 0)
     sum_N, of_label_N = sums(
