@@ -28,7 +28,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
     """
     flops = train_flops_by_part(config.model, config.objective.max_mask_rate)
     return {
-        "parameters": _parameters_by_part(_state(config).params),
+        "parameters": _parameters_by_part(state_shapes(config).params),
         "flops_per_token": flops,
         "state_bytes": state_bytes(config),
         "cards": {
@@ -38,7 +38,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
     }
 
 
-def _state(config: Config) -> train_step.TrainState:
+def state_shapes(config: Config) -> train_step.TrainState:
     """Returns the training state's shapes, for which cuDNN need not be there."""
     model = dataclasses.replace(config.model, attention="xla")
     config = dataclasses.replace(config, model=model)
@@ -64,7 +64,7 @@ def _part(path: list[str]) -> str:
 
 def state_bytes(config: Config) -> dict[str, int]:
     """Returns the bytes of the training state, {part: bytes}."""
-    state = _state(config)
+    state = state_shapes(config)
 
     def size(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)

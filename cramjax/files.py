@@ -36,6 +36,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def to_be_written(flag: str, name: str) -> Path | None:
+    """Returns the path of a file that a flag names, None of "".
+
+    Raises:
+      UserError: it could not be written, which is better known before the work.
+    """
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"--{flag}={name} is a folder: pass a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--{flag}={name}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--{flag}={name}: {path.parent} cannot be written")
+    return path
+
+
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
     """Reads a JSON object.
 

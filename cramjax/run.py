@@ -102,20 +102,32 @@ def check_platform(config: Config) -> None:
 
     Raises:
       UserError: JAX sees no GPU, and `config.platform` or `config.model.attention` asks
-        for one.
+        for one; or one that is too old for cuDNN's attention.
     """
+    attention = config.model.attention
     if jax.default_backend() == "gpu":
-        return
-    for key, value, other in (
-        ("platform", config.platform, "any"),
-        ("model.attention", config.model.attention, "xla"),
-    ):
         require(
-            value not in ("gpu", "cudnn"),
+            attention != "cudnn" or tuning.has_cudnn(),
+            "model.attention",
+            attention,
+            f"'xla' on {jax.devices()[0].device_kind}: cuDNN's needs compute "
+            "capability 8.0",
+        )
+        return
+    asked = [
+        ("platform", config.platform, "any"),
+        ("model.attention", attention, "xla"),
+    ]
+    asked = [row for row in asked if row[1] in ("gpu", "cudnn")]
+    if asked:
+        key, value, other = asked[0]
+        flags = " ".join(f"--config.{key}={other}" for key, _, other in asked)
+        require(
+            False,
             key,
             value,
-            f"{other!r} where JAX sees only {jax.default_backend()}: pass "
-            f"--config.{key}={other}, or install the extra cuda12 or cuda13",
+            f"{other!r} where JAX sees only {jax.default_backend()}: pass {flags}, or "
+            "install the extra cuda12 or cuda13",
         )
 
 

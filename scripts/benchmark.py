@@ -10,7 +10,6 @@ PyTorch is compared with where torch is installed.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cramjax import files
 from cramjax.config import parse_command_line
@@ -31,9 +30,7 @@ def measure(argv: Sequence[str]) -> None:
         minutes = 0.0
     if not minutes > 0:
         raise UserError(f"--minutes={extras['minutes']}: must be above 0")
-    path = Path(extras["json"]).expanduser() if extras["json"] else None
-    if path and not path.parent.is_dir():
-        raise UserError(f"--json={path}: there is no folder {path.parent}")
+    path = files.to_be_written("json", extras["json"])
     # PyTorch needs some of the card's memory, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from cramjax.benchmark import suite, table  # imports JAX, which reads the above

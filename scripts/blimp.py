@@ -26,6 +26,7 @@ def score(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {rest[0]!r}: see --help")
     if not (given["max_pairs"] or "0").isdigit():
         raise UserError(f"--max_pairs={given['max_pairs']}: must be a number, 0 = all")
+    path = files.to_be_written("json", given["json"])
     from cramjax import blimp, pretrained  # imports JAX
 
     paradigms = blimp.read(Path(given["data"]))
@@ -35,8 +36,8 @@ def score(argv: Sequence[str]) -> None:
         print(f"{name:40}{percent:6.1f}")
     last = f"mean of {len(paradigms)} paradigms"
     print(f"{last:40}{results['total']:6.1f}")
-    if given["json"]:
-        files.write_json(Path(given["json"]), results)
+    if path:
+        files.write_json(path, results)
 
 
 if __name__ == "__main__":

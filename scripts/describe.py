@@ -8,7 +8,6 @@ Nothing is trained, and no GPU is needed. Rows of the architecture table go by n
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cramjax import files
@@ -29,12 +28,13 @@ def show(argv: Sequence[str]) -> None:
         mfu = 0.0
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={extras['mfu']}: must be above 0 and at most 1")
+    path = files.to_be_written("json", extras["json"])
     from cramjax.describe import describe  # imports JAX: flags need not wait for it
 
     facts = describe(config, mfu)
     _print(facts, mfu)
-    if extras["json"]:
-        files.write_json(Path(extras["json"]), {"mfu": mfu, **facts})
+    if path:
+        files.write_json(path, {"mfu": mfu, **facts})
 
 
 def _print(facts: dict[str, Any], mfu: float) -> None:

@@ -5,13 +5,13 @@ python scripts/plan.py --config=configs/a4000.py --card=a4000
 
 Compiles the training step for the card, about a minute for each micro-batch at full
 size, and reads what comes out. It needs no GPU, but JAX's CUDA plugin (the extra cuda12
-or cuda13). Without --micro_batches it looks for the largest that fits.
+or cuda13). The config's own micro-batch is always among them (0 = none). Without
+--micro_batches it looks for the largest that fits.
 """
 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cramjax import files
@@ -31,17 +31,22 @@ def show(argv: Sequence[str]) -> None:
             ("json", "file to write"),
         ],
     )
-    name = extras["card"]
+    name = extras["card"].lower()
     if name not in CARDS:
-        raise UserError(f"--card={name}: must be one of {', '.join(CARDS)}")
+        raise UserError(
+            f"--card={extras['card']}: must be one of {', '.join(CARDS)}"
+            if name
+            else f"no card: pass --card=a4000, or another of {', '.join(CARDS)}"
+        )
     micro_batches = _numbers(extras["micro_batches"])
+    path = files.to_be_written("json", extras["json"])
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU that is there is left alone
     from cramjax.planning.plan import plan  # imports JAX: flags need not wait for it
 
     facts = plan(config, name, micro_batches, lambda line: print(line, flush=True))
     _print(facts, CARDS[name])
-    if extras["json"]:
-        files.write_json(Path(extras["json"]), facts)
+    if path:
+        files.write_json(path, facts)
 
 
 def _numbers(text: str) -> list[int]:
@@ -67,7 +72,10 @@ def _print(facts: dict[str, Any], card: Card) -> None:
     print(f"of these the training state takes {row['argument_bytes'] / 1e9:.2f} GB")
     _print_sizes(facts["micro_batches"])
     largest = facts["largest_micro_batch"]
-    print(f"largest micro-batch that fits, of these: {largest or 'none'}")
+    print(
+        "largest micro-batch that fits without computing twice, of these: "
+        f"{largest or 'none'}"
+    )
     print("  tight: it fits, but XLA has to compute some things twice for that")
     print("  MB/token: memory traffic outside matrix products")
     print("  FLOPs: of the compiled matrix products, over the formula's")

@@ -173,6 +173,37 @@ def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
     assert facts["micro_batches"][48]["recomputes"]
     assert facts["micro_batches"][48]["fits"]
     assert not facts["micro_batches"][32]["recomputes"]
+    # XLA repeats cheap things, too, when there is room.
+    monkeypatch.setattr(FakeCompiled, "squeezed_from", 1)
+    facts = plan.plan(config, "a4000", (24,), print)
+    assert [row["recomputes"] for row in facts["micro_batches"].values()] == [
+        False,
+        True,
+    ]
+
+
+def test_what_is_left_to_the_card_is_planned_and_said(fake):
+    flags = "micro_batch=0", "model.attention=auto", "batch.sequences=4096"
+    config = row_config("crammed-bert", *flags)
+    facts = plan.plan(config, "a4000", (), print)
+    assert facts["largest_micro_batch"] == facts["traffic_micro_batch"] == 48
+    assert facts["notes"] == [
+        "model.attention=auto is decided on the card; this is cudnn's."
+    ]
+    facts = plan.plan(config, "rtx2080ti", (32,), print)
+    assert list(facts["micro_batches"]) == [32]
+    assert facts["notes"][0].endswith("this is xla's.")
+
+
+def test_too_large_a_micro_batch_is_seen_before_anything_is_compiled(fake):
+    told = []
+    message = (
+        r"config\.batch\.sequences is 64: must be 65 or more, for --micro_batches=6,65"
+    )
+    with pytest.raises(UserError, match=message):
+        config = row_config("crammed-bert", "micro_batch=16", "batch.sequences=64")
+        plan.plan(config, "a4000", (6, 65), told.append)
+    assert told == []
 
 
 def test_what_the_numbers_leave_out_is_said(fake):
@@ -216,7 +247,8 @@ def test_cards_are_told_apart_by_what_the_vendor_says():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ((), "--card=: must be one of rtx2080ti, a4000"),
+        ((), "no card: pass --card=a4000, or another of rtx2080ti, a4000"),
+        (("--card=A4000", "--json=no/p.json"), "--json=no/p.json: there is no folder"),
         (("--card=a4001",), "--card=a4001: must be one of rtx2080ti, a4000"),
         (
             ("--card=a4000", "--micro_batches=64,x"),

@@ -10,7 +10,7 @@ from cramjax.describe import describe
 from cramjax.device import host_memory, tuning
 from cramjax.device.compilation import MicroStep
 from cramjax.errors import UserError
-from cramjax.run import run
+from cramjax.run import check_platform, run
 
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
@@ -98,6 +98,7 @@ def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch
         (("model.dtype=float32",), "9.0", False),
         (("model.heads=4", "model.width=144"), "9.0", False),  # 36 channels
         (("model.heads=1", "model.width=256"), "9.0", False),
+        (("model.max_length=31",), "9.0", False),
         (("model.mixing=fourier",), "9.0", False),
         (("objective.separate_documents=True",), "9.0", False),
         (("objective.dropout=0.1",), "9.0", False),
@@ -107,6 +108,14 @@ def test_where_cudnn_attends(data_dir, gpu, overrides, capability, expected):
     gpu.compute_capability = capability
     config = tiny_config(data_dir, "model.dtype=bfloat16", *overrides)
     assert tuning.attentions(config) == ["xla", *["cudnn"] * expected]
+
+
+def test_cudnn_on_an_old_card_is_refused(data_dir, gpu):
+    config = tiny_config(data_dir, "model.dtype=bfloat16", "model.attention=cudnn")
+    check_platform(config)
+    gpu.compute_capability = "7.5"
+    with pytest.raises(UserError, match=r"attention is 'cudnn': must be 'xla' on card"):
+        check_platform(config)
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,19 @@ def planned_bytes(program: jax.stages.Compiled) -> int:
     )
 
 
-def recomputes(program: jax.stages.Compiled) -> bool:
+def recomputes(program: jax.stages.Compiled, limit_bytes: float) -> bool:
     """Returns whether anything is computed twice because memory was short.
 
     XLA does that by itself as soon as a program would take more than about 0.77 of a
     GPU's memory (seen with jax 0.12), and names what it repeats after what it repeats.
+    It repeats some cheap things in any case.
+
+    Args:
+      program: what was compiled.
+      limit_bytes: what it may take; memory is not short below half of it.
     """
+    if planned_bytes(program) < limit_bytes / 2:
+        return False
     return bool(re.search(r"^ *(ROOT )?%?[\w.-]+\.remat", program.as_text(), re.M))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 # Of glibc's malloc.h: option numbers, and what they become.
 _OPTIONS = (
-    # Below so many bytes memory is taken from a heap. It comes first, since glibc before
-    # 2.35 refuses it: then nothing is changed.
+    # Below so many bytes memory is taken from a heap. First, since glibc before 2.35
+    # refuses it: then nothing is changed.
     (-3, 1 << 30),  # M_MMAP_THRESHOLD
     (-8, 1),  # M_ARENA_MAX: one heap, which can grow; the threads' own ones cannot
     (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: so many free bytes of it are kept

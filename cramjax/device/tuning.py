@@ -92,25 +92,32 @@ def _attention(config: Config, say: Callable[[str], None]) -> str:
 
 
 def attentions(config: Config) -> list[str]:
-    """Returns the values of `model.attention` that this device and model can have.
+    """Returns the values of `model.attention` to choose from on this device."""
+    return ["xla", *(["cudnn"] if has_cudnn() and would_use_cudnn(config) else [])]
 
-    cuDNN's has 16-bit numbers, needs a compute capability of 8.0, knows no mask and no
-    dropout, and heads of up to 128 channels, a multiple of 8.
-    """
-    model, objective = config.model, config.objective
+
+def has_cudnn() -> bool:
+    """Returns whether cuDNN's attention runs here: compute capability 8.0 and above."""
     capability = getattr(jax.devices()[0], "compute_capability", "0").split(".")[0]
-    cudnn = (
+    return (
         jax.default_backend() == "gpu"
         and capability.isdigit()  # AMD's are not
         and int(capability) >= 8
-        and model.dtype != "float32"
-        and model.mixing == "attention"
-        and model.head_dim % 8 == 0
-        and model.head_dim <= 128
-        and not objective.separate_documents
-        and not objective.dropout
     )
-    return ["xla", *(["cudnn"] if cudnn else [])]
+
+
+def would_use_cudnn(config: Config) -> bool:
+    """Returns whether training can be, and would be, another one with cuDNN's.
+
+    With a mask or with dropout the model does not call it.
+    """
+    try:
+        _with_attention(config, "cudnn")
+    except UserError:
+        return False
+    objective = config.objective
+    masked = objective.separate_documents or objective.dropout
+    return config.model.mixing == "attention" and not masked
 
 
 def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
@@ -170,7 +177,7 @@ def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> f
         if not is_out_of_memory(error):
             raise
         return float("inf")
-    if recomputes(program) and not recomputing:
+    if not recomputing and recomputes(program, memory_limit_bytes()):
         return float("inf")
     return planned_bytes(program)
 

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax.describe import state_bytes
+from cramjax.describe import state_bytes, state_shapes
 from cramjax.device import micro_batch
 from cramjax.device.cards import CARDS, Card
 from cramjax.device.compilation import planned_bytes, recomputes
-from cramjax.device.tuning import SHARE_OF_DEVICE
+from cramjax.device.tuning import SHARE_OF_DEVICE, would_use_cudnn
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.planning import compiled, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source
 from cramjax.schema import Config, require
-from cramjax.training import budget, schedules, train_step
+from cramjax.training import budget, schedules
 
 # Shares of the card's limits that kernels are taken to reach. An H200 did 0.80 of its
 # peak in a bfloat16 product of 8192^3, and a copy at 0.90 of its bandwidth; the model's
@@ -62,7 +62,14 @@ def plan(
       UserError: JAX's CUDA plugin is missing, or the card cannot run the config.
     """
     card = CARDS[card_name]
-    _check(config, card)
+    notes, config = _attention(config, card)
+    for size in micro_batches:
+        require(
+            size <= config.batch.sequences,
+            "batch.sequences",
+            config.batch.sequences,
+            f"{size} or more, for --micro_batches={','.join(map(str, micro_batches))}",
+        )
     device = target.device(card)
     usable_bytes = int(
         (1 - DRIVER_SHARE) * card.memory_bytes * memory_share() * SHARE_OF_DEVICE
@@ -72,7 +79,7 @@ def plan(
     def step(size: int) -> Step:
         if size not in steps:
             tell(f"compiling for the {card.title}, micro-batch {size} ...")
-            steps[size] = _step(config, size, device)
+            steps[size] = _step(config, size, device, usable_bytes)
         return steps[size]
 
     given = {config.micro_batch} - {0}
@@ -100,7 +107,7 @@ def plan(
         (n for n, r in rows.items() if r["fits"] and not r["recomputes"]), default=0
     )
     shown = config.micro_batch or largest or min(steps)
-    params = jax.eval_shape(lambda: train_step.init_state(config)).params
+    params = state_shapes(config).params
     return {
         "card": card_name,
         "memory_bytes": card.memory_bytes,
@@ -108,7 +115,7 @@ def plan(
         "usable_bytes": usable_bytes,
         "calibration": calibration,
         "largest_micro_batch": largest,
-        "notes": _notes(config, card, steps[shown]),
+        "notes": notes + _notes(config, card, steps[shown]),
         "micro_batches": rows,
         "traffic_micro_batch": shown,
         "traffic_bytes_per_token": {
@@ -199,7 +206,7 @@ class Step:
         return sum(kernel.wide_flops for kernel in self.kernels) / self.flops
 
 
-def _step(config: Config, rows: int, device: jax.Device) -> Step:
+def _step(config: Config, rows: int, device: jax.Device, usable: int) -> Step:
     done = target.compile_micro_step(
         dataclasses.replace(config, micro_batch=rows), device
     )
@@ -210,7 +217,7 @@ def _step(config: Config, rows: int, device: jax.Device) -> Step:
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         total_bytes=planned_bytes(done),
-        recomputes=recomputes(done),
+        recomputes=recomputes(done, usable),
         kernels=compiled.kernels(program),
     )
 
@@ -244,7 +251,14 @@ def _row(config: Config, card: Card, step: Step, calibration: float) -> dict[str
     return row | dict(zip(speeds, values, strict=True))
 
 
-def _check(config: Config, card: Card) -> None:
+def _attention(config: Config, card: Card) -> tuple[list[str], Config]:
+    """Returns the config with an attention, and what has to be said about it."""
+    if config.model.attention == "auto":
+        cudnn = card.has_bfloat16 and would_use_cudnn(config)
+        name = "cudnn" if cudnn else "xla"
+        model = dataclasses.replace(config.model, attention=name)
+        note = f"model.attention=auto is decided on the card; this is {name}'s."
+        return [note], dataclasses.replace(config, model=model)
     require(
         config.model.attention != "cudnn" or card.has_bfloat16,
         "model.attention",
@@ -252,6 +266,7 @@ def _check(config: Config, card: Card) -> None:
         f"'xla' on the {card.title}: cuDNN's needs compute capability 8.0, the card "
         "has {}.{}".format(*card.compute_capability),
     )
+    return [], config
 
 
 def _notes(config: Config, card: Card, step: Step) -> list[str]:

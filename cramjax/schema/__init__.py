@@ -130,6 +130,12 @@ class Config:
                 f"at most model.max_length={length}, and divisors of it with "
                 "curriculum.unfold=True",
             )
+        require(
+            self.model.attention != "cudnn" or all(n % 2 == 0 for n in lengths),
+            "model.attention",
+            self.model.attention,
+            f"'xla' or 'auto' with sequences of {lengths} (cuDNN's have even lengths)",
+        )
         for key, rate, shortest in (
             ("objective.mask_rate", self.objective.min_mask_rate, lengths[0]),
             ("validation.mask_rate", self.validation.mask_rate, length),

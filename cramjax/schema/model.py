@@ -102,6 +102,13 @@ class ModelConfig:
             "'xla' or 'auto' with model.dtype='float32' (cuDNN attention is 16-bit)",
         )
         check(
+            self.attention != "cudnn"
+            or (self.head_dim <= 128 and self.head_dim % 8 == 0),
+            "attention",
+            f"'xla' or 'auto' with model.width / model.heads = {self.head_dim} (cuDNN "
+            "has heads of up to 128 channels, a multiple of 8)",
+        )
+        check(
             self.first_norm or self.norm_placement == "pre",
             "first_norm",
             "True with model.norm_placement='post'",
