@@ -36,3 +36,8 @@ def one_line(error: Exception) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether XLA's error says that the device has too little memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Returns whether a file could not be written for lack of room."""
+    return "No space left on device" in str(error) or "Disk quota" in str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cramjax.config import parse_command_line
 from cramjax.device import host_memory
-from cramjax.errors import Interrupted, UserError
+from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
 from cramjax.output import Unbroken
 
 FLAGS = (
@@ -68,9 +68,18 @@ def guarded(
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except (OSError, ValueError) as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"error: {one_line(error)}: make room, and the same command goes on "
+            "with what is complete",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        print("interrupted: stages that were complete are kept", file=sys.stderr)
+        print("interrupted: what was complete is kept", file=sys.stderr)
         return 128 + number
     finally:
         sys.stdout.flush()

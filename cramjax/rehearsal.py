@@ -5,13 +5,16 @@ import dataclasses
 import io
 import os
 import shutil
+import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 
 from cramjax.data import sample
 from cramjax.data.corpus import MANIFEST, Corpus
@@ -20,19 +23,23 @@ from cramjax.data.sample import Sample
 from cramjax.describe import state_bytes
 from cramjax.device import throughput, tuning
 from cramjax.device.compilation import Ahead, use_cache
-from cramjax.errors import UserError
+from cramjax.errors import Interrupted, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate, tasks
 from cramjax.run import as_recorded, check_platform, check_workdir, nearest_folder
 from cramjax.schema import BudgetConfig, Config
 from cramjax.training.pretrain import (
     CHECKPOINTS,
+    check_memory,
     out_of_memory_explained,
     pretrain,
     read_back,
 )
 
 UPDATES = 4
+PREFIX = ".rehearsal-"  # of the folder
+INTERRUPTED = "interrupted: a rehearsal leaves nothing behind"
+YOUNG_S = 10.0  # so old is a folder that has a lock, if it will have one
 MEASURED_S = 5.0
 
 
@@ -44,42 +51,85 @@ def rehearse(config: Config, workdir: Path) -> None:
 
     Raises:
       UserError: what would end the run, or its disk being too small.
+      Interrupted: a signal came.
     """
     config = as_recorded(config, workdir)
     check_workdir(workdir, config)
     check_platform(config)
     use_cache(config.compilation_cache)
     place = nearest_folder(workdir)
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=place) as folder:
-        scratch = Path(folder)
-        beginning = sample.read(config, lambda line: _say("text", line))
-        evaluate.check(config)
-        named = ", ".join(task.title for task in tasks.get(config.glue))
-        _say("fine-tuning data", f"readable: {named}" if named else "no tasks")
-        corpus = sample.pack(config, beginning, scratch)
-        blocks = len(corpus.train) + len(corpus.held_out)
-        _say("corpus", f"{beginning.chars:,} characters make {blocks:,} blocks")
-        _check_disk(config, place, beginning, corpus)
-        config = tuning.choose(config)
-        with Ahead() as ahead:
-            config = _each_step_an_update(config)
-            ahead.start(config)
-            with out_of_memory_explained(config):
-                seconds_per_step = _try_step(config, ahead)
-            weights = _try_training(config, corpus, scratch, ahead)
-        _try_fine_tuning(config, weights, corpus, scratch)
-        _say("budget", estimate(config, seconds_per_step, ahead.result().compile_s))
+    try:
+        with _scratch(place) as scratch:
+            _try_all(config, place, scratch)
+    except Interrupted as error:
+        raise Interrupted(INTERRUPTED, error.exit_code - 128) from error
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        raise Interrupted(INTERRUPTED, number) from error
+
+
+@contextlib.contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """Makes a folder that is gone after the block, and so are those of killed ones.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    for left in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(Timeout, OSError):
+            if time.time() - left.stat().st_mtime > YOUNG_S:
+                FileLock(left / "lock", blocking=False).acquire().lock.release()
+                shutil.rmtree(left)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=place)
+    except OSError as error:
+        raise UserError(
+            f"--workdir: {place} cannot be written ({error.strerror}); pass another one"
+        ) from error
+    with folder as name, FileLock(Path(name) / "lock"):
+        yield Path(name)
+
+
+def _try_all(config: Config, place: Path, scratch: Path) -> None:
+    _check_workdirs_disk(config, place)
+    text = sample.read(config, lambda line: _say("text", line))
+    complete = evaluate.check(config)
+    named = ", ".join(task.title for task in complete)
+    others = [t.title for t in tasks.get(config.glue) if t not in complete]
+    left_out = f"; not there in whole: {', '.join(others)}" if others else ""
+    _say("fine-tuning data", f"readable: {named}{left_out}" if named else "no tasks")
+    corpus = sample.pack(config, text, scratch)
+    blocks = len(corpus.train) + len(corpus.held_out)
+    _say("corpus", f"{text.chars:,} characters make {blocks:,} blocks")
+    all_tokens = _tokens(text, corpus)
+    _check_corpus_disk(config, all_tokens)
+    config = tuning.choose(config)
+    with Ahead() as ahead, out_of_memory_explained(config):
+        config = _each_step_an_update(config)
+        ahead.start(config)
+        seconds_per_step = _try_step(config, ahead)
+        weights = _try_training(config, corpus, scratch, ahead)
+    _try_fine_tuning(config, weights, corpus, complete)
+    compile_s = ahead.result().compile_s
+    _say("budget", estimate(config, seconds_per_step, compile_s, all_tokens))
 
 
 def _say(stage: str, text: str) -> None:
     print(f"rehearsal: {stage}: {text}", flush=True)
 
 
-def _check_disk(config: Config, place: Path, text: Sample, corpus: Corpus) -> None:
-    """Compares what will be written with what is free.
+def _tokens(text: Sample, corpus: Corpus) -> float | None:
+    """Returns how many all of the text has, about; None if that is not known."""
+    if text.all_chars is None:
+        return None
+    return text.all_chars * sum(corpus.manifest["tokens"].values()) / text.chars
+
+
+def _check_workdirs_disk(config: Config, place: Path) -> None:
+    """Compares the checkpoints with what is free.
 
     Raises:
-      UserError: it will not fit.
+      UserError: they will not fit.
     """
     state = sum(state_bytes(config).values())
     # A new checkpoint is whole before the oldest one is deleted.
@@ -87,11 +137,19 @@ def _check_disk(config: Config, place: Path, text: Sample, corpus: Corpus) -> No
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"config.checkpoint.keep is {config.checkpoint.keep}: {needed / 1e9:.1f} "
-            f"GB of checkpoints, and {place} has {free / 1e9:.1f} GB left: make room, "
-            "or pass another --workdir"
+            f"config.checkpoint.keep is {config.checkpoint.keep}: checkpoints take "
+            f"{_size(needed)}, and {place} has {_size(free)} left: make room, or pass "
+            "another --workdir"
         )
-    _say("disk", f"checkpoints {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
+    _say("disk", f"checkpoints take {_size(needed)} of {_size(free)} free")
+
+
+def _check_corpus_disk(config: Config, tokens: float | None) -> None:
+    """Compares the corpus with what is free.
+
+    Raises:
+      UserError: it will not fit, or its folder cannot be written.
+    """
     folder = Path(config.data.dir).expanduser()
     nearest = nearest_folder(folder)
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
@@ -100,19 +158,20 @@ def _check_disk(config: Config, place: Path, text: Sample, corpus: Corpus) -> No
             "one"
         )
     free = shutil.disk_usage(nearest).free
-    if text.all_chars is None:
-        _say("disk", f"the corpus, not known how much, of {free / 1e9:.1f} GB free")
+    if tokens is None:
+        _say("disk", f"the corpus takes, not known how much, of {_size(free)} free")
         return
-    tokens = sum(corpus.manifest["tokens"].values()) / text.chars
-    size = np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    needed = text.all_chars * tokens * size
+    needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
     if needed > free and not any(folder.glob(f"*/{MANIFEST}")):
         raise UserError(
-            f"config.data.dir is {config.data.dir!r}: it has {free / 1e9:.1f} GB left, "
-            f"and the corpus takes {needed / 1e9:.1f} or so: make room, or pass "
-            "another one"
+            f"config.data.dir is {config.data.dir!r}: it has {_size(free)} left, and "
+            f"the corpus takes {_size(needed)} or so: make room, or pass another one"
         )
-    _say("disk", f"corpus {needed / 1e9:.1f} or so of {free / 1e9:.1f} GB free")
+    _say("disk", f"the corpus takes {_size(needed)} or so of {_size(free)} free")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _each_step_an_update(config: Config) -> Config:
@@ -124,18 +183,23 @@ def _each_step_an_update(config: Config) -> Config:
 
 
 def _try_step(config: Config, ahead: Ahead) -> float:
-    """Returns the seconds of a micro-step."""
+    """Returns the seconds of a micro-step.
+
+    Raises:
+      UserError: it is too large for the host's memory.
+    """
+    rows, length = config.micro_batch, config.model.max_length
+    _say("training step", f"compiling it for {rows} x {length} tokens ...")
     step = ahead.result()
-    needed = tuning.needed_bytes(config, step)
+    check_memory(config, step)
     seconds = tuning.seconds_per_step(config, step, MEASURED_S)
-    tokens = config.micro_batch * config.model.max_length
+    tokens = rows * length
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
     mfu = throughput.mfu(tokens * per_token, seconds)
     _say(
         "training step",
-        f"compiled in {step.compile_s:.0f} s; {config.micro_batch} x "
-        f"{config.model.max_length} tokens need {needed / 1e9:.1f} of the "
-        f"{tuning.memory_limit_bytes() / 1e9:.1f} GB to be used; "
+        f"compiled in {step.compile_s:.0f} s; it needs {_size(step.needed_bytes)} of "
+        f"the {_size(tuning.device_bytes())} there are; "
         f"{tokens / seconds:,.0f} tokens/s" + (f", mfu {mfu:.0%}" if mfu else ""),
     )
     return seconds
@@ -186,37 +250,39 @@ def _try_training(
 
 
 def _try_fine_tuning(
-    config: Config, weights: dict[str, Any], corpus: Corpus, scratch: Path
+    config: Config, weights: dict[str, Any], corpus: Corpus, complete: list[tasks.Task]
 ) -> None:
-    """Takes one step of the first task, with all its trials, and scores it."""
-    if not config.glue.tasks:
+    """Takes one step of the first task, with all its trials, and predicts."""
+    if not complete:
         return
-    glue = dataclasses.replace(
-        config.glue,
-        **{"tasks": config.glue.tasks[:1], "starts": config.glue.starts[:1]},
-        **{"learning_rates": config.glue.learning_rates[:1], "test_sets": False},
-        **{"epochs": 1, "max_train_rows": config.glue.batch_size},
-    )
-    trial = dataclasses.replace(config, glue=glue)
+    [task, *_] = complete
+    _say("fine-tuning", f"one step of {config.glue.trials} trials of {task.title} ...")
     start = time.monotonic()
-    results = evaluate.evaluate(
-        trial, weights, corpus.tokenizer, scratch / "run", say=lambda line: None
-    )
-    scored = ", ".join(entry["title"] for entry in results.values())
-    _say(
-        "fine-tuning",
-        f"one step of {glue.trials} trials, {scored} scored, "
-        f"{time.monotonic() - start:.0f} s",
-    )
+    rows = evaluate.try_out(config, task, weights.get("pretrained"), corpus.tokenizer)
+    _say("fine-tuning", f"{rows} rows predicted, {time.monotonic() - start:.0f} s")
 
 
-def estimate(config: Config, seconds_per_step: float, compile_s: float) -> str:
-    """Returns what the budget will buy, or take, at this speed."""
+def estimate(
+    config: Config,
+    seconds_per_step: float,
+    compile_s: float,
+    all_tokens: float | None = None,
+) -> str:
+    """Returns what the budget will buy, or take, at this speed.
+
+    Args:
+      config: with the budget.
+      seconds_per_step: of a micro-batch.
+      compile_s: what compiling takes of the budget.
+      all_tokens: that the text has, about, where it is known.
+    """
     tokens_per_s = config.micro_batch * config.model.max_length / seconds_per_step
     budget = config.budget
     if budget.kind == "hours":
         tokens = max(budget.hours * 3600 - compile_s, 0) * tokens_per_s
-        return f"{budget.hours:g} hours buy about {tokens:.2g} tokens"
+        passes = tokens / all_tokens if all_tokens else 0.0
+        more = f", {passes:.2g} passes over the text" if passes > 1 else ""
+        return f"{budget.hours:g} hours buy about {tokens:.2g} tokens{more}"
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
     tokens = budget.tokens or budget.flops / per_token
     minutes = (tokens / tokens_per_s + compile_s) / 60

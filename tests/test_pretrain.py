@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_config
 
 from cramjax.data import ordering
-from cramjax.errors import Interrupted, TrainingFailed
+from cramjax.errors import Interrupted, TrainingFailed, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.training import (
     checkpoint,
@@ -254,6 +254,39 @@ def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
     weights, summary_read = pretrain.read_back(config, tmp_path)
     assert summary_read == summary
     assert weights["pretrained"]["final_norm"]["scale"].shape == (32,)
+
+
+def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, capsys):
+    """There is no room at first; and at the end only when it was looked for twice."""
+    config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
+    free = [0, 0, *[0, 0, 0], *[10**9] * 2]
+
+    def disk_usage(path):
+        assert path == tmp_path / "checkpoints"
+        return SimpleNamespace(free=free.pop(0))
+
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(loop, "WAIT_S", 0.01)
+    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    assert summary["micro_steps"] == saved_state(config, tmp_path).step == 3
+    said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
+    assert [line.rpartition("; ")[2] for line in said] == [
+        *["going on, make room"] * 3,
+        "waiting for room, Ctrl-C gives up",
+    ]
+    assert "it takes 0.6 MB, 0.0 MB are free" in said[0]
+
+
+def test_waiting_for_room_can_be_given_up(corpus, tmp_path, data_dir, monkeypatch):
+    config = tiny_config(data_dir, "budget.tokens=384")
+    monkeypatch.setattr(
+        checkpoint.CheckpointStore, "lacking_room", lambda *_: "the disk is full"
+    )
+    monkeypatch.setattr(
+        loop.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT)
+    )
+    with pytest.raises(UserError, match="the disk is full: the state was given up"):
+        pretrain.pretrain(config, corpus, tmp_path)
 
 
 def test_work_lost_since_the_checkpoint_is_charged(tiny, corpus, tmp_path, monkeypatch):

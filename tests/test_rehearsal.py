@@ -1,19 +1,26 @@
 import dataclasses
 import gzip
 import json
+import os
 import shutil
+import signal
 import socket
+import tempfile
+import time
 from types import SimpleNamespace
 
 import jax
 import pytest
 from conftest import TINY, tiny_config
+from filelock import FileLock
 
 from cramjax import rehearsal
 from cramjax.data import sample
+from cramjax.device import host_memory
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.schema import BudgetConfig
+from cramjax.training import loop
 
 
 def command(folder, *overrides):
@@ -37,16 +44,20 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
     stages = [line.split(": ")[1] for line in out]
     assert all(line.startswith("rehearsal: ") for line in out)
     assert stages == [
-        *("text", "fine-tuning data", "corpus", "disk", "disk", "training step"),
-        *("training", "checkpoint", "fine-tuning", "budget"),
+        *("disk", "text", "fine-tuning data", "corpus", "disk", "training step"),
+        *("training step", "training", "checkpoint", "fine-tuning", "fine-tuning"),
+        "budget",
     ]
-    assert "embedded:books: " in out[0] and "1 of 1 parts" in out[0]
-    assert out[1].endswith("readable: Intents, 10 labels a class")
-    assert "4 x 32 tokens need " in out[5]
-    assert "training: 4 updates, loss 5." in out[6]
-    assert "read back equal" in out[7]
-    assert "one step of 2 trials, Intents, 10 labels a class scored" in out[8]
-    assert "5.12e+03 tokens take about " in out[9]
+    assert "checkpoints take 1.9 MB of " in out[0]
+    assert "embedded:books: " in out[1] and "1 of 1 parts" in out[1]
+    assert out[2].endswith("readable: Intents, 10 labels a class")
+    assert "compiling it for 4 x 32 tokens" in out[5]
+    assert " tokens/s" in out[6] and "it needs " in out[6]
+    assert "training: 4 updates, loss 5." in out[7]
+    assert "read back equal" in out[8]
+    assert "one step of 2 trials of Intents, 10 labels a class" in out[9]
+    assert "128 rows predicted" in out[10]
+    assert "5.12e+03 tokens take about " in out[11]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,6 +91,78 @@ def test_too_large_a_micro_batch_is_one_line(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_host_has_no_memory_for_is_not_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(host_memory, "limit_bytes", lambda: 10**6)
+    for flags in (command(tmp_path), command(tmp_path)[:-1]):
+        assert main(flags) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: config.micro_batch is 4: the training step ne")
+        assert error.count("\n") == 1
+    assert not list((tmp_path / "runs" / "one").glob("checkpoints/*"))
+
+
+def test_what_a_killed_rehearsal_left_goes_and_what_is_in_use_stays(tmp_path):
+    for name in ("killed", "running", "young"):
+        (tmp_path / f".rehearsal-{name}" / "run").mkdir(parents=True)
+    for name in ("killed", "running"):
+        long_ago = time.time() - 60
+        os.utime(tmp_path / f".rehearsal-{name}", (long_ago, long_ago))
+    with FileLock(tmp_path / ".rehearsal-running" / "lock"):
+        os.utime(tmp_path / ".rehearsal-running", (long_ago, long_ago))
+        with rehearsal._scratch(tmp_path) as scratch:
+            names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".rehearsal-running", ".rehearsal-young", scratch.name}
+    assert not scratch.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"),
+        rehearsal._scratch(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("moment", ["read", "pretrain"])
+def test_an_interrupted_rehearsal_says_that_nothing_stays(
+    tmp_path, monkeypatch, capsys, moment
+):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    owner = {"read": sample, "pretrain": loop.Loop}[moment]
+    name = {"read": "read", "pretrain": "_check_numbers"}[moment]
+    monkeypatch.setattr(owner, name, interrupt)
+    assert main(command(tmp_path)) == 143
+    error = capsys.readouterr().err
+    assert error.endswith("interrupted: a rehearsal leaves nothing behind\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_without_a_training_set_is_not_said_to_be_readable(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "tasks" / "RTE"
+    folder.mkdir(parents=True)
+    (folder / "dev.tsv").write_text(
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n"
+    )
+    flags = (
+        "glue.tasks=('rte','intents10')",
+        f"glue.data_dir={tmp_path / 'tasks'}",
+        f"glue.superglue_dir={tmp_path / 'tasks'}",
+    )
+    assert main(command(tmp_path, *flags)) == 0
+    out = capsys.readouterr().out
+    assert "readable: Intents, 10 labels a class; not there in whole: RTE\n" in out
+    assert "trials of Intents, 10 labels a class" in out
+
+
 def test_the_flag_is_a_switch(tmp_path, capsys):
     *others, _ = command(tmp_path)
     assert main([*others, "--rehearse=1"]) == 2
@@ -109,23 +192,22 @@ def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
 
-    def check():
-        rehearsal._check_disk(config, tmp_path / "runs", text, HALF_A_TOKEN)
-
-    check()
+    tokens = rehearsal._tokens(text, HALF_A_TOKEN)
+    rehearsal._check_corpus_disk(config, tokens)
     # 4e9 characters in 2e9 tokens of 2 bytes.
-    assert "corpus 4.0 or so of 5.0 GB free" in capsys.readouterr().out
+    assert "corpus takes 4.0 GB or so of 5.0 GB free" in capsys.readouterr().out
     free["corpus"] = 3 * 10**9
-    with pytest.raises(UserError, match=r"it has 3\.0 GB left.* takes 4\.0 or so"):
-        check()
+    with pytest.raises(UserError, match=r"it has 3\.0 GB left.* takes 4\.0 GB or so"):
+        rehearsal._check_corpus_disk(config, tokens)
     (tmp_path / "data" / "books-1").mkdir(parents=True)
     (tmp_path / "data" / "books-1" / "manifest.json").touch()
-    check()  # one is there already
+    rehearsal._check_corpus_disk(config, tokens)  # one is there already
     state = 3  # more than so many numbers of 4 bytes for each parameter
     parameters = 256 * 32
     free["checkpoints"] = 3 * state * 4 * parameters
+    rehearsal._check_corpus_disk(config, None)
     with pytest.raises(UserError, match=r"config\.checkpoint\.keep is 2: .*make room"):
-        check()
+        rehearsal._check_workdirs_disk(config, tmp_path / "runs")
 
 
 def test_a_checkpoint_that_is_read_otherwise_is_named(
@@ -149,11 +231,14 @@ def test_what_the_budget_buys(tiny):
     """4 x 32 tokens in 0.01 s are 12,800 a second; 100 s go to compilation."""
     nothing = {"hours": 0.0, "tokens": 0, "flops": 0.0}
     for budget, expected in (
-        ({"hours": 2.0}, "2 hours buy about 9.1e+07 tokens"),
+        ({"hours": 2.0}, "2 hours buy about 9.1e+07 tokens, 9.1 passes over the text"),
         ({"tokens": 12_800 * 500}, "6.4e+06 tokens take about 10.0 minutes"),
     ):
         config = dataclasses.replace(tiny, budget=BudgetConfig(**nothing | budget))
-        assert rehearsal.estimate(config, 0.01, 100.0) == expected
+        assert rehearsal.estimate(config, 0.01, 100.0, 1e7) == expected
+    config = dataclasses.replace(tiny, budget=BudgetConfig(2.0, 0, 0.0))
+    short = rehearsal.estimate(config, 0.01, 100.0)
+    assert short == "2 hours buy about 9.1e+07 tokens"
 
 
 def test_the_beginning_of_every_source_is_read(tmp_path, data_dir):

@@ -74,6 +74,9 @@ class _NoStore:
     def latest_step(self) -> None:
         return None
 
+    def lacking_room(self, state: Any) -> str:
+        return ""
+
     def save(self, *_: Any) -> None:
         pass
 

@@ -48,12 +48,14 @@ class MicroStep:
       begun: `time.monotonic()` when getting ready began.
       shapes: of the batches it is compiled for.
       compile_s: what that took.
+      needed_bytes: what the largest of these programs and its arguments take.
     """
 
     function: Callable
     begun: float
     shapes: frozenset[tuple[int, ...]] = frozenset()
     compile_s: float = 0.0
+    needed_bytes: int = 0
 
     @classmethod
     def of(cls, config: Config, begun: float | None = None) -> "MicroStep":
@@ -64,10 +66,12 @@ class MicroStep:
     def compiled(self, config: Config, shapes: Iterable[tuple[int, ...]]):
         """Returns the same one, compiled for batches of these shapes."""
         start = time.monotonic()
-        for shape in shapes:
-            lowered(config, self.function, shape).compile()
+        programs = [lowered(config, self.function, shape).compile() for shape in shapes]
         return dataclasses.replace(
-            self, shapes=frozenset(shapes), compile_s=time.monotonic() - start
+            self,
+            shapes=frozenset(shapes),
+            compile_s=time.monotonic() - start,
+            needed_bytes=max(map(planned_bytes, programs), default=0),
         )
 
 

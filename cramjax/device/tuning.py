@@ -13,6 +13,7 @@ from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.packing import token_dtype
 from cramjax.describe import state_bytes
 from cramjax.device import host_memory, micro_batch
+from cramjax.device.cards import of_device
 from cramjax.device.compilation import MicroStep, lowered, planned_bytes, recomputes
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.schema import Config
@@ -158,10 +159,18 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
 
 def memory_limit_bytes() -> int:
     """Returns how much a program may need on this device."""
-    stats = jax.devices()[0].memory_stats() or {}
+    gpu = jax.default_backend() == "gpu"
+    return int((SHARE_OF_DEVICE if gpu else SHARE_OF_HOST) * device_bytes())
+
+
+def device_bytes() -> int:
+    """Returns how much memory programs on this device have."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return int(SHARE_OF_DEVICE * stats["bytes_limit"])
-    return int(SHARE_OF_HOST * host_memory.limit_bytes())
+        return stats["bytes_limit"]
+    card = of_device(device.device_kind)
+    return card.memory_bytes if card else host_memory.limit_bytes()
 
 
 def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> float:

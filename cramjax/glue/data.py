@@ -62,6 +62,9 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def __getitem__(self, rows: slice) -> "Encoded":
+        return Encoded(self.tokens_NxL[rows], self.labels_N[rows])
+
 
 class Incomplete(UserError):
     """A benchmark's task has a training set or dev sets, but not both.

@@ -13,15 +13,17 @@ from tokenizers import Tokenizer
 from cramjax import files
 from cramjax.errors import UserError
 from cramjax.glue import averages, data, difference, metrics, scores, tables, tasks
-from cramjax.glue.finetune import finetune
+from cramjax.glue.finetune import EVAL_BATCH, finetune
 from cramjax.schema import Config
 
 RESULTS = "glue.json"
 TABLE = "glue.md"
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> list[tasks.Task]:
     """Reads every task's files, so that a mistake in them costs no training.
+
+    Returns those that have a training and a dev set.
 
     Raises:
       UserError: an unknown task, a file that cannot be used, or there is no task with a
@@ -44,6 +46,30 @@ def check(config: Config) -> None:
             )
     if incomplete and not complete:
         raise incomplete[0]
+    return complete
+
+
+def try_out(
+    config: Config, task: tasks.Task, pretrained: Any | None, words: Tokenizer
+) -> int:
+    """Takes one step of all trials of a task, together; returns the rows predicted.
+
+    Of each scored set these are one batch at most.
+    """
+    sets = _load(config, task, words)
+    few = [rows[:EVAL_BATCH] for rows in sets.dev.values()]
+    glue = dataclasses.replace(config.glue, epochs=1, trials_at_once=config.glue.trials)
+    finetune(
+        config.model,
+        glue,
+        sets.train[: glue.batch_size],
+        few,
+        sets.outputs,
+        pretrained=pretrained,
+        learning_rate=glue.learning_rates[0],
+        seed=config.seed,
+    )
+    return sum(map(len, few))
 
 
 def evaluate(

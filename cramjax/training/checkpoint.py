@@ -1,5 +1,6 @@
 """Checkpoints with Orbax: the training state, and the host's counters beside it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ class CheckpointStore:
     def __exit__(self, *_):
         self.wait()
         self._manager.close()
+
+    def lacking_room(self, state: Any) -> str:
+        """Returns what is wrong if the disk has no room for the state, or ""."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if needed <= free:
+            return ""
+        return (
+            f"{self._folder} has no room for a checkpoint: it takes {needed / 1e6:.1f} "
+            f"MB, {free / 1e6:.1f} MB are free"
+        )
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.

@@ -14,7 +14,7 @@ from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
 from cramjax.device.compilation import MicroStep
 from cramjax.device.throughput import Throughput
-from cramjax.errors import TrainingFailed
+from cramjax.errors import TrainingFailed, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.schema import Config
 from cramjax.training import curriculum, train_step
@@ -25,6 +25,8 @@ from cramjax.training.metrics_log import MetricsLog
 from cramjax.training.progress import Progress
 from cramjax.training.signals import stop_signals
 from cramjax.training.validation import score
+
+WAIT_S = 1.0  # between two looks at a disk that is full
 
 # Events of metrics.jsonl.
 STEPPED_BACK = "stepped_back"
@@ -92,6 +94,7 @@ class Loop:
 
         Raises:
           TrainingFailed: bad numbers again after a step back, or too high a loss.
+          UserError: the disk is full, and nobody wants to wait for room.
         """
         log_every = self._config.log.every_steps
         blocks = self._corpus.train
@@ -111,10 +114,11 @@ class Loop:
                 ):
                     self._validate()
                 if self._is_due(self._last_save, self._config.checkpoint.every_minutes):
-                    self._save()
+                    self._save_if_it_fits()
             finished = self.clock.progress() >= 1
             if finished and self.counters.step % log_every:
                 self._write_line()
+            self._wait_for_room(stop)
             self._save()
             self._store.wait()
             if not finished:  # what the last write took is charged, too
@@ -218,6 +222,31 @@ class Loop:
             **scores,
         )
         self._last_validation = time.monotonic()
+
+    def _save_if_it_fits(self) -> None:
+        """Goes on without a checkpoint if the disk is full: room may be made later."""
+        if lacking := self._store.lacking_room(self.state):
+            print(f"{lacking}; going on, make room", flush=True)
+            self._last_save = time.monotonic()
+        else:
+            self._save()
+
+    def _wait_for_room(self, signals: list[int]) -> None:
+        """Waits until the state can be written: it is not to be lost.
+
+        Raises:
+          UserError: another signal came meanwhile.
+        """
+        before = len(signals)
+        if lacking := self._store.lacking_room(self.state):
+            print(f"{lacking}; waiting for room, Ctrl-C gives up", flush=True)
+        while lacking := self._store.lacking_room(self.state):
+            if len(signals) > before:
+                raise UserError(
+                    f"{lacking}: the state was given up, the checkpoint before it is "
+                    "kept; make room, and the same command goes on from there"
+                )
+            time.sleep(WAIT_S)
 
     def _save(self) -> None:
         self._read_metrics()

@@ -11,7 +11,7 @@ import jax
 
 from cramjax import files
 from cramjax.data.corpus import Corpus
-from cramjax.device import throughput
+from cramjax.device import host_memory, throughput
 from cramjax.device.compilation import Ahead, MicroStep
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.schema import Config
@@ -109,7 +109,26 @@ def _take_up(
             idle_s=seconds["idle"],
         )
     step = ahead.result() if ahead else MicroStep.of(config)
+    check_memory(config, step)
     return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
+
+
+def check_memory(config: Config, step: MicroStep) -> None:
+    """Refuses a step that is too large for the host's memory.
+
+    A GPU says so by itself; on a CPU the system kills the process without a word.
+
+    Raises:
+      UserError: it is.
+    """
+    there = host_memory.limit_bytes()
+    if jax.default_backend() == "cpu" and step.needed_bytes > there:
+        raise UserError(
+            f"config.micro_batch is {config.micro_batch}: the training step needs "
+            f"{step.needed_bytes / 1e9:.1f} GB, and there are {there / 1e9:.1f}; pass "
+            "a smaller one (0: the largest that fits), or a smaller model, and another "
+            "--workdir"
+        )
 
 
 @contextlib.contextmanager
