@@ -4,7 +4,7 @@ python scripts/benchmark.py --config=configs/h200.py [--json=FILE] [--minutes=8]
 
 Tokens/s, MFU, memory, compilation and energy of the training step for every attention
 and several micro-batches; reading; the host's loop; fine-tuning trials in one program.
-PyTorch is compared with where torch is installed.
+PyTorch is compared with where torch is installed. Ctrl-C shows what was measured.
 """
 
 import os
@@ -39,6 +39,8 @@ def measure(argv: Sequence[str]) -> None:
     print("\n".join(["", *table.lines(facts)]))
     if path:
         files.write_json(path, facts)
+    if facts["interrupted"]:
+        raise KeyboardInterrupt(facts["interrupted"])
 
 
 if __name__ == "__main__":

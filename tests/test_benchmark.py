@@ -2,6 +2,10 @@ import dataclasses
 import importlib.util
 import json
 import runpy
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -114,7 +118,7 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
         "xla, 4 x 32 ",
         "xla, 8 x 32 ",
         "reading batches ",
-        "loop, idle step, 128 x 32 ",
+        "the loop alone, 128 x 32 ",
         "not measured",
         "time of 5 fine-tuning trials",
         *(with_torch if HAS_TORCH else ("PyTorch: skipped, torch is not installed",)),
@@ -141,6 +145,51 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
     assert "left out: the host alone: 0s left" in "\n".join(table.lines(facts))
 
 
+def test_an_interrupted_benchmark_shows_what_it_has(config, short_windows, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr(host, "measure", interrupted)
+    monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
+    facts = suite.measure(config, 100, say=lambda _: None)
+    assert facts["interrupted"] == signal.SIGTERM
+    assert facts["tokens_per_s"] > 0 and facts["host"] is facts["trials"] is None
+    assert facts["left_out"] == [("the rest", "interrupted")]
+    assert "left out: the rest: interrupted" in table.lines(facts)
+
+
+def test_a_torch_that_cannot_be_imported_is_no_reason_to_stop(
+    config, tmp_path, monkeypatch
+):
+    (tmp_path / "torch.py").write_text("raise OSError('undefined symbol: cudnn')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    importlib.invalidate_caches()
+    why = "torch cannot be imported (undefined symbol: cudnn)"
+    assert peer.unsupported(config) == why
+
+
+def test_what_other_programs_use_is_told_from_ones_own():
+    before = environment.Processors.now()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    time.sleep(1.5)
+    share, middle = environment.others_share(before), environment.Processors.now()
+    other.kill()
+    assert share * (middle.elapsed_s - before.elapsed_s) > 0.5
+    start = time.process_time()
+    while time.process_time() < start + 0.5:
+        pass
+    assert environment.Processors.now().own_s - middle.own_s >= 0.4
+    other.wait()
+
+
+def test_a_median_of_unsteady_rounds_is_not_quoted():
+    ratio = {"median": 2.0, "min": 1.0, "max": 4.0, "rounds": 5}
+    assert table._ratio(ratio) == "unsteady, 1.00 to 4.00, 5 rounds"
+    steady = table._ratio(ratio | {"min": 1.8, "max": 2.2})
+    assert steady == "2.00 (1.80 to 2.20, 5 rounds)"
+
+
 def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
@@ -151,7 +200,8 @@ def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch)
     monkeypatch.setattr(suite, "LADDER", ())
     facts = suite.measure(config, 100, say=lambda _: None)
     [left_out] = facts["left_out"]
-    assert tuple(left_out) == ("the host alone", "RESOURCE_EXHAUSTED: out of memory")
+    why = "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
+    assert left_out == ("the host alone", why)
     assert facts["host"] is None and facts["tokens_per_s"] > 0
     assert "PyTorch: skipped, not now" in table.lines(facts)
 
@@ -401,21 +451,30 @@ def test_the_idle_step_has_the_real_ones_results_and_changes_nothing(config, ste
 
 def test_the_script_writes_json_and_refuses_bad_flags(monkeypatch, tmp_path, capsys):
     script = runpy.run_path("scripts/benchmark.py")["measure"]
-    seen = []
+    seen, facts = [], {"mfu": 0.5, "interrupted": None}
     monkeypatch.setattr(
-        suite, "measure", lambda config, minutes: seen.append(minutes) or {"mfu": 0.5}
+        suite, "measure", lambda config, minutes: seen.append(minutes) or facts
     )
     monkeypatch.setattr(table, "lines", lambda facts: [f"MFU {facts['mfu']}"])
     path = tmp_path / "b.json"
     script([*TINY_FLAGS, f"--json={path}", "--minutes=0.5"])
     script(TINY_FLAGS)
     assert seen == [0.5, 8.0]
-    assert json.loads(path.read_text()) == {"mfu": 0.5}
+    assert json.loads(path.read_text()) == facts
     assert "MFU 0.5" in capsys.readouterr().out
-    for flag in ("--minutes=0", "--minutes=soon", f"--json={tmp_path}/no/b.json"):
+    for flag in (
+        "--minutes=0",
+        "--minutes=soon",
+        f"--json={tmp_path}/no/b",
+        f"--json={tmp_path}",
+    ):
         with pytest.raises(UserError, match=flag.split("=")[0]):
             script([*TINY_FLAGS, flag])
     assert len(seen) == 2
+    facts["interrupted"] = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        script([*TINY_FLAGS, f"--json={path}"])
+    assert json.loads(path.read_text()) == facts
 
 
 def test_a_gpu_config_needs_a_gpu():

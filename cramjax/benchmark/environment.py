@@ -4,7 +4,8 @@ import dataclasses
 import os
 import platform
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
@@ -28,7 +29,6 @@ def describe() -> dict[str, Any]:
         "card": card and card.title,
         "peak_tflops": card and card.peak_tflops,
         "cores": cores(),
-        "load": os.getloadavg()[0],
         "gpu": stats and dataclasses.asdict(stats),
         "flags": {
             name: value
@@ -36,6 +36,43 @@ def describe() -> dict[str, Any]:
             if name.startswith(("XLA_", "JAX_", "OMP_", "CUDA_VISIBLE"))
         },
     }
+
+
+class Processors(NamedTuple):
+    """Seconds at a moment: of time, and that processors were busy with.
+
+    Attributes:
+      elapsed_s: since some moment, counted for each processor.
+      busy_s: of all processes of the machine.
+      own_s: of this one and its children.
+    """
+
+    elapsed_s: float
+    busy_s: float
+    own_s: float
+
+    @classmethod
+    def now(cls) -> "Processors | None":
+        """Reads them; None where there is no /proc/stat."""
+        path = Path("/proc/stat")
+        if not path.exists():
+            return None
+        # proc(5): user, nice, system, idle, iowait, irq, softirq, steal.
+        user, nice, system, idle, waiting, *rest = map(
+            int, path.read_text().split()[1:9]
+        )
+        busy = user + nice + system + sum(rest)
+        ticks = os.sysconf("SC_CLK_TCK")
+        return cls((busy + idle + waiting) / ticks, busy / ticks, sum(os.times()[:4]))
+
+
+def others_share(since: Processors | None) -> float | None:
+    """Returns the share of all processors that other programs have used since."""
+    now = Processors.now()
+    if now is None or since is None:
+        return None
+    others_s = (now.busy_s - since.busy_s) - (now.own_s - since.own_s)
+    return max(others_s, 0.0) / max(now.elapsed_s - since.elapsed_s, 1e-9)
 
 
 def gpu() -> gpu_stats.GpuStats | None:

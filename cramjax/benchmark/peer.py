@@ -15,6 +15,7 @@ from cramjax.flops import train_flops_by_part
 from cramjax.schema import Config
 
 ROUNDS = 5
+BESIDE = " (beside ours; pass a smaller --config.micro_batch)"
 TOLERANCE = 1e-3  # nats of the loss; of the gradient's norm, a share
 
 # What the peer is written for: crammed-bert, and no other architecture or recipe.
@@ -62,8 +63,10 @@ def unsupported(config: Config) -> str:
                 return f"it has no {section}.{key}={value!r}"
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError, RuntimeError) as error:  # for another CUDA, say
+        return f"torch cannot be imported ({one_line(error)})"
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no GPU"
     return ""
@@ -87,7 +90,8 @@ def compare(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
       "our_tokens_per_s", "accumulating" (the same three at the final batch size, and
       "micro_batches" in it), "loss", "our_loss", "gradient_norm", "our_gradient_norm",
       "products_over_formula", "parameters", "fused_adamw", "compiled",
-      "memory_bytes" (its peak; None on a CPU)}.
+      "memory_bytes" (its peak; None on a CPU), "processor_s_per_step" ({"ours",
+      "pytorch"}: of all threads, medians)}.
     """
     if why := unsupported(step.config):
         return {"skipped": why}
@@ -103,11 +107,13 @@ def compare(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
         facts |= _speeds(step, peer, deadline)
         if _device() == "cuda":
             facts["memory_bytes"] = torch.cuda.max_memory_allocated()
+            if retries := torch.cuda.memory_stats().get("num_alloc_retries", 0):
+                return {"skipped": f"it ran short of memory {retries} times{BESIDE}"}
         return facts
     except RuntimeError as error:  # out of memory, torch.compile, the driver
         why = one_line(error)
         if "out of memory" in why:
-            why += " (beside ours; pass a smaller --config.micro_batch)"
+            why += BESIDE
         return {"skipped": why}
     finally:
         peer = None
@@ -164,12 +170,16 @@ def _speeds(step: TrainingStep, peer: Any, deadline: Deadline) -> dict[str, Any]
         "memory_bytes": None,
         "accumulating": None,
     }
+    busy_s: dict[str, list[float]] = {"ours": [], "pytorch": []}
     both = {
-        "ours": lambda: step.run(batches),
-        "theirs": lambda: peer.run(of_torch),
+        "ours": timing.counting(lambda: step.run(batches), busy_s["ours"]),
+        "theirs": timing.counting(lambda: peer.run(of_torch), busy_s["pytorch"]),
     }
     tokens = len(batches) * step.tokens
     facts |= _ratio(timing.alternate(both, ROUNDS, deadline), tokens)
+    facts["processor_s_per_step"] = {
+        side: timing.median(s) / len(batches) for side, s in busy_s.items()
+    }
     count = training.accumulated(config)
     if count > 1:
         batches = [batches[i % len(batches)] for i in range(count)]

@@ -1,9 +1,8 @@
 """The whole benchmark, the most telling first, until its time is used."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
-
-import jax
 
 from cramjax.benchmark import environment, host, peer, trials
 from cramjax.benchmark.timing import Deadline
@@ -16,6 +15,7 @@ from cramjax.run import check_platform
 from cramjax.schema import Config
 
 HOST_S = 30.0  # what the host's part needs: it packs a corpus, too
+INTERRUPTED = "interrupted"
 LADDER = (2, 0.5, 4, 0.25)  # further micro-batches over the config's, in this order
 
 
@@ -34,43 +34,28 @@ def measure(
       {"tokens_per_s", "mfu" (both of the fastest variant), "ratio_to_pytorch" (median,
       at the config's micro-batch; None = skipped), "flops_per_token", "correctness",
       "variants" (see `Variants`), "pytorch", "host", "trials" (what `peer.compare`,
-      `host.measure`, `trials.compare` return; None = left out), "left_out" ([what, why]
-      each), "seconds", "environment", "config"}
+      `host.measure`, `trials.compare` return; None = left out), "interrupted" (by which
+      signal, or None), "left_out" ([what, why] each), "seconds", "environment",
+      "config"}
 
     Raises:
       UserError: the config needs a GPU, or the training step fails a check.
     """
     check_platform(config)
     deadline = Deadline(minutes * 60)
-    around = environment.describe()
+    around, clock = environment.describe(), environment.Processors.now()
     say(f"benchmark: {around['device']}, {minutes:g} minutes at most")
     config = tuning.choose(config, say)
     steps = Variants(config, deadline, say)
     steps.measure(config.micro_batch)
-
-    def part(what: str, needed_s: float, work: Callable[[], Any]) -> Any:
-        if not deadline.allows(what, needed_s):
-            return None
-        say(f"{what} ({deadline.used_s:.0f}s so far)")
-        try:
-            return work()
-        except jax.errors.JaxRuntimeError as error:  # the device's memory is full, say
-            deadline.skip(what, one_line(error))
-            return None
-
-    torch = part(
-        "PyTorch", peer.needed_s(), lambda: peer.compare(steps.fastest_step(), deadline)
-    )
-    steps.forget()
-    of_host = part("the host alone", HOST_S, lambda: host.measure(config))
-    of_trials = part(
-        "five trials in one program",
-        trials.needed_s(steps.best["compile_s"]),
-        lambda: trials.compare(config, steps.best["tokens_per_s"], deadline),
-    )
-    for factor in LADDER:
-        if factor * config.micro_batch >= 1:
-            steps.measure(int(factor * config.micro_batch))
+    found: dict[str, Any] = {"pytorch": None, "host": None, "trials": None}
+    try:
+        _beside(config, steps, found, deadline, say)
+    except KeyboardInterrupt as error:
+        deadline.skip("the rest", INTERRUPTED)
+        found["interrupted"] = error.args[0] if error.args else signal.SIGINT
+    torch = found["pytorch"]
+    others = environment.others_share(clock)
     return {
         "tokens_per_s": steps.best["tokens_per_s"],
         "mfu": steps.best["mfu"],
@@ -82,11 +67,50 @@ def measure(
         ),
         "correctness": steps.correctness,
         "variants": steps.rows,
-        "pytorch": torch,
-        "host": of_host,
-        "trials": of_trials,
+        **{name: found[name] for name in ("pytorch", "host", "trials")},
+        "interrupted": found.get("interrupted"),
         "left_out": deadline.left_out,
         "seconds": deadline.used_s,
-        "environment": around,
+        "environment": around | {"others_share": others},
         "config": to_dict(config),
     }
+
+
+def _beside(
+    config: Config,
+    steps: Variants,
+    found: dict[str, Any],
+    deadline: Deadline,
+    say: Callable[[str], None],
+) -> None:
+    """Measures all but the first variant, into `found` and `steps`."""
+
+    def part(name: str, what: str, needed_s: float, work: Callable[[], Any]) -> None:
+        if not deadline.allows(what, needed_s):
+            return
+        say(f"{what} ({deadline.used_s:.0f}s so far)")
+        try:
+            found[name] = work()
+        except Exception as error:  # of any kind: what was measured is not to be lost
+            deadline.skip(what, f"{type(error).__name__}: {one_line(error)}")
+
+    if why := peer.unsupported(config):
+        found["pytorch"] = {"skipped": why}
+    else:
+        part(
+            "pytorch",
+            "PyTorch",
+            peer.needed_s(),
+            lambda: peer.compare(steps.fastest_step(), deadline),
+        )
+    steps.forget()
+    part("host", "the host alone", HOST_S, lambda: host.measure(config))
+    part(
+        "trials",
+        "five trials in one program",
+        trials.needed_s(steps.best["compile_s"]),
+        lambda: trials.compare(config, steps.best["tokens_per_s"], deadline),
+    )
+    for factor in LADDER:
+        if factor * config.micro_batch >= 1:
+            steps.measure(int(factor * config.micro_batch))

@@ -3,7 +3,8 @@
 from typing import Any
 
 COLUMNS = ("tokens/s", "MFU", "memory", "compile", "J per Mtoken")
-BUSY = 0.25  # load of a core from which on the table says that others are at work
+BUSY = 0.1  # share of the processors from which on the table says that others work
+STEADY = 1.5  # highest over lowest ratio up to which a median is one to quote
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -13,7 +14,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     rows += _beside(facts["pytorch"], length)
     if host := facts["host"]:
         rows.append(("reading batches", [_count(host["read_tokens_per_s"])]))
-        name = f"loop, idle step, {host['loop_micro_batch']} x {length}"
+        name = f"the loop alone, {host['loop_micro_batch']} x {length}"
         rows.append((name, [_count(host["loop_tokens_per_s"])]))
     width = max(len(name) for name, _ in rows)
     table = [f"{'':{width}}" + "".join(f"{title:>14}" for title in COLUMNS)]
@@ -68,6 +69,11 @@ def _ratios(facts: dict[str, Any]) -> list[str]:
             f"batch, the same weights: loss {torch['our_loss']:.6f} and "
             f"{torch['loss']:.6f}"
         )
+        if more := torch["processor_s_per_step"]:
+            found.append(
+                f"processor time of a step: {more['ours']:.3g} s, of PyTorch's "
+                f"{more['pytorch']:.3g} s"
+            )
         if more := torch["accumulating"]:
             found.append(
                 f"the same with {more['micro_batches']} micro-batches in an update: "
@@ -88,6 +94,11 @@ def _around(facts: dict[str, Any]) -> list[str]:
     found = [f"left out: {what}: {why}" for what, why in facts["left_out"]]
     if any(row["memory_from"] == "compiler" for row in facts["variants"]):
         found.append("* the compiler's plan; the device's own peak is not known")
+    if facts["host"]:
+        found.append(
+            "reading, the loop alone: the host, around a step that does nothing; far "
+            "above the step's own speed it costs nothing"
+        )
     if around["peak_tflops"]:
         found.append(
             f"MFU: share of {around['peak_tflops']:g} TFLOP/s, the dense 16-bit peak "
@@ -102,10 +113,10 @@ def _around(facts: dict[str, Any]) -> list[str]:
     gpu = around["gpu"] or {}
     if gpu.get("other_processes"):
         found.append(f"{gpu['other_processes']} other processes compute on the card")
-    if around["backend"] == "cpu" and around["load"] > BUSY * around["cores"]:
+    if around["backend"] == "cpu" and (around["others_share"] or 0) > BUSY:
         found.append(
-            f"other programs were running (load {around['load']:.1f} on "
-            f"{around['cores']} cores): speeds are too low, and ratios may mislead"
+            f"other programs used {around['others_share']:.0%} of the processors: "
+            "speeds are too low, and ratios may mislead"
         )
     return found
 
@@ -119,7 +130,7 @@ def _bytes(value: int) -> str:
 
 
 def _ratio(ratio: dict[str, float]) -> str:
-    return (
-        f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
-        f"{ratio['rounds']} rounds)"
-    )
+    text = f"{ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['rounds']} rounds"
+    if ratio["max"] > STEADY * ratio["min"]:
+        return f"unsteady, {text}"
+    return f"{ratio['median']:.2f} ({text})"

@@ -51,6 +51,18 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
+def counting(work: Callable[[], object], busy_s: list[float]) -> Callable[[], object]:
+    """Returns the work; each run adds the processor seconds of all threads."""
+
+    def counted() -> object:
+        start = time.process_time()
+        result = work()
+        busy_s.append(time.process_time() - start)
+        return result
+
+    return counted
+
+
 def steps_per_window(step_s: float) -> int:
     """Returns how many steps take WINDOW_S, at most MAX_STEPS."""
     return min(max(round(WINDOW_S / max(step_s, 1e-9)), 1), MAX_STEPS)

@@ -127,6 +127,7 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
     needs: dict[int, float] = {}
 
     def need_bytes(rows: int) -> float:
+        say(f"micro-batch: compiling for {rows} sequences ...")
         trial = dataclasses.replace(config, micro_batch=rows)
         needs[rows] = needed_bytes(trial, MicroStep.of(trial), recomputing=False)
         return needs[rows]
