@@ -34,6 +34,8 @@ def test_memory_that_may_be_used(gpu):
     assert tuning.memory_limit_bytes() == 95 * 10**9
     gpu.memory_stats = lambda: None
     assert tuning.memory_limit_bytes() == host_memory.limit_bytes() // 2
+    gpu.device_kind = "NVIDIA RTX A4000"
+    assert tuning.memory_limit_bytes() == int(0.95 * 16 * 2**30)
 
 
 def test_a_program_needs_its_state_and_its_activations(tiny, data_dir):

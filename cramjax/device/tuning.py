@@ -160,18 +160,24 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
 
 def memory_limit_bytes() -> int:
     """Returns how much a program may need on this device."""
-    gpu = jax.default_backend() == "gpu"
-    return int((SHARE_OF_DEVICE if gpu else SHARE_OF_HOST) * device_bytes())
+    there, share = _memory()
+    return int(share * there)
 
 
 def device_bytes() -> int:
     """Returns how much memory programs on this device have."""
+    return _memory()[0]
+
+
+def _memory() -> tuple[int, float]:
+    """Returns the bytes there are, and the share of them to use."""
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    card = of_device(device.device_kind)
-    return card.memory_bytes if card else host_memory.limit_bytes()
+        return stats["bytes_limit"], SHARE_OF_DEVICE
+    if card := of_device(device.device_kind):
+        return card.memory_bytes, SHARE_OF_DEVICE
+    return host_memory.limit_bytes(), SHARE_OF_HOST
 
 
 def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> float:
