@@ -2,7 +2,7 @@
 
 Written for the benchmark, as one would for speed: one kernel for query, key and value
 and one for gate and value, `scaled_dot_product_attention`, the decoder at the predicted
-positions only, fused AdamW where there is one, torch.compile on a GPU; if the config
+positions only, fused AdamW where there is one, torch.compile; if the config
 says bfloat16, by autocast, with a residual stream of that type, too. It needs torch,
 which is no dependency.
 
@@ -129,12 +129,26 @@ class Peer:
         self._model.to(device)
         self.parameters = sum(p.numel() for p in self._model.parameters())
         self._optimizer, self.fused = _adamw(self._model, config)
-        self.compiled = self._on_gpu
+        self.compiled = False
         self._loss = self._masked_loss
-        if self.compiled:
-            self._loss = torch.compile(self._masked_loss)
+        if self._on_gpu:
             # Products of float32 as JAX's on a GPU: with 10 bits of mantissa.
             torch.set_float32_matmul_precision("high")
+
+    def compile(self, batches: Sequence[torch.Tensor]) -> None:
+        """Has the loss compiled, on prepared batches.
+
+        On a CPU that needs a C++ compiler, and goes without where there is none.
+        """
+        self._loss = torch.compile(self._masked_loss)
+        try:
+            self.run(batches)
+            self.compiled = True
+        except Exception:  # of Inductor, of many kinds
+            if self._on_gpu:
+                raise
+            self._loss = self._masked_loss
+            self.run(batches)
 
     def prepared(self, batches: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Returns the batches for `run`: in memory that the GPU can read by itself.
