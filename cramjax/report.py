@@ -142,7 +142,7 @@ def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
             lambda share: f"{share:.1%}",
         ),
         "peak_memory_bytes": (
-            "memory of the device, at most",
+            "memory of the device, at most, in the last session",
             lambda size: f"{size / 1e9:.1f} GB",
         ),
         "energy_kwh": (

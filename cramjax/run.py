@@ -25,6 +25,7 @@ from cramjax.training.pretrain import SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
+LOCK = "lock"  # of the process that works there
 
 
 def run(config: Config, workdir: Path, begun: float | None = None) -> None:
@@ -42,6 +43,9 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     ahead = Ahead(begun)
     config = as_recorded(config, workdir)
     check_workdir(workdir, config)
+    if (workdir / LOCK).exists():
+        with in_use(workdir):  # said at once, if another process is there
+            pass
     use_cache(config.compilation_cache)
     if not (workdir / SUMMARY).exists():
         check_platform(config)
@@ -59,8 +63,9 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     bring_back = "bring it back from the folder of the corpus"
     words = tokenizer.load(workdir / TOKENIZER, bring_back)
     manifest = files.read_json(workdir / CORPUS, bring_back)
-    results = evaluate.evaluate(config, weights, words, workdir)
-    path = report.write(config, manifest, summary, results, workdir)
+    with in_use(workdir):
+        results = evaluate.evaluate(config, weights, words, workdir)
+        path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 
 
@@ -153,12 +158,12 @@ def more_than_one_pass(config: Config, corpus: Corpus) -> str:
 
 @contextlib.contextmanager
 def in_use(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from training in the workdir while the block runs.
+    """Keeps other processes from working in the workdir while the block runs.
 
     Raises:
       UserError: another process is there.
     """
-    lock = FileLock(workdir / "lock", blocking=False)
+    lock = FileLock(workdir / LOCK, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:

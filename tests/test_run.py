@@ -110,6 +110,20 @@ def test_changed_text_is_refused(tmp_path, corpus):
         check_corpus(tmp_path, "books-2")
 
 
+def test_a_workdir_in_use_is_refused_at_once(finished, data_dir, tmp_path, capsys):
+    """Before anything is read or made; and so is one that is being scored."""
+    flags = command(tmp_path / "new", tmp_path / "data")
+    (tmp_path / "new").mkdir()
+    for folder, given in (
+        (tmp_path / "new", flags),
+        (finished[0], command(finished[0], data_dir)),
+    ):
+        with in_use(folder):
+            assert main(given) == 2
+        assert "is in use by another process" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_two_processes_do_not_train_in_one_workdir(tmp_path):
     for _ in range(2):
         with (

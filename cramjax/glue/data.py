@@ -159,9 +159,9 @@ def _missing(
     key, folder = _folder(task, glue)
     names = " or ".join(str(folder / file) for file in split.files)
     message = (
-        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass the "
-        f"folder that holds it, or leave {task.name!r} out of --config.glue.tasks "
-        '("()" stops after pretraining)'
+        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass "
+        f"--config.glue.{key}=FOLDER, the one that holds it, or leave {task.name!r} "
+        'out of --config.glue.tasks ("()" = no fine-tuning)'
     )
     if task.source == "own" or not (train or has_dev):
         return UserError(message)
