@@ -19,6 +19,10 @@ class SourceLost(UserError):
     """Text could not be read to its end, by no fault of its own: try again."""
 
 
+class DiskFull(UserError):
+    """Something could not be written for lack of room: make room, try again."""
+
+
 class Interrupted(Exception):
     """A signal ended the run at a point from which the same command goes on."""
 

@@ -1,13 +1,14 @@
 """Output whose reader may go: `| head`, a closed terminal, a dropped connection."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import TextIO
 
 
 class Unbroken:
-    """A text stream; once it cannot be written, what is written goes nowhere.
+    """A text stream; once its reader is gone, what is written goes nowhere.
 
     Nobody's looking on any more is no reason to lose a run.
     """
@@ -34,7 +35,10 @@ class Unbroken:
     def _into_nothing(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # also what is still buffered goes there, when Python ends
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                return  # a full disk, say: there may be room for what comes next
+            # Also what is still buffered goes there, when Python ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)

@@ -1,6 +1,7 @@
 """Pretraining: stopped, resumed, gone wrong, and on time."""
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -256,19 +257,23 @@ def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
     assert weights["pretrained"]["final_norm"]["scale"].shape == (32,)
 
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, capsys):
-    """There is no room at first; and at the end only when it was looked for twice."""
+    """No room at three steps, nor at the end when it is looked for twice."""
     config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
-    free = [0, 0, *[0, 0, 0], *[10**9] * 2]
+    free = [0, 0, 0, 0, 0, 10**9]
 
     def disk_usage(path):
         assert path == tmp_path / "checkpoints"
         return SimpleNamespace(free=free.pop(0))
 
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
-    monkeypatch.setattr(loop, "WAIT_S", 0.01)
+    monkeypatch.setattr(loop, "WAIT_S", 0.2)
     _, summary = pretrain.pretrain(config, corpus, tmp_path)
     assert summary["micro_steps"] == saved_state(config, tmp_path).step == 3
+    assert summary["seconds"]["idle"] >= 0.4  # not charged
     said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
         *["going on, make room"] * 3,
@@ -277,16 +282,70 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, caps
     assert "it takes 0.6 MB, 0.0 MB are free" in said[0]
 
 
-def test_waiting_for_room_can_be_given_up(corpus, tmp_path, data_dir, monkeypatch):
+def test_a_write_that_fails_in_the_background_is_done_again(
+    corpus, tmp_path, data_dir, monkeypatch, capsys
+):
+    """Orbax tells of it at the next call: at a later step's, or at the end."""
+    config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
+    failures = iter([False, True, False, True, True])
+    save = checkpoint.ocp.CheckpointManager.save
+
+    def failing(self, *args, **kwargs):
+        if next(failures, False):
+            raise ValueError(f"RESOURCE_EXHAUSTED: Error writing: {FULL}")
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", failing)
+    monkeypatch.setattr(loop, "WAIT_S", 0.01)
+    pretrain.pretrain(
+        dataclasses.replace(
+            config, budget=dataclasses.replace(config.budget, tokens=512)
+        ),
+        corpus,
+        tmp_path,
+    )
+    assert saved_state(config, tmp_path).step == 4
+    said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
+    assert [line.rpartition("; ")[2] for line in said] == [
+        *["going on, make room"] * 2,
+        "waiting for room, Ctrl-C gives up",
+    ]
+
+
+def test_waiting_for_room_is_given_up_by_hand_only(
+    corpus, tmp_path, data_dir, monkeypatch
+):
     config = tiny_config(data_dir, "budget.tokens=384")
+    numbers = [signal.SIGHUP, signal.SIGHUP, signal.SIGINT]
     monkeypatch.setattr(
-        checkpoint.CheckpointStore, "lacking_room", lambda *_: "the disk is full"
+        checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0)
     )
     monkeypatch.setattr(
-        loop.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT)
+        loop.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
     )
-    with pytest.raises(UserError, match="the disk is full: the state was given up"):
+    with pytest.raises(UserError, match="no room .*: the state was given up"):
         pretrain.pretrain(config, corpus, tmp_path)
+    assert numbers == []
+
+
+def test_lines_wait_for_room_too(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    with metrics_log.MetricsLog(path) as log:
+        log.write(step=1)
+        file, room = log._file, [3, 0, 4, 0]
+
+        def write(content):
+            if room and not (allowed := room.pop(0)):
+                raise FULL
+            return file.write(content[:allowed] if room else content)
+
+        log._file = SimpleNamespace(write=write, close=file.close)
+        log.write(step=2)
+        assert [line["step"] for line in metrics_log.read(path)] == [1]
+        log.write(step=3)
+        log.cut(2, event="resumed", step=2)
+        log.write(step=3)
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2, 3]
 
 
 def test_work_lost_since_the_checkpoint_is_charged(tiny, corpus, tmp_path, monkeypatch):

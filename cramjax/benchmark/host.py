@@ -74,9 +74,6 @@ class _NoStore:
     def latest_step(self) -> None:
         return None
 
-    def lacking_room(self, state: Any) -> str:
-        return ""
-
     def save(self, *_: Any) -> None:
         pass
 
@@ -111,7 +108,9 @@ def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
         idle = MicroStep(idle_step(config), time.monotonic())
         loop = Loop(config, corpus, store, log, workdir, state, Counters(), 0, idle)
         with contextlib.redirect_stdout(io.StringIO()):  # its progress is no news
-            loop.run()
+            stopped_by = loop.run()
+    if stopped_by is not None:
+        raise KeyboardInterrupt(stopped_by)
     # The first line has the compilation in it, the last one may be of a few steps.
     lines = [line for line in metrics_log.read(path) if "tokens_per_s" in line]
     return statistics.median(line["tokens_per_s"] for line in lines[1:-1] or lines)

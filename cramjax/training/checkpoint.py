@@ -1,13 +1,15 @@
 """Checkpoints with Orbax: the training state, and the host's counters beside it."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from cramjax.errors import UserError
+from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
 from cramjax.schema import CheckpointConfig
 
 
@@ -33,32 +35,49 @@ class CheckpointStore:
         self.wait()
         self._manager.close()
 
-    def lacking_room(self, state: Any) -> str:
-        """Returns what is wrong if the disk has no room for the state, or ""."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if needed <= free:
-            return ""
-        return (
-            f"{self._folder} has no room for a checkpoint: it takes {needed / 1e6:.1f} "
-            f"MB, {free / 1e6:.1f} MB are free"
-        )
-
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.
 
         A step that is there already is kept: it is the same state.
+
+        Raises:
+          DiskFull: there is no room for it, or was none for the one before.
         """
         if step == self._manager.latest_step():
             return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise DiskFull(
+                f"{self._folder} has no room for a checkpoint: it takes "
+                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+            )
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )
-        self._manager.save(step, args=arguments, force=True)
+        with self._room_explained():
+            self._manager.save(step, args=arguments, force=True)
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk.
+
+        Raises:
+          DiskFull: the last checkpoint could not be written.
+        """
+        with self._room_explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _room_explained(self) -> Iterator[None]:
+        """Orbax says once, at the next call, that a write in the background failed."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if not is_disk_full(error):
+                raise
+            raise DiskFull(
+                f"{self._folder} had no room for a checkpoint ({one_line(error)})"
+            ) from error
 
     def latest_step(self) -> int | None:
         """Returns the number of the newest whole checkpoint, or None."""

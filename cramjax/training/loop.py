@@ -1,7 +1,9 @@
 """The host loop: one budget, one stream of blocks, one jitted micro-step."""
 
+import contextlib
 import functools
 import math
+import signal
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
 from cramjax.device.compilation import MicroStep
 from cramjax.device.throughput import Throughput
-from cramjax.errors import TrainingFailed, UserError
+from cramjax.errors import DiskFull, TrainingFailed, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.schema import Config
 from cramjax.training import curriculum, train_step
@@ -118,9 +120,7 @@ class Loop:
             finished = self.clock.progress() >= 1
             if finished and self.counters.step % log_every:
                 self._write_line()
-            self._wait_for_room(stop)
-            self._save()
-            self._store.wait()
+            self._save_at_last(stop)
             if not finished:  # what the last write took is charged, too
                 step, elapsed_s = self.counters.step, self.clock.elapsed_s
                 self._log.write(event="stopped", step=step, elapsed_s=elapsed_s)
@@ -225,28 +225,35 @@ class Loop:
 
     def _save_if_it_fits(self) -> None:
         """Goes on without a checkpoint if the disk is full: room may be made later."""
-        if lacking := self._store.lacking_room(self.state):
-            print(f"{lacking}; going on, make room", flush=True)
-            self._last_save = time.monotonic()
-        else:
+        try:
             self._save()
+        except DiskFull as error:
+            print(f"{error}; going on, make room", flush=True)
+            self._last_save = time.monotonic()
 
-    def _wait_for_room(self, signals: list[int]) -> None:
-        """Waits until the state can be written: it is not to be lost.
+    def _save_at_last(self, signals: list[int]) -> None:
+        """Returns when the state is on the disk, and waits for room: it cost much.
 
         Raises:
-          UserError: another signal came meanwhile.
+          UserError: another SIGINT or SIGTERM came meanwhile.
         """
-        before = len(signals)
-        if lacking := self._store.lacking_room(self.state):
-            print(f"{lacking}; waiting for room, Ctrl-C gives up", flush=True)
-        while lacking := self._store.lacking_room(self.state):
-            if len(signals) > before:
-                raise UserError(
-                    f"{lacking}: the state was given up, the checkpoint before it is "
-                    "kept; make room, and the same command goes on from there"
-                )
-            time.sleep(WAIT_S)
+        before, told = len(signals), False
+        while True:
+            try:
+                self._save()
+                self._store.wait()
+                return
+            except DiskFull as error:
+                if not told:
+                    print(f"{error}; waiting for room, Ctrl-C gives up", flush=True)
+                told = True
+                if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
+                    raise UserError(
+                        f"{error}: the state was given up, the checkpoint before it is "
+                        "kept; make room, and the same command goes on from there"
+                    ) from error
+            with self.clock.measure("idle"):
+                time.sleep(WAIT_S)
 
     def _save(self) -> None:
         self._read_metrics()
@@ -262,7 +269,7 @@ class Loop:
         if not guard.max_loss or self.clock.progress() < guard.max_loss_after:
             return
         if loss is not None and loss > guard.max_loss:
-            self._save()
+            self._save_if_it_fits()
             raise TrainingFailed(
                 f"the training loss is {loss:.2f} after {self.clock.progress():.1%} of "
                 f"the budget, above config.guard.max_loss={guard.max_loss:g}: try a "
@@ -293,7 +300,8 @@ class Loop:
     def _step_back(self, why: str) -> None:
         self._in_flight = self._read = None
         self._steps_back += 1
-        self._store.wait()
+        with contextlib.suppress(DiskFull):  # then the one before it serves
+            self._store.wait()
         state, self.counters = begin(self._config, self._store, self._steps_back)
         self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
         self.counters.latest["bad_in_a_row"] = 0
