@@ -104,7 +104,7 @@ def from_recorded(values: Mapping[str, Any]) -> Config:
     for key, value in flatten(default.get_config().to_dict()).items():
         *sections, name = key.split(".")
         section = functools.reduce(lambda tree, s: tree.get(s, {}), sections, values)
-        if key in OPERATIONAL_KEYS:
+        if key in OPERATIONAL_KEYS and isinstance(section, dict):
             section.setdefault(name, value)
     return from_dict(values)
 

@@ -56,7 +56,7 @@ class Imported:
 
     Attributes:
       model: its shape.
-      params: of `encoder.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      params: of `encoder.MaskedLM`, or of `encoder.Encoder` if `has_head` is False.
       words: its tokenizer, in our order.
       has_head: whether it can predict words.
       empty_second: of its template, see `glue.empty_second`.
@@ -150,6 +150,8 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
             vocab
         )
         vocab = {token: int(new_ids_V[i]) for token, i in vocab.items()}
+    elif len(vocab) <= old_ids_V[: len(SPECIAL_TOKENS)].max():
+        raise UserError(f"{path} has special tokens that are not in its vocabulary")
     else:  # [[token, score], ...], in the order of their ids
         vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
     content["model"]["vocab"] = vocab

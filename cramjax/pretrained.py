@@ -39,7 +39,7 @@ class Pretrained:
 
     Attributes:
       model: its shape.
-      params: of `encoder.MaskedLM`, or of `model.Encoder` if `has_head` is False.
+      params: of `encoder.MaskedLM`, or of `encoder.Encoder` if `has_head` is False.
       words: the tokenizer.
       has_head: whether it can predict words.
       first: id of the token that a text begins with: what it saw in pretraining.

@@ -60,7 +60,7 @@ def rehearse(config: Config, workdir: Path) -> None:
     place = nearest_folder(workdir)
     try:
         with _scratch(place) as scratch:
-            _try_all(config, place, scratch)
+            _try_all(config, workdir, scratch)
     except Interrupted as error:
         raise Interrupted(INTERRUPTED, error.exit_code - 128) from error
     except KeyboardInterrupt as error:
@@ -90,8 +90,8 @@ def _scratch(place: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _try_all(config: Config, place: Path, scratch: Path) -> None:
-    _check_workdirs_disk(config, place)
+def _try_all(config: Config, workdir: Path, scratch: Path) -> None:
+    _check_workdirs_disk(config, workdir)
     text = sample.read(config, lambda line: _say("text", line))
     complete = evaluate.check(config)
     named = ", ".join(task.title for task in complete)
@@ -125,15 +125,18 @@ def _tokens(text: Sample, corpus: Corpus) -> float | None:
     return text.all_chars * sum(corpus.manifest["tokens"].values()) / text.chars
 
 
-def _check_workdirs_disk(config: Config, place: Path) -> None:
+def _check_workdirs_disk(config: Config, workdir: Path) -> None:
     """Compares the checkpoints with what is free.
 
     Raises:
       UserError: they will not fit.
     """
     state = sum(state_bytes(config).values())
+    there = [p for p in (workdir / CHECKPOINTS).rglob("*") if p.is_file()]
     # A new checkpoint is whole before the oldest one is deleted.
     needed = (config.checkpoint.keep + 1) * state
+    needed = max(needed - sum(path.stat().st_size for path in there), state)
+    place = nearest_folder(workdir)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(

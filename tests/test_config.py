@@ -164,6 +164,8 @@ def test_a_record_of_an_earlier_version_may_lack_operational_keys():
     del values["model"]["layers"]
     with pytest.raises(UserError, match=r"config\.model\.layers is missing"):
         config_module.from_recorded(values)
+    with pytest.raises(UserError, match=r"config\.checkpoint is None: must be a sec"):
+        config_module.from_recorded(to_dict(config) | {"checkpoint": None})
 
 
 @pytest.mark.parametrize(

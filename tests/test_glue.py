@@ -118,7 +118,7 @@ def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
     monkeypatch.setattr(finetuning, "_predict_all", predict_if_it_fits)
     split, _ = twenty_steps(tiny, trials_at_once=3)
     np.testing.assert_allclose(split, whole, atol=1e-4)
-    fits = 0
+    fits = 0  # also if that is seen when one trial is measured
     with pytest.raises(UserError, match=r"config\.glue\.batch_size is .* one trial"):
         twenty_steps(tiny, trials_at_once=3)
 

@@ -33,7 +33,20 @@ def test_the_search_finds_all_that_fit_and_asks_little(
         ladder, limit, need_bytes, fixed_bytes=10, first=first
     )
     assert found == [n for n in reversed(ladder) if need[n] <= limit]
-    assert len(asked) == len(set(asked)) <= 6
+    assert len(asked) == len(set(asked)) <= 7
+
+
+def test_what_cannot_be_compiled_is_come_down_from_quickly():
+    asked = []
+
+    def need_bytes(size):
+        asked.append(size)
+        return 1.0 if size <= 2 else INF
+
+    ladder = micro_batch.sizes(8192)
+    found = micro_batch.largest_first(ladder, 100, need_bytes, fixed_bytes=0, first=512)
+    assert found == [2, 1]
+    assert len(asked) <= 6
 
 
 def test_nothing_to_choose_from():

@@ -185,9 +185,11 @@ def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsy
         tiny, data=dataclasses.replace(tiny.data, dir=str(tmp_path / "data"))
     )
     free = {"checkpoints": 10**9, "corpus": 5 * 10**9}
+    workdir = tmp_path / "runs"
+    workdir.mkdir()
 
     def disk_usage(path):
-        name = "checkpoints" if path == tmp_path / "runs" else "corpus"
+        name = "checkpoints" if path == workdir else "corpus"
         return SimpleNamespace(free=free[name])
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
@@ -207,7 +209,14 @@ def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsy
     free["checkpoints"] = 3 * state * 4 * parameters
     rehearsal._check_corpus_disk(config, None)
     with pytest.raises(UserError, match=r"config\.checkpoint\.keep is 2: .*make room"):
-        rehearsal._check_workdirs_disk(config, tmp_path / "runs")
+        rehearsal._check_workdirs_disk(config, workdir)
+    free["checkpoints"] = 10**6
+    with pytest.raises(UserError, match=r"config\.checkpoint\.keep is 2: .*make room"):
+        rehearsal._check_workdirs_disk(config, workdir)
+    kept = workdir / "checkpoints" / "7"
+    kept.mkdir(parents=True)
+    (kept / "state").write_bytes(bytes(10**6))  # then there is room for what is new
+    rehearsal._check_workdirs_disk(config, workdir)
 
 
 def test_a_checkpoint_that_is_read_otherwise_is_named(

@@ -32,6 +32,7 @@ BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
         ("NVIDIA RTX A6000", "RTX A6000"),
         ("NVIDIA RTX A6000-48Q", None),
         ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 96GB HBM3", None),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H200 NVL", None),
         ("NVIDIA H200 MIG 1g.18gb", None),

@@ -127,7 +127,11 @@ def test_cudnn_on_an_old_card_is_refused(data_dir, gpu):
     [
         (0.5, "cudnn", "attention: cudnn (tokens/s with 4 sequences: xla 128, cudnn"),
         (2.0, "xla", "attention: xla (tokens/s with 4 sequences: xla 128, cudnn 64)"),
-        (RuntimeError("no cuDNN\nhere"), "xla", "does not run here (no cuDNN here)"),
+        (
+            RuntimeError("no cuDNN\nhere"),
+            "xla",
+            "does not run here with 4 sequences (no cuDNN here)",
+        ),
     ],
 )
 def test_the_faster_attention_is_taken(
@@ -149,6 +153,23 @@ def test_the_faster_attention_is_taken(
     chosen = tuning.choose(config, said.append)
     assert chosen.model.attention == expected
     assert any(line in text for text in said)
+
+
+def test_attentions_are_compared_with_what_fits(data_dir, gpu, monkeypatch):
+    def seconds_per_step(config, step):
+        if config.micro_batch > 3:
+            raise OUT_OF_MEMORY
+        return 1.0 if config.model.attention == "cudnn" else 2.0
+
+    monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(tuning.MicroStep, "of", lambda config: None)
+    flags = "model.dtype=bfloat16", "model.attention=auto", "micro_batch=0"
+    said = []
+    assert tuning._attention(tiny_config(data_dir, *flags), said.append) == "cudnn"
+    assert said[-1].startswith("attention: cudnn (tokens/s with 3 sequences: xla 48,")
+    fixed = tiny_config(data_dir, *flags[:2])  # with a micro-batch of 4
+    with pytest.raises(UserError, match="no attention runs with 4 sequences"):
+        tuning._attention(fixed, said.append)
 
 
 def test_a_run_records_what_was_chosen_and_keeps_to_it(

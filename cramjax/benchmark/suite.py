@@ -47,11 +47,13 @@ def measure(
     say(f"benchmark: {around['device']}, {minutes:g} minutes at most")
     config = tuning.choose(config, say)
     steps = Variants(config, deadline, say)
-    steps.measure(config.micro_batch)
     found: dict[str, Any] = {"pytorch": None, "host": None, "trials": None}
     try:
+        steps.measure(config.micro_batch)
         _beside(config, steps, found, deadline, say)
     except KeyboardInterrupt as error:
+        if not steps.rows:
+            raise
         deadline.skip("the rest", INTERRUPTED)
         found["interrupted"] = error.args[0] if error.args else signal.SIGINT
     torch = found["pytorch"]

@@ -6,7 +6,7 @@ positions only, fused AdamW where there is one, torch.compile; if the config
 says bfloat16, by autocast, with a residual stream of that type, too. It needs torch,
 which is no dependency.
 
-Axes as in `cramjax.model`.
+Axes as in `cramjax.model.encoder`.
 """
 
 import contextlib

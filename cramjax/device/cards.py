@@ -102,7 +102,7 @@ CARDS = {
 }
 
 # Words of a device's name that say that it is another than the card of that name.
-OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+[qc]")
+OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+([qc]|gb)")
 
 
 def of_device(device_kind: str) -> Card | None:
@@ -112,7 +112,8 @@ def of_device(device_kind: str) -> Card | None:
     """
     words = set(re.split(r"[\s-]+", device_kind.lower()))
     for card in CARDS.values():
-        rest = words - (title := set(card.title.lower().split()))
+        title = set(card.title.lower().split())
+        rest = words - title - {f"{card.memory_gib}gb"}
         if title <= words and not any(map(OTHER.fullmatch, rest)):
             return card
     return None

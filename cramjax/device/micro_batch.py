@@ -55,7 +55,8 @@ def largest_first(
         else:
             high = index
         if math.isinf(need):
-            need = limit_bytes + 1
+            index = (low + high) // 2
+            continue
         per_sequence = max(need - fixed_bytes, 1) / ladder[index]
         room = (limit_bytes - fixed_bytes) / per_sequence
         index = bisect.bisect_right(ladder, room) - 1

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,15 +72,10 @@ def _attention(config: Config, say: Callable[[str], None]) -> str:
         say(f"attention: {names[0]}, there is no other one for this model and device")
         return names[0]
     rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
-    tokens_per_s: dict[str, float] = {}
-    for name in names:
-        trial = dataclasses.replace(_with_attention(config, name), micro_batch=rows)
-        try:
-            seconds = seconds_per_step(trial, MicroStep.of(trial))
-        except RuntimeError as error:  # of XLA: no memory, or no cuDNN
-            say(f"attention: {name} does not run here ({one_line(error)})")
-            continue
-        tokens_per_s[name] = rows * config.model.max_length / seconds
+    tokens_per_s = _tokens_per_s(config, names, rows, say)
+    while not tokens_per_s and not config.micro_batch and rows > 1:
+        rows //= 2
+        tokens_per_s = _tokens_per_s(config, names, rows, say)
     if not tokens_per_s:
         raise UserError(
             f"config.micro_batch is {config.micro_batch}: no attention runs with "
@@ -90,6 +85,25 @@ def _attention(config: Config, say: Callable[[str], None]) -> str:
     speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
     say(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
     return best
+
+
+def _tokens_per_s(
+    config: Config, names: Sequence[str], rows: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Measures those attentions that run with so many sequences."""
+    found = {}
+    for name in names:
+        trial = dataclasses.replace(_with_attention(config, name), micro_batch=rows)
+        try:
+            seconds = seconds_per_step(trial, MicroStep.of(trial))
+        except RuntimeError as error:  # of XLA: no memory, or no cuDNN
+            say(
+                f"attention: {name} does not run here with {rows} sequences "
+                f"({one_line(error)})"
+            )
+            continue
+        found[name] = rows * config.model.max_length / seconds
+    return found
 
 
 def attentions(config: Config) -> list[str]:

@@ -58,7 +58,10 @@ def try_out(
     """
     sets = _load(config, task, words)
     few = [rows[:EVAL_BATCH] for rows in sets.dev.values()]
-    glue = dataclasses.replace(config.glue, epochs=1, trials_at_once=config.glue.trials)
+    glue = config.glue
+    glue = dataclasses.replace(
+        glue, epochs=1, trials_at_once=glue.trials_at_once or glue.trials
+    )
     finetune(
         config.model,
         glue,

@@ -1,7 +1,7 @@
 """Fine-tuning one task: several trials in one program, from one kind of start.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
-`model`.
+`model.encoder`.
 """
 
 import dataclasses
@@ -90,28 +90,39 @@ def finetune(
     steps = glue.epochs * (len(train) // glue.batch_size)
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
-    at_once = trials_at_once(static, train)
+
+    def outputs_of(trials: range) -> list[np.ndarray]:
+        """Of a group of trials, whose weights are gone before the next one's come."""
+        params_T = _train(static, train, pretrained, trials, learning_rate, seed)
+        return [_predict_all(static, params_T, rows) for rows in scored]
+
+    try:
+        at_once = trials_at_once(static, train)
+    except jax.errors.JaxRuntimeError as error:
+        raise _explained(error, glue) from error
     found: list[list[np.ndarray]] = []
     first = 0
     while first < glue.trials:
         trials = range(first, min(first + at_once, glue.trials))
         try:
-            params_T = _train(static, train, pretrained, trials, learning_rate, seed)
-            found.append([_predict_all(static, params_T, rows) for rows in scored])
+            found.append(outputs_of(trials))
+            first = trials.stop
         except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if at_once == 1:
-                raise UserError(
-                    f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
-                    f"trial is too much for the memory of "
-                    f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
-                    "--config.glue.max_length"
-                ) from error
+            if at_once == 1 or not is_out_of_memory(error):
+                raise _explained(error, glue) from error
             at_once = -(-at_once // 2)
-            continue
-        first = trials.stop
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def _explained(error: Exception, glue: GlueConfig) -> Exception:
+    """Returns the error, or one for users if it is about memory."""
+    if not is_out_of_memory(error):
+        return error
+    return UserError(
+        f"config.glue.batch_size is {glue.batch_size}: fine-tuning one trial is too "
+        f"much for the memory of {jax.devices()[0].device_kind}; pass a smaller one, "
+        "or a smaller --config.glue.max_length"
+    )
 
 
 def trials_at_once(static: _Static, train: Encoded) -> int:

@@ -19,7 +19,6 @@ from cramjax.config import (
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.prepare import prepare
-from cramjax.device import tuning
 from cramjax.device.compilation import use_cache
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
@@ -110,7 +109,10 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
         )
     values = files.read_json(checkpoint / CONFIG, "bring it back")
     trained = flatten(values)
-    asked = flatten(to_dict(tuning.as_recorded(config, trained)))
+    asked = flatten(to_dict(config))
+    for key, left_to_device in (("micro_batch", 0), ("model.attention", "auto")):
+        if asked[key] == left_to_device:  # which has chosen
+            asked[key] = trained.get(key)
     for key in sorted(given - OPERATIONAL_KEYS - {"seed"}):
         if not key.startswith("glue.") and asked[key] != trained.get(key):
             raise UserError(

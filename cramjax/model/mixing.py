@@ -1,6 +1,6 @@
 """What moves information between positions: attention, or a Fourier transform.
 
-Axes as in `model`.
+Axes as in `encoder`.
 """
 
 import flax.linen as nn

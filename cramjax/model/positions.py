@@ -1,6 +1,6 @@
 """How a token's position enters: added to its word, or rotating queries and keys.
 
-Axes as in `model`; E is the width of the embedding.
+Axes as in `encoder`; E is the width of the embedding.
 """
 
 import flax.linen as nn

@@ -131,7 +131,8 @@ class Config:
                 "curriculum.unfold=True",
             )
         require(
-            self.model.attention != "cudnn" or all(n % 2 == 0 for n in lengths),
+            self.model.attention != "cudnn"
+            or not any(n % 2 for n in (*lengths, length)),
             "model.attention",
             self.model.attention,
             f"'xla' or 'auto' with sequences of {lengths} (cuDNN's have even lengths)",
