@@ -5,11 +5,12 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cramjax.device.cards import CARDS
 from cramjax.flops import train_flops_by_part
 from cramjax.schema import Config
-from cramjax.training import train_step
+from cramjax.training import schedules, train_step
 from cramjax.training.budget import tokens_bought
 
 
@@ -24,7 +25,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
       {"parameters": {part: count}, "flops_per_token": {part: FLOPs, forward and
       backward}, "state_bytes": {part: bytes}, "cards": {card: {"tokens_per_s", "hours",
       "tokens", "updates"}}}; hours and tokens are those of the budget on that card,
-      updates are counted as if every one had the final batch.
+      updates those of the batch's ramp, in whole micro-batches.
     """
     flops = train_flops_by_part(config.model, config.objective.max_mask_rate)
     return {
@@ -82,10 +83,26 @@ def state_bytes(config: Config) -> dict[str, int]:
 def _on_card(config: Config, flops_per_s: float, flops: float) -> dict[str, float]:
     tokens_per_s = flops_per_s / flops
     tokens = tokens_bought(config.budget, tokens_per_s, flops)
-    batch_tokens = config.batch.sequences * config.model.max_length
+    rows = config.micro_batch or config.batch.sequences
     return {
         "tokens_per_s": tokens_per_s,
         "hours": tokens / tokens_per_s / 3600,
         "tokens": tokens,
-        "updates": tokens / batch_tokens,
+        "updates": updates_bought(config, rows, tokens),
     }
+
+
+def updates_bought(config: Config, rows: int, tokens: float) -> float:
+    """Returns the optimizer's updates in so many tokens, the batch ramp included.
+
+    Args:
+      config: with the ramp.
+      rows: of a micro-batch.
+      tokens: to be trained on.
+    """
+    micro_steps = tokens / (rows * config.model.max_length)
+    progress_N = (jnp.arange(10_000) + 0.5) / 10_000
+    accumulated_N = schedules.accumulation_steps(
+        progress_N, rows, config.batch.sequences, config.batch.ramp_share
+    )
+    return micro_steps * float(jnp.mean(1 / accumulated_N))

@@ -281,12 +281,15 @@ def estimate(
     """
     tokens_per_s = config.micro_batch * config.model.max_length / seconds_per_step
     budget = config.budget
+
+    def passes(tokens: float) -> str:
+        count = tokens / all_tokens if all_tokens else 0.0
+        return f", {count:.2g} passes over the text" if count > 1 else ""
+
     if budget.kind == "hours":
         tokens = max(budget.hours * 3600 - compile_s, 0) * tokens_per_s
-        passes = tokens / all_tokens if all_tokens else 0.0
-        more = f", {passes:.2g} passes over the text" if passes > 1 else ""
-        return f"{budget.hours:g} hours buy about {tokens:.2g} tokens{more}"
+        return f"{budget.hours:g} hours buy about {tokens:.2g} tokens{passes(tokens)}"
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
     tokens = budget.tokens or budget.flops / per_token
     minutes = (tokens / tokens_per_s + compile_s) / 60
-    return f"{tokens:.3g} tokens take about {minutes:,.1f} minutes"
+    return f"{tokens:.3g} tokens take about {minutes:,.1f} minutes{passes(tokens)}"

@@ -14,13 +14,18 @@ install_cramjax() {
         "set PYTHON=/path/to/python3.12 and run this again" >&2
       exit 2
     }
+    "$python" -c '' 2> /dev/null || {
+      echo "error: $python does not run; cramjax needs Python 3.11 or newer:" \
+        "set PYTHON=/path/to/python3.12 and run this again" >&2
+      exit 2
+    }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
       echo "error: $("$python" --version) found; cramjax needs Python 3.11 or newer:" \
         "set PYTHON=/path/to/python3.12 and run this again" >&2
       exit 2
     }
     [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-    echo "installing cramjax into .venv (1 GB, once) ..."
+    echo "installing cramjax into .venv (1.2 GB, once) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       --editable ".${extras:+[$extras]}"
     touch "$stamp"

@@ -76,7 +76,8 @@ def _print(facts: dict[str, Any], card: Card) -> None:
         "largest micro-batch that fits without computing twice, of these: "
         f"{largest or 'none'}"
     )
-    print("  tight: it fits, but XLA has to compute some things twice for that")
+    if any(row["recomputes"] for row in facts["micro_batches"].values()):
+        print("  tight: it fits, but XLA has to compute some things twice for that")
     print("  MB/token: memory traffic outside matrix products")
     print("  FLOPs: of the compiled matrix products, over the formula's")
     factor = facts["calibration"]

@@ -69,21 +69,6 @@ def test_traffic_is_summed_without_products(params):
     assert found["optimizer"]["update"] == 5
 
 
-def test_updates_follow_the_ramp():
-    def config(ramp_share):
-        flags = "micro_batch=16", "batch.sequences=64", "budget.hours=1.0"
-        return row_config("crammed-bert", *flags, f"batch.ramp_share={ramp_share}")
-
-    micro_steps = 1200
-    tokens = micro_steps * 16 * 128
-    at_once = plan.updates_bought(config(0.0), 16, tokens)
-    assert at_once == pytest.approx(micro_steps / 4)
-    # Over the first 60 % of the budget 1, 2, 3, 4 micro-batches, 15 % each; then 4.
-    per_step = 0.15 * (1 + 1 / 2 + 1 / 3 + 1 / 4) + 0.4 / 4
-    ramp = plan.updates_bought(config(0.6), 16, tokens)
-    assert ramp == pytest.approx(micro_steps * per_step, rel=1e-3)
-
-
 def test_seconds_are_those_of_the_narrower_limit():
     card = cards.CARDS["a4000"]
     product = Kernel("", 1, 448, 10**12, 0)  # little traffic

@@ -263,7 +263,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, capsys):
     """No room at three steps, nor at the end when it is looked for twice."""
     config = tiny_config(data_dir, "checkpoint.every_minutes=1e-9", "budget.tokens=384")
-    free = [0, 0, 0, 0, 0, 10**9]
+    free = [0, 0, 0, 0, 0, 0, 10**9]
 
     def disk_usage(path):
         assert path == tmp_path / "checkpoints"
@@ -276,7 +276,7 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, caps
     assert summary["seconds"]["idle"] >= 0.4  # not charged
     said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
-        *["going on, make room"] * 3,
+        *["going on, make room"] * 4,  # and before the first step
         "waiting for room, Ctrl-C gives up",
     ]
     assert "it takes 0.6 MB, 0.0 MB are free" in said[0]
@@ -323,9 +323,18 @@ def test_waiting_for_room_is_given_up_by_hand_only(
     monkeypatch.setattr(
         loop.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
     )
-    with pytest.raises(UserError, match="no room .*: the state was given up"):
+    with pytest.raises(UserError, match="no room .* given up; .* goes on from step 0"):
         pretrain.pretrain(config, corpus, tmp_path)
     assert numbers == []
+
+
+def test_a_budget_that_was_lost_in_whole_is_no_result(corpus, tmp_path, data_dir):
+    config = tiny_config(data_dir, "budget.tokens=0", "budget.hours=0.002")
+    with metrics_log.MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write(step=100, elapsed_s=60.0)
+    with pytest.raises(UserError, match="went to work that was lost, nothing is train"):
+        pretrain.pretrain(config, corpus, tmp_path)
+    assert not (tmp_path / "pretrain.json").exists()
 
 
 def test_lines_wait_for_room_too(tmp_path, monkeypatch):

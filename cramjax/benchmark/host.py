@@ -74,6 +74,9 @@ class _NoStore:
     def latest_step(self) -> None:
         return None
 
+    def check_room(self, state: Any) -> None:
+        pass
+
     def save(self, *_: Any) -> None:
         pass
 

@@ -43,7 +43,7 @@ SHORTCUTS = {
 
 
 def score(argv: Sequence[str]) -> str:
-    """Fine-tunes and scores as the arguments say; returns glue.md.
+    """Fine-tunes and scores as the arguments say; returns glue.md and where it is.
 
     Raises:
       UserError: a mistake that can be seen before compute is spent.
@@ -78,7 +78,8 @@ def score(argv: Sequence[str]) -> str:
         _note_weights(workdir, whose)
         files.write_json(workdir / CONFIG, to_dict(config))
         evaluate.evaluate(config, weights, words, workdir)
-    return (workdir / evaluate.TABLE).read_text()
+    table = workdir / evaluate.TABLE
+    return f"{table.read_text()}\nwritten to {table}"
 
 
 def _check_not_a_runs(workdir: Path) -> None:

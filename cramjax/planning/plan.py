@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from cramjax.describe import state_bytes, state_shapes
+from cramjax.describe import state_bytes, state_shapes, updates_bought
 from cramjax.device import micro_batch
 from cramjax.device.cards import CARDS, Card
 from cramjax.device.compilation import planned_bytes, recomputes
@@ -19,7 +18,7 @@ from cramjax.planning import compiled, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source
 from cramjax.schema import Config, require
-from cramjax.training import budget, schedules
+from cramjax.training import budget
 
 # Shares of the card's limits that kernels are taken to reach. An H200 did 0.80 of its
 # peak in a bfloat16 product of 8192^3, and a copy at 0.90 of its bandwidth; the model's
@@ -142,22 +141,6 @@ def memory_share() -> float:
                 raise UserError(f"{name}={text}: must be above 0 and at most 1")
             return share
     return 0.75
-
-
-def updates_bought(config: Config, rows: int, tokens: float) -> float:
-    """Returns the optimizer's updates in so many tokens, the batch ramp included.
-
-    Args:
-      config: with the ramp.
-      rows: of a micro-batch.
-      tokens: to be trained on.
-    """
-    micro_steps = tokens / (rows * config.model.max_length)
-    progress_N = (jnp.arange(10_000) + 0.5) / 10_000
-    accumulated_N = schedules.accumulation_steps(
-        progress_N, rows, config.batch.sequences, config.batch.ramp_share
-    )
-    return micro_steps * float(jnp.mean(1 / accumulated_N))
 
 
 def seconds(kernels: Iterable[Kernel], card: Card) -> float:

@@ -35,6 +35,16 @@ class CheckpointStore:
         self.wait()
         self._manager.close()
 
+    def check_room(self, state: Any) -> None:
+        """Raises `DiskFull` if the disk has no room for a checkpoint now."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise DiskFull(
+                f"{self._folder} has no room for a checkpoint: it takes "
+                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+            )
+
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.
 
@@ -45,13 +55,7 @@ class CheckpointStore:
         """
         if step == self._manager.latest_step():
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise DiskFull(
-                f"{self._folder} has no room for a checkpoint: it takes "
-                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
-            )
+        self.check_room(state)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )

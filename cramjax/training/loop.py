@@ -102,6 +102,10 @@ class Loop:
         blocks = self._corpus.train
         progress = Progress(self._config.budget, len(blocks) * blocks.length)
         with stop_signals() as stop, progress:
+            try:
+                self._store.check_room(self.state)
+            except DiskFull as error:
+                progress.say(f"{error}; going on, make room")
             while (used := self.clock.progress()) < 1 and not stop:
                 self._step(used)
                 if self.first_step_s is None and self._read is not None:
@@ -248,9 +252,10 @@ class Loop:
                     print(f"{error}; waiting for room, Ctrl-C gives up", flush=True)
                 told = True
                 if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
+                    step = self._store.latest_step() or 0
                     raise UserError(
-                        f"{error}: the state was given up, the checkpoint before it is "
-                        "kept; make room, and the same command goes on from there"
+                        f"{error}: the state was given up; make room, and the same "
+                        f"command goes on from step {step}, what was lost is charged"
                     ) from error
             with self.clock.measure("idle"):
                 time.sleep(WAIT_S)

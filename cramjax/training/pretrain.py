@@ -66,6 +66,11 @@ def pretrain(
                 "budget); the same command goes on from here",
                 stopped_by,
             )
+        if not loop.counters.tokens:
+            raise UserError(
+                f"--workdir={workdir}: all of the budget went to work that was lost, "
+                "nothing is trained; pass another --workdir"
+            )
         with loop.clock.measure("validation"):
             weights = train_step.weights(config, loop.state)
             scores = score(config, weights, corpus)

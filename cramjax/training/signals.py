@@ -19,7 +19,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         # Not `print`: it may be what was interrupted. And nobody may be there to see.
         with contextlib.suppress(OSError):
-            line = f"{signal.Signals(number).name}: saving after this step ...\n"
+            line = f"{signal.Signals(number).name}: stopping ...\n"
             os.write(2, line.encode())
 
     numbers = [signal.SIGINT, signal.SIGTERM]
