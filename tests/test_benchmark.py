@@ -133,6 +133,7 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
 ):
     # The micro-batch was left to the device.
     monkeypatch.setattr(tuning, "choose", lambda given, say: config)
+    monkeypatch.setattr(peer, "unsupported", lambda _: "")  # torch may be missing
     asked = dataclasses.replace(config, micro_batch=0)
     facts = suite.measure(asked, 1e-9, say=lambda _: None)
     assert [row["micro_batch"] for row in facts["variants"]] == [4]
@@ -197,7 +198,7 @@ def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch)
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
     monkeypatch.setattr(host, "measure", full)
-    monkeypatch.setattr(peer, "compare", lambda *_: {"skipped": "not now"})
+    monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
     monkeypatch.setattr(trials, "compare", lambda *_: None)
     monkeypatch.setattr(suite, "LADDER", ())
     facts = suite.measure(config, 100, say=lambda _: None)
