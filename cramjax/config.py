@@ -20,7 +20,6 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from configs import default
 from cramjax import arguments
 from cramjax.arguments import Shortcuts
 from cramjax.errors import UserError, one_line
@@ -44,6 +43,9 @@ OPERATIONAL_KEYS = frozenset(
         "glue.tfds_dir",
     ]
 )
+
+# By its place: the folder somebody works in may have a package "configs" of its own.
+DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 
 # What a value of each type is, for people.
 EXPECTED = {
@@ -101,7 +103,7 @@ def from_recorded(values: Mapping[str, Any]) -> Config:
       UserError: see `from_dict`.
     """
     values = copy.deepcopy(dict(values))
-    for key, value in flatten(default.get_config().to_dict()).items():
+    for key, value in flatten(_load_file(str(DEFAULT)).to_dict()).items():
         *sections, name = key.split(".")
         section = functools.reduce(lambda tree, s: tree.get(s, {}), sections, values)
         if key in OPERATIONAL_KEYS and isinstance(section, dict):

@@ -75,11 +75,23 @@ class MicroStep:
         )
 
 
-def lowered(config: Config, function: Callable, shape: tuple[int, ...]):
-    """Returns the micro-step for a batch's shape as a `jax.stages.Lowered`."""
+def lowered(
+    config: Config,
+    function: Callable,
+    shape: tuple[int, ...],
+    mesh: jax.sharding.Mesh | None = None,
+):
+    """Returns the micro-step for a batch's shape as a `jax.stages.Lowered`.
+
+    Args:
+      config: the step's.
+      function: of `train_step.make_micro_step`.
+      shape: of a batch.
+      mesh: what `function` was made for; this machine's device if left out.
+    """
     state = abstract(
         lambda: train_step.init_state(config),
-        train_step.replicated(train_step.make_mesh()),
+        train_step.replicated(mesh or train_step.make_mesh()),
     )
     tokens_BxL = jax.ShapeDtypeStruct(shape, token_dtype(config.model.vocab_size))
     progress = jax.ShapeDtypeStruct((), np.float32)

@@ -8,11 +8,10 @@ decides when it compiles for itself.
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
-from cramjax.data.packing import token_dtype
 from cramjax.device.cards import Card
+from cramjax.device.compilation import lowered
 from cramjax.errors import UserError
 from cramjax.schema import Config
 from cramjax.training import train_step
@@ -75,12 +74,7 @@ def device(card: Card) -> jax.Device:
 def compile_micro_step(config: Config, on: jax.Device) -> jax.stages.Compiled:
     """Returns the training micro-step on whole blocks, compiled."""
     mesh = train_step.make_mesh([on])
-    state = jax.eval_shape(lambda: train_step.init_state(config))
     shape = (config.micro_batch, config.model.max_length)
-    tokens_BxL = jax.ShapeDtypeStruct(shape, token_dtype(config.model.vocab_size))
-    progress = jax.ShapeDtypeStruct((), np.float32)
-    lowered = train_step.make_micro_step(config, mesh).lower(
-        state, tokens_BxL, progress
-    )
+    step = train_step.make_micro_step(config, mesh)
     untuned: dict[str, Any] = {"xla_gpu_autotune_level": 0}  # tuning would run kernels
-    return lowered.compile(compiler_options=untuned)
+    return lowered(config, step, shape, mesh).compile(compiler_options=untuned)
