@@ -108,7 +108,9 @@ class Pretrained:
         tokens_1xL = self._padded([row])
         logits_PxV = _logits(self.model, self.params, tokens_1xL, np.array([places]))[0]
         vocabulary = self.words.get_vocab()
-        answers_A = np.array([i for w, i in vocabulary.items() if w not in SPECIAL])
+        # Sorted: the tokenizer's order is another at every call, and so were the sums.
+        answers = sorted(i for word, i in vocabulary.items() if word not in SPECIAL)
+        answers_A = np.array(answers)
         shares_PxA = np.asarray(jax.nn.softmax(logits_PxV[:, answers_A]))
         return [
             [
