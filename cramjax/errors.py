@@ -1,13 +1,15 @@
 """The error a user can cause, and mend."""
 
 import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
-    """Ends the program in one line, exit code 2: names the key or file, and a way out.
+    """Ends the program with exit code 2 and one line, or one for each thing wrong.
 
-    The message names the key or file, its value, and what to do about it. What can be
-    seen beforehand is raised before any compute is spent.
+    A line names the key or file, its value, and what to do about it. What can be seen
+    beforehand is raised before any compute is spent.
     """
 
 
@@ -30,6 +32,23 @@ class Interrupted(Exception):
         """Keeps the signal, from which the exit code follows."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Calls every check; returns what they return.
+
+    Raises:
+      UserError: with the lines of all checks that failed.
+    """
+    results, lines = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except UserError as error:
+            lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+    return results
 
 
 def one_line(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """The whole job, from raw text to fine-tuned scores.
 
-python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m cramjax.main --config=configs/a4000.py
 
+Everything the run writes is in --workdir=FOLDER, which defaults to runs/ and the name
+of the config: runs/a4000. Run the same command again, and it continues where it ended.
 Any key of the config can be overridden: --config.budget.hours=0.5
---rehearse tries every stage for a moment, and says what the budget will buy.
+--rehearse tries every stage for a moment and says what the budget will buy.
 configs/default.py explains every key; the files beside it are quickstart.py, a4000.py,
-a6000.py, rtx2080ti.py, h200.py and ablations/architecture.py:ROW.
+a6000.py, rtx2080ti.py, h200.py, data/NAME.py:GPU and ablations/NAME.py:ROW.
 """
 
 import signal
@@ -14,13 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cramjax import arguments
 from cramjax.config import parse_command_line
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
 from cramjax.output import Unbroken
 
 FLAGS = (
-    ("workdir", "folder of the run"),
+    ("workdir", "folder of the run; runs/<the config's name> if it is left out"),
     ("rehearse", "try every stage for a moment, train nothing"),
 )
 
@@ -33,25 +36,32 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     begun = time.monotonic()
     config, extras = parse_command_line(argv, FLAGS, switches=["rehearse"])
-    if not extras["workdir"]:
-        raise UserError("no workdir: pass e.g. --workdir=runs/quickstart")
+    workdir = Path(extras["workdir"] or default_workdir(arguments.split(argv)[0]))
+    print(f"workdir: {workdir}", flush=True)
     # These import JAX: a mistyped flag need not wait for it.
     if extras["rehearse"]:
         from cramjax.rehearsal import rehearse
 
-        rehearse(config, Path(extras["workdir"]))
+        rehearse(config, workdir)
     else:
         from cramjax.run import run
 
-        run(config, Path(extras["workdir"]), begun)
+        run(config, workdir, begun)
+
+
+def default_workdir(config: str) -> Path:
+    """Returns runs/<name>, or runs/<name>-<row>, of `--config=FOLDER/<name>.py:<row>`."""
+    file, _, row = config.partition(":")
+    return Path("runs", "-".join(filter(None, (Path(file).stem, row))))
 
 
 def guarded(
     command: Callable[[Sequence[str]], None], argv: Sequence[str], usage: str
 ) -> int:
-    """Runs a command; returns its exit code, with one line on stderr if it is not 0.
+    """Runs a command; returns its exit code, and says why on stderr if it is not 0.
 
-    2 for a user's mistake, 128 plus the signal's number for an interruption.
+    2 for a user's mistakes, a line for each; 128 plus the signal's number for an
+    interruption.
     """
     if {"-h", "--help"} & set(argv):
         print(usage.strip())
@@ -63,7 +73,8 @@ def guarded(
     try:
         command(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 2
     except Interrupted as error:
         print(error, file=sys.stderr)

@@ -4,4 +4,4 @@
 source "$(dirname "$0")/env.sh"
 install_cramjax ""
 source .venv/bin/activate
-python -m cramjax.main --config=configs/quickstart.py --workdir=runs/quickstart "$@"
+python -m cramjax.main --config=configs/quickstart.py "$@"

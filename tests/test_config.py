@@ -174,7 +174,6 @@ def test_a_record_of_an_earlier_version_may_lack_operational_keys():
         ["--workdir=w"],
         ["--config=configs/nowhere.py", "--workdir=w"],
         [],
-        ["--config=configs/quickstart.py"],
         ["--config=configs/quickstart.py", "--config=configs/h200.py", "--workdir=w"],
         ["--config=configs/quickstart.py:row", "--workdir=w"],
         ["--config=configs/quickstart.py", "--workdir=w", "--config.seed", "5"],

@@ -40,7 +40,8 @@ def no_network(monkeypatch):
 
 def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
     assert main(command(tmp_path)) == 0
-    out = capsys.readouterr().out.splitlines()
+    first, *out = capsys.readouterr().out.splitlines()
+    assert first == f"workdir: {tmp_path / 'runs' / 'one'}"
     stages = [line.split(": ")[1] for line in out]
     assert all(line.startswith("rehearsal: ") for line in out)
     assert stages == [
