@@ -181,11 +181,15 @@ def get_config() -> config_dict.ConfigDict:
     # cb, copa, multirc, wic, wsc, boolq and superglue_rte (with AX-b and AX-g); in the
     # package intents, intents10 and acceptability; and own, the task of the own_ keys.
     glue.tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-    glue.data_dir = "glue_data"  # folder with CoLA/train.tsv, CoLA/dev.tsv, SST-2/ ...
+    # Folder with CoLA/train.tsv, CoLA/dev.tsv, SST-2/ ...; if there is no such folder,
+    # TensorFlow Datasets downloads and prepares GLUE, once for all runs.
+    glue.data_dir = "glue_data"
     glue.superglue_dir = (
         "superglue_data"  # with CB/train.jsonl, CB/val.jsonl, COPA/ ...
     )
-    glue.tfds_dir = ""  # GLUE from TFDS, prepared in this folder; "" = from data_dir
+    # GLUE from TFDS, prepared in this folder, whether there is a data_dir or not. "" =
+    # data_dir, and if that is not there, TFDS's own folder, ~/tensorflow_datasets.
+    glue.tfds_dir = ""
     # Your own task: a folder with train and dev, each .tsv (with a header) or .jsonl.
     glue.own_dir = ""
     glue.own_texts = ("text",)  # columns of one or more texts

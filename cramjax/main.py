@@ -50,7 +50,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def default_workdir(config: str) -> Path:
-    """Returns runs/<name>, or runs/<name>-<row>, of `--config=FOLDER/<name>.py:<row>`."""
+    """Returns runs/NAME, or runs/NAME-ROW, of a --config=FOLDER/NAME.py:ROW."""
     file, _, row = config.partition(":")
     return Path("runs", "-".join(filter(None, (Path(file).stem, row))))
 

@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import io
-import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cramjax.device.compilation import Ahead, use_cache
 from cramjax.errors import Interrupted, UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate, tasks
-from cramjax.run import as_recorded, check_platform, check_workdir, nearest_folder
+from cramjax.run import as_recorded, look, nearest_folder
 from cramjax.schema import BudgetConfig, Config
 from cramjax.training.pretrain import (
     CHECKPOINTS,
@@ -47,20 +47,20 @@ def rehearse(config: Config, workdir: Path) -> None:
     """Tries all stages, prints a line for each and what the budget will buy.
 
     What it writes is in a folder beside the workdir that is deleted in the end; only
-    compiled programs stay, in `config.compilation_cache`.
+    compiled programs stay, in `config.compilation_cache`, and what TFDS prepares.
 
     Raises:
-      UserError: what would end the run, or its disk being too small.
+      UserError: what would end the run (a line for each thing that can be seen without
+        trying), or its disk being too small.
       Interrupted: a signal came.
     """
     config = as_recorded(config, workdir)
-    check_workdir(workdir, config)
-    check_platform(config)
+    found = look(config, workdir, partial(_check_workdirs_disk, config, workdir))
     use_cache(config.compilation_cache)
     place = nearest_folder(workdir)
     try:
         with _scratch(place) as scratch:
-            _try_all(config, workdir, scratch)
+            _try_all(config, found, scratch)
     except Interrupted as error:
         raise Interrupted(INTERRUPTED, error.exit_code - 128) from error
     except KeyboardInterrupt as error:
@@ -90,14 +90,11 @@ def _scratch(place: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _try_all(config: Config, workdir: Path, scratch: Path) -> None:
-    _check_workdirs_disk(config, workdir)
+def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
     text = sample.read(config, lambda line: _say("text", line))
-    complete = evaluate.check(config)
+    complete = evaluate.fetch(config, found, partial(_say, "fine-tuning data"))
     named = ", ".join(task.title for task in complete)
-    others = [t.title for t in tasks.get(config.glue) if t not in complete]
-    left_out = f"; not there in whole: {', '.join(others)}" if others else ""
-    _say("fine-tuning data", f"readable: {named}{left_out}" if named else "no tasks")
+    _say("fine-tuning data", f"readable: {named}" if named else "no tasks")
     corpus = sample.pack(config, text, scratch)
     blocks = len(corpus.train) + len(corpus.held_out)
     _say("corpus", f"{text.chars:,} characters make {blocks:,} blocks")
@@ -151,16 +148,10 @@ def _check_corpus_disk(config: Config, tokens: float | None) -> None:
     """Compares the corpus with what is free.
 
     Raises:
-      UserError: it will not fit, or its folder cannot be written.
+      UserError: it will not fit.
     """
     folder = Path(config.data.dir).expanduser()
-    nearest = nearest_folder(folder)
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(
-            f"config.data.dir is {config.data.dir!r}: cannot be written; pass another "
-            "one"
-        )
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     if tokens is None:
         _say("disk", f"the corpus takes, not known how much, of {_size(free)} free")
         return

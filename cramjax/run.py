@@ -3,7 +3,8 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from filelock import FileLock, Timeout
 
 from cramjax import files, report
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
-from cramjax.data import tokenizer
+from cramjax.data import sources, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.device import tuning
 from cramjax.device.compilation import Ahead, use_cache
-from cramjax.errors import UserError
+from cramjax.errors import UserError, all_of
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
 from cramjax.schema import Config, require
@@ -42,15 +44,12 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     """
     ahead = Ahead(begun)
     config = as_recorded(config, workdir)
-    check_workdir(workdir, config)
-    if (workdir / LOCK).exists():
-        with in_use(workdir):  # said at once, if another process is there
-            pass
+    found = look(config, workdir)
     use_cache(config.compilation_cache)
-    if not (workdir / SUMMARY).exists():
-        check_platform(config)
-    evaluate.check(config)
-    if (workdir / SUMMARY).exists():  # the text and the GPU may be gone by now
+    start = time.monotonic()
+    evaluate.fetch(config, found)
+    ahead.begun += time.monotonic() - start  # downloading is not getting ready to train
+    if (workdir / SUMMARY).exists():
         files.write_json(workdir / CONFIG, to_dict(config))
         weights, summary = read_back(config, workdir)
     else:
@@ -67,6 +66,27 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
         results = evaluate.evaluate(config, weights, words, workdir)
         path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
+
+
+def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.Found:
+    """Looks at everything that can fail, before anything is downloaded or written.
+
+    Args:
+      config: of the run.
+      workdir: its folder. If pretraining is finished there, neither the text nor the
+        GPU is needed.
+      more: other checks, which raise what is wrong.
+
+    Returns:
+      What there is to fine-tune on.
+
+    Raises:
+      UserError: what is wrong, all of it, a line each.
+    """
+    checks = [partial(check_workdir, workdir, config), *more]
+    if not (workdir / SUMMARY).exists():
+        checks += [partial(check_platform, config), partial(check_text, config)]
+    return all_of([*checks, partial(evaluate.look, config)])[-1]
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:
@@ -134,6 +154,25 @@ def check_platform(config: Config) -> None:
             f"{other!r} where JAX sees only {jax.default_backend()}: pass {flags}, or "
             "install the extra cuda12 or cuda13",
         )
+
+
+def check_text(config: Config) -> None:
+    """Finds the text, without reading it, and a place for the corpus.
+
+    Datasets of TFDS are left out: whether one is there is known once it is prepared.
+
+    Raises:
+      UserError: a source is not there, or `config.data.dir` cannot be written.
+    """
+    folder = Path(config.data.dir).expanduser()
+    nearest = nearest_folder(folder)
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(
+            f"config.data.dir is {config.data.dir!r}: cannot be written; pass another "
+            "one"
+        )
+    if not any(source.startswith("tfds:") for source in config.data.sources):
+        sources.resolve(config.data, Fingerprints(folder))
 
 
 def more_than_one_pass(config: Config, corpus: Corpus) -> str:
@@ -220,13 +259,17 @@ def check_workdir(workdir: Path, config: Config) -> None:
     The keys of `glue` may change until there are scores.
 
     Raises:
-      UserError: it holds a run with another config; the first differing key is named.
+      UserError: it cannot be written, is in use, or holds a run with another config, of
+        which the first differing key is named.
     """
     nearest = nearest_folder(workdir)
     if not nearest.is_dir():
         raise UserError(f"--workdir={workdir}: {nearest} is a file; pass a folder")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"--workdir={workdir}: {nearest} cannot be written")
+    if (workdir / LOCK).exists():
+        with in_use(workdir):
+            pass
     path = workdir / CONFIG
     if not path.exists():
         return

@@ -119,7 +119,10 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
         ),
         (["--tasks="], r"config\.glue\.tasks is \(\): must be one or more"),
         (["--tasks=colla"], r"config\.glue\.tasks: 'colla' is not one of"),
-        (["--tasks=cola", "--data_dir=no"], r"data_dir is 'no': no/CoLA/train\.tsv"),
+        (
+            ["--tasks=cola", "--data_dir=configs"],
+            r"data_dir is 'configs': configs/CoLA/train\.tsv",
+        ),
         (["--tasks=cb", "--data_dir=no"], r"superglue_dir is 'no': no/CB/train\.jsonl"),
         (["--task=cola"], "--task: no such flag; did you mean --tasks or --con"),
     ],

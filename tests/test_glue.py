@@ -276,7 +276,7 @@ def test_two_dev_sets_predictions_and_submission(
         trials=3,
     )
     config = dataclasses.replace(tiny, glue=glue)
-    evaluate.check(config)
+    evaluate.look(config)
     said = []
     results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
     assert calls == [3, 1]
@@ -361,7 +361,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         return dataclasses.replace(tiny, glue=glue)
 
     config = having("mnli", "stsb")
-    evaluate.check(config)
+    evaluate.look(config)
     said = []
     results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
     assert results.keys() == {"mnli", "mnli_mm"}
@@ -370,12 +370,18 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
     note = "STS-B is not scored: its training set or its dev set is not there.\n"
     assert page.endswith(note)
     assert "mean of 2 of the paper's nine numbers, without SST-2, STS-B, RTE" in page
-    # Nothing is left to score; or the folder is probably another one.
+    found = evaluate.look(having("mnli", "stsb", "rte"))
+    assert [task.name for task in found.complete] == ["mnli"]
+    assert found.notes == [
+        f"STS-B is not scored: there is no STS-B/{lacking}.tsv",
+        "RTE is not scored: there is no RTE/train.tsv",
+    ]
+    # Nothing is left to score: one line for each folder.
     message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is not there; pass"
-    with pytest.raises(UserError, match=message):
-        evaluate.check(having("stsb"))
-    with pytest.raises(UserError, match=r"RTE/train\.tsv is not there"):
-        evaluate.check(having("mnli", "rte"))
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.look(having("stsb", "rte", "cb"))
+    first, second = str(error.value).splitlines()
+    assert "config.glue.superglue_dir is" in second
 
 
 def test_the_best_rate_is_the_first_sets_and_serves_the_others():

@@ -68,7 +68,7 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
         ("platform=gpu", "config.platform is 'gpu': must be 'any' where JAX sees only"),
         ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
         ("data.sources={folder}/empty.txt", "no text at the beginning of '"),
-        ("glue.tasks=('cola',)", "config.glue.data_dir is 'glue_data'"),
+        ("glue.tasks=('cb',)", "config.glue.superglue_dir is 'superglue_data'"),
         ("data.dir={folder}/empty.txt", "cannot be written; pass another one"),
     ],
 )
@@ -160,7 +160,8 @@ def test_a_task_without_a_training_set_is_not_said_to_be_readable(
     )
     assert main(command(tmp_path, *flags)) == 0
     out = capsys.readouterr().out
-    assert "readable: Intents, 10 labels a class; not there in whole: RTE\n" in out
+    assert "fine-tuning data: RTE is not scored: there is no RTE/train.tsv\n" in out
+    assert "fine-tuning data: readable: Intents, 10 labels a class\n" in out
     assert "trials of Intents, 10 labels a class" in out
 
 

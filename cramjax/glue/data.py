@@ -12,6 +12,7 @@ from cramjax.data import tokenizer
 from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError
 from cramjax.glue import metrics, readers, tfds_source
+from cramjax.glue.readers import Incomplete
 from cramjax.glue.tasks import Split, Task
 from cramjax.schema import GlueConfig
 
@@ -66,25 +67,12 @@ class Encoded:
         return Encoded(self.tokens_NxL[rows], self.labels_N[rows])
 
 
-class Incomplete(UserError):
-    """A benchmark's task has a training set or dev sets, but not both.
-
-    Attributes:
-      note: a sentence about it, for where other tasks are scored.
-    """
-
-    def __init__(self, message: str, note: str):
-        """Keeps the sentence."""
-        super().__init__(message)
-        self.note = note
-
-
 def load(task: Task, glue: GlueConfig) -> TaskRows:
     """Reads all splits of a task that are there.
 
     Raises:
-      Incomplete: no training set, or no dev set.
-      UserError: neither, or a file that cannot be used; it names the file and the line.
+      Incomplete: there is no training set, or no dev set.
+      UserError: a file cannot be used; it names the file and the line.
     """
     notes: list[str] = []
 
@@ -100,7 +88,7 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
     table = find(task.train)
     scored_tables = {scored.name: find(scored.split) for scored in task.dev}
     if table is None or not any(scored_tables.values()):
-        raise _missing(task, table, any(scored_tables.values()), glue)
+        raise _missing(task, task.dev[0].split if table else task.train, glue)
     labels = task.labels
     if not labels and not task.regression:
         for row in table.rows:
@@ -136,10 +124,21 @@ def _folder(task: Task, glue: GlueConfig) -> tuple[str, Path]:
     return key, Path(folder).expanduser()
 
 
+def is_from_tfds(task: Task, glue: GlueConfig) -> bool:
+    """Returns whether TFDS is asked for a task, and not a folder with its files.
+
+    That is so for GLUE's tasks if `glue.tfds_dir` is given or there is no folder
+    `glue.data_dir`. The two are not mixed: a task that the folder lacks is not taken
+    from TFDS but left out, for it may be another copy of the benchmark.
+    """
+    own_files = not glue.tfds_dir and Path(glue.data_dir).expanduser().is_dir()
+    return task.source == "glue" and not own_files
+
+
 def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
     """Returns a split as it is in its file, or None without a file."""
-    if glue.tfds_dir and task.source == "glue":
-        return tfds_source.read(task, split, glue.tfds_dir)
+    if is_from_tfds(task, glue):
+        return tfds_source.read(task, split, glue)
     for file in split.files:
         path = _folder(task, glue)[1] / file
         if path.is_file():
@@ -151,21 +150,17 @@ def _not_scored(title: str, without: Split) -> str:
     return f"{title} is not scored: there is no {without.files[0]}"
 
 
-def _missing(
-    task: Task, train: readers.Table | None, has_dev: bool, glue: GlueConfig
-) -> UserError:
-    """Returns an error about what is not there of the training and dev sets."""
-    split = task.dev[0].split if train else task.train
+def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
+    """Returns an error about a training or dev set that is not there."""
     key, folder = _folder(task, glue)
     names = " or ".join(str(folder / file) for file in split.files)
-    message = (
+    return Incomplete(
+        key,
         f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass "
         f"--config.glue.{key}=FOLDER, the one that holds it, or leave {task.name!r} "
-        'out of --config.glue.tasks ("()" = no fine-tuning)'
+        'out of --config.glue.tasks ("()" = no fine-tuning)',
+        _not_scored(task.title, split),
     )
-    if task.source == "own" or not (train or has_dev):
-        return UserError(message)
-    return Incomplete(message, _not_scored(task.title, split))
 
 
 def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:

@@ -12,7 +12,16 @@ from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.errors import UserError
-from cramjax.glue import averages, data, difference, metrics, scores, tables, tasks
+from cramjax.glue import (
+    averages,
+    data,
+    difference,
+    metrics,
+    scores,
+    tables,
+    tasks,
+    tfds_source,
+)
 from cramjax.glue.finetune import EVAL_BATCH, finetune
 from cramjax.schema import Config
 
@@ -20,33 +29,105 @@ RESULTS = "glue.json"
 TABLE = "glue.md"
 
 
-def check(config: Config) -> list[tasks.Task]:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What there is to fine-tune on.
+
+    Attributes:
+      complete: tasks with a training and a dev set, all files of which were read.
+      downloadable: tasks that TFDS will have to download and prepare.
+      download_bytes: what is to be downloaded for them.
+      notes: which tasks are not scored, and what else is missing; a sentence each.
+    """
+
+    complete: list[tasks.Task]
+    downloadable: list[tasks.Task]
+    download_bytes: int
+    notes: list[str]
+
+
+def look(config: Config) -> Found:
     """Reads every task's files, so that a mistake in them costs no training.
 
-    Returns those that have a training and a dev set.
+    Nothing is downloaded: of what TFDS has to, it only finds out whether it could.
 
     Raises:
-      UserError: an unknown task, a file that cannot be used, or there is no task with a
-        training and a dev set.
+      UserError: an unknown task, files that cannot be used (a line for each), or no
+        task has a training and a dev set.
     """
-    complete, incomplete = [], []
-    for task in tasks.get(config.glue):
-        try:
-            rows = data.load(task, config.glue).train
-        except data.Incomplete as error:
-            incomplete.append(error)
+    chosen = tasks.get(config.glue)
+    of_tfds = [task for task in chosen if data.is_from_tfds(task, config.glue)]
+    tfds = tfds_source.look(of_tfds, config.glue)
+    # Errors, one of each folder that lacks something.
+    lines: dict[Any, str] = dict(enumerate(tfds.why))
+    found = Found([], tfds.downloadable, tfds.download_bytes, [*tfds.why])
+    faults = []
+    for task in chosen:
+        if task in (*tfds.downloadable, *tfds.lacking):
             continue
-        complete.append(task)
-        rows = data.subsample(rows, task, config.glue.max_train_rows, config.seed)
-        if len(rows) < config.glue.batch_size:
-            raise UserError(
-                f"config.glue.batch_size is {config.glue.batch_size}: {task.title} has "
-                f"only {len(rows)} training rows (config.glue.max_train_rows="
-                f"{config.glue.max_train_rows})"
-            )
-    if incomplete and not complete:
-        raise incomplete[0]
-    return complete
+        try:
+            found.notes.extend(_read(config, task))
+            found.complete.append(task)
+        except data.Incomplete as error:
+            lines.setdefault(error.key, str(error))
+            found.notes.append(error.note)
+        except UserError as error:
+            faults.append(str(error))
+    if not (faults or found.complete or found.downloadable):
+        faults = list(lines.values())
+    if faults:
+        raise UserError("\n".join(faults))
+    return found
+
+
+def fetch(
+    config: Config, found: Found, say: Callable[[str], None] = print
+) -> list[tasks.Task]:
+    """Downloads and prepares what can be, and says what will not be scored.
+
+    Returns:
+      The tasks that have a training and a dev set.
+
+    Raises:
+      UserError: there are none, or their files cannot be used.
+    """
+    complete, notes = list(found.complete), list(found.notes)
+    if any(data.is_from_tfds(task, config.glue) for task in tasks.get(config.glue)):
+        todo = ", ".join(task.title for task in found.downloadable)
+        size = f"{found.download_bytes / 1e6:,.1f} MB to download"
+        say(
+            f"GLUE: from TFDS, in {tfds_source.folder(config.glue)}"
+            + (f"; preparing {todo} ({size}) ..." if todo else "")
+        )
+    for task in found.downloadable:
+        try:
+            notes += _read(config, task)
+            complete.append(task)
+        except data.Incomplete as error:
+            notes.append(error.note)
+    if notes and not complete:
+        raise UserError("\n".join(notes))
+    for note in notes:
+        say(note)
+    return [task for task in tasks.get(config.glue) if task in complete]
+
+
+def _read(config: Config, task: tasks.Task) -> tuple[str, ...]:
+    """Reads a task's files; returns what is missing or left out, a sentence each.
+
+    Raises:
+      Incomplete: there is no training set, or no dev set.
+      UserError: they cannot be used, or have too few rows for a batch.
+    """
+    loaded = data.load(task, config.glue)
+    rows = data.subsample(loaded.train, task, config.glue.max_train_rows, config.seed)
+    if len(rows) < config.glue.batch_size:
+        raise UserError(
+            f"config.glue.batch_size is {config.glue.batch_size}: {task.title} has "
+            f"only {len(rows)} training rows (config.glue.max_train_rows="
+            f"{config.glue.max_train_rows})"
+        )
+    return loaded.notes
 
 
 def try_out(

@@ -9,6 +9,21 @@ from cramjax.errors import UserError
 from cramjax.glue.tasks import Form
 
 
+class Incomplete(UserError):
+    """A task's training set or its dev sets are not there.
+
+    Attributes:
+      key: of the config, names the folder where they would be.
+      note: a sentence about it, for where other tasks are scored.
+    """
+
+    def __init__(self, key: str, message: str, note: str = ""):
+        """Keeps both; the note is the message if it is left out."""
+        super().__init__(message)
+        self.key = key
+        self.note = note or message
+
+
 class Row(NamedTuple):
     """A row: its line in the file (from 1), its texts, and the label as it is there."""
 

@@ -64,8 +64,9 @@ def score(argv: Sequence[str]) -> str:
     workdir = Path(extras["workdir"] or default)
     _check_not_a_runs(workdir)
     check_workdir(workdir, config)
+    found = evaluate.look(config)
     use_cache(config.compilation_cache)
-    evaluate.check(config)
+    evaluate.fetch(config, found)
     if foreign:
         weights, words = {"pretrained": foreign.params}, foreign.words
         whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
