@@ -56,17 +56,21 @@ def get_config() -> config_dict.ConfigDict:
     model.init_std = 0.02  # of dense kernels and embeddings
 
     config.data = data = config_dict.ConfigDict()
-    # Files and globs (.txt, .jsonl, .csv, .parquet, each plain or .gz, .xz, .bz2,
-    # .zst), "tfds:NAME", "hf:NAME:CONFIG" (streamed), or "embedded:books".
+    # Files (.txt, .jsonl, .json with a record a line, .csv, .parquet; all but the last
+    # also as .gz, .xz, .bz2, .zst): paths, globs and URLs, which are read as they are
+    # downloaded and not kept. "hf://datasets/OWNER/NAME/PATH" is the Hugging Face hub's
+    # newest commit (NAME@COMMIT another, NAME@~parquet its Parquet branch); https://
+    # needs the package aiohttp, s3:// s3fs, gs:// gcsfs. Or "tfds:NAME", or
+    # "embedded:books".
     data.sources = ()
     data.dir = "data"  # where packed corpora are kept, one folder each
-    data.split = "train"  # of tfds: and hf: sources
+    data.split = "train"  # of tfds: sources
     # Of data.max_chars, one for each source, in any unit; () = by their bytes.
     data.shares = ()
     data.max_chars = 0  # of text in all, taken from every file alike; 0 = all there is
     # In all, taken from every file alike, before duplicates and filters; 0 = all.
     data.max_documents = 0
-    data.text_field = "text"  # of a record: .jsonl, .csv, .parquet, tfds:, hf:
+    data.text_field = "text"  # of a record: .jsonl, .json, .csv, .parquet, tfds:
     data.txt_documents = "blank_line"  # what ends a document in .txt; or "line", "file"
     # Records to keep, e.g. ("meta.pile_set_name=Books3|Gutenberg (PG-19)",); () = all.
     data.keep = ()

@@ -21,6 +21,11 @@ def test_texts_for_any_card(path):
     config = load(f"{path}:h200")
     assert (config.micro_batch, config.budget.hours) == (512, 24.0)
     assert config.data.sources and config.data.licence
+    assert "uncopyrighted" not in str(config.data.sources)  # not the card's own text
+    assert "lacks" not in config.data.licence
+    assert config.data.max_documents == {"c4": 20_000_000, "pile": 8_000_000}.get(
+        path.stem, 0
+    )
     assert load(path).micro_batch == 128
     with pytest.raises(UserError, match=r"no configs/h20\.py; there are a4000, a6000"):
         load(f"{path}:h20")
@@ -38,6 +43,9 @@ def test_gpu_configs_are_the_recipe_but_for_the_card():
     assert {k for k in recipe if recipe[k] != a6000[k]} == {
         "micro_batch",
         "model.attention",
+        "data.sources",
+        "data.max_documents",
+        "data.licence",
     }
 
 

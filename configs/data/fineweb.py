@@ -1,11 +1,10 @@
 """FineWeb (arXiv 2406.17557), ten billion tokens of it; newer than the paper.
 
-    pip install -e ".[cuda12,hf]"
-    python -m cramjax.main --config=configs/data/fineweb.py:a6000 --workdir=runs/fineweb
+    python -m cramjax.main --config=configs/data/fineweb.py:a6000
 
-Streamed from the hub. No row of the paper. Filtered by rules, as the paper's rules of
-cramming allow; FineWeb-Edu is filtered by a model, which they do not. Licence: ODC-BY;
-the pages themselves have their own.
+From the hub, about 30 GB to download. No row of the paper. Filtered by rules, as the
+paper's rules of cramming allow; FineWeb-Edu is filtered by a model, which they do not.
+Licence: ODC-BY; the pages themselves have their own.
 """
 
 from ml_collections import config_dict
@@ -16,6 +15,6 @@ from configs.data import on_card
 def get_config(card: str = "a4000") -> config_dict.ConfigDict:
     """Returns the card's config with this text."""
     config = on_card(card)
-    config.data.sources = ("hf:HuggingFaceFW/fineweb:sample-10BT",)
+    config.data.sources = ("hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet",)
     config.data.licence = "ODC-BY; of the pages, their own"
     return config

@@ -1,10 +1,10 @@
 """The Pile (arXiv 2101.00027), from local files: its first 8 million entries.
 
-    python -m cramjax.main --config=configs/data/pile.py:a6000 --workdir=runs/pile
+    python -m cramjax.main --config=configs/data/pile.py:a6000
 
 Put the `.jsonl.zst` files into `pile/`: every file gives its beginning. The original is
-no longer handed out; a copy without the parts that are in copyright is on the hub,
-`--config.data.sources=hf:monology/pile-uncopyrighted`. GLUE in the paper (arXiv
+no longer handed out; the text of the card's own config is a copy on the hub without the
+parts that are in copyright. GLUE in the paper (arXiv
 2212.14034, Table 7; A6000): raw 78.2, token filter 79.3, filter and sentence-length
 order 80.1, the same with substring deduplication 80.0. Licence: that of each part; some
 were taken down at the authors' request.

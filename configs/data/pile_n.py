@@ -1,6 +1,6 @@
 """Gutenberg, Books3 and Wikipedia of The Pile, the paper's "pile-N", from local files.
 
-    python -m cramjax.main --config=configs/data/pile_n.py:a6000 --workdir=runs/pile-n
+    python -m cramjax.main --config=configs/data/pile_n.py:a6000
 
 As `pile.py`, with a filter on each entry's metadata. GLUE in the paper (arXiv
 2212.14034, Table 7; A6000): raw 79.2, token filter 79.8, filter and sentence-length

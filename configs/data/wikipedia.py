@@ -1,14 +1,10 @@
 """English Wikipedia, and BookCorpus where there is a copy: BERT's own data.
 
-    pip install -e ".[cuda12,hf]"
-    python -m cramjax.main --config=configs/data/wikipedia.py:a6000 \\
-        --workdir=runs/wikipedia
+    python -m cramjax.main --config=configs/data/wikipedia.py:a6000
 
-Streamed from the hub: 6.4 million articles of November 2023 (the paper took March
-2022). BookCorpus cannot be had there any more: with a copy of it in `.txt`, a blank
-line between books, pass
-
-    --config.data.sources="('hf:wikimedia/wikipedia:20231101.en','books/*.txt')"
+From the hub, about 12 GB to download: 6.4 million articles of November 2023 (the paper
+took March 2022). BookCorpus cannot be had there any more: with a copy of it in `.txt`,
+a blank line between books, add 'books/*.txt' to `data.sources`.
 
 GLUE of both together in the paper (arXiv 2212.14034, Table 7; A6000): raw 78.1, token
 filter 78.7, filter and sentence-length order 78.8. Licence: CC BY-SA 3.0 and GFDL.
@@ -22,6 +18,6 @@ from configs.data import on_card
 def get_config(card: str = "a4000") -> config_dict.ConfigDict:
     """Returns the card's config with this text."""
     config = on_card(card)
-    config.data.sources = ("hf:wikimedia/wikipedia:20231101.en",)
+    config.data.sources = ("hf://datasets/wikimedia/wikipedia/20231101.en/*.parquet",)
     config.data.licence = "CC BY-SA 3.0, GFDL"
     return config

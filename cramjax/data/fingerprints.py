@@ -12,11 +12,11 @@ CACHE = "fingerprints.json"  # in data.dir
 
 
 class Fingerprints:
-    """Hashes of files and what hubs have said, remembered in `data.dir`.
+    """Hashes of files and what servers have said, remembered in `data.dir`.
 
     A file's content is read once: as long as its size and time of change stay the same,
-    the hash that is remembered is taken. What a hub says of a dataset, its newest
-    version say, is remembered for good; delete the file to ask again.
+    the hash that is remembered is taken. What a server says of its files, such as the
+    newest commit of a data set, is remembered for good; delete the file to ask again.
     """
 
     def __init__(self, data_dir: Path):
@@ -49,11 +49,11 @@ class Fingerprints:
         return {"path": str(path), "bytes": entry[0], "sha256": entry[2]}
 
     def get(self, name: str) -> Any | None:
-        """Returns what is remembered of a dataset, None if nothing is."""
+        """Returns what is remembered of a source, None if nothing is."""
         return self._known.get(name)
 
     def put(self, name: str, facts: Any) -> None:
-        """Remembers facts of a dataset, of types that JSON has."""
+        """Remembers facts of a source, of types that JSON has."""
         self._known[name], self._changed = facts, True
 
     def save(self) -> None:

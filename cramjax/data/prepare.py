@@ -1,8 +1,11 @@
 """Raw text to a packed corpus: read, train tokenizer, encode, filter, pack."""
 
+import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -12,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
@@ -29,13 +33,17 @@ from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.encoding import Settings, Unit
 from cramjax.data.filters import Filters
 from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.packing import token_dtype
 from cramjax.data.readers import Reading
+from cramjax.data.remote import RemoteFile
 from cramjax.data.sources import Portion
 from cramjax.errors import SourceLost, UserError
 from cramjax.schema import Config
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND)
+SOME = 100  # documents, for how long they are
+MAX_TOKENS_PER_CHAR = 0.3  # of English, roughly
 UNIT_BYTES = 1 << 24  # smaller files are encoded together
 
 
@@ -53,10 +61,35 @@ def corpus_path(config: Config) -> Path:
     ]
     key = [manifest.settings(config), contents]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    first = config.data.sources[0]
-    name = first if first.startswith("hf:") else Path(found[0]["path"]).name
+    remote = isinstance(portions[0].part, RemoteFile)
+    name = config.data.sources[0] if remote else Path(found[0]["path"]).name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
     return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+
+
+def check(config: Config) -> None:
+    """Looks, within seconds, whether the text can be had, before anything is built.
+
+    A corpus that is there needs no server; a data set of TFDS is not looked for.
+
+    Raises:
+      UserError: a file is missing, a server cannot be reached or refuses to give it, or
+        `data.dir` cannot be written.
+    """
+    files_of = [s for s in config.data.sources if not s.startswith("tfds:")]
+    with_tfds = len(files_of) < len(config.data.sources)
+    if with_tfds and not files_of:
+        return
+    data = dataclasses.replace(config.data, sources=tuple(files_of), shares=())
+    known = Fingerprints(Path(data.dir).expanduser())
+    portions = sources.resolve(data, known)
+    known.save()
+    first = {p.source: p.part for p in reversed(portions)}.values()
+    servers = [part for part in first if isinstance(part, RemoteFile)]
+    if not servers or not with_tfds and (corpus_path(config) / MANIFEST).exists():
+        return
+    for part in servers:
+        part.probe()
 
 
 def portions_of(config: Config) -> tuple[list[Portion], list[dict[str, Any]]]:
@@ -155,8 +188,10 @@ def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> No
 
 def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
     portions, found = portions_of(config)
-    units = units_of(portions)
     rules = dedup.Rules.of(config.data)
+    if any(isinstance(portion.part, RemoteFile) for portion in portions):
+        say(f"corpus: {_needs(config, portions, rules)}")
+    units = units_of(portions)
     duplicates = dedup.find(units, Reading.of(config.data), rules, folder, say)
     vocabulary.make(config, units, folder, say)
     start = time.monotonic()
@@ -182,12 +217,36 @@ def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
         say(f"corpus: {line}")
 
 
+def _needs(config: Config, portions: Sequence[Portion], rules: dedup.Rules) -> str:
+    """Returns, roughly, what files behind URLs take in network and disk."""
+    remote = [p for p in portions if isinstance(p.part, RemoteFile)]
+    document_chars = 0.0
+    if config.data.max_documents:
+        reading = Reading.of(config.data)
+        documents = sources.documents(remote[0], reading, collections.Counter())
+        texts = list(itertools.islice(documents, SOME))
+        document_chars = sum(map(len, texts)) / max(len(texts), 1)
+    read = sum(
+        p.part.size * p.chars_taken(document_chars) / max(p.chars_there, 1)
+        for p in remote
+    )
+    chars = sum(p.chars_taken(document_chars) for p in portions)
+    token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
+    disk = chars * (config.data.max_tokens_per_char or MAX_TOKENS_PER_CHAR)
+    disk = disk * token_bytes + (chars if rules.min_bytes else 0)
+    twice = ", twice to find duplicates" if rules.on else ""
+    return (
+        f"downloads about {read / 1e9:.2g} GB from {len(remote)} files{twice}, and "
+        f"takes up to {disk / 1e9:.2g} GB of disk in {config.data.dir}"
+    )
+
+
 def units_of(portions: Sequence[Portion]) -> list[Unit]:
     """Returns the parts in order, small ones of a source together."""
     groups: list[list[Portion]] = []
     room = 0
     for portion in portions:
-        size = UNIT_BYTES if portion.part.size is None else portion.part.size
+        size = portion.part.size
         if not groups or room < size or groups[-1][0].source != portion.source:
             groups.append([])
             room = UNIT_BYTES

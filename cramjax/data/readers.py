@@ -2,6 +2,7 @@
 
 import bz2
 import collections
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -11,7 +12,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import pyarrow
@@ -21,11 +22,11 @@ from cramjax.data.fingerprints import Fingerprints
 from cramjax.errors import SourceLost, UserError
 from cramjax.schema import DataConfig
 
-COMPRESSIONS: dict[str, Callable[[Path], BinaryIO]] = {
+COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": lambda path: pyarrow.input_stream(str(path), compression="zstd"),
+    ".zst": lambda file: pyarrow.input_stream(file, compression="zstd"),
 }
 # What a decompressor says of a file that was cut or changed.
 DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
@@ -122,9 +123,13 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A local file."""
+    """A local file.
 
-    path: Path
+    Attributes:
+      path: whose suffixes say what is in it.
+    """
+
+    path: PurePath
 
     @property
     def name(self) -> str:
@@ -134,15 +139,19 @@ class File:
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self.path.stat().st_size
+        return Path(self.path).stat().st_size
 
     def facts(self, known: Fingerprints) -> dict[str, Any]:
         """Returns {"path", "bytes", "sha256"}."""
-        return known.file(self.path)
+        return known.file(Path(self.path))
+
+    def open(self) -> BinaryIO:
+        """Opens it for reading, at any place."""
+        return Path(self.path).open("rb")
 
     def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
-        """Yields its documents."""
-        return file_texts(self.path, reading, problems)
+        """Yields its documents as they are, see `file_texts`."""
+        return file_texts(self, reading, problems)
 
 
 def _no_field(where: str, name: str, fields: Sequence[str], key: str) -> UserError:
@@ -154,75 +163,82 @@ def _no_field(where: str, name: str, fields: Sequence[str], key: str) -> UserErr
     )
 
 
-def file_format(path: Path) -> str:
+def file_format(path: PurePath) -> str:
     """Returns the suffix that says what a file is, without a compression's."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
-def file_texts(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+def file_texts(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
     """Yields a file's documents as they are.
 
-    In `.txt` a document is what `reading.txt_documents` says; in `.jsonl` a line, in
-    `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD, lines that are
-    not JSON are skipped, of a file that is damaged all before the damage is read.
+    In `.txt` a document is what `reading.txt_documents` says; in `.jsonl` and `.json` a
+    line, in `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD, lines
+    that are not JSON are skipped, of a file that is damaged all before the damage is
+    read.
 
     Raises:
-      UserError: a record has no such field, or the file cannot be read at all.
+      UserError: a record has no such field.
+      SourceLost: the file, whole as it may be, cannot be read to its end.
     """
-    texts = FORMATS[file_format(path)](path, reading, problems)
+    texts = FORMATS[file_format(file.path)](file, reading, problems)
     while True:
         try:
             text = next(texts, None)
         except DAMAGE as error:
             if getattr(error, "errno", None) is not None:  # the disk's, not the file's
                 raise SourceLost(
-                    f"config.data.sources: {path} cannot be read ({error}); the same "
-                    "command goes on with what is finished"
+                    f"config.data.sources: {file.name} cannot be read ({error}); the "
+                    "same command goes on with what is finished"
                 ) from error
-            problems[f"{path.name} is damaged: {error}"] += 1
+            problems[f"{file.path.name} is damaged: {error}"] += 1
             return
         if text is None:
             return
         yield text
 
 
-def _open(path: Path) -> io.TextIOWrapper:
-    opener = COMPRESSIONS.get(path.suffix, lambda path: path.open("rb"))
-    return io.TextIOWrapper(opener(path), encoding="utf-8-sig", errors="replace")
+@contextlib.contextmanager
+def _lines(file: File) -> Iterator[io.TextIOWrapper]:
+    unpack = COMPRESSIONS.get(file.path.suffix, lambda raw: raw)
+    with (
+        file.open() as raw,
+        io.TextIOWrapper(unpack(raw), encoding="utf-8-sig", errors="replace") as text,
+    ):
+        yield text
 
 
-def _txt(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+def _txt(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
     if reading.keep:
-        raise _no_field(str(path), reading.keep[0][0], [], "keep")
-    lines: list[str] = []
+        raise _no_field(file.name, reading.keep[0][0], [], "keep")
+    waiting: list[str] = []
     size = 0
-    with _open(path) as file:
+    with _lines(file) as lines:
         # Yields what it has when the file turns out to be damaged, too.
         try:
-            while line := file.readline(MAX_DOCUMENT_CHARS):
+            while line := lines.readline(MAX_DOCUMENT_CHARS):
                 blank = reading.txt_documents == "blank_line" and not line.strip()
                 full = size + len(line) > MAX_DOCUMENT_CHARS
                 if full and reading.txt_documents != "line":
                     problems["documents cut for their length"] += 1
-                if lines and (blank or full or reading.txt_documents == "line"):
-                    yield "".join(lines)
-                    lines, size = [], 0
-                lines.append(line)
+                if waiting and (blank or full or reading.txt_documents == "line"):
+                    yield "".join(waiting)
+                    waiting, size = [], 0
+                waiting.append(line)
                 size += len(line)
         except DAMAGE:
-            yield "".join(lines)
+            yield "".join(waiting)
             raise
-    yield "".join(lines)
+    yield "".join(waiting)
 
 
-def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
-    with _open(path) as file:
+def _jsonl(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
+    with _lines(file) as lines:
         for number in itertools.count(1):
-            line = file.readline(MAX_RECORD_CHARS)
+            line = lines.readline(MAX_RECORD_CHARS)
             if not line:
                 return
             if len(line) == MAX_RECORD_CHARS and not line.endswith("\n"):
-                while (rest := file.readline(MAX_RECORD_CHARS)) and rest[-1] != "\n":
+                while (rest := lines.readline(MAX_RECORD_CHARS)) and rest[-1] != "\n":
                     pass
                 problems["records that are too long"] += 1
                 continue
@@ -233,7 +249,7 @@ def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
             except (ValueError, RecursionError):
                 problems["lines that are not JSON"] += 1
                 continue
-            where = f"{path}:{number}"
+            where = f"{file.name}:{number}"
             if not isinstance(record, dict):
                 problems["lines that are not objects"] += 1
                 continue
@@ -241,19 +257,19 @@ def _jsonl(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
                 yield text
 
 
-def _csv(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
+def _csv(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
     csv.field_size_limit(MAX_RECORD_CHARS)
-    with _open(path) as file:
-        rows = csv.reader(file)
+    with _lines(file) as lines:
+        rows = csv.reader(lines)
         names = _next_row(rows, problems) or []
         if not names:
             return
-        reading.columns(names, str(path))
+        reading.columns(names, file.name)
         while (row := _next_row(rows, problems)) is not None:
             if not row:  # a blank line
                 continue
             record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
-            if (text := reading.text(record, str(path), problems)) is not None:
+            if (text := reading.text(record, file.name, problems)) is not None:
                 yield text
 
 
@@ -265,21 +281,22 @@ def _next_row(rows: Iterator[list[str]], problems: Problems) -> list[str] | None
             problems["rows that are not CSV"] += 1
 
 
-def _parquet(path: Path, reading: Reading, problems: Problems) -> Iterator[str]:
-    with parquet.ParquetFile(path) as file:
-        types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
-        columns = reading.columns(list(types), str(path))
+def _parquet(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
+    with file.open() as raw, parquet.ParquetFile(raw) as table:
+        schema = table.schema_arrow
+        types = dict(zip(schema.names, schema.types, strict=True))
+        columns = reading.columns(list(types), file.name)
         text_type = types.get(reading.text_field)
         if text_type is not None and not _is_text(text_type):
-            raise _no_field(str(path), reading.text_field, list(types), "text_field")
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            raise _no_field(file.name, reading.text_field, list(types), "text_field")
+        for batch in table.iter_batches(BATCH_ROWS, columns=columns):
             if text_type is not None:
                 column = batch.schema.get_field_index(reading.text_field)
                 # As bytes, for strings may hold what is not UTF-8.
                 texts = batch.column(column).cast(pyarrow.large_binary())
                 batch = batch.set_column(column, reading.text_field, texts)
             for record in batch.to_pylist():
-                if (text := reading.text(record, str(path), problems)) is not None:
+                if (text := reading.text(record, file.name, problems)) is not None:
                     yield text
 
 
@@ -288,4 +305,10 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     return any(getattr(pyarrow.types, test)(kind) for test in tests)
 
 
-FORMATS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+FORMATS = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".json": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

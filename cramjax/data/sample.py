@@ -3,10 +3,10 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cramjax.data import readers, sources
+from cramjax.data import sources
 from cramjax.data.corpus import Corpus
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.prepare import prepare
@@ -19,16 +19,14 @@ SAMPLE_CHARS = 2_000_000  # of text, from all sources together
 PARTS_OPENED = 8  # of a source, spread over it
 PIECES = 100  # the sample becomes so many documents or more: some are held out
 CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
-# How much text comes out of a compressed byte, roughly.
-EXPANSION = dict.fromkeys((*readers.COMPRESSIONS, ".parquet"), 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Text of the sources' first documents, and of all of it, in characters."""
+    """The sources' first documents, and about how many characters there are in all."""
 
     texts: list[str]
-    all_chars: float | None
+    all_chars: float
 
     @property
     def chars(self) -> int:
@@ -68,7 +66,8 @@ def read(config: Config, say: Callable[[str], None]) -> Sample:
             f"{len(of_source):,} parts{notes}"
         )
         texts += found
-    return Sample(texts, _all_chars(config, portions))
+    document_chars = sum(map(len, texts)) / max(len(texts), 1)
+    return Sample(texts, sum(p.chars_taken(document_chars) for p in portions))
 
 
 def _beginning(
@@ -79,18 +78,6 @@ def _beginning(
         chars -= len(text)
         if chars <= 0:
             return
-
-
-def _all_chars(config: Config, portions: Sequence[Portion]) -> float | None:
-    """Returns how much text there is, roughly; None if nobody knows."""
-    sizes = [portion.part.size for portion in portions]
-    if None in sizes or config.data.max_documents:
-        return config.data.max_chars or None
-    chars = sum(
-        size * EXPANSION.get(Path(portion.part.name).suffix, 1)
-        for size, portion in zip(sizes, portions, strict=True)
-    )
-    return min(chars, config.data.max_chars or chars)
 
 
 def pack(config: Config, sample: Sample, scratch: Path) -> Corpus:

@@ -1,17 +1,15 @@
-"""Where text comes from: files and datasets, in parts, one document at a time."""
+"""Where text comes from: files wherever they are, one document at a time."""
 
 import dataclasses
 import glob
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from cramjax.data import huggingface, readers, tfds
+from cramjax.data import readers, remote, tfds
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
@@ -19,24 +17,8 @@ from cramjax.schema import DataConfig, require
 
 MIN_CHARS = 1 << 13  # of a part, where a limit leaves each of them less
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
-
-
-class Part(Protocol):
-    """What one worker reads from beginning to end: a file, or a shard of a dataset."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes, packed; None if unknown."""
-
-    def facts(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns what the manifest says of it: name, size, and its content's hash."""
-
-    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
-        """Yields its documents as they are, see `readers.file_texts`."""
+# Characters in a byte of a packed file: of C4, The Pile and Wikipedia, roughly.
+EXPANSION = {".gz": 2.5, ".zst": 3, ".xz": 4, ".bz2": 4, ".parquet": 1.7}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,34 +26,53 @@ class Portion:
     """A part, and how much of it is taken.
 
     Attributes:
-      part: the file or shard.
+      part: the file, which one worker reads from beginning to end.
       source: the place in `config.data.sources` of what named it.
       weight: the share of the corpus's text that it is expected to give.
       max_chars: of its text, None = all: no document begins after that.
       max_documents: of its documents, None = all.
     """
 
-    part: Part
+    part: File
     source: int
     weight: float
     max_chars: int | None = None
     max_documents: int | None = None
+
+    @property
+    def chars_there(self) -> float:
+        """Characters of the whole part, roughly."""
+        return self.part.size * EXPANSION.get(self.part.path.suffix, 1)
+
+    def chars_taken(self, document_chars: float) -> float:
+        """Returns how many characters are taken of it, roughly.
+
+        Args:
+          document_chars: characters of a document, on average.
+        """
+        limits = [self.chars_there]
+        if self.max_chars is not None:
+            limits.append(self.max_chars)
+        if self.max_documents is not None:
+            limits.append(self.max_documents * document_chars)
+        return min(limits)
 
 
 def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
     """Returns the parts that `config.data.sources` names, in order.
 
     `data.max_chars` and `data.max_documents` are spread over the parts: over the
-    sources by `data.shares`, or by their bytes; within a source by bytes, or equally
-    where these are not known. Of very many small parts only some are taken.
+    sources by `data.shares`, or by their bytes; within a source by bytes. Every part
+    gives its beginning, and the rest of it is not downloaded. Of very many small parts
+    only some are taken.
 
     Args:
       data: the section of the config.
-      known: remembers what a hub has said of its datasets.
+      known: remembers what servers have said of their files.
 
     Raises:
       UserError: there is no part, a name matches nothing, nobody reads a suffix, or a
-        dataset cannot be reached.
+        server cannot be reached.
     """
     require(
         len(data.sources) > 0,
@@ -79,25 +80,27 @@ def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
         data.sources,
         "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
     )
-    parts: list[list[Part]] = []
-    for source in data.sources:
-        prefix, colon, rest = source.partition(":")
-        if colon and prefix in DATASETS:
-            parts.append(DATASETS[prefix](rest, data, known))
+    parts: list[Sequence[File]] = []
+    for named in data.sources:
+        source = remote.current(named, data.split)
+        if source.startswith("tfds:"):
+            parts.append(tfds.shards(source.removeprefix("tfds:"), data))
+        elif "://" in source:
+            parts.append(_readable(remote.find(source, known)))
         else:
-            parts.append(_files(source))
+            parts.append(_readable(_files(source)))
     weights = _weights(parts, data.shares)
     limits = (spread(data.max_chars, weights), spread(data.max_documents, weights, 1))
-    named = ((source, part) for source, group in enumerate(parts) for part in group)
+    numbered = ((source, part) for source, group in enumerate(parts) for part in group)
     return [
         Portion(part, source, weight, chars, documents)
         for (source, part), weight, chars, documents in zip(
-            named, weights, *limits, strict=True
+            numbered, weights, *limits, strict=True
         )
     ]
 
 
-def _files(source: str) -> list[Part]:
+def _files(source: str) -> list[File]:
     if source.startswith("embedded:"):
         if source not in EMBEDDED:
             raise UserError(
@@ -113,36 +116,35 @@ def _files(source: str) -> list[Part]:
     if not matches and Path(source).expanduser().is_dir():
         raise UserError(
             f"config.data.sources: {source!r} is a folder; pass the files in it, "
-            f"{str(Path(source) / '*.txt')!r} say"
+            f"e.g. {str(Path(source) / '*.txt')!r}"
         )
     if not matches:
         raise UserError(
-            f"config.data.sources: {source!r} matches no file; pass paths or globs, "
-            "e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or one of "
-            f"{', '.join(f'{prefix}:NAME' for prefix in DATASETS)}"
+            f"config.data.sources: {source!r} matches no file; pass paths, globs or "
+            "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
         )
-    for match in matches:
-        kind = readers.file_format(Path(match))
-        packed = Path(match).suffix != kind
-        if kind not in readers.FORMATS or (packed and kind == ".parquet"):
-            raise UserError(
-                f"config.data.sources: {match} is none of "
-                f"{', '.join(readers.FORMATS)} (plain or "
-                f"{', '.join(readers.COMPRESSIONS)}; .parquet plain); convert or "
-                "rename it"
-            )
     # Not resolved: the suffix of a link says what is in the file, its target's may not.
     return [File(Path(os.path.abspath(m))) for m in matches]
 
 
-DATASETS = {"tfds": tfds.shards, "hf": huggingface.shards}
+def _readable(found: Sequence[File]) -> Sequence[File]:
+    """Refuses files of a format that nobody reads."""
+    for file in found:
+        kind = readers.file_format(file.path)
+        packed = file.path.suffix != kind
+        if kind not in readers.FORMATS or (packed and kind == ".parquet"):
+            raise UserError(
+                f"config.data.sources: {file.name} is none of "
+                f"{', '.join(readers.FORMATS)} (plain or "
+                f"{', '.join(readers.COMPRESSIONS)}; .parquet plain); convert or "
+                "rename it"
+            )
+    return found
 
 
-def _weights(parts: Sequence[Sequence[Part]], shares: Sequence[float]) -> list[float]:
+def _weights(parts: Sequence[Sequence[File]], shares: Sequence[float]) -> list[float]:
     """Returns the expected share of the text of every part; they sum to 1."""
     sizes = [[part.size for part in group] for group in parts]
-    if None in itertools.chain.from_iterable(sizes):
-        sizes = [[1] * len(group) for group in parts]
     sizes = [group if any(group) else [1] * len(group) for group in sizes]
     whole = sum(map(sum, sizes))
     of_source = shares or [sum(group) / whole for group in sizes]
@@ -196,7 +198,7 @@ def documents(portion: Portion, reading: Reading, problems: Problems) -> Iterato
         yield text
 
 
-def _clean(part: Part, reading: Reading, problems: Problems) -> Iterator[str]:
+def _clean(part: File, reading: Reading, problems: Problems) -> Iterator[str]:
     empty = True
     limit = readers.MAX_DOCUMENT_CHARS
     for text in part.texts(reading, problems):

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File, Problems, Reading
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig
@@ -83,19 +82,17 @@ class Shard(File):
                 yield text
 
 
-def shards(name: str, data: DataConfig, known: Fingerprints) -> list[Shard]:
+def shards(name: str, data: DataConfig) -> list[Shard]:
     """Returns the files of a dataset; prepares it first if it has to be.
 
     Args:
-      name: as TFDS writes it, "lm1b" or "wiki40b/en:1.3.0" say, to be found or prepared
-        where TFDS keeps its data; or the folder of a prepared version.
+      name: as TFDS writes it, e.g. "lm1b" or "wiki40b/en:1.3.0", to be found or
+        prepared where TFDS keeps its data; or the folder of a prepared version.
       data: its `split`.
-      known: not needed: the files are hashed.
 
     Raises:
       UserError: TFDS cannot find, prepare or read it.
     """
-    del known
     # Slow to import, and it registers what it knows.
     import tensorflow_datasets
     import tensorflow_datasets.text

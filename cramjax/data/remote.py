@@ -1,0 +1,244 @@
+"""Files behind URLs, through fsspec: found once, read in pieces, never cut short."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+
+from cramjax.data.fingerprints import CACHE, Fingerprints
+from cramjax.data.readers import File
+from cramjax.errors import SourceLost, UserError, one_line
+
+RETRY_AFTER_S = (1.0, 4.0, 16.0)
+# Bytes asked for at once: few at the beginning, of which a sample may be enough.
+FIRST_BYTES, MOST_BYTES = 1 << 18, 1 << 24
+# What file systems know of a file's version, besides its size.
+VERSION = (
+    *("blob_id", "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "Last-Modified"),
+    *("LastModified", "mtime", "created"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile(File):
+    """A file behind a URL.
+
+    Attributes:
+      url: of the hub, with the commit.
+      length: bytes of the file.
+      digest: its SHA-256 if the server knows it, else a hash of its version.
+    """
+
+    url: str
+    length: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The URL."""
+        return self.url
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.length
+
+    def facts(self, known: Fingerprints) -> dict[str, Any]:
+        """Returns {"path", "bytes", "sha256"}, as the server has said."""
+        del known
+        return {"path": self.url, "bytes": self.length, "sha256": self.digest}
+
+    def open(self) -> BinaryIO:
+        """Opens the file; what is not read is not downloaded.
+
+        Reading raises `SourceLost` if the server cannot be reached for a while, and
+        nothing else, so that what a decompressor raises is the file's own damage.
+        """
+        return io.BufferedReader(_Raw(self), 1 << 16)
+
+    def probe(self) -> None:
+        """Reads the first byte.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        try:
+            with fsspec.open(self.url, "rb", cache_type="none") as file:
+                file.read(1)
+        except Exception as error:  # of many kinds: HTTP, names, rights
+            raise _unreachable(self.url, error) from error
+
+
+class _Raw(io.RawIOBase):
+    """Reads a file anew from where it stopped when the connection is lost."""
+
+    def __init__(self, of: RemoteFile):
+        self._of, self._at = of, 0
+        self._file: Any = None
+        self._ahead = memoryview(b"")
+        self._next_bytes = FIRST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = (0, self._at, self._of.size)[whence] + offset
+        if at != self._at:
+            self._at, self._ahead = at, memoryview(b"")
+            self._next_bytes = FIRST_BYTES
+        return at
+
+    def readinto(self, into: memoryview) -> int:
+        if not self._ahead and self._at < self._of.size:
+            asked = max(self._next_bytes, len(into))
+            self._ahead = memoryview(self._fetch(min(asked, self._of.size - self._at)))
+            self._next_bytes = min(2 * self._next_bytes, MOST_BYTES)
+        count = min(len(into), len(self._ahead))
+        into[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def _fetch(self, size: int) -> bytes:
+        """Returns some of the next bytes, at least one."""
+        url, whole = self._of.url, self._of.size
+        for wait_s in (*RETRY_AFTER_S, None):
+            try:
+                if self._file is None:
+                    self._file = fsspec.open(url, "rb", cache_type="none").open()
+                there = self._file.size
+                if there == whole:
+                    self._file.seek(self._at)
+                    if data := self._file.read(size):
+                        return data
+                    raise EOFError(f"nothing after {self._at:,} of {whole:,} bytes")
+            except Exception as error:  # of many kinds, few of them OSErrors
+                self._file = None
+                if wait_s is None:
+                    raise SourceLost(
+                        f"config.data.sources: {url}: reading stopped "
+                        f"({_reason(error)}); the same command goes on with what is "
+                        "finished"
+                    ) from error
+                time.sleep(wait_s)
+            else:
+                raise UserError(
+                    f"config.data.sources: {url} had {whole:,} bytes when it was found "
+                    f"and has {there:,} now: delete {CACHE} in config.data.dir to take "
+                    "it as it is"
+                )
+        raise AssertionError("never reached")
+
+
+def find(source: str, known: Fingerprints) -> list[RemoteFile]:
+    """Returns the files that a URL names, in the order of their names.
+
+    Args:
+      source: a URL whose path may have "*" and "[...]". What the hub has is asked for
+        in the newest commit, or in the revision that the URL names.
+      known: remembers the files for good, and with them the commit.
+
+    Raises:
+      UserError: there is none, or the server cannot be reached.
+    """
+    found = known.get(source)
+    if found is None:
+        try:
+            found = _ask(source)
+        except ImportError as error:
+            raise UserError(
+                f"config.data.sources: {source} needs another package "
+                f"({one_line(error)}): pip install it"
+            ) from error
+        except Exception as error:  # of many kinds: HTTP, names, rights
+            raise _unreachable(source, error) from error
+        known.put(source, found)
+    return [
+        RemoteFile(PurePosixPath(url.partition("?")[0]), url, size, digest)
+        for url, size, digest in found
+    ]
+
+
+def current(source: str, split: str) -> str:
+    """Returns a source of a config of before URLs, hf:NAME[@COMMIT][:CONFIG], as one.
+
+    It becomes the hub's Parquet branch, where COMMIT is not known and large data sets
+    are there in part, or the .parquet files of a folder; others stay as they are.
+    """
+    match = re.fullmatch(r"hf:(?!//)([^@:]+)(@[^:]*)?(:(.+))?", source)
+    if match is None:
+        return source
+    if Path(match[1]).is_dir():
+        return f"{match[1]}/**/*.parquet"
+    config = match[4] or "*"
+    return f"hf://datasets/{match[1]}@~parquet/{config}/*{split}/*.parquet"
+
+
+def _ask(source: str) -> list[tuple[str, int, str]]:
+    """Returns the URL, size and digest of every file that a URL names."""
+    system, path = fsspec.core.url_to_fs(source)
+    if source.startswith("hf://datasets/"):
+        path = _pinned(system, path)
+    if re.search(r"[*[]", path):  # a "?" may begin a query
+        infos = system.glob(path, detail=True)
+    else:
+        infos = {path: system.info(path)}
+    files = [(n, info) for n, info in sorted(infos.items()) if info["type"] == "file"]
+    if not files:
+        raise FileNotFoundError("no such file")
+    if unknown := [name for name, info in files if info["size"] is None]:
+        raise ValueError(f"the size of {unknown[0]} is not known: download it")
+    urls = [system.unstrip_protocol(name) for name, _ in files]
+    return [
+        (url, info["size"], _digest(url, info))
+        for url, (_, info) in zip(urls, files, strict=True)
+    ]
+
+
+def _pinned(hub: Any, path: str) -> str:
+    """Returns a path of a data set on the hub with the commit for the revision."""
+    import huggingface_hub
+
+    place = hub.resolve_path(path.replace("@~parquet/", "@refs/convert/parquet/", 1))
+    info = huggingface_hub.HfApi(endpoint=hub.endpoint, token=hub.token).dataset_info(
+        place.repo_id, revision=place.revision, timeout=10
+    )
+    return f"datasets/{place.repo_id}@{info.sha}/{place.path_in_repo}"
+
+
+def _digest(url: str, info: dict[str, Any]) -> str:
+    if info.get("lfs"):
+        return info["lfs"].sha256
+    version = {key: str(info[key]) for key in VERSION if info.get(key)}
+    place = "" if "blob_id" in version else url  # that is a hash of the content
+    facts = json.dumps([place, info["size"], version])
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _unreachable(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"config.data.sources: {source} cannot be read ({_reason(error)}); check the "
+        "name and the connection, or pass local files, e.g. "
+        "--config.data.sources=\"('texts/*.txt.gz',)\""
+    )
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error) or type(error).__name__
