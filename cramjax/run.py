@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from cramjax import files, report
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
-from cramjax.data import sources, tokenizer
+from cramjax.data import tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.prepare import check as find_text
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.device import tuning
 from cramjax.device.compilation import Ahead, use_cache
@@ -157,12 +157,10 @@ def check_platform(config: Config) -> None:
 
 
 def check_text(config: Config) -> None:
-    """Finds the text, without reading it, and a place for the corpus.
-
-    Datasets of TFDS are left out: whether one is there is known once it is prepared.
+    """Looks for the text and for a place for the corpus, see `prepare.check`.
 
     Raises:
-      UserError: a source is not there, or `config.data.dir` cannot be written.
+      UserError: a source cannot be had, or `config.data.dir` cannot be written.
     """
     folder = Path(config.data.dir).expanduser()
     nearest = nearest_folder(folder)
@@ -171,8 +169,7 @@ def check_text(config: Config) -> None:
             f"config.data.dir is {config.data.dir!r}: cannot be written; pass another "
             "one"
         )
-    if not any(source.startswith("tfds:") for source in config.data.sources):
-        sources.resolve(config.data, Fingerprints(folder))
+    find_text(config)
 
 
 def more_than_one_pass(config: Config, corpus: Corpus) -> str:

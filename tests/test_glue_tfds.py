@@ -1,87 +1,32 @@
 """GLUE from TFDS: archives made up here, no network, no TensorFlow."""
 
 import dataclasses
-import functools
-import http.server
+import socket
 import subprocess
 import sys
-import threading
-import zipfile
+import time
 
+import fake_glue
 import numpy as np
 import pytest
 
 from cramjax import config
 from cramjax.errors import UserError
-from cramjax.glue import data, tasks, tfds_source
+from cramjax.glue import data, evaluate, tasks, tfds_source
 
-GLUE = config.load("configs/default.py").glue
-
-
-def tsv(*rows):
-    return "".join("\t".join(row) + "\n" for row in rows)
-
-
-def mnli(*labels):
-    head = ("index", "sentence1", "sentence2", "gold_label")
-    return tsv(
-        head,
-        *((str(i), f"A {i}.", 'B "q.', label) for i, label in enumerate(labels)),
-    )
-
-
-ARCHIVES = {
-    "CoLA.zip": {
-        "CoLA/train.tsv": tsv(*(("x", str(i % 2), "", f"S {i}.") for i in range(40))),
-        "CoLA/dev.tsv": tsv(("x", "1", "", 'D "q.')),
-        "CoLA/test.tsv": tsv(("index", "sentence"), ("0", "T.")),
-    },
-    "STS-B.zip": {
-        f"STS-B/{name}.tsv": tsv(
-            ("index", "sentence1", "sentence2", "score"), ("0", "A.", "B.", "3.800")
-        )
-        for name in ("train", "dev", "test")
-    },
-    "MNLI.zip": {
-        "MNLI/train.tsv": mnli("contradiction", "entailment", "neutral"),
-        "MNLI/dev_matched.tsv": mnli("neutral"),
-        "MNLI/dev_mismatched.tsv": mnli("neutral", "contradiction"),
-        "MNLI/test_matched.tsv": mnli("-1").replace("gold_label", "other"),
-        "MNLI/test_mismatched.tsv": mnli("-1").replace("gold_label", "other"),
-    },
-}
-_PAIRS = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
-MRPC = {
-    "msr_paraphrase_train.txt": "\ufeff"
-    + tsv(_PAIRS, ("1", "7", "8", "A.", "B."), ("0", "1", "2", "C.", "D.")),
-    "msr_paraphrase_test.txt": "\ufeff" + tsv(_PAIRS, ("1", "3", "4", "E.", "F.")),
-    "data_mrpc_dev_ids.tsv": tsv(("1", "2")),
-}
+DEFAULT = config.load("configs/default.py")
+GLUE = DEFAULT.glue
 
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     """Nothing is prepared there; what would be downloaded is in downloads/manual."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import checksums
-    from tensorflow_datasets.text import glue
 
     tfds.disable_progress_bar()
     folder = tmp_path_factory.mktemp("tfds")
-    manual = folder / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    for name, members in ARCHIVES.items():
-        with zipfile.ZipFile(manual / name, "w") as archive:
-            for member, text in members.items():
-                archive.writestr(member, text)
-    for name, text in MRPC.items():
-        (manual / name).write_text(text, encoding="utf-8")
-    known = glue.Glue.url_infos  # sizes and checksums of the official files
     patch = pytest.MonkeyPatch()
-    for url, info in list(known.items()):
-        if (manual / info.filename).exists():
-            made_up = checksums.compute_url_info(manual / info.filename)
-            patch.setitem(known, url, made_up)
+    fake_glue.expect(fake_glue.write(folder / "downloads" / "manual"), patch)
     yield str(folder)
     patch.undo()
 
@@ -142,28 +87,8 @@ def test_what_cannot_be_prepared_is_one_line(tfds_dir, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves CoLA's archive at an address of this machine, until it is shut down."""
-    from tensorflow_datasets.text import glue
-
-    (tmp_path / "served").mkdir()
-    with zipfile.ZipFile(tmp_path / "served" / "CoLA.zip", "w") as archive:
-        for member, text in ARCHIVES["CoLA.zip"].items():
-            archive.writestr(member, text)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=served.serve_forever).start()
-    (cola,) = (c for c in glue.Glue.BUILDER_CONFIGS if c.name == "cola")
-    url = f"http://127.0.0.1:{served.server_port}/CoLA.zip"
-    monkeypatch.setattr(cola, "data_url", url)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield served
-    served.shutdown()
-    served.server_close()
+    with fake_glue.serving(fake_glue.write(tmp_path / "served"), monkeypatch) as server:
+        yield server
 
 
 def test_what_is_downloaded_once_needs_no_network(server, tmp_path):
@@ -191,6 +116,115 @@ def test_without_a_network_it_ends_soon_in_one_line(
     assert waited and sum(waited) < 2
     assert capfd.readouterr().err == ""
     assert not [r for r in caplog.records if r.name.startswith("urllib3")]
+
+
+def having(folder, *names, **changes):
+    changes = {"tfds_dir": str(folder / "tfds"), "batch_size": 1} | changes
+    changes |= {"tasks": names or ("cola", "mrpc", "mnli")}
+    return dataclasses.replace(DEFAULT, glue=dataclasses.replace(GLUE, **changes))
+
+
+def test_looking_downloads_nothing(server, tmp_path):
+    found = evaluate.look(having(tmp_path))
+    assert (found.complete, found.notes) == ([], [])
+    assert [task.name for task in found.downloadable] == ["cola", "mrpc", "mnli"]
+    served = (tmp_path / "served").iterdir()
+    wanted = [path for path in served if path.name != "STS-B.zip"]
+    assert found.download_bytes == sum(path.stat().st_size for path in wanted)
+    assert not (tmp_path / "tfds").exists()
+    said = []
+    complete = evaluate.fetch(having(tmp_path), found, said.append)
+    assert [task.name for task in complete] == ["cola", "mrpc", "mnli"]
+    assert len(said) == 1 and "preparing CoLA, MRPC, MNLI (" in said[0]
+    server.shutdown()
+    server.server_close()
+    found = evaluate.look(having(tmp_path))
+    assert [task.name for task in found.complete] == ["cola", "mrpc", "mnli"]
+    assert found.downloadable == []
+
+
+def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path):
+    ids = tmp_path / "served" / "data_mrpc_dev_ids.tsv"
+    ids = ids.rename(tmp_path / ids.name)
+    (tmp_path / "served" / "CoLA.zip").write_bytes(b"other bytes")
+    manual = tmp_path / "tfds" / "downloads" / "manual"
+    found = evaluate.look(having(tmp_path))
+    assert [task.name for task in found.downloadable] == ["cola", "mnli"]
+    assert found.notes == [
+        "MRPC is not scored: data_mrpc_dev_ids.tsv cannot be downloaded from 127.0.0.1 "
+        f"(HTTP status 404); put it into {manual}, or pass --config.glue.tfds_dir= and "
+        "put the benchmark's own folders into config.glue.data_dir, 'glue_data'"
+    ]
+    said = []
+    complete = evaluate.fetch(having(tmp_path), found, said.append)
+    assert [task.name for task in complete] == ["mnli"]
+    assert said[1:2] == found.notes
+    assert said[2].startswith("CoLA is not scored: glue/cola cannot be prepared in ")
+    assert "wrong checksum" in said[2] and str(manual) in said[2]
+    with pytest.raises(UserError, match="MRPC is not scored"):
+        evaluate.look(having(tmp_path, "mrpc"))
+    manual.mkdir(parents=True)
+    ids.rename(manual / ids.name)
+    assert evaluate.look(having(tmp_path, "mrpc")).notes == []
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    """It takes connections and says nothing."""
+    monkeypatch.setattr(tfds_source, "ANSWER_S", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        fake_glue.expect(fake_glue.write(tmp_path / "files"), patch, address)
+        begun = time.monotonic()
+        with pytest.raises(UserError, match="CoLA, MNLI, MRPC are not scored") as error:
+            evaluate.look(having(tmp_path))
+        assert time.monotonic() - begun < 10
+    assert str(error.value).count("\n") == 0
+    assert "from 127.0.0.1 (no answer within 0.3 s)" in str(error.value)
+
+
+def test_the_folder_is_tfds_own_unless_one_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "shared"))
+    monkeypatch.chdir(tmp_path)
+    by_default = having(tmp_path, "cola", tfds_dir="")
+    assert evaluate.fetch(by_default, evaluate.look(by_default), lambda line: None)
+    assert (tmp_path / "shared" / "glue" / "cola").is_dir()
+
+
+def test_the_benchmarks_own_folder_wins_and_is_not_mixed_with_tfds(
+    tmp_path, monkeypatch
+):
+    class Asked(BaseException):
+        pass
+
+    def asked(*_):
+        raise Asked
+
+    monkeypatch.setattr(tfds_source, "_builder", asked)
+    for member, text in fake_glue.ARCHIVES["CoLA.zip"].items():
+        (tmp_path / member).parent.mkdir(exist_ok=True)
+        (tmp_path / member).write_text(text)
+    found = evaluate.look(having(tmp_path, tfds_dir="", data_dir=str(tmp_path)))
+    assert [task.name for task in found.complete] == ["cola"]
+    assert found.notes == [
+        "MRPC is not scored: there is no MRPC/train.tsv",
+        "MNLI is not scored: there is no MNLI/train.tsv",
+    ]
+    with pytest.raises(Asked):  # a folder for TFDS is named
+        evaluate.look(having(tmp_path, data_dir=str(tmp_path)))
+
+
+def test_what_another_program_prepared_is_named(server, tmp_path):
+    """As TFRecord, for instance, which cannot be read without TensorFlow."""
+    load("cola", str(tmp_path / "tfds"))
+    (info,) = (tmp_path / "tfds" / "glue").rglob("dataset_info.json")
+    text = info.read_text()
+    assert '"array_record"' in text
+    info.write_text(text.replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match=r"TFRECORD.*another --config\.glue\.tfds_dir"):
+        evaluate.look(having(tmp_path, "cola"))
 
 
 def test_the_builder_is_found_in_a_fresh_process(tmp_path):

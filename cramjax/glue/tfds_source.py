@@ -125,6 +125,8 @@ def _unreachable(urls: Iterable[str]) -> dict[str, str]:
             with requests.get(url, stream=True, timeout=ANSWER_S) as response:
                 status = f"HTTP status {response.status_code}"
                 answers[url] = "" if response.ok else status
+        except requests.Timeout:
+            pass
         except OSError as error:  # all of the package's errors are
             answers[url] = _cause(error)
 
