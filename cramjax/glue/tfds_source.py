@@ -1,7 +1,9 @@
 """GLUE from TensorFlow Datasets, without TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import os
 import threading
 import time
@@ -206,7 +208,7 @@ def _splits(name: str, title: str, tfds_dir: Path) -> dict[str, Any]:
     _extract_without_tensorflow()
     try:
         builder = _builder(name, tfds_dir)
-        with downloading():
+        with downloading(), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
                     manual_dir=str(_manual(tfds_dir)), try_download_gcs=False
