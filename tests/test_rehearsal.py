@@ -68,7 +68,6 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
         ("platform=gpu", "config.platform is 'gpu': must be 'any' where JAX sees only"),
         ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
         ("data.sources={folder}/empty.txt", "no text at the beginning of '"),
-        ("glue.tasks=('cb',)", "config.glue.superglue_dir is 'superglue_data'"),
         ("data.dir={folder}/empty.txt", "cannot be written; pass another one"),
     ],
 )

@@ -213,7 +213,6 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
         ("data.dir=setup.cfg", "config.data.dir is 'setup.cfg': cannot be written"),
         ("data.sources=()", "config.data.sources is (): must be the text to train on"),
         ("data.sources=nowhere.txt", "'nowhere.txt' matches no file"),
-        ("glue.tasks=('cb',)", "config.glue.superglue_dir is 'superglue_data'"),
         ("glue.tasks=('colla',)", "config.glue.tasks: 'colla'"),
         ("glue.batch_size=64", "config.glue.batch_size is 64: Intents"),
         ("model.vocab_size=65000", "the corpus allows at most"),
