@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.errors import UserError
-from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.schema import ModelConfig
 
 # A mapping of names to arrays, or the path of a safetensors file.
@@ -409,6 +409,7 @@ def _check_coverage(rules: list[_Rule], shapes: Mapping[Leaf, Any]) -> None:
 def _shapes(model: ModelConfig, head: bool) -> dict[Leaf, jax.ShapeDtypeStruct]:
     tokens_1xL = jnp.zeros((1, 8), jnp.int32)
     key = jax.random.key(0)
+    model = on_any_device(model)
     if head:
         tree = jax.eval_shape(MaskedLM(model).init, key, tokens_1xL, tokens_1xL[:, :1])
     else:

@@ -19,13 +19,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import config as config_module
-from cramjax import files, imports
+from cramjax import imports
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.imports import SPECIAL
-from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.schema import Config, ModelConfig
 from cramjax.training.pretrain import SUMMARY, read_back
 
@@ -199,12 +199,12 @@ def load(path: str | Path) -> Pretrained:
             f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
             f"cramjax, nor {imports.WEIGHTS}, as another project's"
         )
-    values = files.read_json(folder / "config.json", "bring it back")
+    values = config_module.read_recorded(folder / "config.json", "bring it back")
     config = config_module.from_recorded(values)
     weights, _ = read_back(config, folder)
     words = tokenizer.load(folder / TOKENIZER, "bring it back from the corpus's folder")
-    # On a CPU it has to be float32 mathematics anyway, and cuDNN needs a GPU.
-    model = dataclasses.replace(config.model, dtype="float32", attention="xla")
+    # On a CPU it is float32 mathematics anyway.
+    model = dataclasses.replace(on_any_device(config.model), dtype="float32")
     return Pretrained(
         model,
         weights["pretrained"],

@@ -18,6 +18,19 @@ from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.pretrain import METRICS
 
 REPORT = "report.md"
+# Of pretrain.json, what earlier versions did not write in it.
+NEEDED = {
+    "averages",
+    "bits_per_byte",
+    "code",
+    "energy_kwh",
+    "first_step_s",
+    "held_out_accuracy",
+    "mfu",
+    "peak_memory_bytes",
+    "seconds",
+    "skipped",
+}
 
 
 def write(

@@ -12,7 +12,14 @@ import jax
 from filelock import FileLock, Timeout
 
 from cramjax import files, report
-from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
+from cramjax.config import (
+    FORMAT,
+    OPERATIONAL_KEYS,
+    flatten,
+    read_recorded,
+    record,
+    to_dict,
+)
 from cramjax.data import tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import check as find_text
@@ -23,11 +30,14 @@ from cramjax.errors import UserError, all_of
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
 from cramjax.schema import Config, require
-from cramjax.training.pretrain import SUMMARY, pretrain, read_back
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 LOCK = "lock"  # of the process that works there
+FROM_THE_CORPUS = (
+    f"bring it back from the folder of the corpus, where {CORPUS} is {MANIFEST}"
+)
 
 
 def run(config: Config, workdir: Path, begun: float | None = None) -> None:
@@ -50,7 +60,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     evaluate.fetch(config, found)
     ahead.begun += time.monotonic() - start  # downloading is not getting ready to train
     if (workdir / SUMMARY).exists():
-        files.write_json(workdir / CONFIG, to_dict(config))
+        record(workdir / CONFIG, config)
         weights, summary = read_back(config, workdir)
     else:
         weights, summary = _pretrain(config, workdir, ahead)
@@ -59,11 +69,16 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    bring_back = "bring it back from the folder of the corpus"
-    words = tokenizer.load(workdir / TOKENIZER, bring_back)
-    manifest = files.read_json(workdir / CORPUS, bring_back)
+    words = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with in_use(workdir):
         results = evaluate.evaluate(config, weights, words, workdir)
+        if missing := sorted(report.NEEDED - summary.keys()):
+            print(
+                f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
+                f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
+            )
+            return
         path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 
@@ -94,7 +109,7 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     path = workdir / CONFIG
     if not tuning.is_asked_for(config) or not path.exists():
         return config
-    values = flatten(files.read_json(path, "pass another --workdir"))
+    values = flatten(read_recorded(path, "pass another --workdir"))
     return tuning.as_recorded(config, values)
 
 
@@ -117,7 +132,7 @@ def _pretrain(
             print(passes)
         with in_use(workdir):
             config = tuning.choose(config)
-            files.write_json(workdir / CONFIG, to_dict(config))
+            record(workdir / CONFIG, config)
             ahead.start(config)
             return pretrain(config, corpus, workdir, ahead)
 
@@ -270,7 +285,14 @@ def check_workdir(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if not path.exists():
         return
-    old = flatten(files.read_json(path, "pass another --workdir"))
+    old = flatten(read_recorded(path, "pass another --workdir"))
+    unfinished = (workdir / CHECKPOINTS).exists() and not (workdir / SUMMARY).exists()
+    if (begun_in := old.pop("format")) != FORMAT and unfinished:
+        raise UserError(
+            f"--workdir={workdir} holds an unfinished run of an earlier version of "
+            f"cramjax ({CONFIG} has the format {begun_in}, this version writes "
+            f"{FORMAT}): finish it with that version, or pass another --workdir"
+        )
     new = flatten(to_dict(config))
     scores = workdir / evaluate.RESULTS
     for key in sorted({*old, *new} - OPERATIONAL_KEYS):

@@ -13,6 +13,8 @@ Parameters and norm statistics are float32; everything else computes in `config.
 except the softmax over keys and the logits, which are float32.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,15 @@ from cramjax.model.layers import ACTIVATIONS, dense, drop, norm
 from cramjax.model.mixing import MIXING
 from cramjax.model.positions import ADDED
 from cramjax.schema import ModelConfig
+
+
+def on_any_device(config: ModelConfig) -> ModelConfig:
+    """Returns the same model, with the attention that every device has.
+
+    Attention itself has no parameters, so that they, and their shapes, are the same. A
+    model that was trained with cuDNN's attention is read and used elsewhere like this.
+    """
+    return dataclasses.replace(config, attention="xla")
 
 
 class Embedding(nn.Module):

@@ -15,7 +15,7 @@ from cramjax.device import host_memory, throughput
 from cramjax.device.compilation import Ahead, MicroStep
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.schema import Config
-from cramjax.training import metrics_log, train_step
+from cramjax.training import averaging, metrics_log, train_step
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.checkpoint import CheckpointStore, abstract
 from cramjax.training.loop import STEPPED_BACK, Loop, begin
@@ -158,10 +158,6 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
       UserError: its files are gone or damaged.
     """
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
-        like = abstract(
-            lambda: train_step.init_state(config),
-            train_step.replicated(train_step.make_mesh()),
-        )
         step = store.latest_step()
         if step is None:
             raise UserError(
@@ -169,9 +165,28 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
                 f"no checkpoint beside it: bring {workdir / CHECKPOINTS} back, or "
                 "delete the file to train again"
             )
-        state = store.state(step, like)
+        replicated = train_step.replicated(train_step.make_mesh())
+        found = store.parts(step, abstract(lambda: _scored(config), replicated))
+    params, averages = found["params"], {}
+    if "averages" in found:
+        kept = averaging.Averages(
+            **{"ema": None, "snapshots": None} | found["averages"]
+        )
+        averages = averaging.read(config.averaging, kept, params)
     summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return train_step.weights(config, state), summary
+    return {"pretrained": params, **averages}, summary
+
+
+def _scored(config: Config) -> dict[str, Any]:
+    """Returns the parts of a fresh state from which weights are scored.
+
+    Earlier versions stored no averages: they are left out if the config has none.
+    """
+    state = train_step.init_state(config)
+    if not config.averaging.names:
+        return {"params": state.params}
+    kept = {k: v for k, v in vars(state.averages).items() if v is not None}
+    return {"params": state.params, "averages": kept}
 
 
 def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.data import tokenizer
 from cramjax.flops import predicted_positions
-from cramjax.model.encoder import MaskedLM, document_mask
+from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.schema import Config
 from cramjax.training import averaging, losses, schedules
 from cramjax.training.masking import mask_tokens
@@ -67,7 +67,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def init_state(config: Config) -> TrainState:
     """Returns a fresh state; call it under jit, or a step would compile twice."""
-    model = MaskedLM(config.model)
+    model = MaskedLM(on_any_device(config.model))
     tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
     params = params["params"]
