@@ -106,8 +106,8 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
     base = results.get(base_name, {})
     lines = [
         "| row | seeds | held-out loss, mean (lowest to highest) | standard deviation "
-        "| difference to the first row, paired: mean (standard deviation) | word order, mean "
-        "(bigram model) | tokens |",
+        "| difference to the first row, paired: mean (standard deviation) "
+        "| word order, mean (bigram model) | tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     for row, by_seed in results.items():
