@@ -195,7 +195,7 @@ def get_config() -> config_dict.ConfigDict:
     # and spearman if the label is a number
     glue.own_metric = "accuracy"
     glue.test_sets = True  # predict GLUE's test sets, where they are, for its server
-    # and "random", for comparison; "ema" and "lawa" if averaged
+    # Initializations: also "random", for comparison; "ema" and "lawa" if averaged
     glue.starts = ("pretrained",)
     glue.trials = 5  # each with its own head, dropout and order; the median counts
     # Trained in one program; 0 = all or one, whichever is faster (measured first).
@@ -205,7 +205,8 @@ def get_config() -> config_dict.ConfigDict:
     glue.empty_second = True
     glue.epochs = 5
     glue.batch_size = 16
-    glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best
+    # If several, each initialization is scored at its own best one.
+    glue.learning_rates = (4e-5,)
     glue.b1 = 0.9
     glue.b2 = 0.98
     glue.eps = 1e-6

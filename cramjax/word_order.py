@@ -25,9 +25,10 @@ MIN_PAIRS = 50  # with fewer the interval is wider than +-14 points
 WORDS = range(6, 17)  # in a sentence, without punctuation marks
 MAX_LENGTH = 32  # tokens of a row, special ones included: all rows have one shape
 KEY = 16  # of the places: the same for every run, whatever its seed
-STRETCH_TOKENS = 1 << 12  # text is read in stretches of consecutive blocks
-HELD_OUT_TOKENS = 1 << 19  # read at most, to find sentences
-TRAIN_TOKENS = 50_000_000  # read at most, to count bigrams
+# Text is read in stretches of consecutive blocks: so many tokens at most, so many in a
+# stretch; from the held-out part to find sentences, from the other to count bigrams.
+HELD_OUT_TOKENS, HELD_OUT_STRETCH = 1 << 19, 1 << 12
+TRAIN_TOKENS, TRAIN_STRETCH = 50_000_000, 1 << 18
 PRIOR = 100.0  # of the bigram model's smoothing, see `bigram_log_likelihoods`
 
 Sentence = list[int]  # its tokens
@@ -105,7 +106,7 @@ def make_pairs(
     """
     spelled = tokenizer.spellings(corpus.tokenizer)
     found = []
-    for tokens_N in _stretches(corpus.held_out, HELD_OUT_TOKENS):
+    for tokens_N in _stretches(corpus.held_out, HELD_OUT_TOKENS, HELD_OUT_STRETCH):
         for sentence in _sentences(_words(tokens_N, spelled)):
             places = _places(sentence)
             size = sum(len(tokens) for _, tokens in sentence)
@@ -141,7 +142,7 @@ def bigram_log_likelihoods(
     pairs_S = [np.array([s[:-1], s[1:]], np.int64) for s in sentences]
     needed = np.unique(np.concatenate([a * vocab_size + b for a, b in pairs_S]))
     count_V, count_K = np.zeros(vocab_size, np.int64), np.zeros(len(needed), np.int64)
-    for tokens_N in _stretches(blocks, TRAIN_TOKENS):
+    for tokens_N in _stretches(blocks, TRAIN_TOKENS, TRAIN_STRETCH):
         count_V += np.bincount(tokens_N, minlength=vocab_size)
         codes_N = tokens_N[:-1].astype(np.int64) * vocab_size + tokens_N[1:]
         place_N = np.minimum(np.searchsorted(needed, codes_N), len(needed) - 1)
@@ -157,9 +158,9 @@ def bigram_log_likelihoods(
     return np.array([log_likelihood(a, b) for a, b in pairs_S])
 
 
-def _stretches(blocks: Blocks, max_tokens: int) -> Iterator[np.ndarray]:
+def _stretches(blocks: Blocks, max_tokens: int, stretch: int) -> Iterator[np.ndarray]:
     """Yields tokens_N of consecutive blocks, evenly spread over all."""
-    size = max(STRETCH_TOKENS // blocks.length, 1)
+    size = max(stretch // blocks.length, 1)
     starts = np.arange(0, len(blocks), size)
     count = max(min(len(starts), max_tokens // (size * blocks.length)), 1)
     for start in starts[np.linspace(0, len(starts) - 1, count).astype(int)]:

@@ -69,7 +69,7 @@ def test_pairs_are_one_swap_apart_and_from_held_out_text(books):
 
 
 def test_bigrams_are_those_of_a_brute_force_count(books, monkeypatch):
-    monkeypatch.setattr(word_order, "STRETCH_TOKENS", 1 << 30)  # all of it, at once
+    monkeypatch.setattr(word_order, "TRAIN_STRETCH", 1 << 30)  # all of it, at once
     sentences = [s for pair in word_order.make_pairs(books, 30, 5) for s in pair]
     tokens = books.train.take(np.arange(len(books.train))).ravel().tolist()
     unigrams = collections.Counter(tokens)
@@ -95,13 +95,13 @@ def test_bigrams_are_those_of_a_brute_force_count(books, monkeypatch):
 
 def test_what_is_read_is_bounded_and_spread(books):
     blocks = books.train
-    size = word_order.STRETCH_TOKENS
-    some = list(word_order._stretches(blocks, 5 * size))
+    size = 4096
+    some = list(word_order._stretches(blocks, 5 * size, size))
     assert [len(tokens_N) for tokens_N in some[:4]] == [size] * 4
     assert len(some) == 5
     last = blocks.take(np.array([len(blocks) - 1]))[0]
     np.testing.assert_array_equal(some[-1][-blocks.length :], last)
-    everything = np.concatenate(list(word_order._stretches(blocks, 10**9)))
+    everything = np.concatenate(list(word_order._stretches(blocks, 10**9, size)))
     assert everything.size == len(blocks) * blocks.length
 
 
