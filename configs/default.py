@@ -178,7 +178,8 @@ def get_config() -> config_dict.ConfigDict:
     config.validation = validation = config_dict.ConfigDict()
     validation.every_minutes = 60.0  # outside the budget; 0 = at the end only
     validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
-    validation.max_blocks = 2048  # held-out blocks scored, at most
+    # Held-out blocks scored, at most; of word order so many pairs (400 at most).
+    validation.max_blocks = 2048
 
     config.glue = glue = config_dict.ConfigDict()
     # The paper's eight; () stops after pretraining. There are also wnli; SuperGLUE's
@@ -202,7 +203,7 @@ def get_config() -> config_dict.ConfigDict:
     # and spearman if the label is a number
     glue.own_metric = "accuracy"
     glue.test_sets = True  # predict GLUE's test sets, where they are, for its server
-    # and "random", for comparison; "ema" and "lawa" if averaged
+    # Initializations: also "random", for comparison; "ema" and "lawa" if averaged
     glue.starts = ("pretrained",)
     glue.trials = 5  # each with its own head, dropout and order; the median counts
     # Trained in one program; 0 = all or one, whichever is faster (measured first).
@@ -212,7 +213,8 @@ def get_config() -> config_dict.ConfigDict:
     glue.empty_second = True
     glue.epochs = 5
     glue.batch_size = 16
-    glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best
+    # If several, each initialization is scored at its own best one.
+    glue.learning_rates = (4e-5,)
     glue.b1 = 0.9
     glue.b2 = 0.98
     glue.eps = 1e-6

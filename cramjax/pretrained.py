@@ -9,7 +9,7 @@ model.fill_mask("the capital of france is <mask>.")
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import config as config_module
-from cramjax import imports
+from cramjax import imports, likelihood
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.imports import SPECIAL
-from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
+from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.schema import Config, ModelConfig
 from cramjax.training.pretrain import SUMMARY, read_back
 
-LENGTH_STEP = 16  # rows are padded to a multiple of it: few shapes, few compilations
 BATCH = 64
 
 
@@ -68,7 +67,9 @@ class Pretrained:
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
         rows = [self.ids(text) for text in texts]
         vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
-        for places, tokens_BxL in self._batches(rows, BATCH):
+        for places, tokens_BxL in likelihood.batches(
+            rows, BATCH, self.model.max_length
+        ):
             vectors_BxD = _mean(self.model, self.params, tokens_BxL)
             vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
         return vectors_NxD
@@ -105,8 +106,10 @@ class Pretrained:
                 f"the text has {len(row)} tokens, more than the model's "
                 f"{self.model.max_length}: shorten it"
             )
-        tokens_1xL = self._padded([row])
-        logits_PxV = _logits(self.model, self.params, tokens_1xL, np.array([places]))[0]
+        tokens_1xL = likelihood.padded([row], self.model.max_length)
+        logits_PxV = likelihood.logits(
+            self.model, self.params, tokens_1xL, np.array([places])
+        )[0]
         vocabulary = self.words.get_vocab()
         # Sorted: the tokenizer's order is another at every call, and so were the sums.
         answers = sorted(i for word, i in vocabulary.items() if word not in SPECIAL)
@@ -125,48 +128,14 @@ class Pretrained:
         return self.words.decode([token], skip_special_tokens=False).strip()
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns log-probabilities_N: of every token with only itself hidden, summed.
-
-        "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659).
+        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`.
 
         Raises:
           UserError: the model cannot predict words.
         """
         self._require_head()
-        rows, answers, texts_R = [], [], []
-        for number, text in enumerate(texts):
-            ids = self.ids(text)
-            for place in range(1, len(ids) - 1):
-                rows.append([*ids[:place], MASK, *ids[place + 1 :]])
-                answers.append((place, ids[place]))
-                texts_R.append(number)
-        sums_N = np.zeros(len(texts), np.float64)
-        answers_Rx2 = np.array(answers).reshape(-1, 2)
-        for places, tokens_BxL in self._batches(rows, 4 * BATCH):
-            answers_Bx2 = np.zeros((len(tokens_BxL), 2), np.int32)
-            answers_Bx2[: len(places)] = answers_Rx2[places]
-            scores_B = _scores(self.model, self.params, tokens_BxL, answers_Bx2)
-            scores_B = np.asarray(scores_B)[: len(places)]
-            np.add.at(sums_N, np.array(texts_R)[places], scores_B)
-        return sums_N
-
-    def _batches(
-        self, rows: Sequence[Sequence[int]], size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (places, tokens_BxL): rows of similar length together, B = size."""
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        for start in range(0, len(rows), size):
-            places = order[start : start + size]
-            filled = [*places, *[places[-1]] * (size - len(places))]
-            yield places, self._padded([rows[i] for i in filled])
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.model.max_length)
-        tokens_BxL = np.full((len(rows), length), PAD)
-        for row, ids in zip(tokens_BxL, rows, strict=True):
-            row[: len(ids)] = ids
-        return tokens_BxL
+        rows = [self.ids(text) for text in texts]
+        return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
 
     def _require_head(self) -> None:
         if not self.has_head:
@@ -221,21 +190,3 @@ def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
     hidden_BxLxD = Encoder(model).apply({"params": params}, tokens_BxL, mask_BxL)
     weights_BxL = mask_BxL / mask_BxL.sum(axis=1, keepdims=True)
     return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(
-    model: ModelConfig, params: Any, tokens_BxL: jax.Array, places_BxP: jax.Array
-) -> jax.Array:
-    mask_BxL = tokens_BxL != PAD
-    return MaskedLM(model).apply({"params": params}, tokens_BxL, places_BxP, mask_BxL)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(
-    model: ModelConfig, params: Any, tokens_BxL: jax.Array, answers_Bx2: jax.Array
-) -> jax.Array:
-    """Returns the log-probability of (place, id) in each row."""
-    logits_Bx1xV = _logits(model, params, tokens_BxL, answers_Bx2[:, :1])
-    logs_BxV = jax.nn.log_softmax(logits_Bx1xV[:, 0])
-    return jnp.take_along_axis(logs_BxV, answers_Bx2[:, 1:], axis=1)[:, 0]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report
+from cramjax import files, report, word_order
 from cramjax.config import (
     FORMAT,
     OPERATIONAL_KEYS,
@@ -65,6 +65,8 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     else:
         weights, summary = _pretrain(config, workdir, ahead)
         config = as_recorded(config, workdir)
+    if "word_order" in summary:  # older versions did not measure it
+        print(word_order.line(summary["word_order"]))
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"

@@ -40,7 +40,7 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
     more = [f"--checkpoint={trained}", f"--workdir={workdir}"]
     page = standalone.score(flags("--tasks=intents10", *more))
     assert found(workdir) == found(trained)
-    assert "| Intents, 10 labels a class | accuracy | pretrained | 0.001 |" in page
+    assert "| Intents, 10 examples per class | accuracy | pretrained | 0.001 |" in page
     assert json.loads((workdir / "config.json").read_text())["seed"] == 1
 
     # More tasks join; what is scored is not scored again.

@@ -38,7 +38,7 @@ def test_a_run_leaves_its_report(finished):
     assert (workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert (workdir / "schedule.png").stat().st_size > 5000
     report = (workdir / "report.md").read_text()
-    assert "Intents, 10 labels a class | accuracy | 32 of 2,088" in report
+    assert "Intents, 10 examples per class | accuracy | 32 of 2,088" in report
     assert "5,120 (" in report
     results = json.loads((workdir / "glue.json").read_text())["tasks"]["intents10"]
     assert set(results["starts"]) == {"pretrained", "random"}

@@ -106,10 +106,11 @@ def test_the_table_by_hand():
     results = {"a": runs([1.0, 2.0]), "b": runs([1.5, 2.7], 0.2), "c": {}}
     a, b, ema = table(study, results).splitlines()[2:]
     assert (
-        ema == "| b, ema | 2 | 1.900 (1.300 to 2.500) | 0.849 | +0.400 (0.141) | 10 |"
+        ema
+        == "| b, ema | 2 | 1.900 (1.300 to 2.500) | 0.849 | +0.400 (0.141) | - | 10 |"
     )
-    assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | 10 |"
-    assert b == "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | 10 |"
+    assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | - | 10 |"
+    assert b == "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | - | 10 |"
 
 
 def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):

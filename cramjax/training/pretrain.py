@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from cramjax import files
+from cramjax import files, word_order
 from cramjax.data.corpus import Corpus
 from cramjax.device import host_memory, throughput
 from cramjax.device.compilation import Ahead, MicroStep
@@ -18,10 +18,10 @@ from cramjax.schema import Config
 from cramjax.training import averaging, metrics_log, train_step
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.checkpoint import CheckpointStore, abstract
-from cramjax.training.loop import STEPPED_BACK, Loop, begin
+from cramjax.training.loop import RESUMED, STEPPED_BACK, Loop, begin
 from cramjax.training.metrics_log import MetricsLog
 from cramjax.training.validation import score
-from cramjax.version import code_version
+from cramjax.version import code_version, command_line, library_versions
 
 # In the workdir; the summary is there if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
@@ -74,6 +74,9 @@ def pretrain(
         with loop.clock.measure("validation"):
             weights = train_step.weights(config, loop.state)
             scores = score(config, weights, corpus)
+            scores["word_order"] = word_order.score(
+                config, weights["pretrained"], corpus
+            )
     summary = _summary(corpus, loop, scores)
     files.write_json(workdir / SUMMARY, summary)
     return weights, summary
@@ -107,7 +110,7 @@ def _take_up(
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
         log.cut(
             counters.step,
-            event="resumed",
+            event=RESUMED,
             step=counters.step,
             elapsed_s=elapsed_s,
             energy_kwh=counters.energy_kwh,
@@ -197,6 +200,7 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "held_out_accuracy": scores["accuracy"],
         "bits_per_byte": scores["bits_per_byte"],
         "averages": scores["averages"],
+        "word_order": scores["word_order"],
         "unigram_entropy": corpus.manifest["unigram_entropy"],
         "train_loss": counters.last_loss,
         "tokens": counters.tokens,
@@ -215,4 +219,6 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,
         "code": code_version(),
+        "versions": library_versions(),
+        "command": command_line(),
     }
