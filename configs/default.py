@@ -174,7 +174,8 @@ def get_config() -> config_dict.ConfigDict:
     config.validation = validation = config_dict.ConfigDict()
     validation.every_minutes = 60.0  # outside the budget; 0 = at the end only
     validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
-    validation.max_blocks = 2048  # held-out blocks scored, at most
+    # Held-out blocks scored, at most; evenly spread over all of them.
+    validation.max_blocks = 2048
 
     config.glue = glue = config_dict.ConfigDict()
     # The paper's eight; () stops after pretraining. There are also wnli; SuperGLUE's

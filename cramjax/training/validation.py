@@ -43,7 +43,8 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     Args:
       config: `validation` and `model` are read, and `micro_batch` for the batch size.
       params: of `encoder.MaskedLM`.
-      corpus: the first `validation.max_blocks` blocks of its held-out part are used.
+      corpus: `validation.max_blocks` blocks of its held-out part are used, evenly
+        spread, so that every source has its fraction of them.
 
     Returns:
       "loss", nats per masked token; "accuracy", share of masked tokens that are the
@@ -52,14 +53,15 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     """
     blocks = corpus.held_out
     rows = min(len(blocks), config.validation.max_blocks)
+    blocks_N = np.arange(rows) * len(blocks) // rows
     bytes_V = token_bytes(corpus.tokenizer)
     loss = correct = tokens = text_bytes = 0.0
     for start in range(0, rows, config.micro_batch):
-        ids_B = np.arange(start, start + config.micro_batch)
-        tokens_BxL = blocks.take(np.minimum(ids_B, rows - 1))
-        scores = _scores(config, params, tokens_BxL, ids_B.astype(np.int32))
+        row_B = np.arange(start, start + config.micro_batch)
+        ids_B = blocks_N[np.minimum(row_B, rows - 1)]
+        scores = _scores(config, params, blocks.take(ids_B), ids_B.astype(np.int32))
         loss_BxP, correct_BxP, targets_BxP = (
-            np.asarray(x, np.float64)[ids_B < rows] for x in scores
+            np.asarray(x, np.float64)[row_B < rows] for x in scores
         )
         loss, correct = loss + loss_BxP.sum(), correct + correct_BxP.sum()
         tokens += targets_BxP.size
