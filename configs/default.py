@@ -106,7 +106,8 @@ def get_config() -> config_dict.ConfigDict:
     objective.final_mask_rate = 0.0  # reached linearly over the budget; 0 = the same
     objective.mask_share = 0.8  # of these, share that becomes <mask>
     objective.random_share = 0.1  # share that becomes a random token; the rest stays
-    objective.separate_documents = False  # no attention across <sep> in a block
+    # No attention across <sep> in a block; <sep>, which this shows, is not predicted.
+    objective.separate_documents = False
     objective.dropout = 0.0  # off in pretraining (P 4.3)
 
     # Sequences cut from blocks, short ones first; () = whole blocks throughout.
