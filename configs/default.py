@@ -110,7 +110,8 @@ def get_config() -> config_dict.ConfigDict:
     objective.final_mask_rate = 0.0  # reached linearly over the budget; 0 = the same
     objective.mask_share = 0.8  # of these, share that becomes <mask>
     objective.random_share = 0.1  # share that becomes a random token; the rest stays
-    objective.separate_documents = False  # no attention across <sep> in a block
+    # No attention across <sep> in a block; <sep>, which this shows, is not predicted.
+    objective.separate_documents = False
     objective.dropout = 0.0  # off in pretraining (P 4.3)
 
     # Sequences cut from blocks, short ones first; () = whole blocks throughout.
@@ -178,7 +179,8 @@ def get_config() -> config_dict.ConfigDict:
     config.validation = validation = config_dict.ConfigDict()
     validation.every_minutes = 60.0  # outside the budget; 0 = at the end only
     validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
-    # Held-out blocks scored, at most; of word order so many pairs (400 at most).
+    # Held-out blocks scored, at most, evenly spread over all of them; word order is
+    # scored on as many pairs, at most 400.
     validation.max_blocks = 2048
 
     config.glue = glue = config_dict.ConfigDict()

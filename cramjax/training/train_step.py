@@ -116,7 +116,9 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_P)
+        loss = losses.cross_entropy(
+            logits_BxPxV, masked.targets_BxP, masked.weights_BxP
+        )
         return loss * loss_scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
@@ -131,6 +133,8 @@ def make_micro_step(
             mask_share=config.objective.mask_share,
             random_share=config.objective.random_share,
             predicted=_predicted(config, progress, tokens_BxL.shape[1]),
+            # The edges of the mask below show where a <sep> is.
+            never_id=tokenizer.SEP if config.objective.separate_documents else None,
         )
         attention_mask = None
         if config.objective.separate_documents:
