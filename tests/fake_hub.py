@@ -29,7 +29,8 @@ class FakeHub:
       env: environment variables for a process that shall use it.
       requests: (method, path, Range header) of every request, in order.
       sent: {file name: bytes sent of it}.
-      cut: {file name: offset}: answers break off before this byte of the file.
+      cut: {file name: offset}: answers with this byte of the file break off there.
+      cut_status: if not 0, sent instead of an answer that would break off.
       status: {part of a path: HTTP status that is sent instead}.
       connections: all that were opened.
     """
@@ -40,6 +41,7 @@ class FakeHub:
         self.requests: list[tuple[str, str, str | None]] = []
         self.sent: dict[str, int] = {}
         self.cut: dict[str, int] = {}
+        self.cut_status = 0
         self.status: dict[str, int] = {}
         self.connections: list[socket.socket] = []
         handler = functools.partial(_Handler, self)
@@ -191,7 +193,11 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206 if start < len(data) else 416
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         cut = self.hub.cut.get(path.name, end)
-        self._send(status, data[start:end], headers, max(cut - start, 0))
+        cut = cut if start <= cut else end
+        if cut < end and self.hub.cut_status:
+            self._send(self.hub.cut_status, b"", {"X-Error-Message": "cut"})
+            return
+        self._send(status, data[start:end], headers, cut - start)
         sent = max(min(end, cut) - start, 0)
         self.hub.sent[path.name] = self.hub.sent.get(path.name, 0) + sent
 

@@ -1,6 +1,7 @@
 import bz2
 import collections
 import gzip
+import io
 import json
 import lzma
 
@@ -112,6 +113,53 @@ def test_of_a_cut_file_all_before_the_cut_is_read(tmp_path, suffix, kind):
     assert documents[:-1] == texts[: len(documents) - 1]
     (what,) = (name for name in problems if "damaged" in name)
     assert what.startswith(f"{path.name} is damaged: ")
+
+
+def test_json_with_a_record_a_line(tmp_path):
+    """C4's files are called c4-train.00000-of-01024.json.gz."""
+    path = tmp_path / "a.00000-of-00002.json.gz"
+    path.write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    (found,) = portions(tmp_path, f"data.sources={path}")
+    assert read(found.part.path) == (["one", "two"], {})
+    plain = tmp_path / "b.json"
+    plain.write_text('[\n  {"text": "one"}\n]\n')
+    assert read(plain)[0] == ["one"]
+
+
+def test_names_of_corpora_do_not_change(tmp_path):
+    """A run goes on where its corpus has the name it had: these are of version 5."""
+    (tmp_path / "a.txt").write_text("".join(f"the cat {i} sat\n\n" for i in range(50)))
+    lines = b"".join(b'{"text": "the dog %d lay"}\n' % i for i in range(50))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
+    both = f"data.sources=('{tmp_path}/[ab].*',)"
+    config = tiny_config(tmp_path / "d", both)
+    assert prepare.corpus_path(config).name == "a-95a2b9e2862c"
+    limits = ("data.max_chars=500", "data.max_documents=40")
+    two = f"data.sources=('{tmp_path}/b.jsonl.gz','{tmp_path}/a.txt')"
+    config = tiny_config(tmp_path / "d", two, *limits)
+    assert prepare.corpus_path(config).name == "b-a0cfc87a6fec"
+
+
+def test_of_parquet_one_row_group_is_read_at_a_time(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = [f"{i} " + "x" * 50 for i in range(20_000)]
+    table = pyarrow.table({"text": texts})
+    parquet.write_table(table, path, row_group_size=100, compression="none")
+    asked = []
+
+    class Counting(io.FileIO):
+        def readinto(self, into):
+            asked.append(len(into))
+            return super().readinto(into)
+
+    class Counted(File):
+        def open(self):
+            return io.BufferedReader(Counting(path))
+
+    portion = Portion(Counted(path), 0, 1.0, None, 150)
+    found = list(sources.documents(portion, Reading(), collections.Counter()))
+    assert found == texts[:150]
+    assert sum(asked) < path.stat().st_size / 2
 
 
 def test_odd_records(tmp_path):

@@ -223,7 +223,8 @@ def _needs(config: Config, portions: Sequence[Portion], rules: dedup.Rules) -> s
     document_chars = 0.0
     if config.data.max_documents:
         reading = Reading.of(config.data)
-        documents = sources.documents(remote[0], reading, collections.Counter())
+        whole = dataclasses.replace(remote[0], max_chars=None, max_documents=None)
+        documents = sources.documents(whole, reading, collections.Counter())
         texts = list(itertools.islice(documents, SOME))
         document_chars = sum(map(len, texts)) / max(len(texts), 1)
     read = sum(

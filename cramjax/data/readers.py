@@ -282,7 +282,8 @@ def _next_row(rows: Iterator[list[str]], problems: Problems) -> list[str] | None
 
 
 def _parquet(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
-    with file.open() as raw, parquet.ParquetFile(raw) as table:
+    # Without pre_buffer one row group is read at a time, not all of the file's.
+    with file.open() as raw, parquet.ParquetFile(raw, pre_buffer=False) as table:
         schema = table.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         columns = reading.columns(list(types), file.name)

@@ -69,7 +69,7 @@ class RemoteFile(File):
           UserError: it cannot be read.
         """
         try:
-            with fsspec.open(self.url, "rb", cache_type="none") as file:
+            with _open(self.url) as file:
                 file.read(1)
         except Exception as error:  # of many kinds: HTTP, names, rights
             raise _unreachable(self.url, error) from error
@@ -122,7 +122,7 @@ class _Raw(io.RawIOBase):
         for wait_s in (*RETRY_AFTER_S, None):
             try:
                 if self._file is None:
-                    self._file = fsspec.open(url, "rb", cache_type="none").open()
+                    self._file = _open(url)
                 there = self._file.size
                 if there == whole:
                     self._file.seek(self._at)
@@ -145,6 +145,12 @@ class _Raw(io.RawIOBase):
                     "it as it is"
                 )
         raise AssertionError("never reached")
+
+
+def _open(url: str) -> Any:
+    """Opens a file that fetches the bytes it is asked for and no others."""
+    system, path = fsspec.core.url_to_fs(url)
+    return system.open(path, "rb", cache_type="none")
 
 
 def find(source: str, known: Fingerprints) -> list[RemoteFile]:

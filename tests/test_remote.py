@@ -1,0 +1,268 @@
+"""Text behind URLs: from a hub on the loopback interface, and from memory."""
+
+import bz2
+import collections
+import gzip
+import importlib.util
+import json
+import re
+import shutil
+import time
+
+import fsspec
+import numpy as np
+import pyarrow
+import pytest
+from conftest import tiny_config
+from fake_hub import FakeHub
+from pyarrow import parquet
+
+from cramjax.data import encoding, prepare, readers, remote, sample, sources, vocabulary
+from cramjax.data.fingerprints import Fingerprints
+from cramjax.data.readers import Reading
+from cramjax.errors import SourceLost, UserError
+
+NUMBERS = np.random.default_rng(0).integers(0, 10**6, (1500, 100)).astype(str)
+TEXTS = [f"the cat counts {' '.join(row)}" for row in NUMBERS]
+COMMON = (
+    *("model.vocab_size=80", "data.max_tokens_per_char=0.0"),
+    *("data.held_out_share=0.2", "data.tokenizer_chars=2000"),
+)
+BOOKS = "hf://datasets/me/books/train/*"
+NAMES = ("00.jsonl.zst", "01.json.gz", "02.parquet")
+
+
+def write(folder):
+    """Writes three files of records; returns the folder."""
+    folder.mkdir(parents=True)
+    records = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
+    lines = "".join(json.dumps(record) + "\n" for record in records[:1000])
+    half = len(lines) // 2
+    half += lines[half:].index("\n") + 1
+    packed = pyarrow.compress(lines[:half].encode(), "zstd", asbytes=True)
+    (folder / NAMES[0]).write_bytes(packed)
+    (folder / NAMES[1]).write_bytes(gzip.compress(lines[half:].encode(), mtime=0))
+    table = pyarrow.Table.from_pylist(records[1000:])
+    parquet.write_table(table, folder / NAMES[2], row_group_size=100)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    write(tmp_path / "hub/me/books/train")
+    monkeypatch.setattr(remote, "FIRST_BYTES", 10_000)
+    monkeypatch.setattr(remote, "MOST_BYTES", 20_000)
+    with FakeHub(tmp_path / "hub") as hub:
+        hub.use(monkeypatch)
+        yield hub
+    hub.forget()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Nobody waits between two attempts, here or in huggingface_hub."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def build(folder, source, *overrides, say=lambda line: None):
+    config = tiny_config(folder, f"data.sources=({source!r},)", *COMMON, *overrides)
+    return prepare.prepare(config, say)
+
+
+def blocks(corpus):
+    """Returns the contents of all files with blocks, and of the tokenizer."""
+    paths = [*corpus.path.glob("*.bin"), *corpus.path.glob("*.json")]
+    manifest = corpus.path / "manifest.json"
+    return {path.name: path.read_bytes() for path in {*paths} - {manifest}}
+
+
+@pytest.mark.parametrize("unit_bytes", [prepare.UNIT_BYTES, 1])
+def test_the_hub_gives_the_corpus_that_its_files_give(
+    hub, tmp_path, monkeypatch, unit_bytes
+):
+    """In this process, and in workers that are told of the files."""
+    monkeypatch.setattr(prepare, "UNIT_BYTES", unit_bytes)
+    said = []
+    there = build(tmp_path / "a", BOOKS, say=said.append)
+    here = build(tmp_path / "b", str(tmp_path / "hub/me/books/train/*"))
+    assert sum(there.manifest["documents"].values()) == len(TEXTS)
+    assert there.manifest["problems"] == {}
+    assert len(blocks(there)) > 2 and blocks(there) == blocks(here)
+    digests = [corpus.path.name.rpartition("-")[2] for corpus in (there, here)]
+    assert digests[0] == digests[1]
+    assert there.path.name.startswith("hf-datasets-me-books-train-")
+    assert re.search(r"downloads about [\d.e-]+ GB from 3 files, and takes up", said[0])
+    for facts in there.manifest["sources"]:
+        assert re.match(r"hf://datasets/me/books@[0-9a-f]{40}/train/", facts["path"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("status", [0, 403])
+def test_a_lost_connection_is_no_damage(
+    hub, impatient, tmp_path, monkeypatch, name, status
+):
+    """What is finished stays; the same call makes the corpus that it would have been.
+
+    huggingface_hub's error with a status is an OSError without a number, like that of
+    a decompressor, and its error of a connection is none.
+    """
+    monkeypatch.setattr(vocabulary, "CHECK_CHARS", 2000)
+    monkeypatch.setattr(encoding, "CHUNK_CHARS", 10_000)
+    monkeypatch.setattr(prepare, "SHARD_CHARS", 20_000)
+    source = f"hf://datasets/me/books/train/{name}"
+    whole = build(tmp_path / "a", source)
+    size = (tmp_path / "hub/me/books/train" / name).stat().st_size
+    hub.cut, hub.cut_status = {name: size * 3 // 5}, status
+    with pytest.raises(SourceLost, match=f"{name}: reading stopped .* goes on") as lost:
+        build(tmp_path / "b", source)
+    assert "\n" not in str(lost.value)
+    (building,) = (tmp_path / "b").glob("*.partial")
+    finished = {p.name: p.stat().st_mtime_ns for p in building.glob("blocks-*.bin")}
+    assert len(finished) > 2
+    hub.cut = {}
+    corpus = build(tmp_path / "b", source)
+    for path, when in finished.items():
+        assert (corpus.path / path).stat().st_mtime_ns == when
+    assert blocks(corpus) == blocks(whole)
+    assert corpus.manifest["problems"] == {}
+
+
+def test_a_connection_that_comes_back(hub, tmp_path, monkeypatch):
+    """Reading goes on from where it was; nobody is told."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: hub.cut.clear())
+    source = f"hf://datasets/me/books/train/{NAMES[0]}"
+    (file,) = remote.find(source, Fingerprints(tmp_path))
+    with file.open() as stream:
+        begin = stream.read(20_000)
+        hub.cut[NAMES[0]] = 30_000
+        rest = stream.read()
+    path = tmp_path / "hub/me/books/train" / NAMES[0]
+    assert begin + rest == path.read_bytes()
+
+
+def test_damage_is_still_damage(hub, tmp_path):
+    path = tmp_path / "hub/me/books/train" / NAMES[1]
+    path.write_bytes(path.read_bytes()[:-100_000])
+    (file,) = remote.find(
+        f"hf://datasets/me/books/train/{NAMES[1]}", Fingerprints(tmp_path)
+    )
+    problems = collections.Counter()
+    found = list(file.texts(Reading(), problems))
+    assert 10 < len(found) < 500
+    assert any(what.startswith("01.json.gz is damaged") for what in problems)
+
+
+def test_what_is_over_the_limit_is_not_downloaded(hub, tmp_path):
+    corpus = build(tmp_path / "a", BOOKS, "data.max_documents=300")
+    assert sum(corpus.manifest["documents"].values()) == 300
+    name = NAMES[0]
+    size = (tmp_path / "hub/me/books/train" / name).stat().st_size
+    # A tenth of it is read five times: by what counts, checks, trains and encodes.
+    assert hub.sent[name] < 5 * (0.1 * size + (1 << 16) + 20_000)
+
+
+def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path):
+    """Its commit is kept, so that all processes and later runs read the same."""
+    corpus = build(tmp_path / "a", BOOKS)
+    hub.requests.clear()
+    assert build(tmp_path / "a", BOOKS).path == corpus.path
+    assert hub.requests == []
+    (tmp_path / "hub/me/books/train/03.txt").write_text("a newer commit")
+    config = tiny_config(tmp_path / "a", f"data.sources={BOOKS}", *COMMON)
+    hub.close()
+    hub.forget()
+    said = []
+    assert prepare.prepare(config, said.append).path == corpus.path
+    assert said == [f"corpus: {corpus.path} (found)"]
+    prepare.check(config)
+
+
+def test_without_a_network_one_line_says_so_at_once(hub, tmp_path):
+    config = tiny_config(tmp_path / "a", f"data.sources={BOOKS}", *COMMON)
+    prepare.check(config)  # what it has found is kept
+    hub.close()
+    hub.forget()
+    start = time.monotonic()
+    other = tiny_config(tmp_path / "b", f"data.sources={BOOKS}", *COMMON)
+    for ask, of in (
+        (prepare.check, config),
+        (prepare.check, other),
+        (prepare.prepare, other),
+        (lambda config: sample.read(config, print), other),
+    ):
+        with pytest.raises(
+            UserError, match="refused.*the connection, or pass loc"
+        ) as no:
+            ask(of)
+        assert "\n" not in str(no.value)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf://datasets/me/nothing/*.txt", "repository not found"),
+        ("hf://datasets/me/books@dev/*.txt", "revision not found"),
+        ("hf://datasets/me/books/none/*.txt", "no such file"),
+        ("hf://datasets/me/books/train/00.jsonl.zst", "403 Forbidden"),
+        ("hf://datasets/me/books/train/02.*", r"02\.bin is none of \.txt, \.jsonl"),
+        ("nix://here/a.txt", "Protocol not known"),
+        ("s3://bucket/a.txt", "needs another package .*s3fs.* pip install it"),
+        ("https://example.org/a.txt", "needs another package .*aiohttp"),
+    ],
+)
+def test_what_cannot_be_had_is_said_before_anything_is_read(
+    hub, tmp_path, source, message
+):
+    package = {"s3:": "s3fs", "https:": "aiohttp"}.get(source.partition("//")[0])
+    if package and importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    hub.status["resolve"] = 403
+    (tmp_path / "hub/me/books/train/02.bin").touch()
+    config = tiny_config(tmp_path / "a", f"data.sources={source}", *COMMON)
+    with pytest.raises(UserError, match=f"config.data.sources: .*{message}") as no:
+        prepare.check(config)
+    assert "\n" not in str(no.value)
+
+
+def test_a_file_that_has_changed(hub, tmp_path):
+    with fsspec.open("memory://changed/a.txt", "w") as file:
+        file.write("one\n\ntwo")
+    (file,) = remote.find("memory://changed/a.txt", Fingerprints(tmp_path))
+    assert list(file.texts(Reading(), readers.Problems()))[0].strip() == "one"
+    fsspec.filesystem("memory").pipe("/changed/a.txt", b"longer than before")
+    with pytest.raises(UserError, match="had 8 bytes .* 18 now: delete fingerprints"):
+        list(file.texts(Reading(), readers.Problems()))
+
+
+def test_text_in_memory(tmp_path):
+    store = fsspec.filesystem("memory")
+    half = len(TEXTS) // 2
+    store.pipe("/words/a.txt", "\n\n".join(TEXTS[:half]).encode())
+    store.pipe("/words/b.txt.bz2", bz2.compress("\n\n".join(TEXTS[half:]).encode()))
+    corpus = build(tmp_path, "memory://words/*")
+    assert sum(corpus.manifest["documents"].values()) == len(TEXTS)
+
+
+def test_sources_of_earlier_configs(hub, tmp_path):
+    """hf:NAME:CONFIG was read with the package datasets."""
+    parquets = tmp_path / "hub/me/books@~parquet"
+    for config in ("en", "de"):
+        (parquets / config / "train").mkdir(parents=True)
+        table = pyarrow.table({"text": [f"{config} {text}" for text in TEXTS]})
+        parquet.write_table(table, parquets / config / "train/0000.parquet")
+    for source, config in (("hf:me/books:en", "en"), ("hf:me/books@abc:de", "de")):
+        found = sources.resolve(
+            tiny_config(tmp_path / "d", f"data.sources={source}").data,
+            Fingerprints(tmp_path / "d"),
+        )
+        texts = list(sources.documents(found[0], Reading(), readers.Problems()))
+        assert [len(found), texts[0]] == [1, f"{config} {TEXTS[0]}"]
+    assert remote.current("hf:me/books", "test") == (
+        "hf://datasets/me/books@~parquet/*/*test/*.parquet"
+    )
+    assert remote.current(BOOKS, "train") == BOOKS
+    shutil.copytree(parquets, tmp_path / "copy")
+    folder = remote.current(f"hf:{tmp_path}/copy", "train")
+    config = tiny_config(tmp_path / "d", f"data.sources={folder}", *COMMON)
+    assert len(sources.resolve(config.data, Fingerprints(tmp_path / "d"))) == 2
