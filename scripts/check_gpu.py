@@ -23,7 +23,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -54,6 +53,7 @@ TINY = (
     "--config.model.vocab_size=256",
     "--config.micro_batch=4",
     "--config.batch.sequences=8",
+    "--config.data.max_chars=60000",
 )
 # The embedded books are too small for the recipe's vocabulary; and the run is short.
 EMBEDDED = (
@@ -114,6 +114,7 @@ class Check:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own processes end with it
             )
+        with process:
             try:
                 code = process.wait(max(self.end - time.monotonic(), 1.0))
             except subprocess.TimeoutExpired as error:

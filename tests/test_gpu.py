@@ -43,6 +43,7 @@ SIZE = (
     "batch.sequences=48",
     "budget.tokens=65536",
 )
+SMALL = ("model.layers=1", "budget.tokens=2560", "data.max_chars=60000")
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def sized(data_dir):
     """Makes a config whose size suits the device."""
 
     def make(*overrides):
-        size = SIZE if ON_GPU else ("model.layers=1", "budget.tokens=2560")
+        size = SIZE if ON_GPU else SMALL
         size = (
             *size,
             "glue.tasks=()",
