@@ -43,7 +43,7 @@ SIZE = (
     "batch.sequences=48",
     "budget.tokens=65536",
 )
-SMALL = ("model.layers=1", "budget.tokens=2560", "data.max_chars=60000")
+SMALL = ("model.layers=1", "budget.tokens=2560", "data.max_chars=300000")
 
 
 @pytest.fixture
