@@ -162,12 +162,11 @@ def _verdict(summary: dict[str, Any]) -> str:
             f"{text}, but **{near_chance}**: the model has learned which words occur "
             "together, not how they are put together."
         )
-    if order["model"] <= order["bigram"]:
-        return (
-            f"{text}, and the model has learned word order, though no better than "
-            "counting neighbouring tokens would."
-        )
-    return f"{text}, and the model tells word order better than the bigram model."
+    ahead = order["model"] - order["bigram"]
+    how = "about as well as" if abs(ahead) < error else "better than"
+    if ahead <= -error:
+        how = "less well than"
+    return f"{text}, and the model tells word order {how} the bigram model."
 
 
 def _training_section(config: Config, summary: dict[str, Any]) -> str:
