@@ -158,8 +158,8 @@ def _verdict(summary: dict[str, Any]) -> str:
     near_chance = "its word order is no better than chance"
     if gap < CLEARLY:
         text = (
-            "**The model is hardly better than word frequencies**: its held-out loss "
-            "is not clearly below the unigram entropy"
+            f"**The model is {'no' if gap <= 0 else 'hardly'} better than word "
+            "frequencies**: its held-out loss is not clearly below the unigram entropy"
         )
         if order:
             text += f", {'though' if knows_order else 'and'} "
@@ -175,12 +175,11 @@ def _verdict(summary: dict[str, Any]) -> str:
             f"{text}, but **{near_chance}**: the model has learned which words occur "
             "together, not how they are put together."
         )
-    if order["model"] <= order["bigram"]:
-        return (
-            f"{text}, and the model has learned word order, though no better than "
-            "counting neighbouring tokens would."
-        )
-    return f"{text}, and the model tells word order better than the bigram model."
+    ahead = order["model"] - order["bigram"]
+    how = "about as well as" if abs(ahead) < error else "better than"
+    if ahead <= -error:
+        how = "less well than"
+    return f"{text}, and the model tells word order {how} the bigram model."
 
 
 def _training_section(config: Config, summary: dict[str, Any]) -> str:
@@ -217,19 +216,19 @@ def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what is known of start-up and device."""
     rows = {
         "first_step_s": (
-            "from the last session's start to its first step, without the corpus",
+            "start of the last session to its first step, without building the corpus",
             lambda seconds: f"{seconds:.1f} s",
         ),
         "mfu": (
-            "MFU, of the card's dense 16-bit peak over the time in the budget",
-            lambda share: f"{share:.1%}",
+            "MFU, the fraction of the card's dense 16-bit peak, over that time",
+            lambda fraction: f"{fraction:.1%}",
         ),
         "peak_memory_bytes": (
             "peak device memory in the last session",
             lambda size: f"{size / 1e9:.1f} GB",
         ),
         "energy_kwh": (
-            "energy of the card, validation included",
+            "energy drawn by the card, validation included",
             lambda energy: f"{energy:.3g} kWh",
         ),
     }
@@ -383,7 +382,7 @@ def _mark(
         x = float(np.interp(start, [0.0, *progress_N], [0.0, *x_N]))
         axes.axvline(x, color="tab:green", linewidth=0.8, alpha=0.6)
         axes.annotate(
-            f"{length} tokens",
+            f"length {length}",
             (x, 1),
             xycoords=("data", "axes fraction"),
             xytext=(2, -2),

@@ -86,8 +86,8 @@ def line(found: Mapping[str, Any] | None) -> str:
     return (
         f"word order: {percent:.1f} % (+-{margin(percent, pairs):.1f}) of {pairs} "
         "held-out sentences are more likely to the model than the same with two "
-        f"neighbouring words swapped; a bigram model {found['bigram']:.1f} %, chance "
-        "50 %"
+        f"neighbouring words swapped (bigram model {found['bigram']:.1f} %, chance "
+        "50 %)"
     )
 
 

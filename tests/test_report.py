@@ -104,12 +104,19 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
     ("loss", "word_order", "sentence"),
     [
         (6.3, 49.0, "hardly better than word frequencies**: its held-out loss is not"),
+        (6.5, None, "The model is no better than word frequencies**: its held-out"),
         (6.3, 49.0, "and its word order is no better than chance. It needs more"),
         (6.3, 90.0, "though it has begun to learn word order. It needs more"),
         (6.3, None, "not clearly below the unigram entropy. It needs more training"),
         (4.0, 51.0, "but **its word order is no better than chance**"),
-        (4.0, 80.0, "though no better than counting neighbouring tokens would"),
-        (4.0, 92.0, "38% below what word frequencies alone would give, and the model"),
+        (4.0, 70.0, "and the model tells word order less well than the bigram model."),
+        (4.0, 81.0, "and the model tells word order about as well as the bigram model"),
+        (
+            4.0,
+            92.0,
+            "38% below what word frequencies alone would give, and the model tells "
+            "word order better than the bigram model.",
+        ),
         (4.0, None, "38% below what word frequencies alone would give."),
     ],
 )
@@ -126,7 +133,7 @@ def test_stages_and_restarts_are_marked_in_both_figures(config, events):
 
     [axes] = report._loss_figure(config, events, SUMMARY).axes
     names = [text.get_text() for text in axes.texts]
-    assert names == ["8 tokens", "32 tokens"]
+    assert names == ["length 8", "length 32"]
     assert marks(axes) == pytest.approx([0.0, 0.002, 0.003, 0.003])
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"resumed", "stepped back"} <= set(legend)
