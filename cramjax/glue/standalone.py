@@ -77,7 +77,7 @@ def score(argv: Sequence[str]) -> str:
     with in_use(workdir):
         _note_weights(workdir, whose)
         files.write_json(workdir / CONFIG, to_dict(config))
-        evaluate.evaluate(config, weights, words, workdir)
+        evaluate.evaluate(config, weights, words, workdir, imported=bool(foreign))
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
 
