@@ -78,27 +78,35 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         "lawa": "pretrained, latest weights' average",
     }
     header = ["task", "metric", "training rows"]
-    header += [names[start] for start in config.glue.starts] + ["majority class"]
+    header += [names[start] for start in config.glue.starts]
+    header += ["bag of words", "majority class"]
     rows = []
     for result in results.values():
         row = [result["title"], result["metric"], tables.rows_used(result, "train")]
         for start in config.glue.starts:
-            best = result["starts"][start]
+            best = result["starts"].get(start)
             row.append(
                 f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
                 f"at {best['best_rate']:g}"
+                if best
+                else "-"
             )
-        rows.append([*row, f"{result['majority']:.1f}"])
+        rows.append([*row, *tables.baseline_cells(result)])
     how = tables.how_chosen(config.glue)
     text = (
         "## Fine-tuning\n\n"
         f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "
         f"trials, {config.glue.epochs} epochs. {how}\n\n" + table(header, rows)
     )
-    means = tables.averages_table(results, config.glue)
-    return "\n\n".join(
-        [text, *([means] if means else []), *tables.notes(results, config.glue)]
-    )
+    below = tables.conditions(config)
+    sections = [
+        text,
+        below,
+        tables.bag_of_words(results, config.glue),
+        tables.averages_table(results, config.glue, below),
+        *tables.notes(results, config.glue),
+    ]
+    return "\n\n".join(section for section in sections if section)
 
 
 def _learned_section(config: Config, summary: dict[str, Any]) -> str:

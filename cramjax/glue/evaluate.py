@@ -14,6 +14,7 @@ from cramjax import files
 from cramjax.errors import UserError
 from cramjax.glue import (
     averages,
+    bag_of_words,
     data,
     difference,
     metrics,
@@ -162,6 +163,7 @@ def evaluate(
     words: Tokenizer,
     workdir: Path,
     say: Callable[[str], None] = print,
+    imported: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes on every task of the config and scores its dev sets.
 
@@ -175,12 +177,14 @@ def evaluate(
       words: the tokenizer they were trained with.
       workdir: where glue.json is.
       say: called with a line per start and learning rate.
+      imported: the weights are those of another project's model.
 
     Returns:
       What glue.json has as "tasks": {scored set: {"task", "title", "metric", "labels",
       "train_rows" and "dev_rows" (used), "full_train_rows" and "full_dev_rows" (of the
       benchmark; 0 = not known), "all_train_rows" (in the file), "majority" (score of
-      always predicting the most frequent training label), "notes", "starts": {start:
+      always predicting the most frequent training label), "bag_of_words" ({metric:
+      score}), "notes", "starts": {start:
       {"scores" ({rate: score of each trial, in percent}), "best_rate" (of the task's
       highest median), "median", "mean", "std", "min", "max" (at that rate), "others"
       ({further metric: the same})}}}}
@@ -213,6 +217,7 @@ def evaluate(
             )
         results |= entries
         _check_rows(path, entries, sets.entries)
+        bag_of_words.add(entries, task, config, say)
         for start, rate in jobs:
             begin = time.monotonic()
             _one(config, sets, entries, weights.get(start), start, rate, workdir)
@@ -230,7 +235,7 @@ def evaluate(
             for first, second in itertools.combinations(config.glue.starts, 2)
         }
         _write(path, results, config, differences)
-        page = tables.page(results, config.glue, differences)
+        page = tables.page(results, config, differences, imported)
         files.write_text(workdir / TABLE, page)
     return results
 

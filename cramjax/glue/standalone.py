@@ -80,7 +80,7 @@ def score(argv: Sequence[str]) -> str:
     with in_use(workdir):
         _note_weights(workdir, whose)
         record(workdir / CONFIG, config)
-        evaluate.evaluate(config, weights, words, workdir)
+        evaluate.evaluate(config, weights, words, workdir, imported=bool(foreign))
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
 
