@@ -70,12 +70,18 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
 
 WORDS = [a + b for a in ("river", "winter", "castle") for b in ("bank", "gate", "song")]
 TOY = (
-    *("platform=any", "micro_batch=4", "budget.hours=0.0", "budget.tokens=5120"),
+    *(
+        "platform=any",
+        "model.dtype=float32",
+        "micro_batch=4",
+        "budget.hours=0.0",
+        "budget.tokens=5120",
+    ),
     *("model.attention=xla", "model.width=32", "model.ffn_width=64", "model.layers=1"),
     *("model.heads=2", "model.vocab_size=64", "model.max_length=32"),
     *("batch.sequences=4", "data.held_out_share=0.2", "log.every_steps=10"),
     *("glue.tasks=('cola','mrpc')", "glue.epochs=1", "glue.batch_size=1"),
-    *("glue.trials=2", "glue.trials_at_once=2", "glue.head_width=16"),
+    *("glue.trials=1", "glue.trials_at_once=1", "glue.head_width=16"),
 )
 
 
@@ -97,37 +103,29 @@ def pile(tmp_path, monkeypatch):
 
 
 def test_from_one_line_to_a_report(pile, tmp_path, monkeypatch, capsys):
-    """With a faked hub and GLUE; one of MRPC's files comes later, by hand."""
+    """With a faked hub and GLUE's hosts, which lack one of MRPC's files."""
     files = fake_glue.write(tmp_path / "glue")
     here = tmp_path / "here"
     shutil.copytree(ROOT / "configs", here / "configs")
     monkeypatch.chdir(here)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     command = ["--config=configs/a4000.py", *(f"--config.{key}" for key in TOY)]
-    command.append(f"--config.compilation_cache={tmp_path / 'cache'}")
     with fake_glue.serving(files, monkeypatch):
-        ids = (files / "data_mrpc_dev_ids.tsv").rename(tmp_path / "ids")
+        (files / "data_mrpc_dev_ids.tsv").unlink()
         assert main(command) == 0
-        first, *lines = capsys.readouterr().out.splitlines()
-        assert first == "workdir: runs/a4000"
-        glue = next(n for n, line in enumerate(lines) if "GLUE: from TFDS" in line)
-        assert lines[glue + 1].startswith(
-            "MRPC is not scored: data_mrpc_dev_ids.tsv ca"
-        )
-        corpus = next(n for n, line in enumerate(lines) if line.startswith("corpus: "))
-        assert glue + 1 < corpus
-        assert any(line.startswith("CoLA: pretrained at") for line in lines)
-        assert lines[-1] == "report: runs/a4000/report.md"
-        assert pile.sent.keys() == {"00.jsonl.zst", "01.jsonl.zst"}
-        pile.close()  # what is pretrained needs no text
-        manual = tmp_path / "tfds" / "downloads" / "manual"
-        manual.mkdir(parents=True)
-        ids.rename(manual / "data_mrpc_dev_ids.tsv")
-        assert main(command) == 0
-    report = (here / "runs/a4000/report.md").read_text()
-    scores = [
-        line for line in report.splitlines() if line.startswith(("| CoLA", "| MR"))
-    ]
-    assert any("40 of 8,551" in line for line in scores)
-    assert any("1 of 3,668" in line for line in scores)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "workdir: runs/a4000"
+    glue = next(n for n, line in enumerate(lines) if "GLUE: from TFDS" in line)
+    assert lines[glue + 1].startswith("MRPC is not scored: data_mrpc_dev_ids.tsv canno")
+    corpus = next(n for n, line in enumerate(lines) if line.startswith("corpus: "))
+    assert glue + 1 < corpus
+    assert any(line.startswith("CoLA: pretrained at") for line in lines)
+    assert lines[-1] == "report: runs/a4000/report.md"
+    assert pile.sent.keys() == {"00.jsonl.zst", "01.jsonl.zst"}
+    report = here / "runs/a4000/report.md"
+    assert "| CoLA | " in report.read_text()
     assert {path.name for path in here.iterdir()} == {"configs", "data", "runs"}
+    report.unlink()
+    pile.close()  # what is finished needs neither the hub nor GLUE's hosts
+    assert main(command) == 0
+    assert report.exists()
