@@ -7,6 +7,7 @@ and covers every parameter exactly once; reading and writing go through the same
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,33 @@ from cramjax.schema import ModelConfig
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike
 Leaf = tuple[str, ...]  # the path of a parameter in our tree
 
+# What the authors' state dicts hold besides parameters: the scale of attention scores,
+# rotary frequencies and the numbers of learned positions.
+_CRAMMED_BUFFERS = re.compile(
+    r"encoder\.layers\.\d+\.attn\.self_attention\.(norm_factor|rotary_emb\.inv_freq)"
+    r"|encoder\.embedding\.pos_embedding\.position_ids"
+)
+
 
 def from_crammed(tensors: Tensors, model: ModelConfig) -> dict[str, Any]:
     """Returns the parameters of `encoder.MaskedLM` from the authors' tensors.
 
+    Their buffers, which follow from the architecture, are left out.
+
     Args:
-      tensors: names as in the authors' checkpoints, `encoder.layers.0.norm1.weight`
-        say; or the path of a safetensors file.
+      tensors: named as in the authors' checkpoints, for example
+        `encoder.layers.0.norm1.weight`; or the path of a safetensors file.
       model: the architecture; its dtype does not matter, parameters are float32.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape; all are listed.
     """
-    return _read(tensors, _crammed_rules(model), model, head=True)
+    learned = {
+        name: tensor
+        for name, tensor in load_tensors(tensors).items()
+        if not _CRAMMED_BUFFERS.fullmatch(name)
+    }
+    return _read(learned, _crammed_rules(model), model, head=True)
 
 
 def to_crammed(params: Mapping[str, Any], model: ModelConfig) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ model.fill_mask("the capital of france is <mask>.")
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Pretrained:
       params: of `encoder.MaskedLM`, or of `encoder.Encoder` if `has_head` is False.
       words: the tokenizer.
       has_head: whether it can predict words.
-      first: id of the token that a text begins with: what it saw in pretraining.
+      first: id of the token that a text begins with, as it did in pretraining: <cls>
+        if the corpus had it, otherwise the <sep> that ended the text before.
       config: all settings of the run; None for other projects' models.
     """
 
@@ -53,19 +55,41 @@ class Pretrained:
     config: Config | None
 
     def ids(self, text: str) -> list[int]:
-        """Returns a text's tokens between the first one and <sep>, cut to fit."""
-        ids = self.words.encode(text, add_special_tokens=False).ids
-        return [self.first, *ids[: self.model.max_length - 2], SEP]
+        """Returns a text's tokens between the first one and <sep>.
+
+        Warns:
+          UserWarning: it is too long for the model, and was cut.
+        """
+        return self._rows([text])[0]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns `ids` of each text, with one warning for all."""
+        room = self.model.max_length - 2
+        rows = [self.words.encode(t, add_special_tokens=False).ids for t in texts]
+        if cut := sum(len(ids) > room for ids in rows):
+            warnings.warn(
+                f"{cut:,} of {len(rows):,} texts are longer than the model's "
+                f"{self.model.max_length} tokens and were cut: split them, or the "
+                "result leaves out their ends",
+                stacklevel=3,
+            )
+        return [[self.first, *ids[:room], SEP] for ids in rows]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 vectors_NxD: the mean of each text's hidden states.
+
+        A text that is longer than `model.max_length` tokens is cut, where `fill_mask`
+        refuses it.
+
+        Warns:
+          UserWarning: texts were cut; says how many.
 
         Raises:
           UserError: a single text, not a list of them.
         """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows = [self.ids(text) for text in texts]
+        rows = self._rows(texts)
         vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
         for places, tokens_BxL in likelihood.batches(
             rows, BATCH, self.model.max_length
@@ -76,6 +100,9 @@ class Pretrained:
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the likeliest words for each "<mask>" in a text.
+
+        A text that is too long is refused, where `encode` cuts it: a mask could be cut
+        off.
 
         Args:
           text: with one or more "<mask>" (or "[MASK]").
@@ -130,11 +157,16 @@ class Pretrained:
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
         """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`.
 
+        Texts that are too long are cut, as by `encode`.
+
+        Warns:
+          UserWarning: texts were cut; says how many.
+
         Raises:
           UserError: the model cannot predict words.
         """
         self._require_head()
-        rows = [self.ids(text) for text in texts]
+        rows = self._rows(texts)
         return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
 
     def _require_head(self) -> None:
@@ -160,7 +192,7 @@ def load(path: str | Path) -> Pretrained:
             other.params,
             other.words,
             other.has_head,
-            first=CLS,
+            first=other.first,
             config=None,
         )
     if not (folder / SUMMARY).exists():

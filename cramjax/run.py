@@ -1,9 +1,10 @@
 """The whole job: prepare, pretrain, evaluate, report; what is complete is skipped."""
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,14 +253,30 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
     """Copies the corpus's tokenizer and manifest to the workdir.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made, or the run began with a corpus of the same
+        name that had other tokens.
     """
+    path = workdir / CORPUS
+    if path.exists():
+        before = files.read_json(path, "pass another --workdir")
+        if _checksums(before) != _checksums(corpus.manifest):
+            raise UserError(
+                f"--workdir={workdir} was trained on another {corpus.path}, which has "
+                "been rebuilt since with other tokens or blocks (their checksums "
+                "differ): bring it back, or pass another --workdir"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
     files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
-    files.write_json(workdir / CORPUS, {"name": corpus.path.name, **corpus.manifest})
+    files.write_json(path, {"name": corpus.path.name, **corpus.manifest})
+
+
+def _checksums(manifest: Mapping[str, Any]) -> list[int | None]:
+    """Returns those of a corpus's tokenizer and shards."""
+    shards = itertools.chain.from_iterable(manifest["shards"].values())
+    return [manifest["tokenizer_crc32"], *(shard["crc32"] for shard in shards)]
 
 
 def nearest_folder(path: Path) -> Path:

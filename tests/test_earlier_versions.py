@@ -5,12 +5,12 @@ They are read forever: if one of these tests fails after a change, mend the read
 
 import dataclasses
 import json
-import tarfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import unpacked
 
 import cramjax
 from cramjax import config as config_module
@@ -23,12 +23,6 @@ from cramjax.run import check_workdir, run
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = ["dcf3c78", "2fa099c"]
 TEXTS = ["the king of the sea", "a ship", "she said that it was good, and went home"]
-
-
-def unpacked(version, folder):
-    with tarfile.open(GOLDEN / f"{version}.tar.xz") as file:
-        file.extractall(folder, filter="data")
-    return folder / version
 
 
 @pytest.fixture(params=VERSIONS)
