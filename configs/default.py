@@ -38,7 +38,8 @@ def get_config() -> config_dict.ConfigDict:
     model.ffn = "gated"  # or "plain", ffn_width wide
     model.ffn_every = 1  # a feed-forward part in every n-th layer only
     model.activation = "gelu"  # exact; or "relu", "silu", "relu_squared"
-    # or "sinusoidal", "learned" (max_length of them), "rotary", "none"
+    # Added to the words: or "sinusoidal", "learned" (max_length of them). In attention:
+    # "rotary". Both: "scaled_sinusoidal+rotary" and so on. Or "none".
     model.positions = "scaled_sinusoidal"
     model.token_types = 0  # embeddings for segments A and B, 2 in BERT; 0 = none
     model.norm = "layernorm"  # or "rmsnorm"
@@ -121,8 +122,8 @@ def get_config() -> config_dict.ConfigDict:
     curriculum.unfold = True  # a block becomes several sequences; False = its beginning
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    # adamw, adam_l2 (decay in the gradient), adafactor, sgd (momentum b1), radam, lion,
-    # muon (kernels inside the layers; adamw for the rest)
+    # adamw, adam_l2 (decay in the gradient), adafactor, sgd (Nesterov momentum b1),
+    # radam, lion, muon (kernels inside the layers; adamw for the rest)
     optimizer.name = "adamw"
     optimizer.learning_rate = 1e-3  # at the peak of the schedule
     optimizer.b1 = 0.9

@@ -195,10 +195,10 @@ def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
     _require_form("the authors' crammed-bert", model, mixing="attention", token_types=0)
     embedding = "encoder.embedding"
     yield _same(f"{embedding}.word_embedding.weight", "embedding", "word")
-    if model.positions == "scaled_sinusoidal":
+    if model.added_positions == "scaled_sinusoidal":
         theirs = f"{embedding}.pos_embedding.scale_factor"
         yield _same(theirs, "embedding", "positions", "scale")
-    if model.positions == "learned":
+    if model.added_positions == "learned":
         theirs = f"{embedding}.pos_embedding.embedding.weight"
         yield _same(theirs, "embedding", "positions", "table")
     if model.embedding_norm:

@@ -49,8 +49,8 @@ class Embedding(nn.Module):
             initializers.word_embedding(config),
             (config.vocab_size, config.embedding_dim),
         )
-        if config.positions in ADDED:
-            self.positions = ADDED[config.positions](config)
+        if config.added_positions:
+            self.positions = ADDED[config.added_positions](config)
         if config.token_types:
             self.token_type = self.param(
                 "token_type",
@@ -72,7 +72,7 @@ class Embedding(nn.Module):
         # As everywhere else, <pad> learns as an answer, not where it is read.
         pad_BxLx1 = (tokens_BxL == PAD)[..., None]
         x_BxLxE = jnp.where(pad_BxLx1, jax.lax.stop_gradient(x_BxLxE), x_BxLxE)
-        if config.positions in ADDED:
+        if config.added_positions:
             x_BxLxE += self.positions(tokens_BxL.shape[1])[None]
         if config.token_types:
             types_BxL = jnp.zeros_like(tokens_BxL, jnp.int32)
