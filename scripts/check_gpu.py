@@ -67,7 +67,7 @@ SHORT = (
     "--config.checkpoint.every_minutes=2",
     "--config.validation.every_minutes=2",
     "--config.glue.trials=2",
-    "--config.glue.max_train_rows=2000",
+    "--config.glue.max_train_rows=1000",
 )
 
 
