@@ -67,7 +67,7 @@ SHORT = (
     "--config.checkpoint.every_minutes=2",
     "--config.validation.every_minutes=2",
     "--config.glue.trials=2",
-    "--config.glue.max_train_rows=2000",
+    "--config.glue.max_train_rows=1000",
 )
 
 
@@ -381,7 +381,7 @@ def _show_a(facts: dict[str, Any]) -> list[str]:
             f"cuDNN {facts['cudnn'] or 'none'}",
         ]
     if gpu:
-        found.append(f"driver {gpu['driver']}, limit {gpu['power_limit_w']:g} W")
+        found.append(f"driver {gpu['driver']}, limit {gpu['power_limit_w']} W")
     if facts.get("memory_limit_bytes"):
         found.append(f"programs may take {facts['memory_limit_bytes'] / 1e9:.1f} GB")
     if tests:
