@@ -40,6 +40,12 @@ def test_each_text_has_features_of_its_own():
     assert found.tolist() == train.labels_N.tolist()
 
 
+def test_rows_of_one_class_alone_predict_it():
+    train = rows([("a word",)] * 16, [1] * 16)
+    found = bag_of_words.predict(train, {"dev": rows([("b",)], [0])}, False)["dev"]
+    assert found.tolist() == [1]
+
+
 def test_numbers_are_predicted():
     counts = np.arange(40) % 5
     texts = [(f"much {'very ' * n}",) for n in counts]
