@@ -89,7 +89,6 @@ class Journal(Watch):
         self.at_once = at_once
         self.every = every(job)
         self.skipped: list[int] = []
-        self._log = MetricsLog(workdir / LOG)
         self._first: tuple[float, int] | None = None
         self._last_plain = time.monotonic()
         self._live = None
@@ -104,7 +103,7 @@ class Journal(Watch):
             self._line = self._live.add_task(f"{self._title()}: compiling", total=1.0)
 
     def __enter__(self):
-        self._log.__enter__()
+        self._log = MetricsLog(self._workdir / LOG)
         if self._live:
             self._live.start()
         return self
@@ -164,15 +163,16 @@ class Journal(Watch):
     def kept(self, first: int) -> Group | None:
         """Returns a group that an earlier session finished, from the same weights."""
         try:
-            with np.load(self._path(first)) as arrays:
-                if str(arrays["of"]) != self._fingerprint:
-                    return None
-                outputs = [arrays[f"outputs_{i}"] for i in range(len(self._job.scored))]
-                skipped_T, at_once = arrays["skipped_T"], int(arrays["at_once"])
+            with np.load(self._path(first)) as found:
+                arrays = dict(found)
         except Exception:  # numpy and zipfile raise all kinds; it can be trained again
             return None
+        if str(arrays["of"]) != self._fingerprint:
+            return None
+        outputs = [arrays[f"outputs_{i}"] for i in range(len(self._job.scored))]
+        skipped_T = arrays["skipped_T"]
         trials = range(first, first + len(skipped_T))
-        return self._note(Group(trials, at_once, outputs, skipped_T))
+        return self._note(Group(trials, int(arrays["at_once"]), outputs, skipped_T))
 
     def finished(self, group: Group) -> None:
         """Keeps a group until the job is done, so that an interruption costs one."""
@@ -211,12 +211,15 @@ class Journal(Watch):
         """Tells results of these rows, weights and numbers from all others."""
         config = self._job.config
         # Other tasks, initializations and rates may join without changing this job.
-        glue = dataclasses.replace(config.glue, tasks=(), starts=(), learning_rates=())
+        glue = dataclasses.replace(
+            config.glue,
+            tasks=(),
+            starts=(self._job.start,),
+            learning_rates=(self._job.rate,),
+        )
         sets = [self._job.train, *self._job.scored.values()]
         arrays = [array for rows in sets for array in (rows.tokens_NxL, rows.labels_N)]
-        found = hashlib.sha256(
-            repr((config.model, glue, config.seed, self._job.rate)).encode()
-        )
+        found = hashlib.sha256(repr((config.model, glue, config.seed)).encode())
         for array in (*arrays, *jax.tree.leaves(self._pretrained)):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
