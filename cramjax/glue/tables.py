@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cramjax.glue import averages, paper, tasks
+from cramjax.glue import averages, paper, scores, tasks
 from cramjax.glue.averages import AVERAGES, BAG_OF_WORDS, is_sampled
 from cramjax.glue.difference import DRAWS, LEVEL
 from cramjax.schema import Config, GlueConfig
@@ -249,6 +249,7 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     """Returns what was missing or left out, a sentence each, once."""
     found = [note for entry in results.values() for note in entry["notes"]]
     scored = {entry["task"] for entry in results.values()}
+    found += [line for entry in results.values() for line in scores.divergences(entry)]
     found += [
         f"{task.title} is not scored: its training set or its dev set is not there"
         for task in tasks.get(glue)
