@@ -224,10 +224,10 @@ def evaluate(
       always predicting the most frequent training label), "bag_of_words" ({metric:
       score}), "notes", "trials_at_once" (that one program trained), "starts": {start:
       {"scores" ({rate: score of each trial, in percent}), "diverged" ({rate: number of
-      trials whose outputs are not finite}), "skipped" ({rate: updates of each trial that
-      were left out because a gradient was not finite}), "best_rate" (see
-      `scores.summarise`), "median", "mean", "std", "min", "max" (at that rate), "others"
-      ({further metric: the same})}}}}
+      trials whose outputs are not finite}), "skipped" ({rate: updates of each trial
+      that were left out because a gradient was not finite}), "best_rate" (see
+      `scores.summarise`), "median", "mean", "std", "min", "max" (at that rate),
+      "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
     results = _so_far(path)
