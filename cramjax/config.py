@@ -42,6 +42,9 @@ OPERATIONAL_KEYS = frozenset(
     ]
 )
 
+# By its place: the working folder may have a package "configs" of its own.
+DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+
 # Of config.json and of the checkpoints beside it; a config.json without the number has
 # format 1. Raise it when a run that the version before began cannot be resumed.
 FORMAT = 2
