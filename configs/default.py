@@ -38,7 +38,8 @@ def get_config() -> config_dict.ConfigDict:
     model.ffn = "gated"  # or "plain", ffn_width wide
     model.ffn_every = 1  # a feed-forward part in every n-th layer only
     model.activation = "gelu"  # exact; or "relu", "silu", "relu_squared"
-    # or "sinusoidal", "learned" (max_length of them), "rotary", "none"
+    # Added to the words: or "sinusoidal", "learned" (max_length of them). In attention:
+    # "rotary". Both: "scaled_sinusoidal+rotary" and so on. Or "none".
     model.positions = "scaled_sinusoidal"
     model.token_types = 0  # embeddings for segments A and B, 2 in BERT; 0 = none
     model.norm = "layernorm"  # or "rmsnorm"
@@ -110,7 +111,8 @@ def get_config() -> config_dict.ConfigDict:
     objective.final_mask_rate = 0.0  # reached linearly over the budget; 0 = the same
     objective.mask_share = 0.8  # of these, share that becomes <mask>
     objective.random_share = 0.1  # share that becomes a random token; the rest stays
-    objective.separate_documents = False  # no attention across <sep> in a block
+    # No attention across <sep> in a block; <sep>, which this shows, is not predicted.
+    objective.separate_documents = False
     objective.dropout = 0.0  # off in pretraining (P 4.3)
 
     # Sequences cut from blocks, short ones first; () = whole blocks throughout.
@@ -120,8 +122,8 @@ def get_config() -> config_dict.ConfigDict:
     curriculum.unfold = True  # a block becomes several sequences; False = its beginning
 
     config.optimizer = optimizer = config_dict.ConfigDict()
-    # adamw, adam_l2 (decay in the gradient), adafactor, sgd (momentum b1), radam, lion,
-    # muon (kernels inside the layers; adamw for the rest)
+    # adamw, adam_l2 (decay in the gradient), adafactor, sgd (Nesterov momentum b1),
+    # radam, lion, muon (kernels inside the layers; adamw for the rest)
     optimizer.name = "adamw"
     optimizer.learning_rate = 1e-3  # at the peak of the schedule
     optimizer.b1 = 0.9
@@ -178,7 +180,9 @@ def get_config() -> config_dict.ConfigDict:
     config.validation = validation = config_dict.ConfigDict()
     validation.every_minutes = 60.0  # outside the budget; 0 = at the end only
     validation.mask_rate = 0.15  # of the held-out blocks, whatever the training rate
-    validation.max_blocks = 2048  # held-out blocks scored, at most
+    # Held-out blocks scored, at most, evenly spread over all of them; word order is
+    # scored on as many pairs, at most 400.
+    validation.max_blocks = 2048
 
     config.glue = glue = config_dict.ConfigDict()
     # The paper's eight; () stops after pretraining. There are also wnli; SuperGLUE's
@@ -202,7 +206,7 @@ def get_config() -> config_dict.ConfigDict:
     # and spearman if the label is a number
     glue.own_metric = "accuracy"
     glue.test_sets = True  # predict GLUE's test sets, where they are, for its server
-    # and "random", for comparison; "ema" and "lawa" if averaged
+    # Initializations: also "random", for comparison; "ema" and "lawa" if averaged
     glue.starts = ("pretrained",)
     glue.trials = 5  # each with its own head, dropout and order; the median counts
     # Trained in one program; 0 = all or one, whichever is faster (measured first).
@@ -212,7 +216,8 @@ def get_config() -> config_dict.ConfigDict:
     glue.empty_second = True
     glue.epochs = 5
     glue.batch_size = 16
-    glue.learning_rates = (4e-5,)  # if several, each start is scored at its own best
+    # If several, each initialization is scored at its own best one.
+    glue.learning_rates = (4e-5,)
     glue.b1 = 0.9
     glue.b2 = 0.98
     glue.eps = 1e-6

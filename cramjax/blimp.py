@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cramjax.errors import UserError
+from cramjax.likelihood import percent_preferred
 from cramjax.pretrained import Pretrained
 
 
@@ -86,8 +87,7 @@ def score(
     for paradigm in paradigms:
         chosen = paradigm.pairs[: max_pairs or None]
         scores_N = model.pseudo_log_likelihoods([s for pair in chosen for s in pair])
-        good_N, bad_N = scores_N[::2], scores_N[1::2]
-        percent = 100 * float(np.mean((good_N > bad_N) + 0.5 * (good_N == bad_N)))
+        percent = percent_preferred(scores_N)
         paradigm_scores[paradigm.name] = percent
         by_phenomenon[paradigm.phenomenon].append(percent)
         pairs += len(chosen)

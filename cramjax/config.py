@@ -4,10 +4,8 @@
 parsing: every key is there, nothing else is, and every type fits.
 """
 
-import copy
 import dataclasses
 import difflib
-import functools
 import inspect
 import math
 import runpy
@@ -20,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from cramjax import arguments
+from cramjax import arguments, files
 from cramjax.arguments import Shortcuts
 from cramjax.errors import UserError, one_line
 from cramjax.schema import Config, require
@@ -44,8 +42,96 @@ OPERATIONAL_KEYS = frozenset(
     ]
 )
 
-# By its place: the folder somebody works in may have a package "configs" of its own.
+# By its place: the working folder may have a package "configs" of its own.
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+
+# Of config.json and of the checkpoints beside it; a config.json without the number has
+# format 1. Raise it when a run that the version before began cannot be resumed.
+FORMAT = 2
+
+# Keys that were added after the first format, each with the value that means "as before
+# the key existed". Every new key comes in here, so that finished runs stay loadable.
+NEUTRAL: dict[str, Any] = {
+    "compilation_cache": "",
+    "model.activation": "gelu",
+    "model.decoder_bias": False,
+    "model.embedding_norm": True,
+    "model.embedding_width": 0,
+    "model.ffn": "gated",
+    "model.ffn_every": 1,
+    "model.final_norm": True,
+    "model.first_norm": True,
+    "model.head_transform": False,
+    "model.init": "normal",
+    "model.linear_bias": False,
+    "model.mixing": "attention",
+    "model.norm": "layernorm",
+    "model.norm_placement": "pre",
+    "model.positions": "scaled_sinusoidal",
+    "model.qkv_bias": False,
+    "model.repeats": 1,
+    "model.sparse_prediction": True,
+    "model.token_types": 0,
+    "data.cls": False,
+    "data.dedup_bytes": 0,
+    "data.dedup_chunk_bytes": 1 << 29,
+    "data.drop_duplicates": False,
+    "data.join_chars": 0,
+    "data.keep": [],
+    "data.licence": "",
+    "data.max_chars": 0,
+    "data.max_document_chars": 0,
+    "data.max_documents": 0,
+    "data.min_document_chars": 0,
+    "data.normalizer": [
+        "quotes",
+        "nfd",
+        "lowercase",
+        "strip_accents",
+        "spaces",
+        "ascii",
+    ],
+    "data.sep": True,
+    "data.shares": [],
+    "data.split": "train",
+    "data.text_field": "text",
+    "data.tokenizer": "",
+    "data.tokenizer_chars": 100_000_000,
+    "data.tokenizer_kind": "wordpiece",
+    "data.txt_documents": "blank_line",
+    "objective.final_mask_rate": 0.0,
+    "objective.mask_share": 0.8,
+    "objective.random_share": 0.1,
+    "objective.separate_documents": False,
+    "curriculum.lengths": [],
+    "curriculum.starts": [],
+    "curriculum.unfold": True,
+    "optimizer.name": "adamw",
+    "schedule.cooldown": 0.0,
+    "schedule.curve": "triangle",
+    "schedule.cycles": 4,
+    "schedule.power": 1.0,
+    "schedule.updates": 0,
+    "schedule.warmup": 0.0,
+    "averaging.ema_decay": 0.0,
+    "averaging.lawa_every": 100,
+    "averaging.lawa_last": 0,
+    "guard.max_bad_steps": 50,
+    "guard.max_loss": 0.0,
+    "guard.max_loss_after": 0.125,
+    "guard.rate_factor": 0.5,
+    "validation.every_minutes": 0.0,
+    "glue.empty_second": True,
+    "glue.own_dir": "",
+    "glue.own_label": "label",
+    "glue.own_metric": "accuracy",
+    "glue.own_texts": ["text"],
+    "glue.superglue_dir": "superglue_data",
+    "glue.test_sets": False,
+    "glue.tfds_dir": "",
+    "glue.trials_at_once": 0,
+    "glue.warmup_steps": 0,
+}
 
 # What a value of each type is, for people.
 EXPECTED = {
@@ -94,21 +180,43 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return _parse(Config, values, "")
 
 
-def from_recorded(values: Mapping[str, Any]) -> Config:
-    """Parses a workdir's config.json strictly, but for operational keys.
+def record(path: Path, config: Config) -> None:
+    """Writes config.json, which `read_recorded` reads."""
+    files.write_json(path, {"format": FORMAT, **to_dict(config)})
 
-    Those that the version that wrote it did not have are as in configs/default.py.
+
+def read_recorded(path: Path, way_out: str) -> dict[str, Any]:
+    """Reads a config.json of this version or of an earlier one.
+
+    Returns its nested values with "format", and with those of `NEUTRAL` for keys that
+    the version that wrote it did not have.
+
+    Raises:
+      UserError: it is missing, damaged or of a later version; the message ends in
+        `way_out`.
+    """
+    values = files.read_json(path, way_out)
+    found = values.setdefault("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} has the format {found!r}, and this version of cramjax reads those "
+            f"up to {FORMAT}: use the version that wrote it, or {way_out}"
+        )
+    for key, value in NEUTRAL.items():
+        section, _, name = key.rpartition(".")
+        tree = values.setdefault(section, {}) if section else values
+        if isinstance(tree, dict):
+            tree.setdefault(name, value)
+    return values
+
+
+def from_recorded(values: Mapping[str, Any]) -> Config:
+    """Parses what `read_recorded` returns strictly.
 
     Raises:
       UserError: see `from_dict`.
     """
-    values = copy.deepcopy(dict(values))
-    for key, value in flatten(_load_file(str(DEFAULT)).to_dict()).items():
-        *sections, name = key.split(".")
-        section = functools.reduce(lambda tree, s: tree.get(s, {}), sections, values)
-        if key in OPERATIONAL_KEYS and isinstance(section, dict):
-            section.setdefault(name, value)
-    return from_dict(values)
+    return from_dict({key: x for key, x in values.items() if key != "format"})
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -7,6 +7,7 @@ and covers every parameter exactly once; reading and writing go through the same
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.errors import UserError
-from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.schema import ModelConfig
 
 # A mapping of names to arrays, or the path of a safetensors file.
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike
 Leaf = tuple[str, ...]  # the path of a parameter in our tree
 
+# What the authors' state dicts hold besides parameters: the scale of attention scores,
+# rotary frequencies and the numbers of learned positions.
+_CRAMMED_BUFFERS = re.compile(
+    r"encoder\.layers\.\d+\.attn\.self_attention\.(norm_factor|rotary_emb\.inv_freq)"
+    r"|encoder\.embedding\.pos_embedding\.position_ids"
+)
+
 
 def from_crammed(tensors: Tensors, model: ModelConfig) -> dict[str, Any]:
     """Returns the parameters of `encoder.MaskedLM` from the authors' tensors.
 
+    Their buffers, which follow from the architecture, are left out.
+
     Args:
-      tensors: names as in the authors' checkpoints, `encoder.layers.0.norm1.weight`
-        say; or the path of a safetensors file.
+      tensors: named as in the authors' checkpoints, for example
+        `encoder.layers.0.norm1.weight`; or the path of a safetensors file.
       model: the architecture; its dtype does not matter, parameters are float32.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape; all are listed.
     """
-    return _read(tensors, _crammed_rules(model), model, head=True)
+    learned = {
+        name: tensor
+        for name, tensor in load_tensors(tensors).items()
+        if not _CRAMMED_BUFFERS.fullmatch(name)
+    }
+    return _read(learned, _crammed_rules(model), model, head=True)
 
 
 def to_crammed(params: Mapping[str, Any], model: ModelConfig) -> dict[str, np.ndarray]:
@@ -180,10 +195,10 @@ def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
     _require_form("the authors' crammed-bert", model, mixing="attention", token_types=0)
     embedding = "encoder.embedding"
     yield _same(f"{embedding}.word_embedding.weight", "embedding", "word")
-    if model.positions == "scaled_sinusoidal":
+    if model.added_positions == "scaled_sinusoidal":
         theirs = f"{embedding}.pos_embedding.scale_factor"
         yield _same(theirs, "embedding", "positions", "scale")
-    if model.positions == "learned":
+    if model.added_positions == "learned":
         theirs = f"{embedding}.pos_embedding.embedding.weight"
         yield _same(theirs, "embedding", "positions", "table")
     if model.embedding_norm:
@@ -409,6 +424,7 @@ def _check_coverage(rules: list[_Rule], shapes: Mapping[Leaf, Any]) -> None:
 def _shapes(model: ModelConfig, head: bool) -> dict[Leaf, jax.ShapeDtypeStruct]:
     tokens_1xL = jnp.zeros((1, 8), jnp.int32)
     key = jax.random.key(0)
+    model = on_any_device(model)
     if head:
         tree = jax.eval_shape(MaskedLM(model).init, key, tokens_1xL, tokens_1xL[:, :1])
     else:

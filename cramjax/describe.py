@@ -1,6 +1,5 @@
 """What a config asks for, worked out without training: size, FLOPs, memory, tokens."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -40,9 +39,7 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
 
 
 def state_shapes(config: Config) -> train_step.TrainState:
-    """Returns the training state's shapes, for which cuDNN need not be there."""
-    model = dataclasses.replace(config.model, attention="xla")
-    config = dataclasses.replace(config, model=model)
+    """Returns the training state's shapes."""
     return jax.eval_shape(lambda: train_step.init_state(config))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import convert, files
-from cramjax.data.tokenizer import SPECIAL_TOKENS
+from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.positions import BASE
 from cramjax.schema import ModelConfig
@@ -60,6 +60,7 @@ class Imported:
       words: its tokenizer, in our order.
       has_head: whether it can predict words.
       empty_second: of its template, see `glue.empty_second`.
+      first: id of the token that a text began with in its pretraining.
     """
 
     model: ModelConfig
@@ -67,6 +68,7 @@ class Imported:
     words: Tokenizer
     has_head: bool
     empty_second: bool
+    first: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +80,14 @@ class _Format:
       read: from (tensors, model, head) to parameters.
       head: beginning of the names that only a masked-LM head has.
       empty_second: of its template.
+      first: see `Imported`, where its tokenizer puts no <cls> before a single text.
     """
 
     shape: Callable[[Mapping[str, Any]], dict[str, Any]]
     read: Callable[..., dict[str, Any]]
     head: str
     empty_second: bool = False
+    first: int = CLS
 
 
 def load(folder: Path) -> Imported:
@@ -117,7 +121,9 @@ def load(folder: Path) -> Imported:
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
-    return Imported(model, params, words, has_head, read.empty_second)
+    template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
+    first = CLS if set(template[:1]) & set(_NAMES["<cls>"]) else read.first
+    return Imported(model, params, words, has_head, read.empty_second, first)
 
 
 def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
@@ -224,17 +230,25 @@ def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The final model of arXiv 2212.14034, section 4.2, whatever the file says."""
-    arch = facts.get("arch", facts)
+    """The final model of arXiv 2212.14034, section 4.2, of any size.
+
+    Further biases, norms or heads show in the tensors, what is required here does not.
+    """
+    arch = facts["arch"]
+    embedding, attention = arch["embedding"], arch["attention"]
+    _require(arch, norm="LayerNorm", norm_scheme="pre", nonlin="GELUglu")
+    _require(embedding, pos_embedding="scaled-sinusoidal")
+    _require(attention, rotary_embedding=False, causal_attention=False)
+    _require(attention, sequence_op="torch-softmax")
     return {
         "width": arch["hidden_size"],
         "ffn_width": arch["intermed_size"],
         "layers": arch["num_transformer_layers"],
-        "heads": arch["attention"]["num_attention_heads"],
-        "vocab_size": facts.get("vocab_size", 32768),
-        "max_length": 128,
+        "heads": attention["num_attention_heads"],
+        "vocab_size": embedding["vocab_size"],
+        "max_length": embedding["max_seq_length"],
         "token_types": 0,
-        "norm_eps": 1e-12,
+        "norm_eps": arch["norm_eps"],
         "ffn": "gated",
         "activation": "gelu",
         "positions": "scaled_sinusoidal",
@@ -296,5 +310,6 @@ _FORMATS = {
         lambda tensors, model, head: convert.from_crammed(tensors, model),
         "",
         empty_second=True,
+        first=SEP,  # their packed text has <sep> after every entry, and no <cls>
     ),
 }

@@ -9,7 +9,8 @@ model.fill_mask("the capital of france is <mask>.")
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import config as config_module
-from cramjax import files, imports
+from cramjax import imports, likelihood
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.imports import SPECIAL
-from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.schema import Config, ModelConfig
 from cramjax.training.pretrain import SUMMARY, read_back
 
-LENGTH_STEP = 16  # rows are padded to a multiple of it: few shapes, few compilations
 BATCH = 64
 
 
@@ -42,7 +42,8 @@ class Pretrained:
       params: of `encoder.MaskedLM`, or of `encoder.Encoder` if `has_head` is False.
       words: the tokenizer.
       has_head: whether it can predict words.
-      first: id of the token that a text begins with: what it saw in pretraining.
+      first: id of the token that a text begins with, as it did in pretraining: <cls>
+        if the corpus had it, otherwise the <sep> that ended the text before.
       config: all settings of the run; None for other projects' models.
     """
 
@@ -54,27 +55,54 @@ class Pretrained:
     config: Config | None
 
     def ids(self, text: str) -> list[int]:
-        """Returns a text's tokens between the first one and <sep>, cut to fit."""
-        ids = self.words.encode(text, add_special_tokens=False).ids
-        return [self.first, *ids[: self.model.max_length - 2], SEP]
+        """Returns a text's tokens between the first one and <sep>.
+
+        Warns:
+          UserWarning: it is too long for the model, and was cut.
+        """
+        return self._rows([text])[0]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns `ids` of each text, with one warning for all."""
+        room = self.model.max_length - 2
+        rows = [self.words.encode(t, add_special_tokens=False).ids for t in texts]
+        if cut := sum(len(ids) > room for ids in rows):
+            warnings.warn(
+                f"{cut:,} of {len(rows):,} texts are longer than the model's "
+                f"{self.model.max_length} tokens and were cut: split them, or the "
+                "result leaves out their ends",
+                stacklevel=3,
+            )
+        return [[self.first, *ids[:room], SEP] for ids in rows]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 vectors_NxD: the mean of each text's hidden states.
+
+        A text that is longer than `model.max_length` tokens is cut, where `fill_mask`
+        refuses it.
+
+        Warns:
+          UserWarning: texts were cut; says how many.
 
         Raises:
           UserError: a single text, not a list of them.
         """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows = [self.ids(text) for text in texts]
+        rows = self._rows(texts)
         vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
-        for places, tokens_BxL in self._batches(rows, BATCH):
+        for places, tokens_BxL in likelihood.batches(
+            rows, BATCH, self.model.max_length
+        ):
             vectors_BxD = _mean(self.model, self.params, tokens_BxL)
             vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
         return vectors_NxD
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the likeliest words for each "<mask>" in a text.
+
+        A text that is too long is refused, where `encode` cuts it: a mask could be cut
+        off.
 
         Args:
           text: with one or more "<mask>" (or "[MASK]").
@@ -105,8 +133,10 @@ class Pretrained:
                 f"the text has {len(row)} tokens, more than the model's "
                 f"{self.model.max_length}: shorten it"
             )
-        tokens_1xL = self._padded([row])
-        logits_PxV = _logits(self.model, self.params, tokens_1xL, np.array([places]))[0]
+        tokens_1xL = likelihood.padded([row], self.model.max_length)
+        logits_PxV = likelihood.logits(
+            self.model, self.params, tokens_1xL, np.array([places])
+        )[0]
         vocabulary = self.words.get_vocab()
         # Sorted: the tokenizer's order is another at every call, and so were the sums.
         answers = sorted(i for word, i in vocabulary.items() if word not in SPECIAL)
@@ -125,48 +155,19 @@ class Pretrained:
         return self.words.decode([token], skip_special_tokens=False).strip()
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns log-probabilities_N: of every token with only itself hidden, summed.
+        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`.
 
-        "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659).
+        Texts that are too long are cut, as by `encode`.
+
+        Warns:
+          UserWarning: texts were cut; says how many.
 
         Raises:
           UserError: the model cannot predict words.
         """
         self._require_head()
-        rows, answers, texts_R = [], [], []
-        for number, text in enumerate(texts):
-            ids = self.ids(text)
-            for place in range(1, len(ids) - 1):
-                rows.append([*ids[:place], MASK, *ids[place + 1 :]])
-                answers.append((place, ids[place]))
-                texts_R.append(number)
-        sums_N = np.zeros(len(texts), np.float64)
-        answers_Rx2 = np.array(answers).reshape(-1, 2)
-        for places, tokens_BxL in self._batches(rows, 4 * BATCH):
-            answers_Bx2 = np.zeros((len(tokens_BxL), 2), np.int32)
-            answers_Bx2[: len(places)] = answers_Rx2[places]
-            scores_B = _scores(self.model, self.params, tokens_BxL, answers_Bx2)
-            scores_B = np.asarray(scores_B)[: len(places)]
-            np.add.at(sums_N, np.array(texts_R)[places], scores_B)
-        return sums_N
-
-    def _batches(
-        self, rows: Sequence[Sequence[int]], size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (places, tokens_BxL): rows of similar length together, B = size."""
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        for start in range(0, len(rows), size):
-            places = order[start : start + size]
-            filled = [*places, *[places[-1]] * (size - len(places))]
-            yield places, self._padded([rows[i] for i in filled])
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.model.max_length)
-        tokens_BxL = np.full((len(rows), length), PAD)
-        for row, ids in zip(tokens_BxL, rows, strict=True):
-            row[: len(ids)] = ids
-        return tokens_BxL
+        rows = self._rows(texts)
+        return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
 
     def _require_head(self) -> None:
         if not self.has_head:
@@ -191,7 +192,7 @@ def load(path: str | Path) -> Pretrained:
             other.params,
             other.words,
             other.has_head,
-            first=CLS,
+            first=other.first,
             config=None,
         )
     if not (folder / SUMMARY).exists():
@@ -199,12 +200,12 @@ def load(path: str | Path) -> Pretrained:
             f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
             f"cramjax, nor {imports.WEIGHTS}, as another project's"
         )
-    values = files.read_json(folder / "config.json", "bring it back")
+    values = config_module.read_recorded(folder / "config.json", "bring it back")
     config = config_module.from_recorded(values)
     weights, _ = read_back(config, folder)
     words = tokenizer.load(folder / TOKENIZER, "bring it back from the corpus's folder")
-    # On a CPU it has to be float32 mathematics anyway, and cuDNN needs a GPU.
-    model = dataclasses.replace(config.model, dtype="float32", attention="xla")
+    # On a CPU it is float32 mathematics anyway.
+    model = dataclasses.replace(on_any_device(config.model), dtype="float32")
     return Pretrained(
         model,
         weights["pretrained"],
@@ -221,21 +222,3 @@ def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
     hidden_BxLxD = Encoder(model).apply({"params": params}, tokens_BxL, mask_BxL)
     weights_BxL = mask_BxL / mask_BxL.sum(axis=1, keepdims=True)
     return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(
-    model: ModelConfig, params: Any, tokens_BxL: jax.Array, places_BxP: jax.Array
-) -> jax.Array:
-    mask_BxL = tokens_BxL != PAD
-    return MaskedLM(model).apply({"params": params}, tokens_BxL, places_BxP, mask_BxL)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(
-    model: ModelConfig, params: Any, tokens_BxL: jax.Array, answers_Bx2: jax.Array
-) -> jax.Array:
-    """Returns the log-probability of (place, id) in each row."""
-    logits_Bx1xV = _logits(model, params, tokens_BxL, answers_Bx2[:, :1])
-    logs_BxV = jax.nn.log_softmax(logits_Bx1xV[:, 0])
-    return jnp.take_along_axis(logs_BxV, answers_Bx2[:, 1:], axis=1)[:, 0]

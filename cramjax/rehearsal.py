@@ -246,14 +246,20 @@ def _try_training(
 def _try_fine_tuning(
     config: Config, weights: dict[str, Any], corpus: Corpus, complete: list[tasks.Task]
 ) -> None:
-    """Takes one step of the first task, with all its trials, and predicts."""
+    """Takes one step of the first task, predicts, and estimates the whole time."""
     if not complete:
         return
     [task, *_] = complete
     _say("fine-tuning", f"one step of {config.glue.trials} trials of {task.title} ...")
     start = time.monotonic()
     rows = evaluate.try_out(config, task, weights.get("pretrained"), corpus.tokenizer)
-    _say("fine-tuning", f"{rows} rows predicted, {time.monotonic() - start:.0f} s")
+    took_s = time.monotonic() - start
+    hours = evaluate.estimate_s(config, complete, corpus.tokenizer) / 3600
+    whole = f"{hours:.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
+    _say(
+        "fine-tuning",
+        f"{rows} rows predicted, {took_s:.0f} s; an estimate of the whole: {whole}",
+    )
 
 
 def estimate(

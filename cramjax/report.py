@@ -1,23 +1,42 @@
 """report.md and its figures, from what a run has written."""
 
-import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
 import matplotlib
-import optax
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cramjax import config as config_module
+from cramjax import word_order
+from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.glue import tables
 from cramjax.glue.tables import table
 from cramjax.schema import Config
 from cramjax.training import metrics_log
 from cramjax.training.budget import CHARGED, FREE
+from cramjax.training.loop import RESUMED, STEPPED_BACK
 from cramjax.training.pretrain import METRICS
 
 REPORT = "report.md"
+# Of pretrain.json, what earlier versions did not write in it.
+NEEDED = {
+    "averages",
+    "bits_per_byte",
+    "code",
+    "energy_kwh",
+    "first_step_s",
+    "held_out_accuracy",
+    "mfu",
+    "peak_memory_bytes",
+    "seconds",
+    "skipped",
+}
+# A loss is clearly below the unigram entropy from this fraction of it on. Models that
+# have learned word frequencies and little else stay 2 to 4 % below it for long.
+CLEARLY = 0.05
 
 
 def write(
@@ -29,16 +48,20 @@ def write(
 ) -> Path:
     """Writes report.md, loss.png and schedule.png; returns the report's path."""
     events = metrics_log.read(workdir / METRICS)
-    lines = [line for line in events if "event" not in line]
-    scored = [line for line in events if line.get("event") == "validation"]
-    _loss_figure(lines, scored, summary).savefig(workdir / "loss.png", dpi=120)
-    _schedule_figure(lines).savefig(workdir / "schedule.png", dpi=120)
+    _loss_figure(config, events, summary).savefig(workdir / "loss.png", dpi=120)
+    _schedule_figure(config, events).savefig(workdir / "schedule.png", dpi=120)
+    fine_tuned = " It was then fine-tuned on labelled examples." if results else ""
     sections = [
         f"# {workdir.name}",
+        f"A masked language model of {summary['parameters']:,} parameters, pretrained "
+        f"from random initialization on {summary['tokens']:,} tokens of text."
+        f"{fine_tuned}",
+        _learned_section(config, summary),
         _results_section(config, results),
-        _pretraining_section(config, manifest, summary),
+        _training_section(config, summary),
         "![loss](loss.png)\n\n![schedule](schedule.png)",
-        _environment_section(summary),
+        _origin_section(config, manifest, summary),
+        _settings_section(config),
     ]
     path = workdir / REPORT
     path.write_text("\n\n".join(section for section in sections if section) + "\n")
@@ -55,78 +78,145 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         "lawa": "pretrained, latest weights' average",
     }
     header = ["task", "metric", "training rows"]
-    header += [names[start] for start in config.glue.starts] + ["majority class"]
+    header += [names[start] for start in config.glue.starts]
+    header += ["bag of words", "majority class"]
     rows = []
     for result in results.values():
         row = [result["title"], result["metric"], tables.rows_used(result, "train")]
         for start in config.glue.starts:
-            best = result["starts"][start]
+            best = result["starts"].get(start)
             row.append(
                 f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
                 f"at {best['best_rate']:g}"
+                if best
+                else "-"
             )
-        rows.append([*row, f"{result['majority']:.1f}"])
+        rows.append([*row, *tables.baseline_cells(result)])
     how = tables.how_chosen(config.glue)
     text = (
         "## Fine-tuning\n\n"
         f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "
         f"trials, {config.glue.epochs} epochs. {how}\n\n" + table(header, rows)
     )
-    means = tables.averages_table(results, config.glue)
+    below = tables.conditions(config)
+    sections = [
+        text,
+        below,
+        tables.bag_of_words(results, config.glue),
+        tables.averages_table(results, config.glue, below),
+        *tables.notes(results, config.glue),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _learned_section(config: Config, summary: dict[str, Any]) -> str:
+    entropy = summary["unigram_entropy"]
+    order = summary.get("word_order")
+    rows = []
+    if order:
+        error = word_order.margin(order["model"], order["pairs"])
+        others = f"bigram model {order['bigram']:.1f} %, chance 50 %"
+        rows = [["word order", f"**{order['model']:.1f} %** (+-{error:.1f})", others]]
+    rows += [
+        [
+            "held-out loss",
+            f"**{summary['held_out_loss']:.3f}** nats per masked token",
+            f"word frequencies alone {entropy:.3f} (unigram entropy)",
+        ],
+        *(
+            [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
+            for name, value in summary["averages"].items()
+        ),
+        ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}", ""],
+        ["held-out bits per byte", f"{summary['bits_per_byte']:.3f}", ""],
+    ]
+    notes = [
+        "All of this is measured on documents that the model never trained on. The "
+        f"held-out loss is how surprised it is by a hidden token, with "
+        f"{config.validation.mask_rate:.0%} of the tokens hidden; the accuracy is how "
+        "often its first guess is right."
+    ]
+    if order:
+        notes.append(
+            "Word order is how often the model finds a sentence more likely than the "
+            f"same sentence with two neighbouring words swapped, in {order['pairs']} "
+            "pairs (+-: 95 % interval). The bigram model only counts which token "
+            "follows which in the training text."
+        )
+    elif "word_order" in summary:
+        notes.append(f"{word_order.line(None).capitalize()}.")
     return "\n\n".join(
-        [text, *([means] if means else []), *tables.notes(results, config.glue)]
+        [
+            "## What pretraining taught",
+            table(["measured", "this model", "for comparison"], rows),
+            _verdict(summary),
+            " ".join(notes),
+        ]
     )
 
 
-def _pretraining_section(
-    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
-) -> str:
-    entropy, loss = summary["unigram_entropy"], summary["held_out_loss"]
-    train_loss = summary["train_loss"]
-    documents = manifest["documents"]
+def _verdict(summary: dict[str, Any]) -> str:
+    """Returns what the numbers mean, in words."""
+    entropy, order = summary["unigram_entropy"], summary.get("word_order")
+    gap = 1 - summary["held_out_loss"] / entropy
+    knows_order = False
+    if order:
+        error = word_order.margin(order["model"], order["pairs"])
+        knows_order = order["model"] - error > 50
+    near_chance = "its word order is no better than chance"
+    if gap < CLEARLY:
+        text = (
+            f"**The model is {'no' if gap <= 0 else 'hardly'} better than word "
+            "frequencies**: its held-out loss is not clearly below the unigram entropy"
+        )
+        if order:
+            text += f", {'though' if knows_order else 'and'} "
+            text += "it has begun to learn word order" if knows_order else near_chance
+        return f"{text}. It needs more training, more text or another learning rate."
+    text = (
+        f"The held-out loss is {gap:.0%} below what word frequencies alone would give"
+    )
+    if not order:
+        return f"{text}."
+    if not knows_order:
+        return (
+            f"{text}, but **{near_chance}**: the model has learned which words occur "
+            "together, not how they are put together."
+        )
+    ahead = order["model"] - order["bigram"]
+    how = "about as well as" if abs(ahead) < error else "better than"
+    if ahead <= -error:
+        how = "less well than"
+    return f"{text}, and the model tells word order {how} the bigram model."
+
+
+def _training_section(config: Config, summary: dict[str, Any]) -> str:
     budget = getattr(config.budget, config.budget.kind)
+    train_loss = summary["train_loss"]
     rows = [
-        ["held-out loss", f"{loss:.3f} nats per masked token"],
-        *(
-            [f"held-out loss, {name} weights", f"{value:.3f} nats"]
-            for name, value in summary["averages"].items()
-        ),
-        ["unigram entropy of the corpus", f"{entropy:.3f} nats per token"],
-        ["difference", f"{entropy - loss:.3f} nats"],
-        ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}"],
-        ["held-out bits per byte", f"{summary['bits_per_byte']:.3f}"],
-        ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         ["budget", f"{budget:,.12g} {config.budget.kind}"],
         ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
         [
             "updates",
-            f"{summary['updates']:,} of {summary['micro_steps']:,} micro-steps",
+            f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches",
         ],
-        ["skipped micro-batches", f"{summary['skipped']:,}"],
+        ["micro-batches skipped, not finite", f"{summary['skipped']:,}"],
+        ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         [
             "time in the budget",
             f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}",
         ],
-        ["outside the budget", _seconds(summary, FREE)],
+        ["time outside the budget", _seconds(summary, FREE)],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
-        ["parameters", f"{summary['parameters']:,}"],
-        [
-            "corpus",
-            f"{documents['train']:,} documents, {manifest['tokens']['train']:,} "
-            f"tokens; {documents['held_out']:,} documents held out, "
-            f"{documents['filtered']:,} dropped",
-        ],
-        ["licence of the text", config.data.licence or "not noted"],
     ]
     return (
-        "## Pretraining\n\n"
-        f"The held-out loss is over {config.validation.mask_rate:.0%} of the positions "
-        "of documents never trained on. The budget is of the training loop: "
-        "compilation, data loading, checkpoints and work lost to a crash are inside, "
-        "building the corpus, validation and fine-tuning are outside.\n\n"
-        + table(["what", "value"], rows)
+        "## Training\n\n"
+        + table(["", ""], rows)
+        + "\n\nThe budget covers the training loop: compilation, data loading, "
+        "checkpoints and work lost to a crash count. Building the corpus, validation "
+        "and fine-tuning do not."
     )
 
 
@@ -134,19 +224,19 @@ def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what is known of start-up and device."""
     rows = {
         "first_step_s": (
-            "from the last session's start to its first step, without the corpus",
+            "start of the last session to its first step, without building the corpus",
             lambda seconds: f"{seconds:.1f} s",
         ),
         "mfu": (
-            "MFU, of the card's dense 16-bit peak over the time in the budget",
-            lambda share: f"{share:.1%}",
+            "MFU, the fraction of the card's dense 16-bit peak, over that time",
+            lambda fraction: f"{fraction:.1%}",
         ),
         "peak_memory_bytes": (
-            "memory of the device, at most, in the last session",
+            "peak device memory in the last session",
             lambda size: f"{size / 1e9:.1f} GB",
         ),
         "energy_kwh": (
-            "energy of the card, validation included",
+            "energy drawn by the card, validation included",
             lambda energy: f"{energy:.3g} kWh",
         ),
     }
@@ -158,18 +248,68 @@ def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
-    return ", ".join(f"{kind} {summary['seconds'][kind]:.0f} s" for kind in kinds)
+    spent = {kind: summary["seconds"][kind] for kind in kinds}
+    shown = [f"{kind} {s:.0f} s" for kind, s in spent.items() if s >= 0.5]
+    return ", ".join(shown) or "0 s"
 
 
-def _environment_section(summary: dict[str, Any]) -> str:
-    versions = [
-        f"Python {platform.python_version()}",
-        *(f"{m.__name__} {m.__version__}" for m in (jax, flax, optax)),
-    ]
-    return (
-        f"Pretrained on {summary['device']} with cramjax {summary['code']}. "
-        f"{', '.join(versions)}."
+def _origin_section(
+    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
+) -> str:
+    """Returns what the model was made of, and how."""
+    model, documents = config.model, manifest["documents"]
+    ffn = f"{model.ffn} feed-forward width {model.ffn_width}"
+    repeats = f", gone through {model.repeats} times" if model.repeats > 1 else ""
+    versions = summary.get("versions")
+    libraries = (
+        ", ".join(f"{name} {version}" for name, version in versions.items())
+        if versions
+        else "the versions of Python and its libraries were not recorded"
     )
+    sources = [
+        f"  - {source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
+        f"{source['share']:.1%} of the text"
+        for source in manifest["text"]
+    ]
+    return "\n".join(
+        [
+            "## How it was made\n",
+            f"- **Model**: {model.layers} layers{repeats}, width {model.width}, "
+            f"{model.heads} heads, {ffn}, {model.positions} positions, vocabulary "
+            f"{model.vocab_size:,}, sequences of {model.max_length} tokens; "
+            f"{summary['parameters']:,} parameters.",
+            f"- **Text**: {documents['train']:,} documents "
+            f"({manifest['tokens']['train']:,} tokens) to train on, "
+            f"{documents['held_out']:,} held out, {documents['filtered']:,} dropped by "
+            f"filters. Licence: {config.data.licence or 'not stated'}.",
+            *sources,
+            f"- **Software at training time**: cramjax {summary['code']}; {libraries}.",
+            f"- **Hardware**: {summary['device']}.",
+            "- **Command** of the last training session:\n\n"
+            f"      {summary.get('command', 'not recorded')}",
+        ]
+    )
+
+
+def _settings_section(config: Config) -> str:
+    """Returns the keys that are not as in the paper's recipe."""
+    recipe = flatten(to_dict(config_module.load(config_module.DEFAULT)))
+    rows = [
+        [key, _value(value), _value(recipe[key])]
+        for key, value in flatten(to_dict(config)).items()
+        if value != recipe[key] and key not in OPERATIONAL_KEYS
+    ]
+    if not rows:
+        return "All settings are those of the paper's recipe, `configs/default.py`."
+    return (
+        "## Settings\n\nThese differ from the paper's recipe, `configs/default.py`:\n\n"
+        + table(["key", "this run", "recipe"], rows)
+    )
+
+
+def _value(value: Any) -> str:
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return shown.replace("|", "\\|") or "-"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -178,12 +318,12 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _loss_figure(
-    lines: list[dict[str, Any]],
-    scored: list[dict[str, Any]],
-    summary: dict[str, Any],
+    config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
 ) -> Figure:
     figure = _figure(7, 4)
     axes = figure.subplots()
+    lines = [line for line in events if "event" not in line]
+    scored = [line for line in events if line.get("event") == "validation"]
     measured = [line for line in lines if line["loss"] is not None]
     axes.plot(
         [line["tokens"] / 1e6 for line in measured],
@@ -200,17 +340,18 @@ def _loss_figure(
         summary["unigram_entropy"],
         color="gray",
         linestyle="--",
-        label=f"unigram entropy: {summary['unigram_entropy']:.2f}",
+        label=f"word frequencies alone: {summary['unigram_entropy']:.2f}",
     )
     axes.set(xlabel="million tokens", ylabel="masked-LM loss (nats)")
+    _mark(axes, config, events, lambda line: line["tokens"] / 1e6)
     axes.legend(frameon=False)
     return figure
 
 
-def _schedule_figure(lines: list[dict[str, Any]]) -> Figure:
+def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Figure:
     figure = _figure(7, 4)
     rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
-    lines = [line for line in lines if "learning_rate" in line]
+    lines = [line for line in events if "learning_rate" in line]
     progress = [100 * line["progress"] for line in lines]
     rate_axes.plot(progress, [line["learning_rate"] for line in lines])
     rate_axes.set(ylabel="learning rate")
@@ -219,4 +360,51 @@ def _schedule_figure(lines: list[dict[str, Any]]) -> Figure:
         ylabel="sequences per update", xlabel="budget used (%)", xlim=(0, 100)
     )
     batch_axes.set_ylim(bottom=0)
+    for axes in (rate_axes, batch_axes):
+        _mark(axes, config, events, lambda line: 100 * line["progress"])
     return figure
+
+
+def _mark(
+    axes: Axes,
+    config: Config,
+    events: Sequence[dict[str, Any]],
+    x_of: Callable[[dict[str, Any]], float],
+) -> None:
+    """Draws a line where a stage of the curriculum begins, and where training broke.
+
+    Args:
+      axes: to draw on.
+      config: its `curriculum` is read.
+      events: of metrics.jsonl.
+      x_of: from a line of numbers to its place on the x-axis.
+    """
+    lines = [line for line in events if "progress" in line]
+    if not lines:
+        return
+    x_N = [x_of(line) for line in lines]
+    progress_N = [line["progress"] for line in lines]
+    stages = config.curriculum
+    for number, length in enumerate(stages.lengths):
+        start = stages.starts[number] if number else 0.0  # the first holds before, too
+        x = float(np.interp(start, [0.0, *progress_N], [0.0, *x_N]))
+        axes.axvline(x, color="tab:green", linewidth=0.8, alpha=0.6)
+        axes.annotate(
+            f"length {length}",
+            (x, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -2),
+            textcoords="offset points",
+            rotation=90,
+            verticalalignment="top",
+            fontsize="x-small",
+            color="tab:green",
+        )
+    steps_N = [line["step"] for line in lines]
+    for event, name in ((RESUMED, "resumed"), (STEPPED_BACK, "stepped back")):
+        found = [line["step"] for line in events if line.get("event") == event]
+        for number, step in enumerate(found):
+            x = float(np.interp(step, [0, *steps_N], [0.0, *x_N]))
+            color = "tab:red" if event == STEPPED_BACK else "gray"
+            label = name if not number else None
+            axes.axvline(x, color=color, linestyle=":", linewidth=1, label=label)

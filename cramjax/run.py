@@ -1,9 +1,10 @@
 """The whole job: prepare, pretrain, evaluate, report; what is complete is skipped."""
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report
-from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
+from cramjax import files, report, word_order
+from cramjax.config import (
+    FORMAT,
+    OPERATIONAL_KEYS,
+    flatten,
+    read_recorded,
+    record,
+    to_dict,
+)
 from cramjax.data import tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import check as find_text
@@ -23,11 +31,14 @@ from cramjax.errors import UserError, all_of
 from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
 from cramjax.schema import Config, require
-from cramjax.training.pretrain import SUMMARY, pretrain, read_back
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 LOCK = "lock"  # of the process that works there
+FROM_THE_CORPUS = (
+    f"bring it back from the folder of the corpus, where {CORPUS} is {MANIFEST}"
+)
 
 
 def run(config: Config, workdir: Path, begun: float | None = None) -> None:
@@ -50,20 +61,27 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     evaluate.fetch(config, found)
     ahead.begun += time.monotonic() - start  # downloading is not getting ready to train
     if (workdir / SUMMARY).exists():
-        files.write_json(workdir / CONFIG, to_dict(config))
+        record(workdir / CONFIG, config)
         weights, summary = read_back(config, workdir)
     else:
         weights, summary = _pretrain(config, workdir, ahead)
         config = as_recorded(config, workdir)
+    if "word_order" in summary:  # older versions did not measure it
+        print(word_order.line(summary["word_order"]))
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    bring_back = "bring it back from the folder of the corpus"
-    words = tokenizer.load(workdir / TOKENIZER, bring_back)
-    manifest = files.read_json(workdir / CORPUS, bring_back)
+    words = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with in_use(workdir):
         results = evaluate.evaluate(config, weights, words, workdir)
+        if missing := sorted(report.NEEDED - summary.keys()):
+            print(
+                f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
+                f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
+            )
+            return
         path = report.write(config, manifest, summary, results, workdir)
     print(f"report: {path}")
 
@@ -94,7 +112,7 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     path = workdir / CONFIG
     if not tuning.is_asked_for(config) or not path.exists():
         return config
-    values = flatten(files.read_json(path, "pass another --workdir"))
+    values = flatten(read_recorded(path, "pass another --workdir"))
     return tuning.as_recorded(config, values)
 
 
@@ -117,7 +135,7 @@ def _pretrain(
             print(passes)
         with in_use(workdir):
             config = tuning.choose(config)
-            files.write_json(workdir / CONFIG, to_dict(config))
+            record(workdir / CONFIG, config)
             ahead.start(config)
             return pretrain(config, corpus, workdir, ahead)
 
@@ -235,14 +253,30 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
     """Copies the corpus's tokenizer and manifest to the workdir.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made, or the run began with a corpus of the same
+        name that had other tokens.
     """
+    path = workdir / CORPUS
+    if path.exists():
+        before = files.read_json(path, "pass another --workdir")
+        if _checksums(before) != _checksums(corpus.manifest):
+            raise UserError(
+                f"--workdir={workdir} was trained on another {corpus.path}, which has "
+                "been rebuilt since with other tokens or blocks (their checksums "
+                "differ): bring it back, or pass another --workdir"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
     files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
-    files.write_json(workdir / CORPUS, {"name": corpus.path.name, **corpus.manifest})
+    files.write_json(path, {"name": corpus.path.name, **corpus.manifest})
+
+
+def _checksums(manifest: Mapping[str, Any]) -> list[int | None]:
+    """Returns those of a corpus's tokenizer and shards."""
+    shards = itertools.chain.from_iterable(manifest["shards"].values())
+    return [manifest["tokenizer_crc32"], *(shard["crc32"] for shard in shards)]
 
 
 def nearest_folder(path: Path) -> Path:
@@ -270,7 +304,14 @@ def check_workdir(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if not path.exists():
         return
-    old = flatten(files.read_json(path, "pass another --workdir"))
+    old = flatten(read_recorded(path, "pass another --workdir"))
+    unfinished = (workdir / CHECKPOINTS).exists() and not (workdir / SUMMARY).exists()
+    if (begun_in := old.pop("format")) != FORMAT and unfinished:
+        raise UserError(
+            f"--workdir={workdir} holds an unfinished run of an earlier version of "
+            f"cramjax ({CONFIG} has the format {begun_in}, this version writes "
+            f"{FORMAT}): finish it with that version, or pass another --workdir"
+        )
     new = flatten(to_dict(config))
     scores = workdir / evaluate.RESULTS
     for key in sorted({*old, *new} - OPERATIONAL_KEYS):

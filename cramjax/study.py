@@ -96,7 +96,7 @@ def run_study(
 
 
 def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Returns a Markdown table of held-out losses.
+    """Returns a Markdown table of held-out losses and word order.
 
     Differences to the first row are paired: of runs with the same seed, which see the
     same data in the same order from the same weights. A row that averages its weights
@@ -106,8 +106,9 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
     base = results.get(base_name, {})
     lines = [
         "| row | seeds | held-out loss, mean (lowest to highest) | standard deviation "
-        "| difference to the first row, paired: mean (standard deviation) | tokens |",
-        "|---|---|---|---|---|---|",
+        "| difference to the first row, paired: mean (standard deviation) "
+        "| word order, mean (bigram model) | tokens |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row, by_seed in results.items():
         tokens = max((summary["tokens"] for summary in by_seed.values()), default=0)
@@ -124,7 +125,8 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
             lines.append(
                 f"| {name} | {len(values)} | {values.mean():.3f} ({values.min():.3f} "
                 f"to {values.max():.3f}) | {_spread(values)} | "
-                f"{'-' if name == base_name else gap} | {tokens:,} |"
+                f"{'-' if name == base_name else gap} | "
+                f"{_word_order(by_seed) if name == row else '-'} | {tokens:,} |"
             )
     return "\n".join(lines)
 
@@ -139,6 +141,15 @@ def _losses(
         for name, loss in summary["averages"].items():
             lines.setdefault(f"{row}, {name}", {})[seed] = loss
     return lines
+
+
+def _word_order(by_seed: dict[int, dict[str, Any]]) -> str:
+    """Returns the mean over seeds, of the model and of the bigram model."""
+    scored = [s["word_order"] for s in by_seed.values() if s.get("word_order")]
+    if not scored:
+        return "-"
+    model, bigram = (np.mean([s[key] for s in scored]) for key in ("model", "bigram"))
+    return f"{model:.1f} % ({bigram:.1f} %)"
 
 
 def _spread(values: np.ndarray) -> str:

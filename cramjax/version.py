@@ -1,6 +1,9 @@
-"""Which code this is, for records."""
+"""Which code this is, and how it was started, for records."""
 
+import platform
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +26,21 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version}, commit {commit}{', changed' if changed else ''}"
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that do the mathematics."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+def command_line() -> str:
+    """Returns the command that this process was started with."""
+    program, *arguments = sys.orig_argv
+    return shlex.join([Path(program).name, *arguments])
 
 
 def _git(root: Path, *arguments: str) -> str:

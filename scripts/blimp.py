@@ -4,7 +4,8 @@ python scripts/blimp.py --checkpoint=DIR --data=blimp [--max_pairs=100] [--json=
 
 DIR is the workdir of a finished run, or a folder with a checkpoint of Hugging Face's
 BERT or ModernBERT. --data is the folder with the 67 .jsonl files of BLiMP (Warstadt et
-al. 2020, arXiv 1912.00582). Chance is 50.
+al. 2020, arXiv 1912.00582). Chance is 50. Sentences that are longer than the model's
+sequences are cut, with a warning that says how many.
 """
 
 import sys

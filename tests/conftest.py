@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,6 +67,13 @@ def run_script(name, *flags):
     """Runs one of scripts/ as a user does; returns the finished process."""
     command = [sys.executable, f"scripts/{name}", *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def unpacked(version, folder):
+    """Returns a finished workdir of an earlier version, see golden/README.md."""
+    with tarfile.open(Path(__file__).parent / "golden" / f"{version}.tar.xz") as file:
+        file.extractall(folder, filter="data")
+    return folder / version
 
 
 @pytest.fixture(scope="session")

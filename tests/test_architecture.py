@@ -75,11 +75,12 @@ PARAMETERS = {
     "qkv-bias": CRAMMED + 16 * 3 * 768,
     "linear-bias": CRAMMED + LINEAR_BIAS,
     "heads-4": CRAMMED,
-    "rotary": CRAMMED - 1,
+    "rotary": CRAMMED,
     "post-norm": CRAMMED,
     "fourier": CRAMMED - 16 * 3 * 768 * 768,
     "plain-ffn": CRAMMED - 16 * GATED + 16 * 2 * 768 * 3072,
     "modern": CRAMMED - 1 - NORM + 768 * 768 + NORM,
+    "rotary-only": CRAMMED - 1,
     "rms-norm": CRAMMED - 34 * 768,  # no biases in 2 * 16 + 2 norms
     "sinusoidal-positions": CRAMMED - 1,
     "no-positions": CRAMMED - 1,

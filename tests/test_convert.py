@@ -282,6 +282,25 @@ def test_what_old_bert_files_have_besides():
     jax.tree.map(np.testing.assert_array_equal, from_hf(old, model), params)
 
 
+def test_the_buffers_of_the_authors_are_left_out_and_nothing_else():
+    model = tiny_model()
+    params = jax.tree.map(np.asarray, init(model))
+    tensors = convert.to_crammed(params, model)
+    attention = "encoder.layers.1.attn.self_attention"
+    buffers = {
+        f"{attention}.norm_factor": np.float32(8**-0.5),
+        f"{attention}.rotary_emb.inv_freq": np.ones(4),
+        "encoder.embedding.pos_embedding.position_ids": np.arange(16)[None],
+    }
+    found = convert.from_crammed(tensors | buffers, model)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    for name in ("norm_factor", f"{attention}.norm_factors", f"{attention}.inv_freq"):
+        with pytest.raises(
+            UserError, match=r"norm_factors? .* unknown|inv_freq .* unk"
+        ):
+            convert.from_crammed(tensors | {name: np.ones(4)}, model)
+
+
 def test_all_that_does_not_fit_is_listed(tmp_path):
     model = tiny_model()
     tensors = convert.to_crammed(init(model), model)

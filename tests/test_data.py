@@ -243,7 +243,7 @@ def test_the_script_prepares_without_training(tmp_path):
     flags = ["--config=configs/quickstart.py", *overrides]
     done = run_script("prepare_data.py", *flags)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "452 documents" in done.stdout
+    assert "434 documents" in done.stdout
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 2 and names[1] == "fingerprints.json"
     assert "(found)" in run_script("prepare_data.py", *flags).stdout

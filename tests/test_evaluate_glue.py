@@ -40,7 +40,7 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
     more = [f"--checkpoint={trained}", f"--workdir={workdir}"]
     page = standalone.score(flags("--tasks=intents10", *more))
     assert found(workdir) == found(trained)
-    assert "| Intents, 10 labels a class | accuracy | pretrained | 0.001 |" in page
+    assert "| Intents, 10 examples per class | accuracy | pretrained | 0.001 |" in page
     assert json.loads((workdir / "config.json").read_text())["seed"] == 1
 
     # More tasks join; what is scored is not scored again.
@@ -93,6 +93,8 @@ def test_another_projects_model(tmp_path, monkeypatch):
     assert seen[0][1] == [4, first, second, 5, third, 5]
     assert seen[1][1] == [4, first, second, 5]
     assert seen[0][2]["embedding"]["word"].shape == (96, 32)
+    page = (tmp_path / "('a',)" / "glue.md").read_text()
+    assert "Track: **open** (an imported model). Not the paper's protocol: " in page
 
 
 def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):

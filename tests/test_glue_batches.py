@@ -29,6 +29,13 @@ def test_a_trial_has_its_order_and_lengths_whatever_runs_beside_it(tiny):
         np.testing.assert_array_equal(rows_SxTxB[:, 1:], rows_Sx1xB)
 
 
+def test_a_chunk_ends_with_its_epoch(tiny):
+    glue = dataclasses.replace(tiny.glue, trials=1, batch_size=2, epochs=3)
+    rows = Encoded(np.ones((10, 8), np.uint16), np.zeros(10, np.int32))
+    found = [len(steps) for _, steps in batches.chunks(rows, glue, range(1), seed=0)]
+    assert found == [5, 5, 5]
+
+
 def test_length_and_size():
     tokens = np.zeros((2, 40), np.uint16)
     tokens[0, :33] = 1

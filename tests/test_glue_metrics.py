@@ -175,17 +175,17 @@ def test_an_average_over_sampled_rows_says_so():
 
 
 def test_a_number_of_sampled_rows_says_so_beside_the_papers():
-    glue = config.load("configs/default.py").glue
+    loaded = config.load("configs/default.py")
     qnli = entry("qnli", "accuracy", 90.0, train_rows=8)
     rte = entry("rte", "accuracy", 57.4, dev_rows=4)
-    page = tables.page(nine(qnli=qnli, rte=rte), glue, {})
+    page = tables.page(nine(qnli=qnli, rte=rte), loaded, {})
     numbers = (
         "84.0 | 84.4 | 92.3 | 87.0 | 57.4 (sampled) | 90.0 (sampled) | 87.7 | 89.0"
     )
     assert f"| **pretrained** | {numbers} | 51.8 | 80.4 (sampled) |" in page
     assert "Sampled: trained or scored on a part of the benchmark's rows" in page
     assert "8 of 10 | 5 |" in page and "| 10 | 4 of 5 |" in page
-    assert "ampled" not in tables.page(nine(), glue, {})
+    assert "ampled" not in tables.page(nine(), loaded, {})
 
 
 def test_superglue_is_the_mean_of_ten_numbers():
@@ -206,7 +206,7 @@ def test_superglue_is_the_mean_of_ten_numbers():
     assert found["superglue"]["value"] == pytest.approx((8 * 50 + 70 + 80) / 10)
     assert "ten numbers" in found["superglue"]["title"]
     del results["axb"]
-    page = tables.page(results, config.load("configs/default.py").glue, {})
+    page = tables.page(results, config.load("configs/default.py"), {})
     assert "paper: BERT-base, fully trained 56.6; crammed, A6000 54.2" in page
     assert "Beside the paper" not in page  # that is GLUE
     title = averages.of(results, "pretrained")["superglue"]["title"]
@@ -214,8 +214,8 @@ def test_superglue_is_the_mean_of_ten_numbers():
 
 
 def test_the_page_is_beside_the_papers_rows():
-    glue = config.load("configs/default.py").glue
-    page = tables.page(nine(), glue, {})
+    loaded = config.load("configs/default.py")
+    page = tables.page(nine(), loaded, {})
     ours = "| **pretrained** | 84.0 | 84.4 | 92.3 | 87.0 | 57.4 | 90.0 | 87.7 | 89.0 |"
     assert f"{ours} 51.8 | 80.4 |" in page
     assert ours.replace("**pretrained**", "crammed, A6000") in page
@@ -224,35 +224,125 @@ def test_the_page_is_beside_the_papers_rows():
     assert page.count("Something is missing.") == 1
     fewer = nine()
     del fewer["mnli_mm"]
-    page = tables.page(fewer, glue, {})
+    page = tables.page(fewer, loaded, {})
     assert "| **pretrained** | 84.0 | - | 92.3 " in page
     assert "| 90.0 | 87.7 | 89.0 | 51.8 | - |" in page
-    both = dataclasses.replace(glue, starts=("pretrained", "random"))
-    assert "| **random** | - | - " in tables.page(nine(), both, {})
+    both = dataclasses.replace(loaded.glue, starts=("pretrained", "random"))
+    loaded = dataclasses.replace(loaded, glue=both)
+    assert "| **random** | - | - " in tables.page(nine(), loaded, {})
 
 
 def test_a_start_that_lacks_a_task_has_a_row_of_its_own():
-    glue = config.load(
-        "configs/default.py", ["glue.starts=('pretrained','random')"]
-    ).glue
+    loaded = config.load("configs/default.py", ["glue.starts=('pretrained','random')"])
     results = nine()
     for name in ("sst2", "cola"):
         starts = results[name]["starts"]
         starts["random"] = starts["pretrained"]
-    lines = tables.averages_table(results, glue).splitlines()
-    assert "| GLUE, the paper's mean of nine numbers | 80.4 | - |" in lines
+    lines = tables.averages_table(results, loaded.glue, "").splitlines()
+    assert "| GLUE, the paper's mean of nine numbers | 80.4 | - | - |" in lines
     [fewer] = [line for line in lines if line.startswith("| mean of 2 of the paper's")]
-    assert fewer.endswith(" | - | 72.0 |")  # of 92.3 and 51.8
+    assert fewer.endswith(" | - | 72.0 | - |")  # of 92.3 and 51.8
 
 
-def test_another_protocol_than_the_papers_is_said_beside_the_averages():
-    glue = config.load("configs/default.py").glue
-    assert "Not the paper's protocol" not in tables.averages_table(nine(), glue)
-    changed = dataclasses.replace(glue, epochs=20, learning_rates=(4e-5, 1e-4))
-    assert tables.averages_table(nine(), changed).endswith(
-        "Not the paper's protocol: epochs 20 (5), learning_rates 4e-05 and 0.0001 "
-        "(4e-05)."
+def under_every_table(page):
+    """Returns the paragraphs of a page that say the track, one for each table."""
+    paragraphs = page.split("\n\n")
+    tables_of_scores = [p for p in paragraphs if p.startswith("|")]
+    found = [p for p in paragraphs if p.startswith("Track: ")]
+    assert len(found) == len(tables_of_scores) > 0
+    return found
+
+
+def compared(*overrides):
+    return config.load("configs/default.py", overrides)
+
+
+def test_track_and_protocol_are_said_under_every_table():
+    """Also under a single task beside the paper's rows, which has no average."""
+    differences = {"pretrained - random": {}}
+    differences["pretrained - random"]["rte"] = {"difference": 1, "low": 0, "high": 2}
+    for results in (nine(), {"rte": nine()["rte"]}):
+        found = under_every_table(tables.page(results, compared(), differences))
+        assert set(found) == {"Track: **rules**. The protocol is the paper's."}
+        changed = compared("glue.epochs=4", "glue.warmup_steps=267")
+        found = under_every_table(tables.page(results, changed, differences))
+        assert set(found) == {
+            "Track: **rules**. Not the paper's protocol: epochs 4 (5), warmup_steps "
+            "267 (0)."
+        }
+
+
+@pytest.mark.parametrize(
+    ("override", "imported", "reason"),
+    [
+        ("seed=0", True, "an imported model"),
+        (
+            "data.sources=hf://datasets/HuggingFaceFW/fineweb-edu/*.parquet",
+            False,
+            "text that a model has filtered",
+        ),
+        ("budget.hours=25", False, "more than 24 hours of pretraining"),
+        ("glue.epochs=6", False, "more than 5 epochs of fine-tuning"),
+        (
+            "glue.learning_rates=(4e-5,1e-4)",
+            False,
+            "another learning rate for each task",
+        ),
+    ],
+)
+def test_a_broken_rule_makes_the_track_open(override, imported, reason):
+    page = tables.page(nine(), compared(override), {}, imported=imported)
+    for line in under_every_table(page):
+        assert line.startswith(f"Track: **open** ({reason}). ")
+
+
+def test_text_filtered_by_rules_alone_is_of_the_rules_track():
+    loaded = compared("data.sources=hf://datasets/HuggingFaceFW/fineweb/*.parquet")
+    assert paper.broken_rules(loaded, imported=False) == []
+
+
+def test_a_learning_rate_for_each_task_is_not_the_papers_protocol():
+    glue = compared("glue.epochs=20", "glue.learning_rates=(4e-5,1e-4)").glue
+    assert paper.departures(glue) == [
+        "epochs 20 (5)",
+        "learning_rates 4e-05 and 0.0001 (4e-05)",
+        "the learning rate is chosen for each task (one for all)",
+    ]
+
+
+def test_a_bag_of_words_is_beside_every_score_and_named_where_it_is_as_good():
+    bags = {"rte": {"accuracy": 57.4}, "cola": {"matthews": 51.7}}
+    bags["mrpc"] = {"f1": 90.0, "accuracy": 84.0}
+    results = nine()
+    for name, found in bags.items():
+        results[name]["bag_of_words"] = found
+    page = tables.page(results, compared(), {})
+    assert "It does as well as the pretrained model, or better, on RTE, MRPC." in page
+    row = "| **bag of words** | - | - | - | - | 57.4 | - | - | 90.0 | 51.7 | - |"
+    assert row in page
+    header = "standard deviation | trials | bag of words | majority class | training"
+    assert header in page
+    assert (
+        "| MRPC | f1 | pretrained | 4e-05 | **89.0** | 89.0 | - | 89.0 | 90.0 |" in page
     )
+    # Of another metric than the first one, too; an older glue.json has a dash.
+    assert (
+        "| MRPC | accuracy | pretrained | 4e-05 | **85.0** | 85.0 | - | 85.0 | 84.0 |"
+        in page
+    )
+    assert (
+        "| SST-2 | accuracy | pretrained | 4e-05 | **92.3** | 92.3 | - | 92.3 | - |"
+        in page
+    )
+    mean = (57.4 + 51.7 + 90.0) / 3
+    means = tables.averages_table(results, compared().glue, "")
+    assert "mean of 3 of the paper's nine numbers, without MNLI-m" in means
+    assert f" | - | {mean:.1f} |" in means
+    for found in bags.values():
+        found.update(dict.fromkeys(found, 10.0))
+    page = tables.page(results, compared(), {})
+    assert "tf-idf" in page and "does as well" not in page
+    assert "tf-idf" not in tables.page(nine(), compared(), {})
 
 
 def test_a_row_in_a_thousand_more_or_less_is_no_sample():

@@ -1,7 +1,9 @@
+import ctypes
 import os
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from cramjax.device import gpu_stats
@@ -30,6 +32,7 @@ def library(monkeypatch):
         NVML_TEMPERATURE_GPU=0,
         asked=asked,
         nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
         nvmlSystemGetDriverVersion=lambda: "580.1",
         nvmlDeviceGetHandleByIndex=handle("index"),
         nvmlDeviceGetHandleByUUID=handle("uuid"),
@@ -72,21 +75,39 @@ def test_a_reading_has_units_and_none_for_what_is_not_told(library):
     )
 
 
-@pytest.mark.parametrize(
-    ("visible", "asked"),
-    [
-        (None, ("index", 0)),
-        ("", ("index", 0)),
-        ("2,0", ("index", 2)),
-        ("GPU-1a2b", ("uuid", "GPU-1a2b")),
-    ],
-)
-def test_it_is_the_first_visible_card(library, monkeypatch, visible, asked):
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+def test_the_only_card_is_not_looked_for(library):
     gpu_stats.read()
     gpu_stats.read()
-    assert library.asked == [asked]
+    assert library.asked == [("index", 0)]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """CUDA's, which counts two cards in another order than their places."""
+
+    def get(device, ordinal):
+        device._obj.value = 1 - ordinal
+        return 0
+
+    def get_uuid(raw, device):
+        raw[:] = [device.value] * 16
+        return 0
+
+    fake = SimpleNamespace(cuInit=lambda flags: 0)
+    fake.cuDeviceGet, fake.cuDeviceGetUuid = get, get_uuid
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": fake}.get)
+    return fake
+
+
+def test_of_several_cards_it_is_the_one_that_cuda_names(library, driver, monkeypatch):
+    monkeypatch.setattr(library, "nvmlDeviceGetCount", lambda: 2)
+    cards = [SimpleNamespace(local_hardware_id=0)]
+    monkeypatch.setattr(jax, "devices", lambda: cards)
+    gpu_stats.read()
+    assert library.asked == [("uuid", "GPU-01010101-0101-0101-0101-010101010101")]
+    forget()
+    driver.cuInit = lambda flags: 100  # no device
+    assert gpu_stats.read() is None
 
 
 def test_none_without_package_driver_or_card(library, monkeypatch):

@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -36,6 +37,29 @@ def test_freed_memory_is_not_asked_of_the_kernel_again():
 def test_another_allocator_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not host_memory.keep_freed()
+
+
+def test_the_allocator_of_a_process_on_a_gpu_is_left_alone(monkeypatch):
+    """Its compiling threads need heaps of their own."""
+    set_options, plugins = [], ["cuda12"]
+
+    class Library:
+        @staticmethod
+        def mallopt(option, value):
+            set_options.append(option)
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: plugins)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert not host_memory.keep_freed()
+    assert set_options == []
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert host_memory.keep_freed()
+    assert len(set_options) == 3
+    monkeypatch.delenv("JAX_PLATFORMS")
+    plugins.clear()  # the driver is there, JAX has no use for it
+    assert host_memory.keep_freed()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import flax.linen as nn
@@ -197,6 +198,24 @@ def test_rotary_positions_turn_by_the_distance(tiny):
     np.testing.assert_allclose(rotate(q)[0, 3, 0, 1], expected, rtol=1e-5)
 
 
+def test_positions_are_added_rotated_or_both(tiny):
+    """Each of both changes the states, and has the parameters that it needs."""
+    tokens = random_tokens(2, 8, tiny.model.vocab_size)
+    states = {}
+    for positions in (
+        "none",
+        "rotary",
+        "scaled_sinusoidal",
+        "scaled_sinusoidal+rotary",
+    ):
+        model = dataclasses.replace(tiny.model, positions=positions, init_std=0.5)
+        params = Encoder(model).init(jax.random.key(0), tokens)["params"]
+        assert ("positions" in params["embedding"]) == positions.startswith("scaled")
+        states[positions] = Encoder(model).apply({"params": params}, tokens)
+    for one, other in itertools.combinations(states.values(), 2):
+        assert np.abs(one - other).max() > 1e-3
+
+
 def test_fourier_mixing_is_the_transform_over_the_text_alone(tiny):
     config = dataclasses.replace(tiny.model, mixing="fourier")
     x = np.random.default_rng(0).normal(size=(2, 12, 32)).astype(np.float32)
@@ -254,8 +273,10 @@ def test_combinations_that_cannot_be_are_refused():
         (["model.norm_placement=post", "model.first_norm=False"], "first_norm"),
         (["model.positions=rotary", "model.mixing=fourier"], "positions"),
         (["model.positions=rotary", "model.width=60"], "positions"),  # 5 a head
+        (["model.positions=sinusoidal+rotary", "model.mixing=fourier"], "positions"),
         (["model.embedding_width=127"], "embedding_width"),
         (["model.positions=learned", "glue.max_length=256"], "glue.max_length"),
+        (["model.positions=learned+rotary", "glue.max_length=256"], "glue.max_length"),
     ):
         with pytest.raises(UserError, match=f"config.*{key}"):
             load("configs/a4000.py", overrides)

@@ -10,7 +10,7 @@ from test_architecture import row_config
 from cramjax.device import cards
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
-from cramjax.planning import plan, target
+from cramjax.planning import calibration, plan, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source, source
 from cramjax.training import train_step
@@ -110,13 +110,15 @@ ENTRY %main (a: {a}, b: {b}) -> {c} {{
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(target, "device", lambda card: None)
+    monkeypatch.setattr(calibration, "PATH", tmp_path / "calibration.json")
+    calibration.PATH.write_text("{}")
     monkeypatch.setattr(target, "compile_micro_step", lambda c, on: FakeCompiled(c))
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.55")
 
 
-def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, monkeypatch):
+def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
     config = row_config("crammed-bert", "micro_batch=32", "batch.sequences=4096")
     told = []
     facts = plan.plan(config, "a4000", (), told.append)
@@ -143,7 +145,9 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, monkeypatch):
     assert row["mfu"] == pytest.approx(row["tokens_per_s"] * formula / 88.45e12)
     assert row["tokens"] == pytest.approx(24 * 3600 * row["tokens_per_s"])
     assert facts["calibration"] is None
-    monkeypatch.setitem(plan.CALIBRATION, "a4000", 0.5)
+    calibration.write("h200", {"factor": 0.7}, calibration.PATH)
+    calibration.write("a4000", {"factor": 0.5}, calibration.PATH)
+    assert calibration.factor("h200") == 0.7
     half = plan.plan(config, "a4000", (48,), told.append)
     assert list(half["micro_batches"]) == [32, 48]
     speed = half["micro_batches"][48]["tokens_per_s"]

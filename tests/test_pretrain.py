@@ -191,7 +191,7 @@ def test_a_loss_that_stays_high_stops_the_run(corpus, tmp_path, data_dir):
 
 
 def test_validation_during_training_changes_nothing(
-    finished, corpus, tmp_path, data_dir, monkeypatch
+    finished, corpus, tmp_path, data_dir, monkeypatch, capsys
 ):
     config = tiny_config(data_dir, "validation.every_minutes=1e-9")
 
@@ -207,6 +207,10 @@ def test_validation_during_training_changes_nothing(
     scored = [line for line in lines if line.get("event") == "validation"]
     assert len(scored) == 40
     assert scored[-1]["loss"] == summary["held_out_loss"] == expected["held_out_loss"]
+    out = capsys.readouterr().out
+    for line in scored:
+        assert f"held-out loss {line['loss']:.3f} nats (word frequencies alone: " in out
+    assert f"after {scored[0]['tokens']:,} tokens, 2.5% of the budget\n" in out
     assert scored[0]["loss"] > scored[-1]["loss"]
     assert summary["seconds"]["validation"] > 40 * 0.05  # outside the budget
 

@@ -8,13 +8,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, unpacked
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 import cramjax
-from cramjax import blimp, imports
+from cramjax import blimp, convert, imports
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.glue import standalone
@@ -144,7 +151,7 @@ def test_special_tokens_that_are_only_added_ones(tmp_path):
 
 def test_vectors_are_means_and_do_not_depend_on_the_batch(foreign):
     model = cramjax.load(foreign[0])
-    texts = ["w1 w2 w3", "w9", "w4 w5 " * 20]
+    texts = ["w1 w2 w3", "w9", "w4 w5 " * 7]
     together = model.encode(texts)
     assert together.shape == (3, 32) and together.dtype == np.float32
     for text, vector in zip(texts, together, strict=True):
@@ -155,6 +162,17 @@ def test_vectors_are_means_and_do_not_depend_on_the_batch(foreign):
         np.testing.assert_allclose(
             vector, np.asarray(hidden)[0].mean(axis=0), atol=1e-5
         )
+
+
+def test_cut_texts_are_counted_in_one_warning(foreign):
+    """Where fill_mask refuses them."""
+    model = cramjax.load(foreign[0])
+    texts = ["w1 w2", "w4 w5 " * 20, "w6 " * 15, "w6 " * 14]
+    for use in (model.encode, model.pseudo_log_likelihoods):
+        with pytest.warns(UserWarning, match="2 of 4 texts are longer .* 16") as found:
+            use(texts)
+        assert len(found) == 1 and found[0].filename == __file__
+        use([texts[0], texts[3]])
 
 
 def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
@@ -297,22 +315,90 @@ def test_a_modernbert_without_biases_in_its_norms_has_zeros(tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+def authors_facts(width, ffn_width, layers, heads, vocab_size, max_length=16):
+    """The parts of their config.json that matter here, in its form."""
+    return {
+        "model_type": "crammedBERT",
+        "arch": {
+            "num_transformer_layers": layers,
+            "hidden_size": width,
+            "intermed_size": ffn_width,
+            "norm": "LayerNorm",
+            "norm_eps": 1e-12,
+            "norm_scheme": "pre",
+            "nonlin": "GELUglu",
+            "embedding": {
+                "vocab_size": vocab_size,
+                "pos_embedding": "scaled-sinusoidal",
+                "max_seq_length": max_length,
+            },
+            "attention": {
+                "type": "self-attention",
+                "causal_attention": False,
+                "num_attention_heads": heads,
+                "rotary_embedding": False,
+                "sequence_op": "torch-softmax",
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize("cls", [False, True])
+def test_a_model_in_the_authors_format_gives_the_same_vectors(tmp_path, cls):
+    """With their buffers, and with the first token that pretraining saw."""
+    workdir = unpacked("2fa099c", tmp_path)
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["cls"] = cls
+    (workdir / "config.json").write_text(json.dumps(values))
+    native = cramjax.load(workdir)
+    shape = native.model
+    tensors = convert.to_crammed(native.params, shape)
+    for layer in range(shape.layers):
+        name = f"encoder.layers.{layer}.attn.self_attention.norm_factor"
+        tensors[name] = np.array(shape.head_dim**-0.5, np.float32)
+    folder = tmp_path / "theirs"
+    facts = authors_facts(
+        *(shape.width, shape.ffn_width, shape.layers, shape.heads),
+        *(shape.vocab_size, shape.max_length),
+    )
+    write_folder(folder, facts, tensors)
+    words = Tokenizer.from_file(str(workdir / "tokenizer.json"))
+    words.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>" if cls else "$A <sep>",
+        pair="<cls> $A <sep> $B <sep>",
+        special_tokens=[("<cls>", CLS), ("<sep>", SEP)],
+    )
+    words.save(str(folder / "tokenizer.json"))
+    imported = cramjax.load(folder)
+    assert imported.first == native.first == (CLS if cls else SEP)
+    texts = ["the king of the sea", "a ship", "she said that it was good " * 2]
+    np.testing.assert_allclose(
+        imported.encode(texts), native.encode(texts), rtol=0, atol=1e-5
+    )
+    text = "the <mask> of the sea"
+    names = [word for word, _ in native.fill_mask(text)[0]]
+    assert [word for word, _ in imported.fill_mask(text)[0]] == names
+
+
+def test_what_the_authors_config_asks_for_besides_is_refused(tmp_path):
+    facts = authors_facts(width=32, ffn_width=128, layers=2, heads=4, vocab_size=96)
+    facts["arch"]["attention"]["rotary_embedding"] = "llama"
+    folder = write_folder(tmp_path / "theirs", facts, {"x": np.zeros(1)})
+    with pytest.raises(UserError, match="rotary_embedding is 'llama', this encoder"):
+        cramjax.load(folder)
+
+
 def test_the_authors_checkpoint_has_the_authors_template(tmp_path):
     tensors = {}
     with np.load(GOLDEN / "crammed_tiny.npz") as file:
         for name in file:
             if name.startswith("crammed/params/"):
                 tensors[name.removeprefix("crammed/params/")] = file[name]
-    attention = {"num_attention_heads": 4}
-    arch = {"hidden_size": 32, "intermed_size": 128, "num_transformer_layers": 2}
-    facts = {
-        "model_type": "crammedBERT",
-        "vocab_size": 96,
-        "arch": arch | {"attention": attention},
-    }
+    facts = authors_facts(width=32, ffn_width=128, layers=2, heads=4, vocab_size=96)
     found = imports.load(write_folder(tmp_path / "theirs", facts, tensors))
     assert found.has_head
     assert found.empty_second  # "<cls> A <sep> <sep>"
+    assert found.first == SEP  # in their packed text, which has no <cls>
     word = tensors["encoder.embedding.word_embedding.weight"]
     np.testing.assert_array_equal(
         found.params["embedding"]["word"][MASK], word[VOCABULARY.index("[MASK]")]
@@ -369,7 +455,8 @@ def workdir(tiny, corpus, tmp_path_factory):
 def test_a_workdir(workdir):
     model = cramjax.load(workdir)
     assert model.config.seed == 1
-    vectors = model.encode(["the king", "the queen " * 40])
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        vectors = model.encode(["the king", "the queen " * 40])
     assert np.isfinite(vectors).all()
     assert model.ids("the king")[0] == SEP  # as packed blocks have it
     words = model.fill_mask("the <mask> of the sea")[0]

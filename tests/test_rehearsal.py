@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -51,13 +52,15 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
     ]
     assert "checkpoints take 1.9 MB of " in out[0]
     assert "embedded:books: " in out[1] and "1 of 1 parts" in out[1]
-    assert out[2].endswith("readable: Intents, 10 labels a class")
+    assert out[2].endswith("readable: Intents, 10 examples per class")
     assert "compiling it for 4 x 32 tokens" in out[5]
     assert " tokens/s" in out[6] and "it needs " in out[6]
     assert "training: 4 updates, loss 5." in out[7]
     assert "read back equal" in out[8]
-    assert "one step of 2 trials of Intents, 10 labels a class" in out[9]
-    assert "128 rows predicted" in out[10]
+    assert "one step of 2 trials of Intents, 10 examples per class" in out[9]
+    assert re.search(
+        r"128 rows predicted, \d+ s; an estimate of the whole: 0\.\d minutes", out[10]
+    )
     assert "5.12e+03 tokens take about " in out[11]
     assert list(tmp_path.iterdir()) == []
 
@@ -160,8 +163,8 @@ def test_a_task_without_a_training_set_is_not_said_to_be_readable(
     assert main(command(tmp_path, *flags)) == 0
     out = capsys.readouterr().out
     assert "fine-tuning data: RTE is not scored: there is no RTE/train.tsv\n" in out
-    assert "fine-tuning data: readable: Intents, 10 labels a class\n" in out
-    assert "trials of Intents, 10 labels a class" in out
+    assert "fine-tuning data: readable: Intents, 10 examples per class\n" in out
+    assert "trials of Intents, 10 examples per class" in out
 
 
 def test_the_flag_is_a_switch(tmp_path, capsys):

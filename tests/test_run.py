@@ -1,5 +1,6 @@
 """Whole small runs, in-process."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -38,7 +39,7 @@ def test_a_run_leaves_its_report(finished):
     assert (workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert (workdir / "schedule.png").stat().st_size > 5000
     report = (workdir / "report.md").read_text()
-    assert "Intents, 10 labels a class | accuracy | 32 of 2,088" in report
+    assert "Intents, 10 examples per class | accuracy | 32 of 2,088" in report
     assert "5,120 (" in report
     results = json.loads((workdir / "glue.json").read_text())["tasks"]["intents10"]
     assert set(results["starts"]) == {"pretrained", "random"}
@@ -108,6 +109,25 @@ def test_changed_text_is_refused(tmp_path, corpus):
     check_corpus(tmp_path, corpus.path.name)
     with pytest.raises(UserError, match=r"trained on the corpus books-.*gives books-2"):
         check_corpus(tmp_path, "books-2")
+
+
+@pytest.mark.parametrize("changed", ["tokenizer", "shard"])
+def test_a_corpus_that_was_rebuilt_with_other_ids_is_refused(tmp_path, corpus, changed):
+    """It has the same text, settings and name."""
+    note_corpus(tmp_path, corpus)
+    note_corpus(tmp_path, corpus)
+    manifest = json.loads(json.dumps(corpus.manifest))
+    if changed == "tokenizer":
+        manifest["tokenizer_crc32"] += 1
+    else:
+        manifest["shards"]["blocks"][0]["crc32"] += 1
+    rebuilt = copy.copy(corpus)
+    rebuilt.manifest = manifest
+    before = (tmp_path / "corpus.json").read_bytes()
+    with pytest.raises(UserError, match="rebuilt since .*bring it back, or") as error:
+        note_corpus(tmp_path, rebuilt)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "corpus.json").read_bytes() == before
 
 
 def test_a_workdir_in_use_is_refused_at_once(finished, data_dir, tmp_path, capsys):

@@ -8,7 +8,7 @@ from conftest import start, tiny_config
 
 from cramjax.data.tokenizer import SEP
 from cramjax.model.encoder import Encoder, document_mask
-from cramjax.training import train_step
+from cramjax.training import loss_scale, train_step
 from cramjax.training.optimizer import METHODS
 
 
@@ -125,11 +125,11 @@ def test_a_micro_batch_with_a_bad_number_is_skipped_and_counted(tiny):
 def test_float16_scales_its_loss(data_dir):
     config = tiny_config(data_dir, "model.dtype=float16", "batch.sequences=4")
     state, micro_step = start(config)
-    assert state.loss_scale == train_step.LOSS_SCALE_START
+    assert state.loss_scale == loss_scale.START
     for i in range(5):
         state, metrics = micro_step(state, tokens_of(config, 4, i), np.float32(0.5))
     scale = float(state.loss_scale)
-    assert scale <= train_step.LOSS_SCALE_START
+    assert scale <= loss_scale.START
     assert int(state.skipped) == 0  # what finds the scale is not counted
     assert np.isfinite(metrics["loss"])
     exact = dataclasses.replace(
@@ -150,7 +150,7 @@ def test_float16_scales_its_loss(data_dir):
 
 
 def test_an_overflow_halves_the_scale_and_a_long_calm_doubles_it(data_dir, monkeypatch):
-    monkeypatch.setattr(train_step, "LOSS_SCALE_GROWTH_STEPS", 3)
+    monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 3)
     config = tiny_config(data_dir, "model.dtype=float16")
     state, micro_step = start(config)
     state = dataclasses.replace(state, loss_scale=jnp.float32(2.0**40))
@@ -165,7 +165,7 @@ def test_an_overflow_halves_the_scale_and_a_long_calm_doubles_it(data_dir, monke
 def test_float16_counts_bad_numbers_at_the_lowest_scale(data_dir):
     config = tiny_config(data_dir, "model.dtype=float16")
     state, micro_step = start(config)
-    lowest = jnp.float32(train_step.LOSS_SCALE_MIN)
+    lowest = jnp.float32(loss_scale.MIN)
     state = dataclasses.replace(state, loss_scale=lowest)
     state.params["final_norm"]["scale"] = state.params["final_norm"]["scale"] * np.nan
     for expected in (1, 2):

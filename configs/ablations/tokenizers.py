@@ -1,7 +1,6 @@
 """Kinds of tokenizer and sizes of vocabulary, one day on an RTX A4000 each.
 
-    python -m cramjax.main --config=configs/ablations/tokenizers.py:unigram \
-        --workdir=runs/unigram --config.data.sources="('texts/*.txt.gz',)"
+    python -m cramjax.main --config=configs/ablations/tokenizers.py:unigram
 
 The sizes are those of the paper's Figure 4, without numbers to put beside them, and the
 kinds those that the authors' implementation offers. The rest is the recipe, as in

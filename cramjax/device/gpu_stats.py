@@ -4,12 +4,16 @@ The package nvidia-ml-py (module `pynvml`) comes with the extras cuda12 and cuda
 without it, or without a card, there is nothing to read.
 """
 
+import ctypes
 import dataclasses
 import functools
 import os
+import uuid
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import jax
 
 # Bits of the library's "clocks throttle reasons" that slow a busy card down.
 THROTTLE_REASONS = {
@@ -57,11 +61,10 @@ class GpuStats:
 def read() -> GpuStats | None:
     """Returns what the card that JAX computes on says; None where none can be asked.
 
-    It takes well under a millisecond. Of several cards it is the first that
-    CUDA_VISIBLE_DEVICES names, or else the first.
+    It takes well under a millisecond.
     """
     library = _library()
-    handle = _handle(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    handle = _handle()
     if handle is None:
         return None
 
@@ -101,18 +104,38 @@ def _library() -> ModuleType | None:
 
 
 @functools.cache
-def _handle(visible: str) -> Any:
-    """Returns the library's name for the card, None if there is none."""
+def _handle() -> Any:
+    """Returns the library's name for JAX's card, None if there is none.
+
+    The library counts cards by their place on the bus and sees all of them; CUDA puts
+    the fastest one first and leaves out those that CUDA_VISIBLE_DEVICES does not name.
+    So one of several is told by its UUID.
+    """
     library = _library()
     if library is None:
         return None
-    first = visible.split(",")[0].strip()
     try:
-        if first and not first.isdigit():  # "GPU-..." or "MIG-..."
-            return library.nvmlDeviceGetHandleByUUID(first)
-        return library.nvmlDeviceGetHandleByIndex(int(first or 0))
+        if library.nvmlDeviceGetCount() == 1:
+            return library.nvmlDeviceGetHandleByIndex(0)
+        name = _uuid(jax.devices()[0].local_hardware_id)
+        return name and library.nvmlDeviceGetHandleByUUID(name)
     except library.NVMLError:
         return None
+
+
+def _uuid(ordinal: int) -> str | None:
+    """Returns the UUID of CUDA's device of a number, as NVIDIA's tools print it."""
+    device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(device), ordinal)
+            or driver.cuDeviceGetUuid(raw, device)
+        )
+    except (OSError, AttributeError):  # no driver, or an old one
+        return None
+    return None if failed else f"GPU-{uuid.UUID(bytes=bytes(raw))}"
 
 
 def _driver(library: ModuleType) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from importlib import metadata
 from pathlib import Path
 
 # Of glibc's malloc.h: option numbers, and what they become.
@@ -21,13 +22,28 @@ def keep_freed() -> bool:
     XLA on a CPU allocates its temporaries at every step. As glibc comes, these are
     returned to the kernel, which hands out other pages, each of which it clears: a
     quarter of a training step. Call it before any thread is started. Other allocators
-    are left as they are.
+    are left as they are, and so is that of a process that computes on a GPU: its
+    temporaries are not here, and the threads that compile for it, one for each core,
+    would wait for one another at the one heap.
     """
+    if _computes_on_gpu():
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, Windows, musl
         return False
     return all(mallopt(option, value) for option, value in _OPTIONS)
+
+
+def _computes_on_gpu() -> bool:
+    """Returns whether JAX will: its plugin and NVIDIA's driver are there."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except (OSError, TypeError):
+        return False
+    return bool(metadata.entry_points(group="jax_plugins"))
 
 
 def limit_bytes(root: Path = Path("/")) -> int:

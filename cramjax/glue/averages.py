@@ -10,6 +10,7 @@ from cramjax.glue.paper import NINE
 from cramjax.glue.tasks import TASKS
 
 Number = tuple[str, str]  # a scored set and a metric
+BAG_OF_WORDS = "bag of words"  # stands for a start: what `bag_of_words` scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,9 @@ def numbers(results: Mapping[str, Any], start: str) -> dict[Number, float]:
     """Returns the medians of one start, of every set and metric."""
     values = {}
     for name, entry in results.items():
+        if start == BAG_OF_WORDS:
+            for metric, value in entry.get("bag_of_words", {}).items():
+                values[name, metric] = value
         if start in entry["starts"]:
             scored = entry["starts"][start]
             for metric, part in ({entry["metric"]: scored} | scored["others"]).items():

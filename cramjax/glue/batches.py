@@ -17,15 +17,19 @@ def chunks(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (length, rows_SxTxB): steps in a row of the same length, at most CHUNK.
 
+    A chunk ends where its epoch does.
+
     A step is as long as the longest row of all trials' batches, rounded up to
     LENGTH_STEP, also where only some of the trials are asked for: dropout depends on
     the shape. Rows are not grouped by length, which would be another shuffle.
     """
     waiting: list[np.ndarray] = []
     length = 0
-    for rows_TxB in batches(len(train), glue, seed):
+    steps_per_epoch = len(train) // glue.batch_size
+    for step, rows_TxB in enumerate(batches(len(train), glue, seed)):
         needed = padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
-        if waiting and (needed != length or len(waiting) == CHUNK):
+        new_epoch = step % steps_per_epoch == 0
+        if waiting and (needed != length or len(waiting) == CHUNK or new_epoch):
             yield length, np.stack(waiting)
             waiting = []
         length = needed

@@ -14,6 +14,8 @@ from cramjax import files
 from cramjax.errors import UserError
 from cramjax.glue import (
     averages,
+    bag_of_words,
+    batches,
     data,
     difference,
     metrics,
@@ -22,11 +24,13 @@ from cramjax.glue import (
     tasks,
     tfds_source,
 )
-from cramjax.glue.finetune import EVAL_BATCH, finetune
+from cramjax.glue.finetune import EVAL_BATCH, finetune, seconds_per_row
+from cramjax.glue.journal import Job, Journal
 from cramjax.schema import Config
 
 RESULTS = "glue.json"
 TABLE = "glue.md"
+ESTIMATED_ROWS = 1024  # of a task, from which the length of its batches is estimated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,18 +160,54 @@ def try_out(
     return sum(map(len, few))
 
 
+def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> float:
+    """Estimates how long all trials, initializations and learning rates take.
+
+    A step of the largest task is timed, and the others count by their padded tokens.
+    Predicting a row, the forward pass alone, counts as a third of training on it.
+    """
+    glue = config.glue
+    tokens, lengths = [], []
+    for task in chosen:
+        rows = data.load(task, glue)
+        train = data.subsample(rows.train, task, glue.max_train_rows, config.seed)
+        some = data.encode(
+            data.subsample(train, task, ESTIMATED_ROWS, config.seed),
+            words,
+            glue.max_length,
+            glue.empty_second,
+        )
+        steps = -(-len(some) // (glue.batch_size * glue.trials))
+        lengths.append(
+            np.mean(
+                [
+                    batches.padded_length(some.tokens_NxL[step::steps], glue.max_length)
+                    for step in range(steps)
+                ]
+            )
+        )
+        predicted = sum(map(len, (*rows.dev.values(), *rows.test.values())))
+        tokens.append((glue.epochs * len(train) + predicted / 3) * lengths[-1])
+    length = round(lengths[int(np.argmax(tokens))])
+    per_token = seconds_per_row(config.model, glue, length) / length
+    jobs = glue.trials * len(glue.starts) * len(glue.learning_rates)
+    return jobs * sum(tokens) * per_token
+
+
 def evaluate(
     config: Config,
     weights: dict[str, Any],
     words: Tokenizer,
     workdir: Path,
     say: Callable[[str], None] = print,
+    imported: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes on every task of the config and scores its dev sets.
 
     Results go to glue.json as they come; what is there already is not repeated. Beside
-    it are glue.md, predictions/ and, of test sets, submission/. A task without a
-    training set or without dev sets is named, and left out.
+    it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, of test sets,
+    submission/. A task without a training set or without dev sets is named, and left
+    out.
 
     Args:
       config: its `glue` and `model` sections.
@@ -175,15 +215,19 @@ def evaluate(
       words: the tokenizer they were trained with.
       workdir: where glue.json is.
       say: called with a line per start and learning rate.
+      imported: the weights are those of another project's model.
 
     Returns:
       What glue.json has as "tasks": {scored set: {"task", "title", "metric", "labels",
       "train_rows" and "dev_rows" (used), "full_train_rows" and "full_dev_rows" (of the
       benchmark; 0 = not known), "all_train_rows" (in the file), "majority" (score of
-      always predicting the most frequent training label), "notes", "starts": {start:
-      {"scores" ({rate: score of each trial, in percent}), "best_rate" (of the task's
-      highest median), "median", "mean", "std", "min", "max" (at that rate), "others"
-      ({further metric: the same})}}}}
+      always predicting the most frequent training label), "bag_of_words" ({metric:
+      score}), "notes", "trials_at_once" (that one program trained), "starts": {start:
+      {"scores" ({rate: score of each trial, in percent}), "diverged" ({rate: number of
+      trials whose outputs are not finite}), "skipped" ({rate: updates of each trial
+      that were left out because a gradient was not finite}), "best_rate" (see
+      `scores.summarise`), "median", "mean", "std", "min", "max" (at that rate),
+      "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
     results = _so_far(path)
@@ -213,26 +257,55 @@ def evaluate(
             )
         results |= entries
         _check_rows(path, entries, sets.entries)
+        bag_of_words.add(entries, task, config, say)
         for start, rate in jobs:
             begin = time.monotonic()
-            _one(config, sets, entries, weights.get(start), start, rate, workdir)
-            _write(path, results, config)
+            job = Job(
+                config,
+                task.name,
+                task.title,
+                start,
+                rate,
+                sets.train,
+                sets.dev | sets.test,
+                sets.metrics,
+            )
+            # What was measured for the first job of a task holds for the others.
+            measured = next(iter(entries.values())).get("trials_at_once", 0)
+            at_once = config.glue.trials_at_once or measured
+            with Journal(job, weights.get(start), workdir, at_once) as journal:
+                _one(job, sets, entries, weights.get(start), workdir, journal)
+                _write(path, results, config)
+                journal.clear()
             for entry in entries.values():
-                trials = entry["starts"][start]["scores"][f"{rate:g}"]
-                say(
-                    f"{entry['title']}: {start} at {rate:g}: {entry['metric']} "
-                    f"{', '.join(f'{score:.1f}' for score in trials)} "
-                    f"({time.monotonic() - begin:.0f}s)"
-                )
+                say(_told(entry, job, time.monotonic() - begin))
     if results and new:
         differences = {
             f"{first} - {second}": difference.between(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
         }
         _write(path, results, config, differences)
-        page = tables.page(results, config.glue, differences)
+        page = tables.page(results, config, differences, imported)
         files.write_text(workdir / TABLE, page)
     return results
+
+
+def _told(entry: dict[str, Any], job: Job, seconds: float) -> str:
+    """Returns a line about one set's scores at one rate."""
+    scored, rate = entry["starts"][job.start], f"{job.rate:g}"
+    trials = scored["scores"][rate]
+    remarks = [f"{seconds:.0f}s"]
+    if "trials_at_once" in entry:
+        remarks.append(f"{entry['trials_at_once']} of {len(trials)} trials at once")
+    if any(skipped := scored["skipped"][rate]):
+        remarks.append(f"updates skipped: {', '.join(map(str, skipped))}")
+    if diverged := scored["diverged"][rate]:
+        remarks.append(f"{diverged} diverged: their outputs are not finite")
+    numbers = ", ".join(f"{score:.1f}" for score in trials)
+    return (
+        f"{entry['title']}: {job.start} at {rate}: {entry['metric']} {numbers} "
+        f"({'; '.join(remarks)})"
+    )
 
 
 def _check_rows(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -346,49 +419,45 @@ def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
 
 
 def _one(
-    config: Config,
+    job: Job,
     sets: _Sets,
     entries: dict[str, dict[str, Any]],
     pretrained: Any | None,
-    start: str,
-    rate: float,
     workdir: Path,
+    journal: Journal,
 ) -> None:
-    """Fine-tunes all trials from one start at one rate, and scores them."""
+    """Fine-tunes all trials of a job, and scores them."""
+    start, rate, config = job.start, job.rate, job.config
     outputs = finetune(
         config.model,
         config.glue,
-        sets.train,
-        [*sets.dev.values(), *sets.test.values()],
+        job.train,
+        list(job.scored.values()),
         sets.outputs,
         pretrained=pretrained,
         learning_rate=rate,
         seed=config.seed,
+        watch=journal,
     )
-    predicted = map(scores.predictions, outputs)
-    for name, rows in sets.dev.items():
-        predictions_TxN = next(predicted)
-        trials = {
-            metric: [
-                metrics.score(metric, rows.labels_N, predictions_N)
-                for predictions_N in predictions_TxN
-            ]
-            for metric in sets.metrics[name]
-        }
-        scores.add(entries[name], start, rate, trials)
-        scores.save_predictions(
-            workdir,
-            name,
-            start,
-            rate,
-            labels_N=rows.labels_N,
-            predictions_TxN=predictions_TxN,
-        )
-    for name, predictions_TxN in zip(sets.test, predicted, strict=True):
-        scores.save_predictions(
-            workdir, f"{name}-test", start, rate, predictions_TxN=predictions_TxN
-        )
+    for (name, rows), outputs_TxNxC in zip(job.scored.items(), outputs, strict=True):
+        predictions = {"predictions_TxN": scores.predictions(outputs_TxNxC)}
+        if name in sets.dev:
+            predictions["labels_N"] = rows.labels_N
+            trials = scores.of_trials(job.metrics[name], rows.labels_N, outputs_TxNxC)
+            scores.add(entries[name], start, rate, trials)
+        else:
+            name = f"{name}-test"
+        scores.save_predictions(workdir, name, start, rate, **predictions)
     first, *_ = of_task = list(entries.values())
+    for entry in of_task:
+        scored = entry["starts"][start]
+        for key, value in (
+            ("diverged", scores.diverged(outputs)),
+            ("skipped", journal.skipped),
+        ):
+            scored.setdefault(key, {})[f"{rate:g}"] = value
+        if journal.at_once:
+            entry["trials_at_once"] = journal.at_once
     scores.summarise(of_task, start)
     for name in sets.test:
         scores.write_submission(workdir, first, start, name)

@@ -7,9 +7,10 @@ Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows;
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,11 @@ from cramjax.glue import batches
 from cramjax.glue.data import Encoded
 from cramjax.model.encoder import Classifier
 from cramjax.schema import GlueConfig, ModelConfig
-from cramjax.training import losses, schedules
+from cramjax.training import loss_scale, losses, schedules
 from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
+_FOREVER = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class _Static:
     model: ModelConfig
     glue: GlueConfig
     outputs: int
-    warmup: float  # share of the steps
+    warmup: float  # fraction of the steps
 
     def classifier(self, dropout: float) -> Classifier:
         return Classifier(
@@ -45,10 +47,75 @@ class _Static:
         )
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optax.chain(
+        adam = optax.chain(
             optax.scale_by_adam(b1=self.glue.b1, b2=self.glue.b2, eps=self.glue.eps),
             optax.add_decayed_weights(self.glue.weight_decay, mask=decay_mask),
         )
+        return optax.apply_if_finite(adam, max_consecutive_errors=_FOREVER)
+
+
+@flax.struct.dataclass
+class _Trial:
+    """What a step of one trial reads and writes.
+
+    Attributes:
+      params: float32, the tree of `encoder.Classifier`.
+      opt_state: of `optax.apply_if_finite`, which skips and counts updates whose
+        gradients are not finite.
+      scale: of the loss, 1 unless the model computes in float16.
+      finite_steps: steps since the scale last changed, int32.
+      loss: sum over the steps of the current chunk.
+    """
+
+    params: Any
+    opt_state: optax.ApplyIfFiniteState
+    scale: jax.Array
+    finite_steps: jax.Array
+    loss: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Trials that one program has trained.
+
+    Attributes:
+      trials: which ones.
+      at_once: how many a program should train; the last group may have fewer.
+      outputs: outputs_TxNxC on each of the scored sets.
+      skipped_T: updates that were left out because a gradient was not finite.
+    """
+
+    trials: range
+    at_once: int
+    outputs: list[np.ndarray]
+    skipped_T: np.ndarray
+
+
+class Watch:
+    """Follows a fine-tuning; this one does nothing, see `journal.Journal`.
+
+    Attributes:
+      at_once: how many trials a program should train, if that has been chosen before.
+      every: of the first scored sets, every so-many-th row is predicted after each
+        epoch.
+    """
+
+    at_once = 0
+    every: tuple[int, ...] = ()
+
+    def kept(self, first: int) -> Group | None:
+        """Returns the group that begins with this trial if it is finished already."""
+
+    def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
+        """Notes how far a group is, with the mean loss of its latest steps."""
+
+    def epoch(
+        self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
+    ) -> None:
+        """Notes an epoch's mean training loss, and outputs on the rows of `every`."""
+
+    def finished(self, group: Group) -> None:
+        """Notes a group's outputs."""
 
 
 def finetune(
@@ -61,6 +128,7 @@ def finetune(
     pretrained: Any | None,
     learning_rate: float,
     seed: int,
+    watch: Watch | None = None,
 ) -> list[np.ndarray]:
     """Fine-tunes `glue.trials` classifiers; returns their outputs_TxNxC on other rows.
 
@@ -78,6 +146,7 @@ def finetune(
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
+      watch: follows it, and may have groups of trials that are finished already.
 
     Raises:
       UserError: fewer training rows than one batch, or too little memory.
@@ -91,27 +160,45 @@ def finetune(
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
 
-    def outputs_of(trials: range) -> list[np.ndarray]:
-        """Of a group of trials, whose weights are gone before the next one's come."""
-        params_T = _train(static, train, pretrained, trials, learning_rate, seed)
-        return [_predict_all(static, params_T, rows) for rows in scored]
+    watch = watch or Watch()
+    few = [rows[::n] for rows, n in zip(scored, watch.every, strict=False)]
 
-    try:
-        at_once = trials_at_once(static, train)
-    except jax.errors.JaxRuntimeError as error:
-        raise _explained(error, glue) from error
-    found: list[list[np.ndarray]] = []
-    first = 0
+    def trained(trials: range, at_once: int) -> Group:
+        """Trains a group, whose weights are gone before the next one's come."""
+        of_epoch = _train(
+            static, train, pretrained, trials, learning_rate, seed, watch.stepped
+        )
+        for epoch, (trained_T, loss_T) in enumerate(of_epoch, 1):
+            params_T = trained_T.params
+            if epoch < glue.epochs:
+                outputs = [_predict_all(static, params_T, rows) for rows in few]
+                watch.epoch(trials, epoch, loss_T, outputs)
+        skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
+        del trained_T  # the optimizer's state makes room for predictions
+        outputs = [_predict_all(static, params_T, rows) for rows in scored]
+        last = [o[:, ::n] for o, n in zip(outputs, watch.every, strict=False)]
+        watch.epoch(trials, glue.epochs, loss_T, last)
+        return Group(trials, at_once, outputs, skipped_T)
+
+    groups: list[Group] = []
+    first, at_once = 0, min(watch.at_once, glue.trials)
     while first < glue.trials:
-        trials = range(first, min(first + at_once, glue.trials))
+        group = watch.kept(first)
         try:
-            found.append(outputs_of(trials))
-            first = trials.stop
+            if group is None:
+                at_once = at_once or trials_at_once(static, train)
+                trials = range(first, min(first + at_once, glue.trials))
+                group = trained(trials, at_once)
+                watch.finished(group)
         except jax.errors.JaxRuntimeError as error:
-            if at_once == 1 or not is_out_of_memory(error):
+            if at_once <= 1 or not is_out_of_memory(error):
                 raise _explained(error, glue) from error
             at_once = -(-at_once // 2)
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            continue
+        groups.append(group)
+        first, at_once = group.trials.stop, group.at_once
+    parts = zip(*(group.outputs for group in groups), strict=True)
+    return [np.concatenate(part) for part in parts]
 
 
 def _explained(error: Exception, glue: GlueConfig) -> Exception:
@@ -137,11 +224,23 @@ def trials_at_once(static: _Static, train: Encoded) -> int:
         return min(glue.trials_at_once or 1, glue.trials)
     longest = batches.padded_length(train.tokens_NxL, glue.max_length)
     # One measurement serves all tasks of these shapes: only the last layer differs.
-    return _fastest(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
+    seconds = _seconds(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def seconds_per_row(model: ModelConfig, glue: GlueConfig, length: int) -> float:
+    """Measures how long one trial trains on a row of this length, on made-up rows."""
+    static = _Static(model, glue, 2, 0.1)
+    if count := min(glue.trials_at_once, glue.trials):
+        seconds = _seconds_per_step(static, count, length) / count
+    else:
+        seconds = min(_seconds(static, length).values())
+    return seconds / glue.batch_size
 
 
 @functools.cache
-def _fastest(static: _Static, length: int) -> int:
+def _seconds(static: _Static, length: int) -> dict[int, float]:
+    """Returns {trials at once: seconds of a step for each}, of one and of many."""
     seconds: dict[int, float] = {1: _seconds_per_step(static, 1, length)}
     count = static.glue.trials
     while count > 1:
@@ -152,7 +251,7 @@ def _fastest(static: _Static, length: int) -> int:
             if not is_out_of_memory(error):
                 raise
             count = -(-count // 2)
-    return min(seconds, key=seconds.__getitem__)
+    return seconds
 
 
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
@@ -161,17 +260,17 @@ def _seconds_per_step(static: _Static, count: int, length: int) -> float:
     tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)
     keys_T = jax.random.split(jax.random.key(0), count)
-    params_T, opt_T = _init(static, keys_T, None)
+    trials_T = _init(static, keys_T, None)
     rows_SxTxB = np.zeros((batches.CHUNK, count, batch), np.int32)
     best = float("inf")
     for steps in (1, 4, 4):  # the first one compiles
-        jax.block_until_ready(params_T)
+        jax.block_until_ready(trials_T)
         start = time.monotonic()
-        params_T, opt_T = _train_chunk(
-            *(static, length, params_T, opt_T, keys_T, tokens_NxL, labels_N),
+        trials_T = _train_chunk(
+            *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
             *(rows_SxTxB, np.int32(steps), np.int32(0), np.float32(8), np.float32(0)),
         )
-        jax.block_until_ready(params_T)
+        jax.block_until_ready(trials_T)
         if steps > 1:
             best = min(best, (time.monotonic() - start) / steps)
     return best
@@ -184,32 +283,43 @@ def _train(
     trials: range,
     learning_rate: float,
     seed: int,
-) -> Any:
-    """Returns params_T of some of the trials; rows and tokens stay on the device."""
+    stepped: Callable[[range, int, int, float], None],
+) -> Iterator[tuple[_Trial, np.ndarray]]:
+    """Yields some of the trials and their mean loss_T after every epoch.
+
+    The rows' tokens stay on the device. What is yielded must be used before the next
+    epoch, which overwrites it.
+    """
     glue = static.glue
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
-    params_T, opt_T = _init(static, keys_T, pretrained)
+    trials_T = _init(static, keys_T, pretrained)
     longest = batches.padded_length(train.tokens_NxL, glue.max_length)
     tokens_NxL = jnp.asarray(batches.resized(train.tokens_NxL, longest))
     labels_N = jnp.asarray(train.labels_N)
-    steps = glue.epochs * (len(train) // glue.batch_size)
-    step = 0
+    steps_per_epoch = len(train) // glue.batch_size
+    steps = glue.epochs * steps_per_epoch
+    step, loss_T = 0, np.zeros(len(trials))
     for length, rows_SxTxB in batches.chunks(train, glue, trials, seed):
         count = len(rows_SxTxB)
         rows_SxTxB = np.pad(rows_SxTxB, [(0, batches.CHUNK - count), (0, 0), (0, 0)])
-        params_T, opt_T = _train_chunk(
-            *(static, length, params_T, opt_T, keys_T, tokens_NxL, labels_N),
+        trials_T = _train_chunk(
+            *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
             *(rows_SxTxB, np.int32(count), np.int32(step)),
             *(np.float32(steps), np.float32(learning_rate)),
         )
-        jax.block_until_ready(params_T)  # an interruption waits for one chunk only
+        # An interruption waits for one chunk only, because this waits for it, too.
+        chunk_loss_T = np.asarray(trials_T.loss)
+        loss_T = loss_T + chunk_loss_T
         step += count
-    return params_T
+        stepped(trials, step, steps, float(chunk_loss_T.mean()) / count)
+        if step % steps_per_epoch == 0:
+            yield trials_T, loss_T / steps_per_epoch
+            loss_T = np.zeros(len(trials))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
-    """Returns params_T and the optimizer's state; the head is random in any case."""
+def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> _Trial:
+    """Returns untrained trials; the head is random in any case."""
     tokens_1xL = jnp.zeros((1, static.glue.max_length), jnp.int32)
 
     def one_trial(key):
@@ -217,17 +327,22 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> Any:
         params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
         encoder = {k: v for k, v in (pretrained or {}).items() if k in params}
         params |= encoder
-        return params, static.optimizer().init(params)
+        return _Trial(
+            params=params,
+            opt_state=static.optimizer().init(params),
+            scale=loss_scale.initial(static.model.dtype),
+            finite_steps=jnp.int32(0),
+            loss=jnp.float32(0),
+        )
 
     return jax.vmap(one_trial)(keys_T)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _train_chunk(
     static,
     length,
-    params_T,
-    opt_T,
+    trials_T,
     keys_T,
     tokens_NxL,
     labels_N,
@@ -237,38 +352,68 @@ def _train_chunk(
     all_steps,
     peak,
 ):
-    """Takes the first `count` steps of a chunk; returns params_T, opt_T."""
+    """Takes the first `count` steps of a chunk; returns the trials after them."""
     tokens_NxL = tokens_NxL[:, :length]
 
-    def one_step(s, carry):
+    def one_step(s, trials_T):
         rows_TxB, step = rows_SxTxB[s], first_step + s
         progress = step.astype(jnp.float32) / all_steps
         tokens_TxBxL, labels_TxB = tokens_NxL[rows_TxB], labels_N[rows_TxB]
         return jax.vmap(
             lambda *trial: _step(static, *trial, step, progress, peak),
-        )(*carry, keys_T, tokens_TxBxL, labels_TxB)
+        )(trials_T, keys_T, tokens_TxBxL, labels_TxB)
 
-    return jax.lax.fori_loop(0, count, one_step, (params_T, opt_T))
+    trials_T = trials_T.replace(loss=jnp.zeros_like(trials_T.loss))
+    return jax.lax.fori_loop(0, count, one_step, trials_T)
 
 
-def _step(static, params, opt, key, tokens_BxL, labels_B, step, progress, peak):
-    """Takes one step of one trial; returns params, opt."""
-    classifier = static.classifier(static.glue.dropout)
-    loss = losses.squared_error if static.outputs == 1 else losses.cross_entropy
+def _step(static, trial, key, tokens_BxL, labels_B, step, progress, peak):
+    """Takes one step of one trial, or leaves its update out if it is not finite."""
     rate = peak * schedules.warmup_cosine(progress, static.warmup)
+    loss, grads = _gradients(
+        static,
+        trial.params,
+        trial.scale,
+        jax.random.fold_in(key, step),
+        tokens_BxL,
+        labels_B,
+    )
+    updates, opt_state = static.optimizer().update(grads, trial.opt_state, trial.params)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    scale, finite_steps = loss_scale.following(
+        static.model.dtype, trial.scale, trial.finite_steps, opt_state.last_finite
+    )
+    return _Trial(
+        params=optax.apply_updates(trial.params, updates),
+        opt_state=opt_state,
+        scale=scale,
+        finite_steps=finite_steps,
+        loss=trial.loss + loss,
+    )
+
+
+def _gradients(static, params, scale, dropout_key, tokens_BxL, labels_B):
+    """Returns the loss and its gradients, computed at `scale` times the loss."""
+    classifier = static.classifier(static.glue.dropout)
+    loss_function = (
+        losses.squared_error if static.outputs == 1 else losses.cross_entropy
+    )
 
     def loss_of(params):
         logits_BxC = classifier.apply(
             {"params": params},
             tokens_BxL,
             tokens_BxL != tokenizer.PAD,
-            rngs={"dropout": jax.random.fold_in(key, step)},
+            rngs={"dropout": dropout_key},
         )
-        return loss(logits_BxC, labels_B)
+        loss = loss_function(logits_BxC, labels_B)
+        return loss * scale if scales_loss else loss, loss
 
-    updates, opt = static.optimizer().update(jax.grad(loss_of)(params), opt, params)
-    updates = jax.tree.map(lambda u: -rate * u, updates)
-    return optax.apply_updates(params, updates), opt
+    scales_loss = loss_scale.is_used(static.model.dtype)
+    grads, loss = jax.grad(loss_of, has_aux=True)(params)
+    if scales_loss:
+        grads = jax.tree.map(lambda g: g / scale, grads)
+    return loss, grads
 
 
 def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""The rows of the paper, to put scores beside (arXiv 2212.14034, Tables 3 and 6).
+"""The rows of the paper, to put scores beside, and its rules (arXiv 2212.14034).
 
-GLUE dev sets, medians of five trials. The last row scores the authors' published
-checkpoint, as its repository reports it.
+Tables 3 and 6: GLUE dev sets, medians of five trials. The last row scores the authors'
+published checkpoint, as its repository reports it.
 """
 
 from typing import Any
 
-from cramjax.schema import GlueConfig
+from cramjax.schema import Config, GlueConfig
 
 # Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
 PROTOCOL = {
@@ -21,6 +21,7 @@ PROTOCOL = {
     "eps": 1e-6,
     "weight_decay": 0.0,
     "warmup_share": 0.1,
+    "warmup_steps": 0,
     "dropout": 0.1,
     "head_width": 1024,
 }
@@ -69,13 +70,49 @@ GLUE = {
 SUPERGLUE = {"BERT-base, fully trained": 56.6, "crammed, A6000": 54.2}
 
 
+# Parts of the names of public texts that a trained model has chosen or written. Not
+# here are the paper's texts and FineWeb: they are filtered by heuristics and by small
+# classifiers, of the language or (The Pile's web pages) of the quality, and the paper
+# takes such text as raw.
+MODEL_FILTERED = (
+    "fineweb-edu",
+    "ultra-fineweb",
+    "dclm",
+    "nemotron-cc",
+    "cosmopedia",
+    "smollm-corpus",
+)
+
+
 def departures(glue: GlueConfig) -> list[str]:
     """Returns what of a protocol is not the paper's: "epochs 20 (5)", ..."""
-    return [
+    found = [
         f"{key} {_plain(getattr(glue, key))} ({_plain(value)})"
         for key, value in PROTOCOL.items()
         if getattr(glue, key) != value
     ]
+    if len(glue.learning_rates) > 1:
+        found.append("the learning rate is chosen for each task (one for all)")
+    return found
+
+
+def broken_rules(config: Config, imported: bool) -> list[str]:
+    """Returns which rules of cramming (section 2) the scores break, as far as is known.
+
+    Args:
+      config: of the run, or of the fine-tuning alone.
+      imported: the weights are those of another project's model.
+    """
+    sources = [source.lower().replace("_", "-") for source in config.data.sources]
+    filtered = any(name in source for name in MODEL_FILTERED for source in sources)
+    rules = {
+        "an imported model": imported,
+        "text that a model has filtered": filtered and not imported,
+        "more than 24 hours of pretraining": config.budget.hours > 24 and not imported,
+        "more than 5 epochs of fine-tuning": config.glue.epochs > 5,
+        "another learning rate for each task": len(config.glue.learning_rates) > 1,
+    }
+    return [rule for rule, is_broken in rules.items() if is_broken]
 
 
 def _plain(value: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cramjax import files
 from cramjax.errors import UserError
+from cramjax.glue import metrics
 
 PREDICTIONS = "predictions"
 SUBMISSION = "submission"
@@ -19,6 +20,25 @@ def predictions(outputs_TxNxC: np.ndarray) -> np.ndarray:
     if outputs_TxNxC.shape[-1] == 1:
         return outputs_TxNxC[..., 0]
     return outputs_TxNxC.argmax(axis=-1)
+
+
+def of_trials(
+    names: Sequence[str], labels_N: np.ndarray, outputs_TxNxC: np.ndarray
+) -> dict[str, list[float]]:
+    """Returns {metric: score of each trial}."""
+    return {
+        metric: [
+            metrics.score(metric, labels_N, predictions_N)
+            for predictions_N in predictions(outputs_TxNxC)
+        ]
+        for metric in names
+    }
+
+
+def diverged(outputs: Sequence[np.ndarray]) -> int:
+    """Returns how many trials have outputs_TxNxC that are not finite, on any set."""
+    finite_SxT = [np.isfinite(array).all(axis=(1, 2)) for array in outputs]
+    return int((~np.all(finite_SxT, axis=0)).sum())
 
 
 def add(
@@ -35,15 +55,45 @@ def add(
 def summarise(entries: Sequence[dict[str, Any]], start: str) -> None:
     """Adds to the entries of a task what the best rate's trials scored.
 
-    The first entry's first metric chooses the rate for all of them.
+    The first entry's first metric chooses the rate for all of them, among those by
+    which no trial diverged. If there are none, the rate is one by which the fewest
+    trials did. A diverged trial counts in medians as what it is, a constant class.
     """
-    scores = entries[0]["starts"][start]["scores"]
-    best = max(scores, key=lambda rate: float(np.median(scores[rate])))
+    first = entries[0]["starts"][start]
+    scores, diverged = first["scores"], first.get("diverged", {})
+    best = max(
+        scores,
+        key=lambda rate: (-diverged.get(rate, 0), float(np.median(scores[rate]))),
+    )
     for entry in entries:
         scored = entry["starts"][start]
         scored["best_rate"] = float(best)
         for part in (scored, *scored["others"].values()):
             part.update(_spread(part["scores"][best]))
+
+
+def divergences(entry: dict[str, Any]) -> list[str]:
+    """Returns a sentence about each start whose trials diverged."""
+    sentences = []
+    for start, scored in entry["starts"].items():
+        diverged = {r: n for r, n in scored.get("diverged", {}).items() if n}
+        if not diverged:
+            continue
+        found = ", ".join(
+            f"{count} of {len(scored['scores'][rate])} trials at {rate}"
+            for rate, count in diverged.items()
+        )
+        if f"{scored['best_rate']:g}" in diverged:
+            rest = (
+                "trials diverged at every learning rate: the score shown counts them "
+                "as a constant prediction, and there is no submission"
+            )
+        else:
+            rest = "these learning rates are not chosen"
+        sentences.append(
+            f"{entry['title']}, {start}: the outputs of {found} are not finite; {rest}"
+        )
+    return sentences
 
 
 def _spread(scores: Sequence[float]) -> dict[str, float | None]:
@@ -94,9 +144,12 @@ def write_submission(
     """Writes submission/<start>/<name>.tsv for GLUE's server.
 
     The predictions are those of the trial whose dev score is the median (of an even
-    number the lower one of the middle two) at the start's best rate.
+    number the lower one of the middle two) at the start's best rate. There is no
+    submission if trials diverged at that rate, that is, at every rate.
     """
     rate = entry["starts"][start]["best_rate"]
+    if entry["starts"][start].get("diverged", {}).get(f"{rate:g}"):
+        return
     trials = entry["starts"][start]["scores"][f"{rate:g}"]
     trial = int(np.argsort(trials, kind="stable")[(len(trials) - 1) // 2])
     chosen_N = load_predictions(workdir, f"{name}-test", start, rate)["predictions_TxN"]

@@ -14,6 +14,8 @@ from cramjax.config import (
     flatten,
     from_recorded,
     parse_command_line,
+    read_recorded,
+    record,
     to_dict,
 )
 from cramjax.data import tokenizer
@@ -23,7 +25,7 @@ from cramjax.device.compilation import use_cache
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
-from cramjax.run import CONFIG, CORPUS, check_workdir, in_use
+from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, in_use
 from cramjax.schema import Config, require
 from cramjax.training.pretrain import SUMMARY, read_back
 
@@ -77,8 +79,8 @@ def score(argv: Sequence[str]) -> str:
     workdir.mkdir(parents=True, exist_ok=True)
     with in_use(workdir):
         _note_weights(workdir, whose)
-        files.write_json(workdir / CONFIG, to_dict(config))
-        evaluate.evaluate(config, weights, words, workdir)
+        record(workdir / CONFIG, config)
+        evaluate.evaluate(config, weights, words, workdir, imported=bool(foreign))
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
 
@@ -109,7 +111,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
             f"--checkpoint={checkpoint}: no finished pretraining is there; pass the "
             f"--workdir of one, which has {SUMMARY}"
         )
-    values = files.read_json(checkpoint / CONFIG, "bring it back")
+    values = read_recorded(checkpoint / CONFIG, "bring it back")
     trained = flatten(values)
     asked = flatten(to_dict(config))
     for key, left_to_device in (("micro_batch", 0), ("model.attention", "auto")):
@@ -155,9 +157,9 @@ def _trained(
     config: Config, checkpoint: Path
 ) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
     """Returns weights, their tokenizer, and what tells them from others."""
-    bring_back = "bring it back from the folder of the corpus"
-    words = tokenizer.load(checkpoint / TOKENIZER, bring_back)
-    corpus = files.read_json(checkpoint / CORPUS, bring_back)["name"]
+    words = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
+    # A manifest that was copied there by hand has no name.
+    corpus = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS).get("name", "")
     weights, _ = read_back(config, checkpoint)
     return weights, words, {"checkpoint": str(checkpoint.resolve()), "corpus": corpus}
 

@@ -2,35 +2,51 @@
 
 from typing import Any
 
-from cramjax.glue import averages, paper, tasks
-from cramjax.glue.averages import AVERAGES, is_sampled
+from cramjax.glue import averages, paper, scores, tasks
+from cramjax.glue.averages import AVERAGES, BAG_OF_WORDS, is_sampled
 from cramjax.glue.difference import DRAWS, LEVEL
-from cramjax.schema import GlueConfig
+from cramjax.schema import Config, GlueConfig
 
 SAMPLED = " (sampled)"
 EXPLAINED = (
     "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
     "many is in the last table), so not to be compared with the paper's."
 )
+MODELS = {
+    "pretrained": "the pretrained model",
+    "random": "the model that is not pretrained",
+    "ema": "the moving average of the pretrained weights",
+    "lawa": "the average of the latest pretrained weights",
+}
 
 
-def page(results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any]) -> str:
+def page(
+    results: dict[str, Any],
+    config: Config,
+    differences: dict[str, Any],
+    imported: bool = False,
+) -> str:
     """Returns glue.md.
 
     Args:
       results: as `evaluate.evaluate` returns them.
-      glue: the protocol.
+      config: of the run, or of the fine-tuning alone.
       differences: {"first - second": what `difference.between` returns}.
+      imported: the weights are those of another project's model.
     """
+    glue = config.glue
+    below = conditions(config, imported)
     sections = [
         "# Fine-tuning scores",
         f"Dev sets, in percent; medians of {glue.trials} trials, epochs: "
         f"{glue.epochs}. {how_chosen(glue)}",
-        _beside_the_paper(results, glue),
-        averages_table(results, glue),
-        _differences(results, differences),
+        _beside_the_paper(results, glue, below),
+        averages_table(results, glue, below),
+        _differences(results, differences, below),
         "## Every trial",
         _trials(results),
+        below,
+        bag_of_words(results, glue),
         *notes(results, glue),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -47,14 +63,66 @@ def how_chosen(glue: GlueConfig) -> str:
     )
 
 
+def conditions(config: Config, imported: bool = False) -> str:
+    """Returns what stands under every table of scores: the track and the protocol."""
+    broken = paper.broken_rules(config, imported)
+    changed = paper.departures(config.glue)
+    track = f"**open** ({', '.join(broken)})" if broken else "**rules**"
+    return f"Track: {track}. " + (
+        f"Not the paper's protocol: {', '.join(changed)}."
+        if changed
+        else "The protocol is the paper's."
+    )
+
+
+def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
+    """Returns what a bag of words is, and where it is as good as a model; or "".
+
+    The models are those of all starts but "random", unless that is the only one.
+    """
+    baseline = averages.numbers(results, BAG_OF_WORDS)
+    if not baseline:
+        return ""
+    sentences = [
+        "The bag of words is a logistic regression (for numbers, a ridge regression) "
+        "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
+        "training rows."
+    ]
+    for start in [s for s in glue.starts if s != "random"] or glue.starts:
+        medians = averages.numbers(results, start)
+        titles = [
+            entry["title"]
+            for name, entry in results.items()
+            if (number := (name, entry["metric"])) in baseline
+            and number in medians
+            and medians[number] <= baseline[number]
+        ]
+        if titles:
+            sentences.append(
+                f"It does as well as {MODELS[start]}, or better, on "
+                f"{', '.join(titles)}."
+            )
+    return " ".join(sentences)
+
+
+def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
+    """Returns what a bag of words and the most frequent class score in a metric."""
+    bag = entry.get("bag_of_words", {}).get(metric or entry["metric"])
+    headline = metric in ("", entry["metric"])
+    return [
+        "-" if bag is None else f"{bag:.1f}",
+        f"{entry['majority']:.1f}" if headline else "-",
+    ]
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns the nine numbers of each start and of the paper's rows.
+def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
+    """Returns the nine numbers of each start, a bag of words and the paper's rows.
 
     What is of a part of the benchmark's rows says so beside its number, and so does a
     mean over such.
@@ -64,7 +132,7 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
         return ""
     parts = {name for name in names & results.keys() if is_sampled(results[name])}
     rows = []
-    for start in glue.starts:
+    for start in (*glue.starts, BAG_OF_WORDS):
         values = averages.numbers(results, start)
         found = [values.get(number) for number in paper.NINE]
         complete = None not in found
@@ -84,12 +152,14 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig) -> str:
         + "\n\nPlain rows are those of arXiv 2212.14034, with medians of five trials. "
         "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'."
         + (EXPLAINED if parts else "")
+        + f"\n\n{below}"
     )
 
 
-def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
+def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
     """Returns the averages of each start's medians, or "" if there are none."""
-    by_start = {start: averages.of(results, start) for start in glue.starts}
+    starts = (*glue.starts, BAG_OF_WORDS)
+    by_start = {start: averages.of(results, start) for start in starts}
     keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
     rows = []
     for key in keys:
@@ -103,9 +173,7 @@ def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
             rows.append([title, *cells])
     if not rows:
         return ""
-    text = table(["average of medians", *glue.starts], rows)
-    if changed := paper.departures(glue):
-        text += f"\n\nNot the paper's protocol: {', '.join(changed)}."
+    text = table(["average of medians", *starts], rows) + f"\n\n{below}"
     if "superglue" in keys:
         text += "\n\nSuperGLUE in the paper: " + "; ".join(
             f"{name} {value}" for name, value in paper.SUPERGLUE.items()
@@ -113,7 +181,9 @@ def averages_table(results: dict[str, Any], glue: GlueConfig) -> str:
     return text
 
 
-def _differences(results: dict[str, Any], differences: dict[str, Any]) -> str:
+def _differences(
+    results: dict[str, Any], differences: dict[str, Any], below: str
+) -> str:
     """Returns a row per set, with a column per pair of starts, or ""."""
     if not any(differences.values()):
         return ""
@@ -135,7 +205,7 @@ def _differences(results: dict[str, Any], differences: dict[str, Any]) -> str:
         "## Between starts\n\n"
         + table(["task", "metric", *differences], rows)
         + f"\n\nDifferences of the trials' means, with the interval of {LEVEL:.0%} of "
-        f"{DRAWS:,} paired bootstrap draws of dev rows and trials."
+        f"{DRAWS:,} paired bootstrap draws of dev rows and trials.\n\n{below}"
     )
 
 
@@ -148,7 +218,6 @@ def _trials(results: dict[str, Any]) -> str:
             for metric, part in parts.items():
                 trials = part["scores"][f"{scored['best_rate']:g}"]
                 std = "-" if part["std"] is None else f"{part['std']:.1f}"
-                headline = metric == entry["metric"]
                 rows.append(
                     [
                         entry["title"],
@@ -159,13 +228,13 @@ def _trials(results: dict[str, Any]) -> str:
                         f"{part['mean']:.1f}",
                         std,
                         ", ".join(f"{score:.1f}" for score in trials),
-                        f"{entry['majority']:.1f}" if headline else "-",
+                        *baseline_cells(entry, metric),
                         rows_used(entry, "train"),
                         rows_used(entry, "dev"),
                     ]
                 )
     header = "task,metric,start,learning rate,median,mean,standard deviation,trials"
-    header += ",majority class,training rows,dev rows"
+    header += ",bag of words,majority class,training rows,dev rows"
     return table(header.split(","), rows)
 
 
@@ -180,6 +249,7 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     """Returns what was missing or left out, a sentence each, once."""
     found = [note for entry in results.values() for note in entry["notes"]]
     scored = {entry["task"] for entry in results.values()}
+    found += [line for entry in results.values() for line in scores.divergences(entry)]
     found += [
         f"{task.title} is not scored: its training set or its dev set is not there"
         for task in tasks.get(glue)

@@ -253,10 +253,10 @@ _INTENTS = _embedded(
 _INTENTS10 = dataclasses.replace(
     _INTENTS,
     name="intents10",
-    title="Intents, 10 labels a class",
+    title="Intents, 10 examples per class",
     dev=(
         dataclasses.replace(
-            _INTENTS.dev[0], name="intents10", title="Intents, 10 labels a class"
+            _INTENTS.dev[0], name="intents10", title="Intents, 10 examples per class"
         ),
     ),
     rows_per_class=10,

@@ -13,6 +13,8 @@ Parameters and norm statistics are float32; everything else computes in `config.
 except the softmax over keys and the logits, which are float32.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,15 @@ from cramjax.model.layers import ACTIVATIONS, dense, drop, norm
 from cramjax.model.mixing import MIXING
 from cramjax.model.positions import ADDED
 from cramjax.schema import ModelConfig
+
+
+def on_any_device(config: ModelConfig) -> ModelConfig:
+    """Returns the same model, with the attention that every device has.
+
+    Attention itself has no parameters, so that they, and their shapes, are the same. A
+    model that was trained with cuDNN's attention is read and used elsewhere like this.
+    """
+    return dataclasses.replace(config, attention="xla")
 
 
 class Embedding(nn.Module):
@@ -38,8 +49,8 @@ class Embedding(nn.Module):
             initializers.word_embedding(config),
             (config.vocab_size, config.embedding_dim),
         )
-        if config.positions in ADDED:
-            self.positions = ADDED[config.positions](config)
+        if config.added_positions:
+            self.positions = ADDED[config.added_positions](config)
         if config.token_types:
             self.token_type = self.param(
                 "token_type",
@@ -61,7 +72,7 @@ class Embedding(nn.Module):
         # As everywhere else, <pad> learns as an answer, not where it is read.
         pad_BxLx1 = (tokens_BxL == PAD)[..., None]
         x_BxLxE = jnp.where(pad_BxLx1, jax.lax.stop_gradient(x_BxLxE), x_BxLxE)
-        if config.positions in ADDED:
+        if config.added_positions:
             x_BxLxE += self.positions(tokens_BxL.shape[1])[None]
         if config.token_types:
             types_BxL = jnp.zeros_like(tokens_BxL, jnp.int32)

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         q_BxLxHxK = self.query(x_NxD).reshape(shape)
         k_BxMxHxK = self.key(x_NxD).reshape(shape)
         v_BxMxHxK = self.value(x_NxD).reshape(shape)
-        if self.config.positions == "rotary":
+        if self.config.rotary:
             q_BxLxHxK = positions.rotate(q_BxLxHxK)
             k_BxMxHxK = positions.rotate(k_BxMxHxK)
         if self.config.attention == "cudnn" and mask_BxLxM is None and not self.dropout:

@@ -1,4 +1,4 @@
-"""How a token's position enters: added to its word, or rotating queries and keys.
+"""How a token's position enters: added to its word, rotating queries and keys, or both.
 
 Axes as in `encoder`; E is the width of the embedding.
 """
@@ -70,7 +70,8 @@ class Learned(nn.Module):
         return self.param("table", initializers.embedding(self.config), shape)[:length]
 
 
-# Rotary positions are not added: `rotate` turns queries and keys in every layer.
+# By the names of `schema.model.ADDED_POSITIONS`. Rotary positions are not added:
+# `rotate` turns queries and keys in every layer.
 ADDED = {
     "scaled_sinusoidal": ScaledSinusoidal,
     "sinusoidal": Sinusoidal,

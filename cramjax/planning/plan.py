@@ -14,7 +14,7 @@ from cramjax.device.compilation import planned_bytes, recomputes
 from cramjax.device.tuning import SHARE_OF_DEVICE, would_use_cudnn
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
-from cramjax.planning import compiled, target
+from cramjax.planning import calibration, compiled, target
 from cramjax.planning.compiled import Kernel
 from cramjax.planning.traffic import by_source
 from cramjax.schema import Config, require
@@ -25,9 +25,6 @@ from cramjax.training import budget
 # products are smaller.
 PRODUCT_SHARE = 0.75
 COPY_SHARE = 0.9
-
-# Measured tokens/s over the estimate, {card: factor}; none has been measured yet.
-CALIBRATION: dict[str, float] = {}
 
 # Of the card's memory, kept by the driver: one or two in a hundred. An allowance, not
 # measured; JAX has its share of the rest.
@@ -93,12 +90,12 @@ def plan(
             fixed_bytes=sum(state_bytes(config).values()),
             first=config.micro_batch or micro_batch.FIRST,
         )
-    calibration = CALIBRATION.get(card_name)
+    factor = calibration.factor(card_name)
     rows = {
         size: {
             "fits": done.total_bytes <= usable_bytes,
             "recomputes": done.recomputes,
-            **_row(config, card, done, calibration or 1.0),
+            **_row(config, card, done, factor or 1.0),
         }
         for size, done in sorted(steps.items())
     }
@@ -112,7 +109,7 @@ def plan(
         "memory_bytes": card.memory_bytes,
         "memory_share": memory_share(),
         "usable_bytes": usable_bytes,
-        "calibration": calibration,
+        "calibration": factor,
         "largest_micro_batch": largest,
         "notes": notes + _notes(config, card, steps[shown]),
         "micro_batches": rows,
@@ -205,7 +202,7 @@ def _step(config: Config, rows: int, device: jax.Device, usable: int) -> Step:
     )
 
 
-def _row(config: Config, card: Card, step: Step, calibration: float) -> dict[str, Any]:
+def _row(config: Config, card: Card, step: Step, factor: float) -> dict[str, Any]:
     """Returns what is known of a micro-batch; speeds are None without a peak."""
     rate = config.objective.max_mask_rate
     flops_per_token = train_flops_per_token(config.model, rate)
@@ -221,7 +218,7 @@ def _row(config: Config, card: Card, step: Step, calibration: float) -> dict[str
     speeds = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
     if step.wide_share > 0.01:
         return row | dict.fromkeys(speeds)
-    tokens_per_s = calibration * step.tokens / seconds(step.kernels, card)
+    tokens_per_s = factor * step.tokens / seconds(step.kernels, card)
     tokens = budget.tokens_bought(config.budget, tokens_per_s, flops_per_token)
     rows = step.tokens // config.model.max_length
     values = (

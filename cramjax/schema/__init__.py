@@ -91,7 +91,7 @@ class Config:
             f"at most batch.sequences={self.batch.sequences}",
         )
         require(
-            self.model.positions != "learned"
+            self.model.added_positions != "learned"
             or self.glue.max_length <= self.model.max_length,
             "glue.max_length",
             self.glue.max_length,

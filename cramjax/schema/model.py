@@ -4,6 +4,8 @@ import dataclasses
 
 from cramjax.schema.checks import require
 
+ADDED_POSITIONS = ("scaled_sinusoidal", "sinusoidal", "learned")
+
 # Keys of the model whose value is one of a few names.
 MODEL_CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -11,7 +13,12 @@ MODEL_CHOICES = {
     "mixing": ("attention", "fourier"),
     "ffn": ("gated", "plain"),
     "activation": ("gelu", "relu", "silu", "relu_squared"),
-    "positions": ("scaled_sinusoidal", "sinusoidal", "learned", "rotary", "none"),
+    "positions": (
+        *ADDED_POSITIONS,
+        "rotary",
+        *(f"{added}+rotary" for added in ADDED_POSITIONS),
+        "none",
+    ),
     "norm": ("layernorm", "rmsnorm"),
     "norm_placement": ("pre", "post"),
     "init": ("normal", "small", "megatron", "wang", "deepnorm"),
@@ -72,7 +79,7 @@ class ModelConfig:
                 "embedding_width" if self.embedding_width else "width",
                 f"even with model.positions={self.positions!r}",
             )
-        if self.positions == "rotary":
+        if self.rotary:
             check(
                 self.head_dim % 2 == 0 and self.mixing == "attention",
                 "positions",
@@ -120,6 +127,17 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.width // self.heads
+
+    @property
+    def added_positions(self) -> str:
+        """What is added to the words: one of `ADDED_POSITIONS`, or ""."""
+        added = self.positions.removesuffix("+rotary")
+        return added if added in ADDED_POSITIONS else ""
+
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are rotated by their position."""
+        return self.positions.endswith("rotary")
 
     @property
     def embedding_dim(self) -> int:

@@ -21,8 +21,8 @@ class Averages:
     """
 
     updates: jax.Array
-    ema: Any
-    snapshots: Any
+    ema: Any = None
+    snapshots: Any = None
 
 
 def init(config: AveragingConfig, params: Any) -> Averages:

@@ -8,9 +8,19 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
 from cramjax.schema import CheckpointConfig
+
+# Leaves of the state that earlier versions stored under another name.
+EARLIER_NAMES = {
+    ("params", "embedding", "positions", "scale"): (
+        "params",
+        "embedding",
+        "position_scale",
+    )
+}
 
 
 class CheckpointStore:
@@ -94,7 +104,8 @@ class CheckpointStore:
           UserError: it is damaged.
         """
         arguments = ocp.args.Composite(host=ocp.args.JsonRestore())
-        return self._restore(step, arguments)["host"]
+        with self._damage_explained(step):
+            return self._manager.restore(step, args=arguments)["host"]
 
     def state(self, step: int, like: Any) -> Any:
         """Returns the state of a checkpoint.
@@ -108,11 +119,40 @@ class CheckpointStore:
           UserError: it is damaged.
         """
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._restore(step, arguments)["state"]
+        with self._damage_explained(step):
+            return self._manager.restore(step, args=arguments)["state"]
 
-    def _restore(self, step: int, arguments: Any) -> Any:
+    def parts(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Returns parts of the state, also from a checkpoint of an earlier version.
+
+        Args:
+          step: its number.
+          like: see `state`; nested dicts that hold the wanted leaves alone.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        folder = (self._folder / str(step) / "state").absolute()
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._damage_explained(step), contextlib.closing(handler):
+            stored = flatten_dict(handler.metadata(folder).tree)
+            wanted = flatten_dict(like)
+            names = {
+                name: name if name in stored else EARLIER_NAMES[name] for name in wanted
+            }
+            like = unflatten_dict({names[name]: x for name, x in wanted.items()})
+            arguments = ocp.args.PyTreeRestore(
+                like,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                partial_restore=True,
+            )
+            found = flatten_dict(handler.restore(folder, args=arguments))
+            return unflatten_dict({name: found[names[name]] for name in wanted})
+
+    @contextlib.contextmanager
+    def _damage_explained(self, step: int) -> Iterator[None]:
         try:
-            return self._manager.restore(step, args=arguments)
+            yield
         except Exception as error:  # of many kinds: Orbax, TensorStore, JSON, the disk
             what = str(error).strip().partition("\n")[0][:200]
             raise UserError(

@@ -32,6 +32,7 @@ WAIT_S = 1.0  # between two looks at a disk that is full
 
 # Events of metrics.jsonl.
 STEPPED_BACK = "stepped_back"
+RESUMED = "resumed"
 FIRST_STEP = "first_step"
 
 
@@ -118,7 +119,7 @@ class Loop:
                 if self._is_due(
                     self._last_validation, self._config.validation.every_minutes
                 ):
-                    self._validate()
+                    self._validate(progress)
                 if self._is_due(self._last_save, self._config.checkpoint.every_minutes):
                     self._save_if_it_fits()
             finished = self.clock.progress() >= 1
@@ -213,7 +214,7 @@ class Loop:
             **counters.latest,
         )
 
-    def _validate(self) -> None:
+    def _validate(self, progress: Progress) -> None:
         self._read_metrics()
         with self.clock.measure("validation"):
             weights = train_step.weights(self._config, self.state)
@@ -224,6 +225,11 @@ class Loop:
             tokens=self.clock.tokens,
             elapsed_s=self.clock.elapsed_s,
             **scores,
+        )
+        progress.say(
+            f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
+            f"{self._corpus.manifest['unigram_entropy']:.3f}) after "
+            f"{self.clock.tokens:,} tokens, {self.clock.progress():.1%} of the budget"
         )
         self._last_validation = time.monotonic()
 

@@ -14,7 +14,7 @@ class Masked(NamedTuple):
     tokens_BxL: jax.Array
     positions_BxP: jax.Array
     targets_BxP: jax.Array
-    weights_P: jax.Array | None = None  # of the loss; None = all equal
+    weights_BxP: jax.Array | None = None  # of the loss, 0 or 1; None = all 1
 
 
 def mask_tokens(
@@ -27,14 +27,16 @@ def mask_tokens(
     mask_share: float = 0.8,
     random_share: float = 0.1,
     predicted: jax.Array | None = None,
+    never_id: int | None = None,
 ) -> Masked:
     """Masks exactly P = round(mask_rate * L) positions of every row.
 
-    Positions are drawn without regard to special tokens, all of a row equally likely.
-    Of the P, the first round(0.8 P) become <mask>, those up to round(0.9 P) a uniformly
-    random token, the rest stay as they are (80/10/10 as in BERT, arXiv 1810.04805; the
-    exact counts are those of the authors' implementation of arXiv 2212.14034). In short
-    rows the rounding shows: of P = 5, 4 are masked and 1 stays.
+    Positions are drawn without regard to special tokens but `never_id`, all of a row
+    equally likely. Of the P, the first round(0.8 P) become <mask>, those up to
+    round(0.9 P) a uniformly random token, the rest stay as they are (80/10/10 as in
+    BERT, arXiv 1810.04805; the exact counts are those of the authors' implementation of
+    arXiv 2212.14034). In short rows the rounding shows: of P = 5, 4 are masked and 1
+    stays.
 
     Args:
       key: all the randomness there is.
@@ -46,6 +48,9 @@ def mask_tokens(
       random_share: share of the P that becomes a random token, static.
       predicted: a number up to P, traced: only so many are corrupted and weigh in the
         loss, and the shares are of these. None means P.
+      never_id: a token that is never predicted, static. The P positions are drawn among
+        the others; in a row with fewer than P others, the rest of the P fall on this
+        token and weigh 0 in the loss.
     """
     rows, length = tokens_BxL.shape
     count = predicted_positions(mask_rate, length)
@@ -60,22 +65,28 @@ def mask_tokens(
     position_key, token_key = jax.random.split(key)
     # The P largest of L random numbers, in random order: a sample without replacement.
     noise_BxL = jax.random.uniform(position_key, (rows, length))
+    if never_id is not None:
+        noise_BxL = jnp.where(tokens_BxL == never_id, -1.0, noise_BxL)
     positions_BxP = jax.lax.top_k(noise_BxL, count)[1]
     targets_BxP = jnp.take_along_axis(tokens_BxL, positions_BxP, axis=1)
     random_BxP = jax.random.randint(token_key, (rows, count), 0, vocab_size)
-    order_P = jnp.arange(count)[None, :]
+    order_1xP = jnp.arange(count)[None, :]
     new_BxP = jnp.where(
-        order_P < masked,
+        order_1xP < masked,
         mask_id,
-        jnp.where(order_P < replaced, random_BxP, targets_BxP),
+        jnp.where(order_1xP < replaced, random_BxP, targets_BxP),
     )
-    weights_P = None
+    weights_BxP = None
+    if predicted is not None or never_id is not None:
+        weights_BxP = jnp.ones(targets_BxP.shape)
     if predicted is not None:
-        weights_P = jnp.asarray(order_P[0] < predicted, jnp.float32)
+        weights_BxP *= order_1xP < predicted
+    if never_id is not None:
+        weights_BxP *= targets_BxP != never_id
     row_Bx1 = jnp.arange(rows)[:, None]
     return Masked(
         tokens_BxL.at[row_Bx1, positions_BxP].set(new_BxP, unique_indices=True),
         positions_BxP,
         targets_BxP,
-        weights_P,
+        weights_BxP,
     )

@@ -5,6 +5,7 @@ key `event`.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path):
-        """Opens the file for appending."""
+        """Opens the file for appending, after its last whole line.
+
+        A kill may have cut the line that was being written.
+        """
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._kept = b""

@@ -88,7 +88,7 @@ def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _sgd(config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.trace(decay=config.b1)
+    return optax.trace(decay=config.b1, nesterov=True)
 
 
 def _radam(config: OptimizerConfig) -> optax.GradientTransformation:

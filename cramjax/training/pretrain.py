@@ -9,19 +9,19 @@ from typing import Any
 
 import jax
 
-from cramjax import files
+from cramjax import files, word_order
 from cramjax.data.corpus import Corpus
 from cramjax.device import host_memory, throughput
 from cramjax.device.compilation import Ahead, MicroStep
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.schema import Config
-from cramjax.training import metrics_log, train_step
+from cramjax.training import averaging, metrics_log, train_step
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.checkpoint import CheckpointStore, abstract
-from cramjax.training.loop import STEPPED_BACK, Loop, begin
+from cramjax.training.loop import RESUMED, STEPPED_BACK, Loop, begin
 from cramjax.training.metrics_log import MetricsLog
 from cramjax.training.validation import score
-from cramjax.version import code_version
+from cramjax.version import code_version, command_line, library_versions
 
 # In the workdir; the summary is there if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
@@ -74,6 +74,9 @@ def pretrain(
         with loop.clock.measure("validation"):
             weights = train_step.weights(config, loop.state)
             scores = score(config, weights, corpus)
+            scores["word_order"] = word_order.score(
+                config, weights["pretrained"], corpus
+            )
     summary = _summary(corpus, loop, scores)
     files.write_json(workdir / SUMMARY, summary)
     return weights, summary
@@ -107,7 +110,7 @@ def _take_up(
         elapsed_s = sum(seconds[kind] for kind in CHARGED)
         log.cut(
             counters.step,
-            event="resumed",
+            event=RESUMED,
             step=counters.step,
             elapsed_s=elapsed_s,
             energy_kwh=counters.energy_kwh,
@@ -158,10 +161,6 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
       UserError: its files are gone or damaged.
     """
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
-        like = abstract(
-            lambda: train_step.init_state(config),
-            train_step.replicated(train_step.make_mesh()),
-        )
         step = store.latest_step()
         if step is None:
             raise UserError(
@@ -169,9 +168,28 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
                 f"no checkpoint beside it: bring {workdir / CHECKPOINTS} back, or "
                 "delete the file to train again"
             )
-        state = store.state(step, like)
+        replicated = train_step.replicated(train_step.make_mesh())
+        found = store.parts(step, abstract(lambda: _scored(config), replicated))
+    params, averages = found["params"], {}
+    if "averages" in found:
+        kept = averaging.Averages(
+            **{"ema": None, "snapshots": None} | found["averages"]
+        )
+        averages = averaging.read(config.averaging, kept, params)
     summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return train_step.weights(config, state), summary
+    return {"pretrained": params, **averages}, summary
+
+
+def _scored(config: Config) -> dict[str, Any]:
+    """Returns the parts of a fresh state from which weights are scored.
+
+    Earlier versions stored no averages: they are left out if the config has none.
+    """
+    state = train_step.init_state(config)
+    if not config.averaging.names:
+        return {"params": state.params}
+    kept = {k: v for k, v in vars(state.averages).items() if v is not None}
+    return {"params": state.params, "averages": kept}
 
 
 def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +200,7 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "held_out_accuracy": scores["accuracy"],
         "bits_per_byte": scores["bits_per_byte"],
         "averages": scores["averages"],
+        "word_order": scores["word_order"],
         "unigram_entropy": corpus.manifest["unigram_entropy"],
         "train_loss": counters.last_loss,
         "tokens": counters.tokens,
@@ -200,4 +219,6 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "skipped": counters.latest["skipped"],
         "device": jax.devices()[0].device_kind,
         "code": code_version(),
+        "versions": library_versions(),
+        "command": command_line(),
     }

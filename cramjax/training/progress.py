@@ -86,7 +86,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line of its own."""
-        (self._live.console.print if self._live else print)(line)
+        if self._live:
+            self._live.console.print(line)
+        else:
+            print(line, flush=True)
 
     def _tell_passes(self, tokens: float) -> None:
         passes, self._corpus_tokens = tokens / self._corpus_tokens, 0

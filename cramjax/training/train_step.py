@@ -12,17 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.data import tokenizer
 from cramjax.flops import predicted_positions
-from cramjax.model.encoder import MaskedLM, document_mask
+from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.schema import Config
-from cramjax.training import averaging, losses, schedules
+from cramjax.training import averaging, loss_scale, losses, schedules
 from cramjax.training.masking import mask_tokens
 from cramjax.training.optimizer import make_optimizer
-
-# Dynamic loss scale, float16 only: start, halved at every overflow, doubled after so
-# many micro-steps without one (Micikevicius et al., arXiv 1710.03740, section 3.2).
-LOSS_SCALE_START = 2.0**16
-LOSS_SCALE_MIN = 1.0
-LOSS_SCALE_GROWTH_STEPS = 2000
 
 
 @flax.struct.dataclass
@@ -67,7 +61,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def init_state(config: Config) -> TrainState:
     """Returns a fresh state; call it under jit, or a step would compile twice."""
-    model = MaskedLM(config.model)
+    model = MaskedLM(on_any_device(config.model))
     tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
     params = params["params"]
@@ -80,7 +74,7 @@ def init_state(config: Config) -> TrainState:
         skipped=jnp.int32(0),
         bad_in_a_row=jnp.int32(0),
         rate_scale=jnp.float32(1),
-        loss_scale=jnp.float32(LOSS_SCALE_START if _scales_loss(config) else 1.0),
+        loss_scale=loss_scale.initial(config.model.dtype),
         finite_steps=jnp.int32(0),
     )
 
@@ -107,7 +101,7 @@ def make_micro_step(
     """
     model = MaskedLM(config.model, dropout=config.objective.dropout)
 
-    def loss_of(params, masked, attention_mask, dropout_key, loss_scale):
+    def loss_of(params, masked, attention_mask, dropout_key, scale):
         rngs = {"dropout": dropout_key} if config.objective.dropout else {}
         logits_BxPxV = model.apply(
             {"params": params},
@@ -116,8 +110,10 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = losses.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_P)
-        return loss * loss_scale, loss
+        loss = losses.cross_entropy(
+            logits_BxPxV, masked.targets_BxP, masked.weights_BxP
+        )
+        return loss * scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -131,6 +127,8 @@ def make_micro_step(
             mask_share=config.objective.mask_share,
             random_share=config.objective.random_share,
             predicted=_predicted(config, progress, tokens_BxL.shape[1]),
+            # The edges of the mask below show where a <sep> is.
+            never_id=tokenizer.SEP if config.objective.separate_documents else None,
         )
         attention_mask = None
         if config.objective.separate_documents:
@@ -138,7 +136,8 @@ def make_micro_step(
         grads, loss = jax.grad(loss_of, has_aux=True)(
             state.params, masked, attention_mask, dropout_key, state.loss_scale
         )
-        if _scales_loss(config):
+        scales_loss = loss_scale.is_used(config.model.dtype)
+        if scales_loss:
             grads = jax.tree.map(lambda g: g / state.loss_scale, grads)
 
         # k may only change between accumulations: in one, it would lose gradients.
@@ -163,8 +162,11 @@ def make_micro_step(
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite
-        if _scales_loss(config):
-            bad &= state.loss_scale <= LOSS_SCALE_MIN
+        if scales_loss:
+            bad &= state.loss_scale <= loss_scale.MIN
+        next_scale, finite_steps = loss_scale.following(
+            config.model.dtype, state.loss_scale, state.finite_steps, finite
+        )
         updated = finite & (opt_state.mini_step == 0)
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(
@@ -177,8 +179,9 @@ def make_micro_step(
             accumulate=accumulate,
             skipped=state.skipped + bad,
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + bad),
+            loss_scale=next_scale,
+            finite_steps=finite_steps,
             rate_scale=state.rate_scale,
-            **_next_loss_scale(config, state, finite),
         )
         metrics = {
             "loss": loss,
@@ -218,21 +221,3 @@ def _predicted(config: Config, progress: jax.Array, length: int) -> jax.Array | 
     change = objective.final_mask_rate - objective.mask_rate
     count = jnp.round((objective.mask_rate + change * progress) * length)
     return jnp.clip(count, 1, predicted_positions(objective.max_mask_rate, length))
-
-
-def _scales_loss(config: Config) -> bool:
-    return config.model.dtype == "float16"
-
-
-def _next_loss_scale(
-    config: Config, state: TrainState, finite: jax.Array
-) -> dict[str, jax.Array]:
-    if not _scales_loss(config):
-        return {"loss_scale": state.loss_scale, "finite_steps": state.finite_steps}
-    steps = jnp.where(finite, state.finite_steps + 1, 0)
-    grow = steps >= LOSS_SCALE_GROWTH_STEPS
-    factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-    return {
-        "loss_scale": jnp.maximum(state.loss_scale * factor, LOSS_SCALE_MIN),
-        "finite_steps": jnp.where(grow, 0, steps),
-    }

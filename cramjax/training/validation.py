@@ -36,34 +36,39 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     """Scores parameters on the held-out part.
 
     All chosen positions are <mask>: none is given away by being kept, whatever the
-    training's mixture. Each block's mask depends on its number in the held-out part
+    training's mixture. A <sep> is never asked for: the attention mask of
+    `objective.separate_documents` shows where they are, and runs with and without it
+    are to be compared. Each block's mask depends on its number in the held-out part
     alone, so runs with another micro-batch, masking rate, data order or seed are scored
     on the same question.
 
     Args:
       config: `validation` and `model` are read, and `micro_batch` for the batch size.
       params: of `encoder.MaskedLM`.
-      corpus: the first `validation.max_blocks` blocks of its held-out part are used.
+      corpus: `validation.max_blocks` blocks of its held-out part are used, evenly
+        spread, so that every source has its fraction of them.
 
     Returns:
-      "loss", nats per masked token; "accuracy", share of masked tokens that are the
+      "loss", nats per masked token; "accuracy", fraction of masked tokens that are the
       likeliest one; "bits_per_byte", bits needed for the masked tokens by the bytes of
       text they stand for, which also compares runs with different tokenizers.
     """
     blocks = corpus.held_out
     rows = min(len(blocks), config.validation.max_blocks)
+    blocks_N = np.arange(rows) * len(blocks) // rows
     bytes_V = token_bytes(corpus.tokenizer)
     loss = correct = tokens = text_bytes = 0.0
     for start in range(0, rows, config.micro_batch):
-        ids_B = np.arange(start, start + config.micro_batch)
-        tokens_BxL = blocks.take(np.minimum(ids_B, rows - 1))
-        scores = _scores(config, params, tokens_BxL, ids_B.astype(np.int32))
-        loss_BxP, correct_BxP, targets_BxP = (
-            np.asarray(x, np.float64)[ids_B < rows] for x in scores
+        row_B = np.arange(start, start + config.micro_batch)
+        ids_B = blocks_N[np.minimum(row_B, rows - 1)]
+        scores = _scores(config, params, blocks.take(ids_B), ids_B.astype(np.int32))
+        loss_BxP, correct_BxP, targets_BxP, weights_BxP = (
+            np.asarray(x)[row_B < rows] for x in scores
         )
-        loss, correct = loss + loss_BxP.sum(), correct + correct_BxP.sum()
-        tokens += targets_BxP.size
-        text_bytes += bytes_V[targets_BxP.astype(np.int64)].sum()
+        loss += np.sum(loss_BxP * weights_BxP, dtype=np.float64)
+        correct += np.sum(correct_BxP * weights_BxP, dtype=np.float64)
+        tokens += weights_BxP.sum()
+        text_bytes += bytes_V[targets_BxP].sum()
     return {
         "loss": loss / tokens,
         "accuracy": correct / tokens,
@@ -87,6 +92,7 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
             vocab_size=config.model.vocab_size,
             mask_share=1.0,
             random_share=0.0,
+            never_id=tokenizer.SEP,
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))
@@ -98,4 +104,4 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
     )
     loss_BxP = cross_entropies(logits_BxPxV, masked.targets_BxP)
     correct_BxP = jnp.argmax(logits_BxPxV, axis=-1) == masked.targets_BxP
-    return loss_BxP, correct_BxP, masked.targets_BxP
+    return loss_BxP, correct_BxP, masked.targets_BxP, masked.weights_BxP

@@ -1,0 +1,113 @@
+"""What scripts/check_gpu.py runs in processes of their own, where JAX has the device.
+
+python scripts/check_steps.py device|speeds --config=FILE --json=FILE [--tiny]
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cramjax import files
+from cramjax.config import parse_command_line
+from cramjax.errors import UserError, is_out_of_memory, one_line
+from cramjax.main import guarded
+from cramjax.schema import Config
+
+FRACTIONS = (1, 2, 4)  # of the config's micro-batch, what speeds are measured at
+# The peak that a CPU's estimate in the tiny form is made from; no claim about any CPU.
+STAND_IN_FLOPS = 50e9
+
+
+def device(config: Config, tiny: bool) -> dict[str, Any]:
+    """Returns what there is: the card, its driver and memory, versions of libraries.
+
+    Raises:
+      UserError: JAX sees no GPU.
+    """
+    from cramjax.benchmark import environment
+    from cramjax.device import tuning
+    from cramjax.run import check_platform
+
+    if not tiny:
+        check_platform(dataclasses.replace(config, platform="gpu"))
+    return {
+        **environment.describe(),
+        "cudnn": _version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
+        "cudnn_attention": tuning.has_cudnn(),
+        "memory_bytes": tuning.device_bytes(),
+        "memory_limit_bytes": tuning.memory_limit_bytes(),
+    }
+
+
+def speeds(config: Config, tiny: bool) -> dict[str, Any]:
+    """Measures the training step at three micro-batches, or those of them that fit.
+
+    Returns:
+      {"card" (its key in `cards.CARDS`), "attention", "tokens_per_s": {micro-batch:
+      ...}, "left_out": {micro-batch: why}, "stand_in_tokens_per_s" (tiny only)}
+
+    Raises:
+      UserError: the card is not listed, or nothing fits.
+    """
+    import jax
+
+    from cramjax.device import tuning
+    from cramjax.device.cards import CARDS, of_device
+    from cramjax.device.compilation import MicroStep
+    from cramjax.flops import train_flops_per_token
+
+    kind = jax.devices()[0].device_kind
+    card = of_device(kind)
+    if card is None and not tiny:
+        raise UserError(f"{kind} is not in cramjax/device/cards.py: add it there")
+    config = tuning.choose(config)
+    found: dict[str, Any] = {
+        "card": next((key for key, c in CARDS.items() if c is card), "stand-in"),
+        "attention": config.model.attention,
+        "tokens_per_s": {},
+        "left_out": {},
+    }
+    for rows in (config.micro_batch // fraction for fraction in FRACTIONS):
+        trial = dataclasses.replace(config, micro_batch=max(rows, 1))
+        try:
+            step_s = tuning.seconds_per_step(
+                trial, MicroStep.of(trial), at_least_s=0.0 if tiny else 5.0
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            found["left_out"][rows] = one_line(error)
+            continue
+        found["tokens_per_s"][rows] = rows * config.model.max_length / step_s
+    if not found["tokens_per_s"]:
+        raise UserError(f"config.micro_batch is {config.micro_batch}: nothing fits")
+    if tiny:
+        rate = config.objective.max_mask_rate
+        flops = train_flops_per_token(config.model, rate)
+        found["stand_in_tokens_per_s"] = STAND_IN_FLOPS / flops
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+STEPS = {"device": device, "speeds": speeds}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs one step and writes what it returns to --json."""
+    name, *rest = argv
+    flags = [("json", "file to write"), ("tiny", "on a CPU")]
+    config, extras = parse_command_line(rest, flags, switches=["tiny"])
+    files.write_json(Path(extras["json"]), STEPS[name](config, bool(extras["tiny"])))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(run, sys.argv[1:], __doc__))

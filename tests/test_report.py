@@ -1,0 +1,141 @@
+"""The report's sentences and figures, from numbers made up for it."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import tiny_config
+
+from cramjax import report
+from cramjax.schema import CurriculumConfig
+from cramjax.training.budget import CHARGED, FREE
+
+SUMMARY = {
+    "held_out_loss": 4.0,
+    "held_out_accuracy": 0.25,
+    "bits_per_byte": 1.5,
+    "averages": {"ema": 3.9},
+    "word_order": {"model": 92.0, "bigram": 80.0, "pairs": 400},
+    "unigram_entropy": 6.4,
+    "train_loss": 4.1,
+    "tokens": 4000,
+    "passes": 0.5,
+    "micro_steps": 40,
+    "updates": 10,
+    "elapsed_s": 60.0,
+    "first_step_s": 2.5,
+    "seconds": dict.fromkeys((*CHARGED, *FREE), 0.0) | {"training": 60.0},
+    "tokens_per_s": 66.7,
+    "model_flops": 1e12,
+    "mfu": None,
+    "peak_memory_bytes": None,
+    "energy_kwh": None,
+    "parameters": 12345,
+    "skipped": 0,
+    "device": "some device",
+    "code": "9.9, commit abc",
+    "versions": {"Python": "3.11.0", "jax": "0.10.7"},
+    "command": "python -m cramjax.main --config=my.py",
+}
+MANIFEST = {
+    "documents": {"train": 90, "held_out": 7, "filtered": 3},
+    "tokens": {"train": 8000, "held_out": 600},
+    "text": [{"source": "letters/*.txt", "chars": 2_000_000, "share": 1.0}],
+}
+EVENTS = [
+    {"step": 10, "progress": 0.25, "tokens": 1000, "loss": 6.0},
+    {"step": 20, "progress": 0.5, "tokens": 2000, "loss": 5.0},
+    {"event": "resumed", "step": 20},
+    {"event": "validation", "step": 20, "tokens": 2000, "loss": 5.1},
+    {"step": 30, "progress": 0.75, "tokens": 3000, "loss": 4.5},
+    {"event": "stepped_back", "step": 30},
+    {"step": 40, "progress": 1.0, "tokens": 4000, "loss": 4.1},
+]
+
+
+@pytest.fixture
+def config(data_dir):
+    config = tiny_config(data_dir, "glue.tasks=()", "data.licence=CC0")
+    stages = CurriculumConfig(lengths=(8, 32), starts=(0.1, 0.75), unfold=True)
+    return dataclasses.replace(config, curriculum=stages)
+
+
+@pytest.fixture
+def events():
+    rates = {"learning_rate": 1e-3, "batch_size": 4}
+    return [line if "event" in line else line | rates for line in EVENTS]
+
+
+def written(config, events, summary, workdir):
+    text = "".join(json.dumps(line) + "\n" for line in events)
+    (workdir / "metrics.jsonl").write_text(text)
+    return report.write(config, MANIFEST, summary, {}, workdir).read_text()
+
+
+def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
+    text = written(config, events, SUMMARY, tmp_path)
+    for named in (
+        "python -m cramjax.main --config=my.py",
+        "2 layers, width 32, 2 heads, gated feed-forward width 64",
+        "12,345 parameters",
+        "letters/*.txt: 2.0 million characters",
+        "Licence: CC0",
+        "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7.",
+        "some device",
+        "| word order | **92.0 %** (+-2.7) | bigram model 80.0 %, chance 50 % |",
+        "held-out loss, ema of the weights | 3.900",
+        "| optimizer.learning_rate | 0.004 | 0.001 |",
+        "| curriculum.lengths | 8, 32 | - |",
+    ):
+        assert named in text, named
+    assert "data.dir" not in text  # nor other keys that change no result
+
+
+def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp_path):
+    new = ("word_order", "versions", "command")
+    summary = {key: value for key, value in SUMMARY.items() if key not in new}
+    text = written(config, events, summary, tmp_path)
+    assert "word order" not in text.lower()
+    assert "the versions of Python and its libraries were not recorded" in text
+    assert "      not recorded" in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "word_order", "sentence"),
+    [
+        (6.3, 49.0, "hardly better than word frequencies**: its held-out loss is not"),
+        (6.5, None, "The model is no better than word frequencies**: its held-out"),
+        (6.3, 49.0, "and its word order is no better than chance. It needs more"),
+        (6.3, 90.0, "though it has begun to learn word order. It needs more"),
+        (6.3, None, "not clearly below the unigram entropy. It needs more training"),
+        (4.0, 51.0, "but **its word order is no better than chance**"),
+        (4.0, 70.0, "and the model tells word order less well than the bigram model."),
+        (4.0, 81.0, "and the model tells word order about as well as the bigram model"),
+        (
+            4.0,
+            92.0,
+            "38% below what word frequencies alone would give, and the model tells "
+            "word order better than the bigram model.",
+        ),
+        (4.0, None, "38% below what word frequencies alone would give."),
+    ],
+)
+def test_the_numbers_are_put_into_words(loss, word_order, sentence):
+    order = word_order and {"model": word_order, "bigram": 80.0, "pairs": 400}
+    summary = SUMMARY | {"held_out_loss": loss, "word_order": order}
+    assert sentence in report._verdict(summary)
+
+
+def test_stages_and_restarts_are_marked_in_both_figures(config, events):
+    def marks(axes):
+        lines = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
+        return sorted(float(line.get_xdata()[0]) for line in lines)
+
+    [axes] = report._loss_figure(config, events, SUMMARY).axes
+    names = [text.get_text() for text in axes.texts]
+    assert names == ["length 8", "length 32"]
+    assert marks(axes) == pytest.approx([0.0, 0.002, 0.003, 0.003])
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"resumed", "stepped back"} <= set(legend)
+    for axes in report._schedule_figure(config, events).axes:
+        assert marks(axes) == pytest.approx([0.0, 50.0, 75.0, 75.0])
