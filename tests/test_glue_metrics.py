@@ -317,7 +317,7 @@ def test_a_bag_of_words_is_beside_every_score_and_named_where_it_is_as_good():
     for name, found in bags.items():
         results[name]["bag_of_words"] = found
     page = tables.page(results, compared(), {})
-    assert "It does as well as the pretrained model, or better, on RTE, MRPC." in page
+    assert "It does as well as the pretrained model, or better, on RTE; MRPC." in page
     row = "| **bag of words** | - | - | - | - | 57.4 | - | - | 90.0 | 51.7 | - |"
     assert row in page
     header = "standard deviation | trials | bag of words | majority class | training"

@@ -58,7 +58,7 @@ def how_chosen(glue: GlueConfig) -> str:
     if len(glue.learning_rates) == 1:
         return f"Learning rate {rates}."
     return (
-        f"Each start is shown at its own best of the learning rates {rates}, chosen by "
+        f"Each initialization is shown at its own best of the learning rates {rates}, chosen by "
         "the median on the same dev set."
     )
 
@@ -100,7 +100,7 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
         if titles:
             sentences.append(
                 f"It does as well as {MODELS[start]}, or better, on "
-                f"{', '.join(titles)}."
+                f"{'; '.join(titles)}."
             )
     return " ".join(sentences)
 
@@ -202,7 +202,7 @@ def _differences(
         for name, entry in results.items()
     ]
     return (
-        "## Between starts\n\n"
+        "## Between initializations\n\n"
         + table(["task", "metric", *differences], rows)
         + f"\n\nDifferences of the trials' means, with the interval of {LEVEL:.0%} of "
         f"{DRAWS:,} paired bootstrap draws of dev rows and trials.\n\n{below}"
