@@ -121,14 +121,18 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
         [
             "held-out loss",
             f"**{summary['held_out_loss']:.3f}** nats per masked token",
-            f"word frequencies alone {entropy:.3f} (unigram entropy)",
+            f"word frequencies alone {entropy:.3f} (unigram entropy of the training text)",
         ],
         *(
             [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
             for name, value in summary["averages"].items()
         ),
         ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}", ""],
-        ["held-out bits per byte", f"{summary['bits_per_byte']:.3f}", ""],
+        [
+            "held-out bits per byte",
+            f"{summary['bits_per_byte']:.3f}",
+            "masked tokens only",
+        ],
     ]
     notes = [
         "All of this is measured on documents that the model never trained on. The "
@@ -140,7 +144,8 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
         notes.append(
             "Word order is how often the model finds a sentence more likely than the "
             f"same sentence with two neighbouring words swapped, in {order['pairs']} "
-            "pairs (+-: 95 % interval). The bigram model only counts which token "
+            "pairs (+-: 95 % interval); each token is masked in turn and their "
+            "log-likelihoods are added up. The bigram model only counts which token "
             "follows which in the training text."
         )
     elif "word_order" in summary:
@@ -269,7 +274,7 @@ def _origin_section(
     sources = [
         f"  - {source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
         f"{source['share']:.1%} of the text"
-        for source in manifest["text"]
+        for source in manifest.get("text", ())
     ]
     return "\n".join(
         [

@@ -58,7 +58,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     found = look(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()
-    evaluate.fetch(config, found)
+    complete = evaluate.fetch(config, found)
     ahead.begun += time.monotonic() - start  # downloading is not getting ready to train
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
@@ -75,7 +75,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     words = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with in_use(workdir):
-        results = evaluate.evaluate(config, weights, words, workdir)
+        results = evaluate.evaluate(config, weights, words, workdir, chosen=complete)
         if missing := sorted(report.NEEDED - summary.keys()):
             print(
                 f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
@@ -87,7 +87,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
 
 
 def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.Found:
-    """Looks at everything that can fail, before anything is downloaded or written.
+    """Looks at everything that can fail, before any text or task is downloaded.
 
     Args:
       config: of the run.
@@ -104,7 +104,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
     checks = [partial(check_workdir, workdir, config), *more]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
-    return all_of([*checks, partial(evaluate.look, config)])[-1]
+    return all_of([*checks, partial(evaluate.look, config, workdir)])[-1]
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:

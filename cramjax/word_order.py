@@ -5,7 +5,6 @@ swapped, after the bigram shift of SentEval (Conneau et al. 2018, arXiv 1805.010
 score is how often a model finds the original more likely; chance is 50 %.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import Blocks, Corpus
 from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.tokenizer import CLS, SEP
+from cramjax.model.encoder import on_any_device
 from cramjax.schema import Config
 
 PAIRS = 400
@@ -55,7 +55,7 @@ def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
     sentences = [sentence for pair in pairs for sentence in pair]
     first = CLS if config.data.cls else SEP  # as in pretraining
     scores_N = likelihood.pseudo_log_likelihoods(
-        dataclasses.replace(config.model, attention="xla"),
+        on_any_device(config.model),
         params,
         [[first, *sentence, SEP] for sentence in sentences],
         length_step=longest,

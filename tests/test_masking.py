@@ -176,7 +176,7 @@ def test_a_token_that_is_never_predicted(text_BxL, predicted):
         mask_rate=0.25,
         mask_id=MASK,
         vocab_size=256,
-        never_id=SEP,
+        never_ids=(SEP,),
         predicted=predicted,
     )
     expected_NxP = np.ones((4000, 8), bool)

@@ -124,6 +124,8 @@ class _Raw(io.RawIOBase):
                 if self._file is None:
                     self._file = _open(url)
                 there = self._file.size
+                if there is None:
+                    raise OSError("the server does not give parts of files")
                 if there == whole:
                     self._file.seek(self._at)
                     if data := self._file.read(size):

@@ -1,5 +1,6 @@
 """The baseline without word order: a linear model on words and word pairs."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +62,8 @@ def predict(
         return {name: np.full_like(rows.labels_N, first) for name, rows in dev.items()}
     of_train, of_dev = [], {name: [] for name in dev}
     for i, texts in enumerate(zip(*train.texts, strict=True)):
+        if not any(re.search(TOKENS, text) for text in texts):
+            continue
         words = TfidfVectorizer(
             ngram_range=(1, 2), token_pattern=TOKENS, dtype=np.float32
         )

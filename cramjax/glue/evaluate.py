@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Found:
     """What there is to fine-tune on.
 
     Attributes:
-      complete: tasks with a training and a dev set, all files of which were read.
+      complete: tasks with a training and a dev set, all files of which were read, and
+        those that are scored already.
       downloadable: tasks that TFDS will have to download and prepare.
       download_bytes: what is to be downloaded for them.
       notes: which tasks are not scored, and what else is missing; a sentence each.
@@ -50,21 +51,24 @@ class Found:
     notes: list[str]
 
 
-def look(config: Config) -> Found:
+def look(config: Config, workdir: Path | None = None) -> Found:
     """Reads every task's files, so that a mistake in them costs no training.
 
     Nothing is downloaded: of what TFDS has to, it only finds out whether it could.
+    Tasks that are scored in the workdir already are not looked for.
 
     Raises:
       UserError: an unknown task, files that cannot be used (a line for each), or no
         task has a training and a dev set.
     """
-    chosen = tasks.get(config.glue)
+    results = _so_far(workdir / RESULTS) if workdir else {}
+    scored = [t for t in tasks.get(config.glue) if not _jobs(results, t, config)]
+    chosen = [task for task in tasks.get(config.glue) if task not in scored]
     of_tfds = [task for task in chosen if data.is_from_tfds(task, config.glue)]
     tfds = tfds_source.look(of_tfds, config.glue)
     # Errors, one of each folder that lacks something.
     lines: dict[Any, str] = dict(enumerate(tfds.why))
-    found = Found([], tfds.downloadable, tfds.download_bytes, [*tfds.why])
+    found = Found(scored, tfds.downloadable, tfds.download_bytes, [*tfds.why])
     faults = []
     for task in chosen:
         if task in (*tfds.downloadable, *tfds.lacking):
@@ -96,7 +100,8 @@ def fetch(
       UserError: there are none, or their files cannot be used.
     """
     complete, notes = list(found.complete), list(found.notes)
-    if any(data.is_from_tfds(task, config.glue) for task in tasks.get(config.glue)):
+    wanted = (*found.complete, *found.downloadable)
+    if any(data.is_from_tfds(task, config.glue) for task in wanted):
         todo = ", ".join(task.title for task in found.downloadable)
         size = f"{found.download_bytes / 1e6:,.1f} MB to download"
         say(
@@ -201,6 +206,7 @@ def evaluate(
     workdir: Path,
     say: Callable[[str], None] = print,
     imported: bool = False,
+    chosen: Sequence[tasks.Task] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task of the config and scores its dev sets.
 
@@ -216,6 +222,7 @@ def evaluate(
       workdir: where glue.json is.
       say: called with a line per start and learning rate.
       imported: the weights are those of another project's model.
+      chosen: the tasks, as `fetch` returns them; all of the config's if left out.
 
     Returns:
       What glue.json has as "tasks": {scored set: {"task", "title", "metric", "labels",
@@ -232,13 +239,8 @@ def evaluate(
     path = workdir / RESULTS
     results = _so_far(path)
     new = not (workdir / TABLE).exists()
-    for task in tasks.get(config.glue):
-        jobs = [
-            (start, rate)
-            for start in config.glue.starts
-            for rate in config.glue.learning_rates
-            if not _is_done(results, task, start, rate)
-        ]
+    for task in tasks.get(config.glue) if chosen is None else chosen:
+        jobs = _jobs(results, task, config)
         if not jobs:
             continue
         new = True
@@ -247,7 +249,7 @@ def evaluate(
         except data.Incomplete as error:
             say(error.note)
             continue
-        for note in sets.notes:
+        for note in sets.notes if chosen is None else ():
             say(note)
         entries = _of_task(results, task) or sets.entries
         if entries.keys() != sets.entries.keys():
@@ -272,7 +274,7 @@ def evaluate(
             )
             # What was measured for the first job of a task holds for the others.
             measured = next(iter(entries.values())).get("trials_at_once", 0)
-            at_once = config.glue.trials_at_once or measured
+            at_once = measured or config.glue.trials_at_once
             with Journal(job, weights.get(start), workdir, at_once) as journal:
                 _one(job, sets, entries, weights.get(start), workdir, journal)
                 _write(path, results, config)
@@ -316,7 +318,7 @@ def _check_rows(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     """
     for name, entry in before.items():
         for key in ("train_rows", "dev_rows", "all_train_rows"):
-            if entry[key] != now[name][key]:
+            if entry.get(key, now[name][key]) != now[name][key]:
                 raise UserError(
                     f"{path} has scores of {entry['title']} with {key}="
                     f"{entry[key]:,}, and the files now give {now[name][key]:,}: bring "
@@ -344,6 +346,18 @@ def _write(
     means = {start: averages.of(results, start) for start in config.glue.starts}
     content = {"tasks": results, "averages": means, "differences": differences or {}}
     files.write_json(path, content)
+
+
+def _jobs(
+    results: dict[str, Any], task: tasks.Task, config: Config
+) -> list[tuple[str, float]]:
+    """Returns the initializations and rates at which a task is not scored yet."""
+    return [
+        (start, rate)
+        for start in config.glue.starts
+        for rate in config.glue.learning_rates
+        if not _is_done(results, task, start, rate)
+    ]
 
 
 def _is_done(

@@ -191,8 +191,10 @@ def finetune(
                 group = trained(trials, at_once)
                 watch.finished(group)
         except jax.errors.JaxRuntimeError as error:
-            if at_once <= 1 or not is_out_of_memory(error):
-                raise _explained(error, glue) from error
+            if not is_out_of_memory(error):
+                raise
+            if at_once <= 1:
+                raise _explained(glue) from error
             at_once = -(-at_once // 2)
             continue
         groups.append(group)
@@ -201,10 +203,8 @@ def finetune(
     return [np.concatenate(part) for part in parts]
 
 
-def _explained(error: Exception, glue: GlueConfig) -> Exception:
-    """Returns the error, or one for users if it is about memory."""
-    if not is_out_of_memory(error):
-        return error
+def _explained(glue: GlueConfig) -> UserError:
+    """Returns what to do if not even one trial fits into the memory."""
     return UserError(
         f"config.glue.batch_size is {glue.batch_size}: fine-tuning one trial is too "
         f"much for the memory of {jax.devices()[0].device_kind}; pass a smaller one, "

@@ -23,6 +23,7 @@ from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import EVAL_BATCH, Group, Watch
 from cramjax.schema import Config
 from cramjax.training.metrics_log import MetricsLog
+from cramjax.version import code_version, library_versions
 
 LOG = "finetune.jsonl"
 PLAIN_EVERY_S = 30.0
@@ -219,7 +220,8 @@ class Journal(Watch):
         )
         sets = [self._job.train, *self._job.scored.values()]
         arrays = [array for rows in sets for array in (rows.tokens_NxL, rows.labels_N)]
-        found = hashlib.sha256(repr((config.model, glue, config.seed)).encode())
+        numbers = (config.model, glue, config.seed, code_version(), library_versions())
+        found = hashlib.sha256(repr(numbers).encode())
         for array in (*arrays, *jax.tree.leaves(self._pretrained)):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()

@@ -147,8 +147,10 @@ def write_submission(
     number the lower one of the middle two) at the start's best rate. There is no
     submission if trials diverged at that rate, that is, at every rate.
     """
+    path = workdir / SUBMISSION / start / f"{name}.tsv"
     rate = entry["starts"][start]["best_rate"]
     if entry["starts"][start].get("diverged", {}).get(f"{rate:g}"):
+        path.unlink(missing_ok=True)  # of scores that were deleted
         return
     trials = entry["starts"][start]["scores"][f"{rate:g}"]
     trial = int(np.argsort(trials, kind="stable")[(len(trials) - 1) // 2])
@@ -159,6 +161,5 @@ def write_submission(
         # Numbers are STS-B's, whose scale ends at 0 and 5.
         text = labels[value] if labels else f"{min(max(value, 0.0), 5.0):.3f}"
         lines.append(f"{i}\t{text}")
-    folder = workdir / SUBMISSION / start
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / f"{name}.tsv", "\n".join(lines) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, "\n".join(lines) + "\n")

@@ -68,7 +68,7 @@ def score(argv: Sequence[str]) -> str:
     check_workdir(workdir, config)
     found = evaluate.look(config)
     use_cache(config.compilation_cache)
-    evaluate.fetch(config, found)
+    complete = evaluate.fetch(config, found)
     if foreign:
         weights, words = {"pretrained": foreign.params}, foreign.words
         whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
@@ -80,7 +80,9 @@ def score(argv: Sequence[str]) -> str:
     with in_use(workdir):
         _note_weights(workdir, whose)
         record(workdir / CONFIG, config)
-        evaluate.evaluate(config, weights, words, workdir, imported=bool(foreign))
+        evaluate.evaluate(
+            config, weights, words, workdir, imported=bool(foreign), chosen=complete
+        )
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
 

@@ -58,8 +58,8 @@ def how_chosen(glue: GlueConfig) -> str:
     if len(glue.learning_rates) == 1:
         return f"Learning rate {rates}."
     return (
-        f"Each initialization is shown at its own best of the learning rates {rates}, chosen by "
-        "the median on the same dev set."
+        f"Each initialization is shown at its own best of the learning rates {rates}, "
+        "chosen by the median on the same dev set."
     )
 
 

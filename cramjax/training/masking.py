@@ -27,11 +27,11 @@ def mask_tokens(
     mask_share: float = 0.8,
     random_share: float = 0.1,
     predicted: jax.Array | None = None,
-    never_id: int | None = None,
+    never_ids: tuple[int, ...] = (),
 ) -> Masked:
     """Masks exactly P = round(mask_rate * L) positions of every row.
 
-    Positions are drawn without regard to special tokens but `never_id`, all of a row
+    Positions are drawn without regard to special tokens but `never_ids`, all of a row
     equally likely. Of the P, the first round(0.8 P) become <mask>, those up to
     round(0.9 P) a uniformly random token, the rest stay as they are (80/10/10 as in
     BERT, arXiv 1810.04805; the exact counts are those of the authors' implementation of
@@ -48,9 +48,9 @@ def mask_tokens(
       random_share: share of the P that becomes a random token, static.
       predicted: a number up to P, traced: only so many are corrupted and weigh in the
         loss, and the shares are of these. None means P.
-      never_id: a token that is never predicted, static. The P positions are drawn among
-        the others; in a row with fewer than P others, the rest of the P fall on this
-        token and weigh 0 in the loss.
+      never_ids: tokens that are never predicted, static. The P positions are drawn
+        among the others; in a row with fewer than P others, the rest of the P fall on
+        these tokens and weigh 0 in the loss.
     """
     rows, length = tokens_BxL.shape
     count = predicted_positions(mask_rate, length)
@@ -65,7 +65,7 @@ def mask_tokens(
     position_key, token_key = jax.random.split(key)
     # The P largest of L random numbers, in random order: a sample without replacement.
     noise_BxL = jax.random.uniform(position_key, (rows, length))
-    if never_id is not None:
+    for never_id in never_ids:
         noise_BxL = jnp.where(tokens_BxL == never_id, -1.0, noise_BxL)
     positions_BxP = jax.lax.top_k(noise_BxL, count)[1]
     targets_BxP = jnp.take_along_axis(tokens_BxL, positions_BxP, axis=1)
@@ -77,11 +77,11 @@ def mask_tokens(
         jnp.where(order_1xP < replaced, random_BxP, targets_BxP),
     )
     weights_BxP = None
-    if predicted is not None or never_id is not None:
+    if predicted is not None or never_ids:
         weights_BxP = jnp.ones(targets_BxP.shape)
     if predicted is not None:
         weights_BxP *= order_1xP < predicted
-    if never_id is not None:
+    for never_id in never_ids:
         weights_BxP *= targets_BxP != never_id
     row_Bx1 = jnp.arange(rows)[:, None]
     return Masked(

@@ -128,7 +128,9 @@ def make_micro_step(
             random_share=config.objective.random_share,
             predicted=_predicted(config, progress, tokens_BxL.shape[1]),
             # The edges of the mask below show where a <sep> is.
-            never_id=tokenizer.SEP if config.objective.separate_documents else None,
+            never_ids=(tokenizer.CLS, tokenizer.SEP)
+            if config.objective.separate_documents
+            else (),
         )
         attention_mask = None
         if config.objective.separate_documents:

@@ -92,7 +92,7 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
             vocab_size=config.model.vocab_size,
             mask_share=1.0,
             random_share=0.0,
-            never_id=tokenizer.SEP,
+            never_ids=(tokenizer.CLS, tokenizer.SEP),
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))
