@@ -121,7 +121,7 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
         [
             "held-out loss",
             f"**{summary['held_out_loss']:.3f}** nats per masked token",
-            f"word frequencies alone {entropy:.3f} (unigram entropy of the training text)",
+            f"word frequencies of the training text {entropy:.3f} (unigram entropy)",
         ],
         *(
             [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
