@@ -132,11 +132,12 @@ def test_names_of_corpora_do_not_change(tmp_path):
     lines = b"".join(b'{"text": "the dog %d lay"}\n' % i for i in range(50))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     both = f"data.sources=('{tmp_path}/[ab].*',)"
-    config = tiny_config(tmp_path / "d", both)
+    held_out = "data.held_out_share=0.03"  # the quickstart's in version 5
+    config = tiny_config(tmp_path / "d", both, held_out)
     assert prepare.corpus_path(config).name == "a-95a2b9e2862c"
     limits = ("data.max_chars=500", "data.max_documents=40")
     two = f"data.sources=('{tmp_path}/b.jsonl.gz','{tmp_path}/a.txt')"
-    config = tiny_config(tmp_path / "d", two, *limits)
+    config = tiny_config(tmp_path / "d", two, *limits, held_out)
     assert prepare.corpus_path(config).name == "b-a0cfc87a6fec"
 
 
