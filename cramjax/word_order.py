@@ -32,15 +32,14 @@ TRAIN_TOKENS, TRAIN_STRETCH = 50_000_000, 1 << 18
 PRIOR = 100.0  # of the bigram model's smoothing, see `bigram_log_likelihoods`
 
 Sentence = list[int]  # its tokens
-_END = re.compile(r"[.!?]$")
+_END = re.compile(r"""[.!?]["'”’)\]]*$""")
 
 
 def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
     """Scores parameters on sentences of the held-out part.
 
     Args:
-      config: the run's; `model`, `data.cls` and `validation.max_blocks`, which limits
-        the pairs, too, are read.
+      config: the run's; `model` and `data.cls` are read.
       params: of `encoder.MaskedLM`.
       corpus: sentences are of its held-out part, bigrams of its training part.
 
@@ -49,7 +48,7 @@ def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
       (how many there are)}; None if the held-out part has fewer than `MIN_PAIRS`.
     """
     longest = min(MAX_LENGTH, config.model.max_length)
-    pairs = make_pairs(corpus, longest - 2, min(PAIRS, config.validation.max_blocks))
+    pairs = make_pairs(corpus, longest - 2)
     if len(pairs) < MIN_PAIRS:
         return None
     sentences = [sentence for pair in pairs for sentence in pair]
@@ -187,13 +186,17 @@ def _words(
 def _sentences(
     words: Iterable[tuple[str, list[int]]],
 ) -> Iterator[list[tuple[str, list[int]]]]:
-    """Yields sentences that are whole: their end is there, and so is what is before."""
+    """Yields whole sentences: both their ends were read.
+
+    Quotation marks and brackets before the first word are left out, because those that
+    close the sentence before are among them.
+    """
     sentence = None  # the text begins somewhere in one
     for text, tokens in words:
         if tokens[0] < len(SPECIAL_TOKENS):
             sentence = [] if tokens[0] in (CLS, SEP) else None
             continue
-        if sentence is not None:
+        if sentence is not None and (sentence or re.search(r"\w", text)):
             sentence.append((text, tokens))
         if _END.search(text):
             if sentence:
