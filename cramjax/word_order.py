@@ -48,7 +48,7 @@ def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
       (how many there are)}; None if the held-out part has fewer than `MIN_PAIRS`.
     """
     longest = min(MAX_LENGTH, config.model.max_length)
-    pairs = make_pairs(corpus, longest - 2)
+    pairs = make_pairs(corpus, longest - 2, PAIRS)
     if len(pairs) < MIN_PAIRS:
         return None
     sentences = [sentence for pair in pairs for sentence in pair]
@@ -91,7 +91,7 @@ def line(found: Mapping[str, Any] | None) -> str:
 
 
 def make_pairs(
-    corpus: Corpus, max_tokens: int, max_pairs: int = PAIRS
+    corpus: Corpus, max_tokens: int, max_pairs: int
 ) -> list[tuple[Sentence, Sentence]]:
     """Returns pairs: a sentence, and the same with two neighbouring words swapped.
 

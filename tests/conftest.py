@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cramjax import config as config_module
-from cramjax import schema
+from cramjax import schema, word_order
 from cramjax.run import run
 from cramjax.schema import Config
 from cramjax.training import schedules, train_step
@@ -102,6 +102,12 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of processes that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_pairs():
+    """Scoring word order takes seconds, and few tests look at it."""
+    word_order.PAIRS = word_order.MIN_PAIRS - 1
 
 
 @pytest.fixture(autouse=True)

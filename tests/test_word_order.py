@@ -39,8 +39,8 @@ def held_out_documents(corpus: Corpus) -> list[str]:
 
 
 def test_pairs_are_one_swap_apart_and_from_held_out_text(books):
-    pairs = word_order.make_pairs(books, 30)
-    assert len(pairs) == word_order.PAIRS
+    pairs = word_order.make_pairs(books, 30, 400)
+    assert len(pairs) == 400
     held_out = held_out_documents(books)
     decode = books.tokenizer.decode
     for whole, swapped in pairs:
@@ -63,7 +63,7 @@ def test_pairs_are_one_swap_apart_and_from_held_out_text(books):
         if as_text(whole) in text
     ]
     assert set(places) >= set(range(len(held_out) - 1))
-    assert pairs == word_order.make_pairs(books, 30)
+    assert pairs == word_order.make_pairs(books, 30, 400)
     assert len(word_order.make_pairs(books, 30, 7)) == 7
 
 
@@ -108,8 +108,9 @@ def test_what_is_read_is_bounded_and_spread(books):
 def test_one_that_knows_has_100_percent_and_a_constant_one_50(
     config, books, monkeypatch, cls
 ):
+    monkeypatch.setattr(word_order, "PAIRS", 400)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cls=cls))
-    originals = {tuple(whole) for whole, _ in word_order.make_pairs(books, 30)}
+    originals = {tuple(whole) for whole, _ in word_order.make_pairs(books, 30, 400)}
 
     def knows(model, params, rows, **_):
         assert {row[0] for row in rows} == {CLS if cls else SEP}
@@ -121,6 +122,7 @@ def test_one_that_knows_has_100_percent_and_a_constant_one_50(
     assert (found["model"], found["pairs"]) == (100.0, 400)
     assert 80 < found["bigram"] < 100
     monkeypatch.undo()
+    monkeypatch.setattr(word_order, "PAIRS", 400)
     nothing = jax.tree.map(np.zeros_like, start(config)[0].params)
     assert word_order.score(config, nothing, books)["model"] == 50.0
 
@@ -137,7 +139,7 @@ def test_a_closing_quote_belongs_to_no_sentence():
 
 
 def test_too_few_sentences_are_left_out(tiny, corpus, finished):
-    """As of a tiny validation set; the report of such a run says so."""
+    """Tests score few, see `few_pairs`; the report of such a run says so."""
     assert word_order.score(tiny, None, corpus) is None
     summary = json.loads((finished[0] / "pretrain.json").read_text())
     assert summary["word_order"] is None
