@@ -177,6 +177,20 @@ def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path):
     prepare.check(config)
 
 
+def test_checking_reads_no_local_file(hub, tmp_path, monkeypatch):
+    """Hashing can take minutes: it is not done before the server has answered."""
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    mixed = f"data.sources=('{tmp_path}/a.txt','{BOOKS}')"
+    config = tiny_config(tmp_path / "a", mixed, *COMMON)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fingerprints, "file", None)
+        prepare.check(config)
+    path = prepare.prepare(config, lambda line: None).path
+    hub.requests.clear()
+    prepare.check(config)  # the corpus exists and its files have not changed
+    assert hub.requests == [] and (path / "manifest.json").exists()
+
+
 def test_without_a_network_one_line_says_so_at_once(hub, tmp_path):
     config = tiny_config(tmp_path / "a", f"data.sources={BOOKS}", *COMMON)
     prepare.check(config)  # what it has found is kept

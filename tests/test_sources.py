@@ -380,6 +380,15 @@ def test_sources_in_proportion(tmp_path):
     assert any("a.txt gave 5" in line and "not 75.0%" in line for line in lines)
 
 
+def test_a_build_resolves_its_sources_once(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i}" for i in range(300)))
+    overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=40")
+    resolve, calls = sources.resolve, []
+    monkeypatch.setattr(sources, "resolve", lambda d: calls.append(d) or resolve(d))
+    prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda line: None)
+    assert len(calls) == 1
+
+
 def test_spread():
     assert sources.spread(0, [0.5, 0.5]) == [None, None]
     assert sources.spread(10, [0.5, 0.3, 0.2], 1) == [5, 3, 2]
