@@ -459,11 +459,11 @@ def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):
     for override, message in (
         (f"data.tokenizer={tmp_path}/x", "x cannot be read"),
         ("model.vocab_size=300", "has 256 entries, not config.model.vocab_size=300"),
-        ("data.normalizer=('nfd',)", "another normaliser"),
+        ("data.normalizer=('nfd',)", "another normalizer"),
         (
             f"data.tokenizer={tmp_path}/swapped.json",
-            "has not the special tokens <pad> <s> </s> <unk> <cls> <sep> <mask> as its "
-            r"first ones; the tokenizer\.json of a packed corpus has them",
+            "does not have the special tokens <pad> <s> </s> <unk> <cls> <sep> <mask> "
+            r"as its first ones; the tokenizer\.json of a packed corpus has them",
         ),
         (f"data.tokenizer={tmp_path}/cut.json", "tokenizer_kind=wordpiece trains$"),
         (f"data.tokenizer={tmp_path}/bert.json", f"_kind=wordpiece trains{bert}"),

@@ -165,7 +165,7 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
       known: remembers the files for good, and with them the commit.
 
     Raises:
-      UserError: there is none, or the server cannot be reached.
+      UserError: no file matches, or the server cannot be reached.
     """
     found = known.get(source)
     if found is None:

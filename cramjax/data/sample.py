@@ -20,7 +20,7 @@ CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The sources' first documents, and about how many characters there are in all."""
+    """The sources' first documents, and about how many characters they have in all."""
 
     texts: list[str]
     all_chars: float

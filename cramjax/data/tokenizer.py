@@ -53,9 +53,9 @@ class Kind:
         entries. Returns a model with as many, the special tokens first; with fewer if
         the text has no more, with more if its characters alone are more.
       pre_tokenizer: text to words.
-      decoder: tokens to text; tells `tokenizer.spellings` how pieces say where words
+      decoder: tokens to text; from it `spellings` knows how pieces mark where words
         begin.
-      steps: of the normaliser, beside those of the config.
+      steps: of the normalizer, beside those of the config.
     """
 
     model: Callable[[], Model]
@@ -67,25 +67,25 @@ class Kind:
 
 
 def _fit(
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     trainer: Trainer,
     documents: Iterable[str],
     size: int,
     first: Sequence[str] = SPECIAL_TOKENS,
 ) -> list[str]:
-    """Trains `words`; returns its vocabulary, which begins with `first`."""
+    """Trains `tokenizer`; returns its vocabulary, which begins with `first`."""
     options = {"vocab_size": size, "special_tokens": list(first)}
-    words.train_from_iterator(documents, trainer(show_progress=False, **options))
-    vocab = words.get_vocab()
+    tokenizer.train_from_iterator(documents, trainer(show_progress=False, **options))
+    vocab = tokenizer.get_vocab()
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _train_once(words, trainer, documents: Documents, size: int) -> Model:
-    _fit(words, trainer, documents(), size)
-    return words.model
+def _train_once(tokenizer, trainer, documents: Documents, size: int) -> Model:
+    _fit(tokenizer, trainer, documents(), size)
+    return tokenizer.model
 
 
-def _train_wordpiece(words, trainer, documents: Documents, size: int) -> Model:
+def _train_wordpiece(tokenizer, trainer, documents: Documents, size: int) -> Model:
     """Makes two passes, so that the same text gives the same pieces.
 
     The library alone would not do that: it numbers the word-internal characters ("##a")
@@ -93,13 +93,13 @@ def _train_wordpiece(words, trainer, documents: Documents, size: int) -> Model:
     (huggingface/tokenizers, issue 1794). So a first pass finds these characters, and
     the second is given them in a fixed order.
     """
-    characters = _fit(words, trainer, documents(), 0)[len(SPECIAL_TOKENS) :]
+    characters = _fit(tokenizer, trainer, documents(), 0)[len(SPECIAL_TOKENS) :]
     inside = sorted(piece for piece in characters if piece.startswith(INSIDE))
-    pieces = _fit(words, trainer, documents(), size, (*SPECIAL_TOKENS, *inside))
+    pieces = _fit(tokenizer, trainer, documents(), size, (*SPECIAL_TOKENS, *inside))
     return models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK)
 
 
-def _train_unigram(words, trainer, documents: Documents, size: int) -> Model:
+def _train_unigram(tokenizer, trainer, documents: Documents, size: int) -> Model:
     """Takes all characters, found in a first pass, and the likeliest longer pieces.
 
     The library refuses a size that the characters fill, or ignores it, and may prune
@@ -111,16 +111,16 @@ def _train_unigram(words, trainer, documents: Documents, size: int) -> Model:
     Which pieces are pruned could still hang on a sum's last digit: nothing guarantees
     that the same text gives the same tokenizer, but in hundreds of trials it did.
     """
-    unigram, words.model = words.model, models.BPE()
+    unigram, tokenizer.model = tokenizer.model, models.BPE()
     special = [(token, 0.0) for token in SPECIAL_TOKENS]
-    characters = _fit(words, trainers.BpeTrainer, documents(), 0)[len(special) :]
+    characters = _fit(tokenizer, trainers.BpeTrainer, documents(), 0)[len(special) :]
     room = size - len(special) - len(characters)
     if room < 0:
         return models.Unigram([*special, *((c, 0.0) for c in characters)])
-    words.model = unigram
-    if len(_fit(words, trainer, documents(), size)) < size:
-        _fit(words, trainer, documents(), 2 * size)
-    scores = dict(json.loads(words.to_str())["model"]["vocab"][len(special) :])
+    tokenizer.model = unigram
+    if len(_fit(tokenizer, trainer, documents(), size)) < size:
+        _fit(tokenizer, trainer, documents(), 2 * size)
+    scores = dict(json.loads(tokenizer.to_str())["model"]["vocab"][len(special) :])
     lowest = min(scores.values(), default=0.0)
     rare = (c for c in characters if scores[c] < lowest + 1e-4 * len(characters))
     scores |= dict.fromkeys(rare, lowest)
@@ -202,7 +202,7 @@ KINDS: dict[str, Kind] = {
 _CLEAN = normalizers.BertNormalizer(
     clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
 )
-# Behind "clean", which belongs to a kind, the recipe's normaliser, step by step and in
+# After "clean", which belongs to a kind, the recipe's normalizer, step by step and in
 # its order: lower-case ASCII without accents.
 STEPS: dict[str, list[normalizers.Normalizer]] = {
     "clean": [_CLEAN],
@@ -240,14 +240,14 @@ def normalize_ascii(text: str, steps: Sequence[str]) -> str:
 class Encoder:
     """A tokenizer's ids for many texts; ASCII ones are normalised in Python.
 
-    The library's normaliser keeps track of every character's place, which nobody asks
-    for here: without it, encoding ASCII takes 0.6 of the time. The ids are the same.
+    The library's normalizer keeps track of every character's position, which is not
+    needed here: without it, encoding ASCII takes 0.6 of the time. The ids are the same.
     """
 
-    def __init__(self, words: Tokenizer, steps: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, steps: Sequence[str]):
         """Takes what `load` returns, and the steps it was trained with."""
-        self._words, self._steps = words, steps
-        self._bare = Tokenizer.from_str(words.to_str())
+        self._tokenizer, self._steps = tokenizer, steps
+        self._bare = Tokenizer.from_str(tokenizer.to_str())
         self._bare.encode_special_tokens = True
         self._bare.normalizer = normalizers.Sequence([])
 
@@ -256,14 +256,17 @@ class Encoder:
         ascii_texts = [normalize_ascii(t, self._steps) for t in texts if t.isascii()]
         others = [text for text in texts if not text.isascii()]
         plain, other = (
-            iter(words.encode_batch_fast(some, add_special_tokens=False))
-            for words, some in ((self._bare, ascii_texts), (self._words, others))
+            iter(tokenizer.encode_batch_fast(some, add_special_tokens=False))
+            for tokenizer, some in (
+                (self._bare, ascii_texts),
+                (self._tokenizer, others),
+            )
         )
         return [next(plain if text.isascii() else other).ids for text in texts]
 
 
 def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
-    """Returns the steps of a kind's normaliser: its own, and those of the config."""
+    """Returns the steps of a kind's normalizer: its own, and those of the config."""
     return (*KINDS[kind].steps, *steps)
 
 
@@ -275,7 +278,7 @@ def train(
     Args:
       documents: called for every pass over the text, of which a kind may make two.
       vocab_size: entries, the special tokens included.
-      steps: of the normaliser, names in `STEPS`, besides those of the kind.
+      steps: of the normalizer, names in `STEPS`, besides those of the kind.
       kind: a name in `KINDS`.
 
     Raises:
@@ -285,9 +288,9 @@ def train(
     chosen = KINDS[kind]
     untrained = _assembled(kind, steps, chosen.model())
     model = chosen.train(untrained, chosen.trainer, documents, vocab_size)
-    words = _assembled(kind, steps, model)
-    words.add_special_tokens(list(SPECIAL_TOKENS))
-    size = words.get_vocab_size()
+    tokenizer = _assembled(kind, steps, model)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    size = tokenizer.get_vocab_size()
     if size < vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
@@ -299,15 +302,15 @@ def train(
             f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
             f"need {size}; pass --config.model.vocab_size={size} or more"
         )
-    return words
+    return tokenizer
 
 
 def _assembled(kind: str, steps: Sequence[str], model: Model) -> Tokenizer:
-    words = Tokenizer(model)
-    words.normalizer = normalizer(all_steps(kind, steps))
-    words.pre_tokenizer = KINDS[kind].pre_tokenizer
-    words.decoder = KINDS[kind].decoder
-    return words
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizer(all_steps(kind, steps))
+    tokenizer.pre_tokenizer = KINDS[kind].pre_tokenizer
+    tokenizer.decoder = KINDS[kind].decoder
+    return tokenizer
 
 
 def _prefixed(piece: str) -> tuple[str, bool]:
@@ -322,66 +325,67 @@ def _marked(piece: str) -> tuple[str, bool]:
 SPELLINGS = {decoders.WordPiece: _prefixed, decoders.Metaspace: _marked}
 
 
-def spellings(words: Tokenizer) -> list[tuple[str, bool]]:
+def spellings(tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Returns, of every entry, its text and whether a word begins with it.
 
     Special tokens have no text.
     """
-    spelling = SPELLINGS[type(words.decoder)]
-    ids = range(len(SPECIAL_TOKENS), words.get_vocab_size())
+    spelling = SPELLINGS[type(tokenizer.decoder)]
+    ids = range(len(SPECIAL_TOKENS), tokenizer.get_vocab_size())
     return [
         *[("", False) for _ in SPECIAL_TOKENS],
-        *[spelling(words.id_to_token(i) or "") for i in ids],
+        *[spelling(tokenizer.id_to_token(i) or "") for i in ids],
     ]
 
 
 def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
-    """Returns, as JSON, a tokenizer that was trained before, on another corpus say.
+    """Returns, as JSON, a tokenizer that was trained before, perhaps on another corpus.
 
     Raises:
       UserError: it cannot be read, or is another one than the config describes.
     """
-    words = load(path, "pass a tokenizer.json of a packed corpus")
-    ids = [words.token_to_id(token) for token in SPECIAL_TOKENS]
+    tokenizer = load(path, "pass a tokenizer.json of a packed corpus")
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
     expected = _assembled(kind, steps, KINDS[kind].model())
     for ok, what in (
         (
             ids == list(range(len(SPECIAL_TOKENS))),
-            f"has not the special tokens {' '.join(SPECIAL_TOKENS)} as its first ones; "
-            "the tokenizer.json of a packed corpus has them",
+            f"does not have the special tokens {' '.join(SPECIAL_TOKENS)} as its first "
+            "ones; the tokenizer.json of a packed corpus has them",
         ),
         (
-            words.get_vocab_size() == vocab_size,
-            f"has {words.get_vocab_size()} entries, not config.model.vocab_size="
+            tokenizer.get_vocab_size() == vocab_size,
+            f"has {tokenizer.get_vocab_size()} entries, not config.model.vocab_size="
             f"{vocab_size}",
         ),
         (
-            _make(words) == _make(expected),
-            f"is not what config.data.tokenizer_kind={kind} trains{_other_kind(words)}",
+            _make(tokenizer) == _make(expected),
+            f"is not what config.data.tokenizer_kind={kind} trains"
+            f"{_other_kind(tokenizer)}",
         ),
         (
-            str(words.normalizer) == str(expected.normalizer),
-            f"was trained with another normaliser than config.data.normalizer={steps}",
+            str(tokenizer.normalizer) == str(expected.normalizer),
+            f"was trained with another normalizer than config.data.normalizer={steps}",
         ),
     ):
         if not ok:
             raise UserError(f"config.data.tokenizer: {path} {what}")
-    return words.to_str()
+    return tokenizer.to_str()
 
 
-def _make(words: Tokenizer) -> dict[str, Any]:
+def _make(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns all that tells a kind from another, as JSON values."""
-    values = json.loads(words.to_str())
+    values = json.loads(tokenizer.to_str())
     trained = ("vocab", "merges", "unk_id")
     model = {k: v for k, v in values["model"].items() if k not in trained}
     parts = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
     return {"model": model, **{part: values[part] for part in parts}}
 
 
-def _other_kind(words: Tokenizer) -> str:
+def _other_kind(tokenizer: Tokenizer) -> str:
     """Returns the flag for the kind that the tokenizer is of, or ""."""
     for name, kind in KINDS.items():
-        if _make(words) == _make(_assembled(name, (), kind.model())):
+        if _make(tokenizer) == _make(_assembled(name, (), kind.model())):
             return f"; pass --config.data.tokenizer_kind={name}"
     return ""
 
@@ -402,17 +406,17 @@ def content_hash(path: str) -> str:
         ) from error
 
 
-def load(path: Path, way_out: str) -> Tokenizer:
+def load(path: Path, hint: str) -> Tokenizer:
     """Returns the tokenizer of a packed corpus.
 
-    Text that spells a special token, "<mask>" say, is read as plain characters.
+    Text that spells a special token, such as "<mask>", is read as plain characters.
 
     Raises:
-      UserError: the file is missing or damaged; the message ends in `way_out`.
+      UserError: the file is missing or damaged; the message ends in `hint`.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
+        raise UserError(f"{path} cannot be read ({error}): {hint}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
