@@ -177,7 +177,6 @@ def read_have(path: str) -> dict[str, str]:
 
 def _corpus(flags: Sequence[str], data: Path) -> None:
     """Copies the text and packs it as the run of part d will."""
-    from cramjax.data.fingerprints import Fingerprints
     from cramjax.data.prepare import prepare
     from cramjax.data.sources import resolve
 
@@ -187,8 +186,8 @@ def _corpus(flags: Sequence[str], data: Path) -> None:
         return
     texts = data / "texts"
     texts.mkdir(parents=True)
-    for number, portion in enumerate(resolve(found.data, Fingerprints(data))):
-        path = Path(portion.part.name)
+    for number, file in enumerate(resolve(found.data)):
+        path = Path(file.name)
         if not path.is_file():
             raise UserError(f"config.data.sources: {path} is no file: pass files")
         shutil.copy(path, texts / f"{number:04}-{path.name}")

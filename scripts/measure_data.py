@@ -7,7 +7,6 @@ alternating with the tokenizers library on the same text in memory.
 Prints JSON. Linux only: memory is the sum of all processes' proportional set sizes.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -26,9 +25,9 @@ from typing import Any
 
 from cramjax.benchmark.reading import read_speed
 from cramjax.config import parse_command_line
-from cramjax.data import encoding, prepare, processes, tokenizer
+from cramjax.data import prepare, processes, sources, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
-from cramjax.data.readers import Problems, Reading
+from cramjax.data.readers import Records
 from cramjax.main import guarded
 from cramjax.schema import Config
 
@@ -66,8 +65,8 @@ def _measure(config: Config) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=config.data.dir) as again:
             shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
-            units = prepare.units_of(prepare.portions_of(config)[0])
-            prepare.encode_all(config, units, Path(again), say=lambda _: None)
+            groups = sources.grouped(sources.resolve(config.data))
+            prepare.encode_all(config, groups, Path(again), say=lambda _: None)
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
         speeds["tokenizers"].append(text_mb / _tokenizers_s(corpus, texts))
     for name, values in speeds.items():
@@ -82,9 +81,9 @@ def _measure(config: Config) -> dict[str, Any]:
 
 
 def _all_texts(config: Config) -> list[str]:
-    problems: Problems = collections.Counter()
-    portions, _ = prepare.portions_of(config)
-    return list(encoding.read_all(portions, Reading.of(config.data), problems))
+    records = Records(config.data)
+    files = sources.resolve(config.data)
+    return [text for file in files for text in file.documents(records)]
 
 
 def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:

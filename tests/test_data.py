@@ -1,4 +1,3 @@
-import collections
 import dataclasses
 import json
 import os
@@ -16,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
-from cramjax.data import encoding, manifest, ordering, prepare, sources, tokenizer
-from cramjax.data.corpus import Blocks, Corpus
-from cramjax.data.filters import Filters
-from cramjax.data.packing import ShardWriter, token_dtype
-from cramjax.data.readers import Reading
+from cramjax.data import encode, order, prepare, sources, tokenizer
+from cramjax.data.corpus import Blocks, Corpus, unigram_entropy
+from cramjax.data.encode import ShardWriter
+from cramjax.data.readers import Records
 from cramjax.errors import UserError
 from cramjax.schema.data import ORDERS
+from cramjax.tokens import SPECIAL_TOKENS, token_dtype
 
 
 def write_text(path, documents):
@@ -68,7 +67,10 @@ def test_packing_by_hand(tmp_path, vocab_size, dtype):
     ],
 )
 def test_filters_by_hand(limits, text, tokens, key):
-    assert Filters(*limits).dropped_by(text, tokens) == key
+    names = ("max_tokens_per_char", "min_document_chars", "max_document_chars")
+    changes = dict(zip(names, limits, strict=True))
+    data = dataclasses.replace(tiny_config("unused").data, **changes)
+    assert encode.dropped_by(text, tokens, data) == key
 
 
 def test_what_is_dropped_is_counted_and_shown(tmp_path):
@@ -93,7 +95,7 @@ def test_what_is_dropped_is_counted_and_shown(tmp_path):
 
 @pytest.mark.parametrize("cls", [False, True])
 @pytest.mark.parametrize("sep", [False, True])
-def test_what_stands_before_and_behind_documents(tmp_path, cls, sep):
+def test_what_stands_before_and_after_documents(tmp_path, cls, sep):
     texts = [f"the cat sat on the mat {i}" for i in range(300)]
     write_text(tmp_path / "a.txt", texts)
     overrides = (
@@ -106,7 +108,7 @@ def test_what_stands_before_and_behind_documents(tmp_path, cls, sep):
     corpus = prepare.prepare(config, lambda _: None)
     ids = []
     for text in texts:
-        if not encoding.is_held_out(text, config.data.held_out_share):
+        if not encode.is_held_out(text, config.data.held_out_share):
             ids += [tokenizer.CLS] * cls
             ids += corpus.tokenizer.encode(text, add_special_tokens=False).ids
             ids += [tokenizer.SEP] * sep
@@ -150,9 +152,10 @@ def test_damage_beside_the_shards_is_named(corpus, tmp_path):
 
 def test_a_damaged_order_is_made_again(corpus, tmp_path):
     copy = Corpus(shutil.copytree(corpus.path, tmp_path / "copy"))
-    order = ordering.first_pass(copy, "unigram", 0)
-    np.save(copy.path / "order-unigram.npy", np.zeros(len(order), np.uint32))
-    np.testing.assert_array_equal(ordering.first_pass(copy, "unigram", 0), order)
+    permutation = order.first_pass(copy, "unigram", 0)
+    np.save(copy.path / "order-unigram.npy", np.zeros(len(permutation), np.uint32))
+    again = order.first_pass(copy, "unigram", 0)
+    np.testing.assert_array_equal(again, permutation)
 
 
 def test_more_shards_than_files_may_be_open(tmp_path):
@@ -190,17 +193,17 @@ def test_no_token_is_lost_or_invented_between_encoding_and_blocks(documents, len
 
 
 def test_unigram_entropy():
-    assert manifest.unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
+    assert unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
 
 
 def test_blocks_are_the_documents_tokens(corpus, tiny):
-    """The store holds exactly what the tokenizer says, in order, <sep> behind each."""
+    """The store holds exactly what the tokenizer says, in order, <sep> after each."""
     words = corpus.tokenizer
     for prefix, held_out in ((corpus.train, False), (corpus.held_out, True)):
         ids = []
-        for portion in prepare.portions_of(tiny)[0]:
-            for text in sources.documents(portion, Reading(), collections.Counter()):
-                if encoding.is_held_out(text, tiny.data.held_out_share) == held_out:
+        for file in sources.resolve(tiny.data):
+            for text in file.documents(Records(tiny.data)):
+                if encode.is_held_out(text, tiny.data.held_out_share) == held_out:
                     ids += words.encode(text, add_special_tokens=False).ids
                     ids.append(tokenizer.SEP)
         length = tiny.model.max_length
@@ -311,16 +314,16 @@ def test_a_corpus_without_its_tokenizer_or_manifest_is_named(
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
         Corpus(copy)
     (copy / "manifest.json").unlink()
-    monkeypatch.setattr(prepare, "corpus_path", lambda _: copy)
+    monkeypatch.setattr(prepare, "_path", lambda *_: copy)
     with pytest.raises(UserError, match=r"copy has no manifest\.json: delete it"):
         prepare.prepare(tiny)
 
 
 def test_sentence_length_order(corpus, tiny):
     period = corpus.tokenizer.token_to_id(".")
-    order = ordering.first_pass(corpus, "sentence_length", 0)
-    assert sorted(order) == list(range(len(corpus.train)))
-    counts = (corpus.train.take(np.asarray(order)) == period).sum(axis=1)
+    permutation = order.first_pass(corpus, "sentence_length", 0)
+    assert sorted(permutation) == list(range(len(corpus.train)))
+    counts = (corpus.train.take(np.asarray(permutation)) == period).sum(axis=1)
     assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]
     assert (corpus.path / "order-sentence_length.npy").exists()
 
@@ -330,7 +333,7 @@ def test_orders_by_hand(tmp_path):
     blocks = [[7, 7, 9, 5], [7, 8, 8, 7], [10, 5, 10, 5], [9, 9, 9, 9], [7, 7, 7, 5]]
     (tmp_path / "b.bin").write_bytes(np.array(blocks, "<u2").tobytes())
     shard = {"file": "b.bin", "blocks": 5, "crc32": 0}
-    vocab = [*tokenizer.SPECIAL_TOKENS, "a", "##bc", "def", "."]
+    vocab = [*SPECIAL_TOKENS, "a", "##bc", "def", "."]
     model = models.WordPiece({piece: i for i, piece in enumerate(vocab)})
     corpus = SimpleNamespace(
         path=tmp_path,
@@ -339,7 +342,7 @@ def test_orders_by_hand(tmp_path):
         tokenizer=tokenizer._assembled("wordpiece", (), model),
     )
     # Counts: 7 seven times, 9 five, 5 four, 8 two, 10 two.
-    for order, expected in {
+    for name, expected in {
         "stored": [0, 1, 2, 3, 4],
         "sentence_length": [2, 0, 1, 3, 4],
         "fragments": [2, 0, 4, 1, 3],
@@ -348,27 +351,27 @@ def test_orders_by_hand(tmp_path):
         "decoded_length": [2, 4, 0, 1, 3],  # 4, 6, 8, 8 and 16 characters
     }.items():
         for _ in range(2):  # computed, then read
-            assert list(ordering.first_pass(corpus, order, 0)) == expected, order
+            assert list(order.first_pass(corpus, name, 0)) == expected, name
     path = tmp_path / "order-unigram.npy"
     path.write_bytes(path.read_bytes()[:-3])  # damaged: made again
-    assert list(ordering.first_pass(corpus, "unigram", 0)) == [4, 0, 3, 1, 2]
-    assert set(ordering.VALUES) | {"random", "stored"} == set(ORDERS)
+    assert list(order.first_pass(corpus, "unigram", 0)) == [4, 0, 3, 1, 2]
+    assert set(order.VALUES) | {"random", "stored"} == set(ORDERS)
 
 
 def test_batches_depend_on_the_position_alone(corpus):
     total = len(corpus.train)
-    stream = ordering.BlockStream(corpus, "stored", seed=3)
+    stream = order.BlockStream(corpus, "stored", seed=3)
     np.testing.assert_array_equal(
         stream.batch(5, 4), corpus.train.take(np.arange(5, 9))
     )
     across = stream.batch(total - 2, 5)
     np.testing.assert_array_equal(across[:2], stream.batch(total - 2, 2))
     np.testing.assert_array_equal(across[2:], stream.batch(total, 3))
-    second = ordering.reshuffled(total, 3, 1)
+    second = order.reshuffled(total, 3, 1)
     np.testing.assert_array_equal(across[2:], corpus.train.take(second[:3]))
     assert sorted(second) == list(range(total))
-    assert (second != ordering.reshuffled(total, 3, 2)).any()
-    assert (second != ordering.reshuffled(total, 4, 1)).any()
+    assert (second != order.reshuffled(total, 3, 2)).any()
+    assert (second != order.reshuffled(total, 4, 1)).any()
 
 
 def test_manifest(corpus):

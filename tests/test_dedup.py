@@ -1,6 +1,7 @@
 """Dropping text that occurred before: equal documents, and repeated bytes."""
 
 import collections
+import copy
 import json
 import random
 import sys
@@ -16,24 +17,11 @@ from test_prepare import content, cores, write_texts
 from tokenizers import Tokenizer, models
 
 from cramjax.config import load
-from cramjax.data import (
-    cuts,
-    dedup,
-    encoding,
-    manifest,
-    prepare,
-    repeats,
-    tokenizer,
-    vocabulary,
-)
-from cramjax.data.dedup import Rules
-from cramjax.data.encoding import Unit
-from cramjax.data.readers import File, Reading
-from cramjax.data.sources import Portion
+from cramjax.data import corpus as corpora
+from cramjax.data import dedup, encode, prepare, repeats, sources, tokenizer
+from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
 
-READING = Reading(text_field="text", txt_documents="blank_line")
-WHOLE = 1 << 20  # a chunk that holds all text of a test
 RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."
 
 
@@ -42,46 +30,26 @@ def one_process(monkeypatch):
     cores(monkeypatch, 1)
 
 
-def write_units(folder, texts, per_file=2, files_of_unit=2):
-    """Writes documents, a few per file, a few files per unit."""
+def write_files(folder, texts, per_file=2):
+    """Writes documents, a few per file."""
     folder.mkdir(exist_ok=True)
     lines = [json.dumps({"text": text}) for text in texts]
-    paths = []
+    found = []
     for start in range(0, len(lines), per_file):
-        paths.append(folder / f"{start:04d}.jsonl")
-        paths[-1].write_text("\n".join(lines[start : start + per_file]))
-    return [
-        Unit(
-            number,
-            tuple(
-                Portion(File(path), 0, 1 / len(paths))
-                for path in paths[start : start + files_of_unit]
-            ),
-        )
-        for number, start in enumerate(range(0, len(paths), files_of_unit))
-    ]
+        path = folder / f"{start:04d}.jsonl"
+        path.write_text("\n".join(lines[start : start + per_file]))
+        found.append(File(path=path))
+    return found
 
 
-def left_of(units, folder):
-    """Returns the documents of all units without their cuts."""
-    return [
-        text
-        for unit in units
-        for text in encoding.read_all(
-            unit.portions,
-            READING,
-            collections.Counter(),
-            cuts.load(folder, unit.number),
-        )
-    ]
-
-
-def drop(folder, texts, min_bytes=0, documents=False, chunk_bytes=WHOLE):
+def drop(folder, texts, *, per_file=2, say=lambda line: None, **changes):
     """Returns what is left of documents, and the facts."""
-    units = write_units(folder, texts)
-    rules = Rules(documents, min_bytes, chunk_bytes)
-    facts = dedup.find(units, READING, rules, folder, say=lambda _: None)
-    return left_of(units, folder), facts
+    found = write_files(folder, texts, per_file)
+    data = copy.copy(tiny_config("unused").data)
+    for key, value in changes.items():  # smaller than a config may have
+        object.__setattr__(data, key, value)
+    left, facts = dedup.deduplicated(found, data, folder, say)
+    return [text for file in left for text in file.documents(Records(data))], facts
 
 
 def cut_by_definition(texts, min_bytes):
@@ -107,7 +75,7 @@ def cut_by_definition(texts, min_bytes):
 
 def test_of_equal_documents_the_first_stays(tmp_path):
     texts = ["one", "two", " one\n", "three", "two", "one!", "one", "four"]
-    left, facts = drop(tmp_path, texts, documents=True)
+    left, facts = drop(tmp_path, texts, drop_duplicates=True)
     assert left == ["one", "two", "three", "one!", "four"]
     assert (facts["documents"], facts["spans"], facts["bytes"]) == (3, 0, 9)
     assert facts["of_bytes"] == sum(len(text.strip()) for text in texts)
@@ -122,7 +90,7 @@ def test_a_run_shared_by_three_documents_stays_in_the_first(tmp_path):
         f"and {run}",
         f"{run[:74]}- {run[1:]}",
     ]
-    left, facts = drop(tmp_path, texts, min_bytes=75)
+    left, facts = drop(tmp_path, texts, dedup_bytes=75)
     assert left == [texts[0], "second", "and", texts[3]]  # 74 bytes are too few
     assert (facts["documents"], facts["spans"], facts["bytes"]) == (0, 2, 152)
     assert facts["examples"]["spans"] == [f"{run} ", f" {run}"]
@@ -130,7 +98,7 @@ def test_a_run_shared_by_three_documents_stays_in_the_first(tmp_path):
 
 def test_a_run_repeated_within_a_document_and_a_longer_one(tmp_path):
     run = RUN * 2  # 156 bytes, of which each half occurs within it, too
-    left, facts = drop(tmp_path, [f"0{RUN}1{RUN}2", f"3{run}4"], min_bytes=75)
+    left, facts = drop(tmp_path, [f"0{RUN}1{RUN}2", f"3{run}4"], dedup_bytes=75)
     assert left == [f"0{RUN}12", "34"]
     assert (facts["spans"], facts["bytes"]) == (2, 78 + 156)
 
@@ -146,14 +114,14 @@ def test_a_run_repeated_within_a_document_and_a_longer_one(tmp_path):
     ],
 )
 def test_text_that_repeats_itself_at_once_stays_once(tmp_path, text, left):
-    assert drop(tmp_path, [text], min_bytes=5)[0] == [left]
+    assert drop(tmp_path, [text], dedup_bytes=5)[0] == [left]
     assert cut_by_definition([text], 5) == [left]
 
 
 def test_cuts_are_of_whole_characters(tmp_path):
     # UTF-8 of "é" is c3 a9, of "ĩ" c4 a9, of "è" c3 a8: a9 0 ... 9 c3 is in both.
     texts = ["é0123456789é", "zĩ0123456789è", "\U0001f600é" * 5]
-    left, facts = drop(tmp_path, texts, min_bytes=11)
+    left, facts = drop(tmp_path, texts, dedup_bytes=11)
     assert left == ["é0123456789é", "zĩè", "\U0001f600é" * 2]
     assert facts["bytes"] == 10 + 18
     assert cut_by_definition(texts, 11) == left
@@ -169,9 +137,9 @@ def test_spans_do_not_touch():
 
 def test_no_run_goes_across_documents(tmp_path):
     texts = ["xxab", "cdyy", "abcd", "xxab!", "?cdyy", "xxab", "cdyy"]
-    left, _ = drop(tmp_path, texts, min_bytes=4)
+    left, _ = drop(tmp_path, texts, dedup_bytes=4)
     assert left == ["xxab", "cdyy", "abcd", "!", "?"]
-    assert drop(tmp_path / "empty", [" "], min_bytes=4)[0] == []
+    assert drop(tmp_path / "empty", [" "], dedup_bytes=4)[0] == []
 
 
 @settings(deadline=None, max_examples=150)
@@ -182,13 +150,13 @@ def test_no_run_goes_across_documents(tmp_path):
         max_size=7,
     ),
     min_bytes=st.integers(1, 7),
-    chunk_bytes=st.sampled_from([2, 40, 100, WHOLE]),
+    chunk_bytes=st.sampled_from([2, 40, 100, 1 << 20]),
 )
 @example(texts=["aaaaaaaaaaaa", "aaaa", "ab"], min_bytes=2, chunk_bytes=4)
 def test_what_is_left_is_what_the_definition_says(texts, min_bytes, chunk_bytes):
     with tempfile.TemporaryDirectory() as folder:
         left, facts = drop(
-            Path(folder), texts, min_bytes=min_bytes, chunk_bytes=chunk_bytes
+            Path(folder), texts, dedup_bytes=min_bytes, dedup_chunk_bytes=chunk_bytes
         )
     texts = [text for text in texts if text]
     assert left == cut_by_definition(texts, min_bytes)
@@ -209,19 +177,13 @@ def random_documents(count, seed):
     return [*texts, *generator.choices(texts, k=count // 5)]
 
 
-@pytest.mark.parametrize("chunk_bytes", [5000, WHOLE])
+@pytest.mark.parametrize("chunk_bytes", [5000, 1 << 20])
 def test_no_window_that_stays_whole_has_an_earlier_copy(tmp_path, chunk_bytes):
     min_bytes, texts = 20, random_documents(150, seed=0)
-    units = write_units(tmp_path, texts, per_file=40)
-    rules = Rules(False, min_bytes, chunk_bytes)
-    facts = dedup.find(units, READING, rules, tmp_path, say=lambda _: None)
+    changes = {"dedup_bytes": min_bytes, "dedup_chunk_bytes": chunk_bytes}
+    _, facts = drop(tmp_path, texts, per_file=40, **changes)
     assert (facts["chunks"] > 4) == (chunk_bytes == 5000)
-    cuts_Rx4 = np.concatenate(
-        [
-            cuts.load(tmp_path, unit.number) + [2 * unit.number, 0, 0, 0]
-            for unit in units
-        ]
-    )
+    cuts_Rx4 = np.load(tmp_path / dedup.CUTS)
     of_document = collections.defaultdict(list)
     for file, document, start, stop in cuts_Rx4.tolist():
         of_document[file * 40 + document].append((start, stop))
@@ -242,10 +204,9 @@ def test_no_window_that_stays_whole_has_an_earlier_copy(tmp_path, chunk_bytes):
 def test_parts_of_any_size_give_the_same_cuts(tmp_path):
     texts = random_documents(100, seed=1)
     found = []
-    for name, chunk_bytes in (("parts", 3000), ("whole", WHOLE)):
-        left, facts = drop(
-            tmp_path / name, texts, 24, documents=True, chunk_bytes=chunk_bytes
-        )
+    for name, chunk_bytes in (("parts", 3000), ("whole", 1 << 20)):
+        changes = {"drop_duplicates": True, "dedup_chunk_bytes": chunk_bytes}
+        left, facts = drop(tmp_path / name, texts, dedup_bytes=24, **changes)
         found.append((left, {k: v for k, v in facts.items() if k != "chunks"}))
         assert (facts["chunks"] > 5) == (name == "parts")
     assert found[0] == found[1]
@@ -257,17 +218,19 @@ def test_parts_of_any_size_give_the_same_cuts(tmp_path):
 
 def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch):
     texts = random_documents(60, seed=2)
-    rules = Rules(True, 20, 2500)
+    monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     lines = []
 
     def find(name):
-        units = write_units(tmp_path / name, texts, per_file=6)
-        return dedup.find(units, READING, rules, tmp_path / name, lines.append)
+        changes = {"drop_duplicates": True, "dedup_bytes": 20}
+        changes |= {"per_file": 6, "dedup_chunk_bytes": 2500, "say": lines.append}
+        return drop(tmp_path / name, texts, **changes)
 
     def made(name):
-        return {p.name: p.read_bytes() for p in (tmp_path / name).glob("[cd]u*")}
+        names = (dedup.CUTS, dedup.FOUND)
+        return [(tmp_path / name / file).read_bytes() for file in names]
 
-    whole = find("whole")
+    left, facts = find("whole")
     search, calls = dedup._search, []
 
     def stop_at_4(*args):
@@ -283,17 +246,17 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
     (tmp_path / "stopped" / "documents-00002.npy").unlink()
     (tmp_path / "stopped" / "text-00001.bin").unlink()
-    assert find("stopped") == whole
-    pairs = whole["chunks"] * (whole["chunks"] - 1) // 2
+    assert find("stopped") == (left, facts)
+    pairs = facts["chunks"] * (facts["chunks"] - 1) // 2
     assert len(again) == pairs - 4 > 0
     assert f"duplicates: {pairs} of {pairs} pairs of parts searched" in lines
-    assert made("stopped") == made("whole") and len(made("whole")) == 7
-    # All are made again if one is missing, none if all are there.
-    (tmp_path / "stopped" / "cuts-00001.npy").unlink()
+    assert made("stopped") == made("whole")
+    # Both are made again if one is missing, none if both exist.
+    (tmp_path / "stopped" / dedup.CUTS).unlink()
     find("stopped")
     assert made("stopped") == made("whole")
-    monkeypatch.setattr(dedup, "_find", None)
-    assert find("stopped") == whole
+    monkeypatch.setattr(dedup, "_find_cuts", None)
+    assert find("stopped") == (left, facts)
 
 
 def config_of(tmp_path, *overrides, name="d"):
@@ -321,8 +284,8 @@ BOTH = ("data.drop_duplicates=True", "data.dedup_bytes=40")
 def documents_of(config):
     return [
         text
-        for portion in prepare.portions_of(config)[0]
-        for text in portion.part.path.read_text().split("\n\n")
+        for file in sources.resolve(config.data)
+        for text in file.path.read_text().split("\n\n")
     ]
 
 
@@ -345,7 +308,7 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
     expected = {False: [], True: []}
     for text in left:
         ids = corpus.tokenizer.encode(text, add_special_tokens=False).ids
-        expected[encoding.is_held_out(text, 0.2)] += [*ids, tokenizer.SEP]
+        expected[encode.is_held_out(text, 0.2)] += [*ids, tokenizer.SEP]
     for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
         tokens = expected[held_out][: len(expected[held_out]) // 32 * 32]
         np.testing.assert_array_equal(
@@ -376,7 +339,7 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
 
 
 def test_two_processes_and_a_stop_leave_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "UNIT_BYTES", 1)
+    monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
     whole = prepare.prepare(config_of(tmp_path, *BOTH, name="one"))
     assert len(whole.manifest["shards"]["blocks"]) > 5
@@ -385,21 +348,21 @@ def test_two_processes_and_a_stop_leave_what_one_does(tmp_path, monkeypatch):
     assert content(two.path) == content(whole.path)
     cores(monkeypatch, 1)
     config = config_of(tmp_path, *BOTH, name="stopped")
-    encode, calls = encoding._encode_shard, []
+    encode_shard, calls = encode._encode_shard, []
 
     def stop_at_4(*args):
         if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(args[-1])
-        return encode(*args)
+        return encode_shard(*args)
 
-    monkeypatch.setattr(encoding, "_encode_shard", stop_at_4)
+    monkeypatch.setattr(encode, "_encode_shard", stop_at_4)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(config)
-    monkeypatch.setattr(encoding, "_encode_shard", encode)
+    monkeypatch.setattr(encode, "_encode_shard", encode_shard)
     (partial,) = (tmp_path / "stopped").glob("*.partial")
     assert calls[1].startswith("00000") and calls[3].startswith("00001")
-    (partial / "cuts-00001.npy").unlink()
+    (partial / dedup.CUTS).unlink()
     (partial / "facts-00000-00001.json").unlink()
     assert content(prepare.prepare(config).path) == content(whole.path)
 
@@ -413,10 +376,9 @@ def test_the_tokenizer_does_not_see_what_is_dropped(tmp_path, monkeypatch):
 
     config = config_of(tmp_path, *BOTH, "data.held_out_share=1e-9")
     monkeypatch.setattr(tokenizer, "train", note)
-    units = prepare.units_of(prepare.portions_of(config)[0])
-    rules = Rules.of(config.data)
-    dedup.find(units, READING, rules, tmp_path, say=lambda _: None)
-    vocabulary._train(config, units, tmp_path)
+    found = sources.resolve(config.data)
+    left, _ = dedup.deduplicated(found, config.data, tmp_path, lambda line: None)
+    prepare.train_tokenizer(config, left)
     assert seen == cut_by_definition(documents_of(config), 40)
 
 
@@ -425,7 +387,7 @@ def test_what_is_off_is_not_in_the_corpus_s_name(tmp_path):
     for overrides in ((), ("data.drop_duplicates=True",), BOTH[1:], BOTH):
         config = config_of(tmp_path, *overrides)
         names.add(prepare.corpus_path(config).name)
-        settings = manifest.settings(config)
+        settings = corpora.settings(config)
         assert ("drop_duplicates" in settings) == config.data.drop_duplicates
         assert ("dedup_bytes" in settings) == (config.data.dedup_bytes > 0)
         other = config_of(tmp_path, *overrides, "data.dedup_chunk_bytes=1e9")

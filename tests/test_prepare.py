@@ -16,7 +16,7 @@ from conftest import TINY, tiny_config
 from tokenizers import Tokenizer, models
 
 from cramjax import files
-from cramjax.data import encoding, prepare, processes, tokenizer, vocabulary
+from cramjax.data import encode, prepare, processes, sources, tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.errors import SourceLost, UserError
 
@@ -38,8 +38,8 @@ def write_texts(folder, files=3, documents=60, seed=0):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Every file is a unit of several shards."""
-    monkeypatch.setattr(prepare, "UNIT_BYTES", 1)
+    """Every file is a group of several shards."""
+    monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
 
 
@@ -67,7 +67,7 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
     corpus = prepare.prepare(config, lines.append)
     assert len(corpus.manifest["shards"]["blocks"]) > 6
     expected = {False: [], True: []}
-    for path in [p.part.path for p in prepare.portions_of(config)[0]]:
+    for path in [file.path for file in sources.resolve(config.data)]:
         documents = path.read_text().split("\n\n")
         while documents:  # a shard is full with the document that reaches its size
             ids, size = {False: [], True: []}, 0
@@ -75,7 +75,7 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
                 text = documents.pop(0)
                 size += len(text)
                 tokens = corpus.tokenizer.encode(text, add_special_tokens=False).ids
-                held_out = encoding.is_held_out(text, 0.2)
+                held_out = encode.is_held_out(text, 0.2)
                 ids[held_out] += [*tokens, tokenizer.SEP]
             for held_out, tokens in ids.items():
                 expected[held_out] += tokens[: len(tokens) // 32 * 32]
@@ -120,7 +120,7 @@ def test_two_processes_write_what_one_does(tmp_path, small_shards, monkeypatch):
 def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
     cores(monkeypatch, 1)
     config = config_of(tmp_path)
-    encode, waiting, lines = encoding._encode_shard, threading.Event(), []
+    encode_shard, waiting, lines = encode._encode_shard, threading.Event(), []
     found = []
 
     def say(line):
@@ -137,9 +137,9 @@ def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
         if not waiting.is_set():
             other.start()
             assert waiting.wait(30)
-        return encode(*args)
+        return encode_shard(*args)
 
-    monkeypatch.setattr(encoding, "_encode_shard", encode_when_waited_for)
+    monkeypatch.setattr(encode, "_encode_shard", encode_when_waited_for)
     corpus = prepare.prepare(config)
     other.join()
     assert found == [corpus.path]
@@ -151,7 +151,7 @@ def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
 def test_text_that_changes_meanwhile_is_refused(tmp_path, small_shards, monkeypatch):
     cores(monkeypatch, 1)
     config = config_of(tmp_path)
-    path = prepare.portions_of(config)[0][0].part.path
+    path = sources.resolve(config.data)[0].path
     encode_all = prepare.encode_all
 
     def change(*args):
@@ -167,15 +167,15 @@ def test_stopped_and_started_again_it_goes_on(tmp_path, small_shards, monkeypatc
     cores(monkeypatch, 1)
     whole = prepare.prepare(config_of(tmp_path, "whole"))
     config = config_of(tmp_path)
-    encode, calls = encoding._encode_shard, []
+    encode_shard, calls = encode._encode_shard, []
 
     def stop_at_5(*args):
         if len(calls) == 5:
             raise KeyboardInterrupt
         calls.append(args[-1])
-        return encode(*args)
+        return encode_shard(*args)
 
-    monkeypatch.setattr(encoding, "_encode_shard", stop_at_5)
+    monkeypatch.setattr(encode, "_encode_shard", stop_at_5)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(config)
     (partial,) = (tmp_path / "d").glob("*.partial")
@@ -185,12 +185,12 @@ def test_stopped_and_started_again_it_goes_on(tmp_path, small_shards, monkeypatc
     (partial / f"facts-{calls[4]}.json").write_text("{")
     again = []
     monkeypatch.setattr(
-        encoding, "_encode_shard", lambda *a: again.append(a[-1]) or encode(*a)
+        encode, "_encode_shard", lambda *a: again.append(a[-1]) or encode_shard(*a)
     )
     corpus = prepare.prepare(config)
     assert content(corpus.path) == content(whole.path)
     shards = [s["file"][7:18] for s in corpus.manifest["shards"]["blocks"]]
-    # Of a unit, shards behind a damaged one are made again: their text is read anyway.
+    # Of a group, shards after a damaged one are made again: their text is read anyway.
     assert calls == shards[:5] and calls[2][:5] != calls[3][:5]
     assert again == [shard for shard in shards if shard not in (calls[0], calls[3])]
 
@@ -241,11 +241,11 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "train", note)
     texts = write_texts(tmp_path / "texts", files=3, documents=100)
     config = tiny_config(tmp_path, f"data.sources={texts}", "data.tokenizer_chars=9000")
-    portions, _ = prepare.portions_of(config)
-    vocabulary._train(config, prepare.units_of(portions), tmp_path)
+    found = sources.resolve(config.data)
+    prepare.train_tokenizer(config, found)
     assert 9000 * 0.9 < sum(map(len, seen)) < 9000 * 1.2
-    for portion in portions:
-        documents = portion.part.path.read_text().split("\n\n")
+    for file in found:
+        documents = file.path.read_text().split("\n\n")
         count = sum(text in set(documents) for text in seen)
         assert 5 < count < 40
 
@@ -265,7 +265,7 @@ def test_stopped_before_the_last_step_nothing_is_encoded_again(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(config, lambda _: None)
     monkeypatch.setattr(Path, "rename", rename)
-    monkeypatch.setattr(encoding, "_encode_shard", None)  # would not work
+    monkeypatch.setattr(encode, "_encode_shard", None)  # would not work
     corpus = prepare.prepare(config, lambda _: None)
     assert len(corpus.train) and not list(corpus.path.glob("facts-*"))
 
@@ -274,17 +274,17 @@ def test_a_read_error_keeps_what_is_finished(tmp_path, monkeypatch):
     texts = write_texts(tmp_path / "texts", files=1, documents=100)
     overrides = (f"data.sources={texts}", "model.vocab_size=42")
     config = tiny_config(tmp_path / "d", *overrides)
-    encode = encoding.encode_unit
+    encode_group = encode.encode_group
 
     def fails(*args):
         raise SourceLost("the disk is away")
 
-    monkeypatch.setattr(encoding, "encode_unit", fails)
+    monkeypatch.setattr(encode, "encode_group", fails)
     with pytest.raises(SourceLost):
         prepare.prepare(config, lambda _: None)
     (building,) = (tmp_path / "d").glob("*.partial")
     assert (building / "tokenizer.json").exists()
-    monkeypatch.setattr(encoding, "encode_unit", encode)
+    monkeypatch.setattr(encode, "encode_group", encode_group)
     prepare.prepare(config, lambda _: None)
 
 
@@ -304,10 +304,10 @@ def test_a_long_line_without_a_space_does_not_stall(tmp_path):
 
 PROGRAM = """
 import sys
-from cramjax.data import prepare
+from cramjax.data import prepare, sources
 from cramjax.config import load
 if __name__ == "__main__":
-    prepare.UNIT_BYTES, prepare.SHARD_CHARS = 1 << 20, 1 << 19
+    sources.GROUP_BYTES, prepare.SHARD_CHARS = 1 << 20, 1 << 19
     prepare.prepare(load("configs/quickstart.py", sys.argv[1:]))
 """
 

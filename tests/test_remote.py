@@ -1,7 +1,6 @@
 """Text behind URLs: from a hub on the loopback interface, and from memory."""
 
 import bz2
-import collections
 import gzip
 import importlib.util
 import json
@@ -17,9 +16,9 @@ from conftest import tiny_config
 from fake_hub import FakeHub
 from pyarrow import parquet
 
-from cramjax.data import encoding, prepare, readers, remote, sample, sources, vocabulary
+from cramjax.data import encode, prepare, remote, sample, sources
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import Reading
+from cramjax.data.readers import Records
 from cramjax.errors import SourceLost, UserError
 
 NUMBERS = np.random.default_rng(0).integers(0, 10**6, (1500, 100)).astype(str)
@@ -29,6 +28,7 @@ COMMON = (
     *("data.held_out_share=0.2", "data.tokenizer_chars=2000"),
 )
 BOOKS = "hf://datasets/me/books/train/*"
+DATA = tiny_config("unused").data
 NAMES = ("00.jsonl.zst", "01.json.gz", "02.parquet")
 
 
@@ -76,12 +76,12 @@ def blocks(corpus):
     return {path.name: path.read_bytes() for path in {*paths} - {manifest}}
 
 
-@pytest.mark.parametrize("unit_bytes", [prepare.UNIT_BYTES, 1])
+@pytest.mark.parametrize("group_bytes", [sources.GROUP_BYTES, 1])
 def test_the_hub_gives_the_corpus_that_its_files_give(
-    hub, tmp_path, monkeypatch, unit_bytes
+    hub, tmp_path, monkeypatch, group_bytes
 ):
     """In this process, and in workers that are told of the files."""
-    monkeypatch.setattr(prepare, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
     said = []
     there = build(tmp_path / "a", BOOKS, say=said.append)
     here = build(tmp_path / "b", str(tmp_path / "hub/me/books/train/*"))
@@ -106,8 +106,8 @@ def test_a_lost_connection_is_no_damage(
     huggingface_hub's error with a status is an OSError without a number, like that of
     a decompressor, and its error of a connection is none.
     """
-    monkeypatch.setattr(vocabulary, "CHECK_CHARS", 2000)
-    monkeypatch.setattr(encoding, "CHUNK_CHARS", 10_000)
+    monkeypatch.setattr(prepare, "CHECK_CHARS", 2000)
+    monkeypatch.setattr(encode, "CHUNK_CHARS", 10_000)
     monkeypatch.setattr(prepare, "SHARD_CHARS", 20_000)
     source = f"hf://datasets/me/books/train/{name}"
     whole = build(tmp_path / "a", source)
@@ -131,7 +131,7 @@ def test_a_connection_that_comes_back(hub, tmp_path, monkeypatch):
     """Reading goes on from where it was; nobody is told."""
     monkeypatch.setattr(time, "sleep", lambda seconds: hub.cut.clear())
     source = f"hf://datasets/me/books/train/{NAMES[0]}"
-    (file,) = remote.find(source, Fingerprints(tmp_path))
+    (file,) = remote.find(source, Fingerprints(str(tmp_path)))
     with file.open() as stream:
         begin = stream.read(20_000)
         hub.cut[NAMES[0]] = 30_000
@@ -144,12 +144,12 @@ def test_damage_is_still_damage(hub, tmp_path):
     path = tmp_path / "hub/me/books/train" / NAMES[1]
     path.write_bytes(path.read_bytes()[:-100_000])
     (file,) = remote.find(
-        f"hf://datasets/me/books/train/{NAMES[1]}", Fingerprints(tmp_path)
+        f"hf://datasets/me/books/train/{NAMES[1]}", Fingerprints(str(tmp_path))
     )
-    problems = collections.Counter()
-    found = list(file.texts(Reading(), problems))
+    records = Records(DATA)
+    found = list(file.texts(records))
     assert 10 < len(found) < 500
-    assert any(what.startswith("01.json.gz is damaged") for what in problems)
+    assert any(what.startswith("01.json.gz is damaged") for what in records.problems)
 
 
 def test_what_is_over_the_limit_is_not_downloaded(hub, tmp_path):
@@ -175,6 +175,20 @@ def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path):
     assert prepare.prepare(config, said.append).path == corpus.path
     assert said == [f"corpus: {corpus.path} (found)"]
     prepare.check(config)
+
+
+def test_checking_reads_no_local_file(hub, tmp_path, monkeypatch):
+    """Hashing can take minutes: it is not done before the server has answered."""
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    mixed = f"data.sources=('{tmp_path}/a.txt','{BOOKS}')"
+    config = tiny_config(tmp_path / "a", mixed, *COMMON)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fingerprints, "file", None)
+        prepare.check(config)
+    path = prepare.prepare(config, lambda line: None).path
+    hub.requests.clear()
+    prepare.check(config)  # the corpus exists and its files have not changed
+    assert hub.requests == [] and (path / "manifest.json").exists()
 
 
 def test_without_a_network_one_line_says_so_at_once(hub, tmp_path):
@@ -228,11 +242,11 @@ def test_what_cannot_be_had_is_said_before_anything_is_read(
 def test_a_file_that_has_changed(hub, tmp_path):
     with fsspec.open("memory://changed/a.txt", "w") as file:
         file.write("one\n\ntwo")
-    (file,) = remote.find("memory://changed/a.txt", Fingerprints(tmp_path))
-    assert list(file.texts(Reading(), readers.Problems()))[0].strip() == "one"
+    (file,) = remote.find("memory://changed/a.txt", Fingerprints(str(tmp_path)))
+    assert list(file.texts(Records(DATA)))[0].strip() == "one"
     fsspec.filesystem("memory").pipe("/changed/a.txt", b"longer than before")
     with pytest.raises(UserError, match="had 8 bytes .* 18 now: delete fingerprints"):
-        list(file.texts(Reading(), readers.Problems()))
+        list(file.texts(Records(DATA)))
 
 
 def test_text_in_memory(tmp_path):
@@ -251,18 +265,16 @@ def test_sources_of_earlier_configs(hub, tmp_path):
         (parquets / config / "train").mkdir(parents=True)
         table = pyarrow.table({"text": [f"{config} {text}" for text in TEXTS]})
         parquet.write_table(table, parquets / config / "train/0000.parquet")
-    for source, config in (("hf:me/books:en", "en"), ("hf:me/books@abc:de", "de")):
-        found = sources.resolve(
-            tiny_config(tmp_path / "d", f"data.sources={source}").data,
-            Fingerprints(tmp_path / "d"),
-        )
-        texts = list(sources.documents(found[0], Reading(), readers.Problems()))
-        assert [len(found), texts[0]] == [1, f"{config} {TEXTS[0]}"]
-    assert remote.current("hf:me/books", "test") == (
+    for source, name in (("hf:me/books:en", "en"), ("hf:me/books@abc:de", "de")):
+        config = tiny_config(tmp_path / "d", f"data.sources={source}")
+        found = sources.resolve(config.data)
+        texts = list(found[0].documents(Records(config.data)))
+        assert [len(found), texts[0]] == [1, f"{name} {TEXTS[0]}"]
+    assert remote.as_url("hf:me/books", "test") == (
         "hf://datasets/me/books@~parquet/*/*test/*.parquet"
     )
-    assert remote.current(BOOKS, "train") == BOOKS
+    assert remote.as_url(BOOKS, "train") == BOOKS
     shutil.copytree(parquets, tmp_path / "copy")
-    folder = remote.current(f"hf:{tmp_path}/copy", "train")
+    folder = remote.as_url(f"hf:{tmp_path}/copy", "train")
     config = tiny_config(tmp_path / "d", f"data.sources={folder}", *COMMON)
-    assert len(sources.resolve(config.data, Fingerprints(tmp_path / "d"))) == 2
+    assert len(sources.resolve(config.data)) == 2

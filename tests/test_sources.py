@@ -1,5 +1,5 @@
 import bz2
-import collections
+import dataclasses
 import gzip
 import io
 import json
@@ -13,22 +13,24 @@ from pyarrow import parquet
 
 from cramjax.data import prepare, readers, sources
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import File, Reading
-from cramjax.data.sources import Portion
+from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
 
 
-def portions(tmp_path, *overrides):
-    """Returns the parts of a config."""
-    return prepare.portions_of(tiny_config(tmp_path / "data", *overrides))[0]
+def resolve(tmp_path, *overrides):
+    """Returns the files of a config."""
+    return sources.resolve(tiny_config(tmp_path / "data", *overrides).data)
+
+
+DATA = tiny_config("unused").data
 
 
 def read(path, field="text", rule="blank_line", keep=(), join=0, limits=(None, None)):
     """Returns a file's documents, and its problems."""
-    problems = collections.Counter()
-    reading = Reading(field, rule, keep, join)
-    portion = Portion(File(path), 0, 1.0, *limits)
-    return list(sources.documents(portion, reading, problems)), dict(problems)
+    changes = {"text_field": field, "txt_documents": rule, "keep": keep}
+    records = Records(dataclasses.replace(DATA, **changes, join_chars=join))
+    file = File(path=path, max_chars=limits[0], max_documents=limits[1])
+    return list(file.documents(records)), dict(records.problems)
 
 
 PACKERS = {
@@ -119,8 +121,8 @@ def test_json_with_a_record_a_line(tmp_path):
     """C4's files are called c4-train.00000-of-01024.json.gz."""
     path = tmp_path / "a.00000-of-00002.json.gz"
     path.write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
-    (found,) = portions(tmp_path, f"data.sources={path}")
-    assert read(found.part.path) == (["one", "two"], {})
+    (found,) = resolve(tmp_path, f"data.sources={path}")
+    assert read(found.path) == (["one", "two"], {})
     plain = tmp_path / "b.json"
     plain.write_text('[\n  {"text": "one"}\n]\n')
     assert read(plain)[0] == ["one"]
@@ -157,8 +159,8 @@ def test_of_parquet_one_row_group_is_read_at_a_time(tmp_path):
         def open(self):
             return io.BufferedReader(Counting(path))
 
-    portion = Portion(Counted(path), 0, 1.0, None, 150)
-    found = list(sources.documents(portion, Reading(), collections.Counter()))
+    file = Counted(path=path, max_documents=150)
+    found = list(file.documents(Records(DATA)))
     assert found == texts[:150]
     assert sum(asked) < path.stat().st_size / 2
 
@@ -209,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
         read(tmp_path / "gone.txt")
     with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
-        Fingerprints(tmp_path).file(tmp_path / "gone.txt")
+        Fingerprints(str(tmp_path)).file(tmp_path / "gone.txt")
 
 
 def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):
@@ -224,18 +226,18 @@ def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):
 def test_resolve(tmp_path):
     for name in ("b.txt", "a.txt", "c.jsonl.gz", "d.pdf"):
         (tmp_path / name).touch()
-    found = portions(tmp_path, f"data.sources=('{tmp_path}/*.txt','{tmp_path}/c*')")
-    assert [p.part.path.name for p in found] == ["a.txt", "b.txt", "c.jsonl.gz"]
+    found = resolve(tmp_path, f"data.sources=('{tmp_path}/*.txt','{tmp_path}/c*')")
+    assert [p.path.name for p in found] == ["a.txt", "b.txt", "c.jsonl.gz"]
     assert [p.source for p in found] == [0, 0, 1]
     for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
         with pytest.raises(UserError, match="config.data.sources"):
-            portions(tmp_path, f"data.sources={wrong}")
+            resolve(tmp_path, f"data.sources={wrong}")
     with pytest.raises(
         UserError, match=r"is a folder; pass the files in it, .*\*\.txt"
     ):
-        portions(tmp_path, f"data.sources={tmp_path}")
+        resolve(tmp_path, f"data.sources={tmp_path}")
     with pytest.raises(UserError, match=r"d\.pdf is none of"):
-        portions(tmp_path, f"data.sources={tmp_path}/d.pdf")
+        resolve(tmp_path, f"data.sources={tmp_path}/d.pdf")
 
 
 def test_records_are_kept_by_their_fields(tmp_path):
@@ -253,29 +255,30 @@ def test_records_are_kept_by_their_fields(tmp_path):
     rows.write_text("text,n,set\none,1,books\ntwo,2,web\nthree,1,wiki\n,1,wiki\n")
     left_out = {"records left out by data.keep": 1, "records without text": 1}
     for path, field in ((lines, "meta.set"), (columns, "meta.set"), (rows, "set")):
-        sets = ((field, frozenset(["books", "wiki"])),)
+        sets = (f"{field}=books|wiki",)
         found, problems = read(path, keep=sets)
         # An empty field of .csv is an empty text, and no document either.
         expected = dict(list(left_out.items())[: 1 if path == rows else 2])
         assert (found, problems) == (["one", "three"], expected)
-        both = (*sets, ("n", frozenset("2")))
+        both = (*sets, "n=2")
         assert read(path, keep=both)[0] == []
         with pytest.raises(
             UserError, match=r"no such field 'meta[.a-z]*'; it has \['.*keep"
         ):
             field = "meta.sett" if path != rows else "meta.set"
-            read(path, keep=((field, frozenset("x")),))
+            read(path, keep=(f"{field}=x",))
     plain = tmp_path / "a.txt"
     plain.write_text("one")
     with pytest.raises(UserError, match=r"a\.txt has no such field 'n'"):
-        read(plain, keep=(("n", frozenset("1")),))
+        read(plain, keep=("n=1",))
 
 
 def test_keep_as_written_in_a_config(tmp_path):
     rules = '("meta.set=a|b=c","n=1")'
     config = tiny_config(tmp_path, f"data.keep={rules}", "data.join_chars=7")
-    keep = (("meta.set", frozenset(["a", "b=c"])), ("n", frozenset("1")))
-    assert Reading.of(config.data) == Reading("text", "blank_line", keep, 7)
+    keep = {"meta.set": {"a", "b=c"}, "n": {"1"}}
+    assert Records(config.data).keep == keep
+    assert config.data.join_chars == 7
     with pytest.raises(UserError, match="FIELD=VALUE"):
         tiny_config(tmp_path, "data.keep=('books',)")
 
@@ -285,13 +288,13 @@ def test_keep_as_written_in_a_config(tmp_path):
     [
         (
             "('lang=xx|yy',)",
-            "config.data.keep is ('lang=xx|yy',): no record is like that; in those "
-            "there are lang is 'en', 'de'",
+            "config.data.keep is ('lang=xx|yy',): no record matches; in the first ones "
+            "lang is 'en', 'de'",
         ),
-        # Each is there, but never both; of many values some are named.
+        # Each exists, but never both; of many values some are named.
         (
             "('lang=en','meta.year=1901')",
-            "lang is 'en', 'de'; meta.year is '1900', '1901', '1902', '1903', '1904', "
+            "lang is 'en', 'de'; meta.year is '1900', '1902', '1904', '1906', '1908', "
             "...",
         ),
         ("('meta.ok=yes',)", "meta.ok is 'true', 'false'"),
@@ -336,20 +339,20 @@ def test_limits_are_spread_over_the_files(tmp_path):
     for name, size in {"a": 100, "b": 300, "c": 400}.items():
         (tmp_path / f"{name}.txt").write_text("x" * size)
     names = f"data.sources=('{tmp_path}/[ab].txt','{tmp_path}/c.txt')"
-    found = portions(tmp_path, names, "data.max_chars=80", "data.max_documents=8")
+    found = resolve(tmp_path, names, "data.max_chars=80", "data.max_documents=8")
     assert [p.weight for p in found] == [0.125, 0.375, 0.5]
     assert [(p.max_chars, p.max_documents) for p in found] == [
         (10, 1),
         (30, 3),
         (40, 4),
     ]
-    found = portions(tmp_path, names, "data.max_chars=80", "data.shares=(0.9,0.1)")
+    found = resolve(tmp_path, names, "data.max_chars=80", "data.shares=(0.9,0.1)")
     assert [p.max_chars for p in found] == [18, 54, 8]
     assert [p.max_documents for p in found] == [None] * 3
     with pytest.raises(UserError, match="data.max_chars is 0"):
-        portions(tmp_path, names, "data.shares=(0.9,0.1)")
+        resolve(tmp_path, names, "data.shares=(0.9,0.1)")
     with pytest.raises(UserError, match="number for each of data.sources"):
-        portions(tmp_path, names, "data.max_chars=80", "data.shares=(1.0,)")
+        resolve(tmp_path, names, "data.max_chars=80", "data.shares=(1.0,)")
 
 
 def test_sources_in_proportion(tmp_path):
@@ -377,6 +380,15 @@ def test_sources_in_proportion(tmp_path):
     assert any("a.txt gave 5" in line and "not 75.0%" in line for line in lines)
 
 
+def test_a_build_resolves_its_sources_once(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i}" for i in range(300)))
+    overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=40")
+    resolve, calls = sources.resolve, []
+    monkeypatch.setattr(sources, "resolve", lambda d: calls.append(d) or resolve(d))
+    prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda line: None)
+    assert len(calls) == 1
+
+
 def test_spread():
     assert sources.spread(0, [0.5, 0.5]) == [None, None]
     assert sources.spread(10, [0.5, 0.3, 0.2], 1) == [5, 3, 2]
@@ -391,7 +403,7 @@ def test_an_empty_file_does_not_change_the_mix(tmp_path):
     for name, size in {"a": 300, "b": 100, "zero": 0}.items():
         (tmp_path / f"{name}.txt").write_text("x" * size)
     names = ",".join(f"'{tmp_path}/{name}.txt'" for name in ("a", "b", "zero"))
-    found = portions(tmp_path, f"data.sources=({names})", "data.max_chars=40")
+    found = resolve(tmp_path, f"data.sources=({names})", "data.max_chars=40")
     assert [p.max_chars for p in found] == [30, 10, 0]
 
 
@@ -411,23 +423,23 @@ def test_files_given_otherwise_are_another_corpus(tmp_path):
 def test_a_link_is_read_by_its_own_name(tmp_path):
     (tmp_path / "blob").write_text("text")
     (tmp_path / "a[1].txt").symlink_to(tmp_path / "blob")
-    (found,) = portions(tmp_path, f"data.sources='{tmp_path}/a[1].txt'")
-    assert read(found.part.path) == (["text"], {})
+    (found,) = resolve(tmp_path, f"data.sources='{tmp_path}/a[1].txt'")
+    assert read(found.path) == (["text"], {})
 
 
 def test_flat_names_with_dots_and_truth(tmp_path):
     rows = tmp_path / "a.csv"
     rows.write_text("text,meta.set\none,a\ntwo,b\n")
-    keep = (("meta.set", frozenset("a")),)
+    keep = ("meta.set=a",)
     assert read(rows, keep=keep)[0] == ["one"]
     columns = tmp_path / "a.parquet"
     values = {"text": ["one", "two"], "meta.set": ["a", "b"], "ok": [True, False]}
     parquet.write_table(pyarrow.table(values), columns)
     assert read(columns, keep=keep)[0] == ["one"]
-    assert read(columns, keep=(("ok", frozenset(["true"])),))[0] == ["one"]
+    assert read(columns, keep=("ok=true",))[0] == ["one"]
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": "one", "ok": true}\n{"text": "two", "ok": false}')
-    assert read(lines, keep=(("ok", frozenset(["false"])),))[0] == ["two"]
+    assert read(lines, keep=("ok=false",))[0] == ["two"]
 
 
 def test_records_that_are_too_long_are_left_out(tmp_path, monkeypatch):

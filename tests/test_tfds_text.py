@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import tiny_config
 
-from cramjax.data import prepare, readers, sources
+from cramjax.data import prepare, sources
+from cramjax.data.readers import Records
 from cramjax.errors import UserError
 
 TEXTS = [f"document {i} says that the cat {i} sat on the mat é" for i in range(60)]
@@ -57,12 +58,10 @@ def tfds_folder(tmp_path_factory):
 
 
 def read(config):
-    """Returns the texts of every part."""
-    problems = readers.Problems()
-    reading = readers.Reading.of(config.data)
+    """Returns the texts of every file, as a worker reads them."""
     return [
-        list(sources.documents(pickle.loads(pickle.dumps(p)), reading, problems))
-        for p in prepare.portions_of(config)[0]
+        list(pickle.loads(pickle.dumps(file)).documents(Records(config.data)))
+        for file in sources.resolve(config.data)
     ]
 
 

@@ -1,6 +1,5 @@
 """Every kind of tokenizer, alone and in a corpus."""
 
-import collections
 import functools
 import json
 import re
@@ -18,19 +17,13 @@ from tokenizers import Tokenizer, models, trainers
 
 from configs.ablations import tokenizers as tokenizer_rows
 from cramjax.config import load
-from cramjax.data import (
-    encoding,
-    kinds,
-    ordering,
-    prepare,
-    readers,
-    sources,
-    tokenizer,
-)
-from cramjax.data.kinds import KINDS, SPECIAL_TOKENS
+from cramjax.data import encode, order, prepare, sources, tokenizer
+from cramjax.data.readers import File, Records
+from cramjax.data.tokenizer import KINDS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
 from cramjax.schema.data import NORMALIZER_STEPS, TOKENIZER_KINDS
+from cramjax.tokens import SPECIAL_TOKENS
 from cramjax.training.validation import token_bytes
 
 SIZE = 500
@@ -41,9 +34,8 @@ APART = ("bpe", "unigram")  # decoded, their punctuation has a space before it
 def books(documents):
     """Returns the first documents of the embedded books, 4 kB each."""
     path = resources.files("cramjax") / sources.EMBEDDED["embedded:books"]
-    portion = sources.Portion(readers.File(path), 0, 1.0, None, documents)
-    found = sources.documents(portion, readers.Reading(), collections.Counter())
-    return list(found)
+    file = File(path=path, max_documents=documents)
+    return list(file.documents(Records(tiny_config("unused").data)))
 
 
 @pytest.fixture(scope="module")
@@ -259,12 +251,12 @@ def test_encoding_in_pieces_gives_the_tokenizers_ids(
     words = trained(kind, steps)
     texts = [text.encode(errors="replace").decode() for text in texts]
     for text in texts:
-        pieces = encoding.split(text, piece)
+        pieces = encode.split(text, piece)
         assert re.sub("[ \n]", "", "".join(pieces)) == re.sub("[ \n]", "", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "PIECE_CHARS", piece)
+        patch.setattr(encode, "PIECE_CHARS", piece)
         encoder = tokenizer.Encoder(words, tokenizer.all_steps(kind, steps))
-        encoded = list(encoding._encoded(encoder, texts))
+        encoded = list(encode._encoded(encoder, texts))
     for (text, parts), expected in zip(encoded, texts, strict=True):
         assert text == expected
         ids = ids_of(words, text)
@@ -288,7 +280,7 @@ def test_special_tokens_in_text_are_plain_characters(kind, tmp_path):
 SCRIPT = """
 import hashlib, json, sys
 from cramjax.data import tokenizer
-from cramjax.data.kinds import KINDS
+from cramjax.data.tokenizer import KINDS
 from cramjax.schema.data import NORMALIZER_STEPS
 texts = json.load(sys.stdin)
 for kind in KINDS:
@@ -353,7 +345,7 @@ def test_where_the_library_prunes_too_far_the_goal_is_raised():
     words = tokenizer._assembled("unigram", NORMALIZER_STEPS, models.Unigram())
     trainer = functools.partial(trainers.UnigramTrainer, unk_token="<unk>")
     documents = iter([texts, texts, texts])
-    model = kinds._train_unigram(words, trainer, lambda: next(documents), 400)
+    model = tokenizer._train_unigram(words, trainer, lambda: next(documents), 400)
     assert list(documents) == []  # a third pass
     assert Tokenizer(model).get_vocab_size() == 400
 
@@ -374,14 +366,14 @@ def test_spellings():
     ]
     assert list(token_bytes(marked)[7:]) == [0, 2, 2]
     corpus = SimpleNamespace(tokenizer=marked, manifest={"vocab_size": 10})
-    assert list(-ordering._decoded_length(corpus)[7:]) == [1, 1, 2]
+    assert list(-order._decoded_length(corpus)[7:]) == [1, 1, 2]
 
 
 def test_periods():
     pieces = [*[".", "##.", "▁.", "mat.", "▁mat.", ".."], '."', "a.b", "▁.."]
     words = by_hand("wordlevel", models.WordLevel(_vocab(pieces), unk_token="<unk>"))
     corpus = SimpleNamespace(tokenizer=words, manifest={"vocab_size": 7 + len(pieces)})
-    assert list(ordering._periods(corpus)[7:]) == [1, 0, 1, 1, 1, 0, 0, 0, 0]
+    assert list(order._periods(corpus)[7:]) == [1, 0, 1, 1, 1, 0, 0, 0, 0]
 
 
 @ALL_KINDS
@@ -402,14 +394,14 @@ def test_a_corpus(tmp_path, kind):
     ids = {True: [], False: []}
     for text in (*documents[::2], *documents[1::2]):
         tokens = ids_of(words, text)
-        ids[encoding.is_held_out(text, 0.2)] += [*tokens, tokenizer.SEP]
+        ids[encode.is_held_out(text, 0.2)] += [*tokens, tokenizer.SEP]
     for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
         tokens = ids[held_out][: len(ids[held_out]) // 32 * 32]
         tokens_NxL = blocks.take(np.arange(len(blocks)))
         np.testing.assert_array_equal(tokens_NxL, np.reshape(tokens, (-1, 32)))
-    for order, values in ordering.VALUES.items():
-        assert len(set(values(corpus))) > 1, order
-        permutation = ordering.first_pass(corpus, order, 0)
+    for name, values in order.VALUES.items():
+        assert len(set(values(corpus))) > 1, name
+        permutation = order.first_pass(corpus, name, 0)
         assert sorted(permutation) == list(range(len(corpus.train)))
     report = (corpus.path / "report.md").read_text()
     samples = report.split("chosen at random\n")[1]
@@ -467,11 +459,11 @@ def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):
     for override, message in (
         (f"data.tokenizer={tmp_path}/x", "x cannot be read"),
         ("model.vocab_size=300", "has 256 entries, not config.model.vocab_size=300"),
-        ("data.normalizer=('nfd',)", "another normaliser"),
+        ("data.normalizer=('nfd',)", "another normalizer"),
         (
             f"data.tokenizer={tmp_path}/swapped.json",
-            "has not the special tokens <pad> <s> </s> <unk> <cls> <sep> <mask> as its "
-            r"first ones; the tokenizer\.json of a packed corpus has them",
+            "does not have the special tokens <pad> <s> </s> <unk> <cls> <sep> <mask> "
+            r"as its first ones; the tokenizer\.json of a packed corpus has them",
         ),
         (f"data.tokenizer={tmp_path}/cut.json", "tokenizer_kind=wordpiece trains$"),
         (f"data.tokenizer={tmp_path}/bert.json", f"_kind=wordpiece trains{bert}"),

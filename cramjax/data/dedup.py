@@ -1,140 +1,146 @@
-"""Text that occurred before: equal documents, and repeats inside and across them.
+"""Drops text that occurred before: equal documents, and repeated runs of bytes.
 
 Exact substrings after Lee et al., "Deduplicating Training Data Makes Language Models
 Better" (2022, arXiv 2107.06499, section 4.1); here, the first occurrence always stays.
+
+All text is read once and what to cut out of it is written down (`find_cuts`). The files
+that `deduplicated` returns apply the cuts as their documents are read, so what comes
+after does not know about it.
 """
 
-import collections
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cramjax import files
-from cramjax.data import cuts, repeats, spool
-from cramjax.data.encoding import EXAMPLE_CHARS, EXAMPLES, Unit, read_all
-from cramjax.data.readers import Reading
-from cramjax.data.spool import Spool
+from cramjax.data import processes, repeats
+from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
+from cramjax.data.readers import File, Records
+from cramjax.data.repeats import SEPARATOR
+from cramjax.data.sources import grouped
 from cramjax.schema import DataConfig
 
-FOUND = "duplicates.json"  # written last
+FOUND, CUTS = "duplicates.json", "cuts.npy"  # written last
+TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")
+# A document: its file's number, the bytes of its UTF-8, and its hash.
+DOCUMENT = np.dtype([("file", "<i4"), ("bytes", "<i4"), ("digest", "<u8", 2)])
+PACKED = struct.Struct("<ii16s")  # the same, faster to write
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What is dropped; see `schema.DataConfig`."""
-
-    drop_documents: bool
-    min_bytes: int
-    chunk_bytes: int
-
-    @classmethod
-    def of(cls, config: DataConfig) -> "Rules":
-        """Returns what the config says."""
-        return cls(config.drop_duplicates, config.dedup_bytes, config.dedup_chunk_bytes)
-
-    @property
-    def on(self) -> bool:
-        """Whether anything may be dropped."""
-        return self.drop_documents or self.min_bytes > 0
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what changes the blocks: nothing of what is off, nor the chunks."""
-        settings = {
-            "drop_duplicates": self.drop_documents,
-            "dedup_bytes": self.min_bytes,
-        }
-        return {key: value for key, value in settings.items() if value}
+def is_on(data: DataConfig) -> bool:
+    """Returns whether anything may be dropped."""
+    return data.drop_duplicates or data.dedup_bytes > 0
 
 
-def find(
-    units: Sequence[Unit],
-    reading: Reading,
-    rules: Rules,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Leaves every unit's cuts (see `cuts.load`) in the folder.
+def deduplicated(
+    found: Sequence[File], data: DataConfig, folder: Path, say: Callable[[str], None]
+) -> tuple[list[File], dict[str, Any]]:
+    """Returns files that give the text without what occurred before in all of it.
 
-    Documents are compared as they are read, stripped, before the normaliser: 16 bytes
-    of BLAKE2b tell them apart. This takes 80 bytes of memory a document.
+    Documents are compared as they are read, stripped, before the normalizer: 16 bytes
+    of BLAKE2b identify them. This takes 80 bytes of memory per document.
 
-    Repeats are found wherever they are. More text than `rules.chunk_bytes` is cut into
-    parts of half of it (a document more at most), and every two parts are searched
-    together: memory is that of one chunk (see `repeats.repeated`), in one process, and
-    time grows with the square of the text. Meanwhile the text is on the disk, in the
-    folder. The text that is left on both sides of a cut is joined, and what that makes
-    is not searched again.
+    Repeats are found wherever they are. More text than `data.dedup_chunk_bytes` is
+    divided into parts of half of it (a document more at most), and every two parts are
+    searched together: memory is that of one chunk (see `repeats.repeated`), in one
+    process, and time grows with the square of the text. Meanwhile the text is on the
+    disk, in the folder. The text on both sides of a cut is joined, and the result is
+    not searched again.
 
-    Stopped at any moment, the same call goes on, to the same cuts.
+    Stopped at any moment, the same call continues, to the same cuts.
 
     Returns:
-      {"documents" (equal to an earlier one), "spans" (cut out of others), "bytes" (of
-      both), "of_bytes" (text in all), "chunks" (parts of it; 1: all at once),
-      "examples" ({"documents", "spans"}: beginnings of some)}; {} if nothing is to be
-      dropped.
+      The files, and {"documents" (equal to an earlier one), "spans" (cut out of
+      others), "bytes" (of both), "of_bytes" (text in all), "chunks" (parts of it; 1:
+      all at once), "examples" ({"documents", "spans"}: beginnings of some)}.
 
     Raises:
-      UserError: the package for suffix arrays is missing; see also
-        `sources.documents`.
+      UserError: the package for suffix arrays is missing; see also `File.documents`.
     """
-    if not rules.on:
-        return {}
     start = time.monotonic()
-    found = folder / FOUND
-    written = [found, *(cuts.path_of(folder, unit.number) for unit in units)]
-    if not all(path.exists() for path in written):
-        files.write_json(found, _find(units, reading, rules, folder, say))
-    for pattern in (*spool.FILES, "repeats-*.npy"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    facts = files.read_json(found, "run again")
+    path = folder / CUTS
+    if not ((folder / FOUND).exists() and path.exists()):
+        cuts_Rx4, facts = _find_cuts(found, data, folder, say)
+        with files.replacing(path) as file:
+            np.save(file, cuts_Rx4)
+        files.write_json(folder / FOUND, facts)
+    for pattern in TEMPORARY:
+        for temporary in folder.glob(pattern):
+            temporary.unlink()
+    facts = files.read_json(folder / FOUND, "run again")
     say(
         f"duplicates: {facts['documents']:,} documents and {facts['spans']:,} spans "
         f"dropped, {facts['bytes'] / 1e6:,.1f} of {facts['of_bytes'] / 1e6:,.1f} MB, "
         f"{time.monotonic() - start:.0f}s"
     )
-    return facts
+    return [
+        dataclasses.replace(file, transform=functools.partial(_without, path, number))
+        for number, file in enumerate(found)
+    ], facts
 
 
-def _find(
-    units: Sequence[Unit],
-    reading: Reading,
-    rules: Rules,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    if rules.min_bytes:
-        repeats.require_package(rules.min_bytes)
-    spool.fill(units, reading, folder, with_text=rules.min_bytes > 0)
-    text = Spool(units, folder)
-    duplicate_D = np.zeros(text.documents_U[-1], bool)
-    if rules.drop_documents:
-        duplicate_D = _equal_to_earlier(text.digests())
+def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
+    """Yields a file's documents without what is cut, stripped, if any text is left.
+
+    Args:
+      path: of cuts_Rx4: file, document in the file, start and stop. Start and stop are
+        bytes of the document's UTF-8, at whole characters. Rows are sorted, and no two
+        touch.
+      file: its number.
+      documents: of the file.
+    """
+    cuts_Rx4 = np.load(path, mmap_mode="r")
+    cuts_Rx3 = cuts_Rx4[slice(*np.searchsorted(cuts_Rx4[:, 0], [file, file + 1])), 1:]
+    row = 0
+    for number, text in enumerate(documents):
+        if row == len(cuts_Rx3) or cuts_Rx3[row, 0] > number:
+            yield text
+            continue
+        data, kept, end = text.encode(), [], 0
+        while row < len(cuts_Rx3) and cuts_Rx3[row, 0] == number:
+            kept.append(data[end : cuts_Rx3[row, 1]])
+            end = cuts_Rx3[row, 2]
+            row += 1
+        kept.append(data[end:])
+        # Errors: the file has changed meanwhile, which `prepare` will report.
+        left = b"".join(kept).decode(errors="ignore").strip()
+        if left:
+            yield left
+
+
+def _find_cuts(
+    found: Sequence[File], data: DataConfig, folder: Path, say: Callable[[str], None]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns cuts_Rx4, see `_without`, and the facts about them."""
+    if data.dedup_bytes:
+        repeats.require_package(data.dedup_bytes)
+    text = Spool(found, data, folder)
+    duplicate_D = np.zeros(len(text.table), bool)
+    if data.drop_duplicates:
+        duplicate_D = _equal_to_earlier(text.table["digest"])
     chunks, spans_Rx2 = 0, np.zeros((0, 2), np.int64)
-    if rules.min_bytes:
-        chunks, spans_Rx2 = _repeats(text, rules, folder, say)
+    if data.dedup_bytes:
+        chunks, spans_Rx2 = _repeats(text, data, folder, say)
         spans_Rx2 = spans_Rx2[~duplicate_D[text.documents_at(spans_Rx2[:, 0])]]
-    rows = size = 0
-    for number, unit in enumerate(units):
-        cuts_Rx4 = _unit_cuts(text, number, duplicate_D, spans_Rx2)
-        with files.replacing(cuts.path_of(folder, unit.number)) as file:
-            np.save(file, cuts_Rx4)
-        rows += len(cuts_Rx4)
-        size += int((cuts_Rx4[:, 3] - cuts_Rx4[:, 2]).sum())
+    cuts_Rx4 = _cuts(text, duplicate_D, spans_Rx2)
     documents = int(duplicate_D.sum())
-    return {
+    return cuts_Rx4, {
         "documents": documents,
-        "spans": rows - documents,
-        "bytes": size,
-        "of_bytes": sum(int(table["bytes"].sum()) for table in text.tables),
+        "spans": len(cuts_Rx4) - documents,
+        "bytes": int((cuts_Rx4[:, 3] - cuts_Rx4[:, 2]).sum()),
+        "of_bytes": int(text.table["bytes"].sum()),
         "chunks": chunks,
         "examples": {
-            "documents": _document_examples(text, reading, duplicate_D),
+            "documents": _document_examples(found, data, text.table, duplicate_D),
             "spans": _span_examples(text, spans_Rx2),
         },
     }
@@ -149,12 +155,12 @@ def _equal_to_earlier(digests_Dx2: np.ndarray) -> np.ndarray:
 
 
 def _repeats(
-    text: Spool, rules: Rules, folder: Path, say: Callable[[str], None]
+    text: "Spool", data: DataConfig, folder: Path, say: Callable[[str], None]
 ) -> tuple[int, np.ndarray]:
     """Returns the number of parts, and the spans that repeat earlier text."""
     edges = [0]
-    total = int(text.starts_D[-1])
-    part = total if total <= rules.chunk_bytes else rules.chunk_bytes // 2
+    total, chunk = int(text.starts_D[-1]), data.dedup_chunk_bytes
+    part = total if total <= chunk else chunk // 2
     while edges[-1] < total:
         document = np.searchsorted(text.starts_D, min(edges[-1] + part, total))
         edges.append(int(text.starts_D[document]))
@@ -166,7 +172,7 @@ def _repeats(
         path = folder / f"repeats-{name}.npy"
         if not path.exists():
             with files.replacing(path) as file:
-                np.save(file, _search(text, search, rules.min_bytes))
+                np.save(file, _search(text, search, data.dedup_bytes))
         spans_Rx2 = repeats.union(np.concatenate([spans_Rx2, np.load(path)]))
         if len(searches) > 1:
             say(f"duplicates: {done} of {len(searches)} pairs of parts searched")
@@ -174,7 +180,7 @@ def _repeats(
 
 
 def _search(
-    text: Spool, parts: Sequence[tuple[int, int]], min_bytes: int
+    text: "Spool", parts: Sequence[tuple[int, int]], min_bytes: int
 ) -> np.ndarray:
     """Returns the spans of some parts that repeat earlier text of these parts."""
     spans_Rx2 = repeats.repeated(text.read(parts), min_bytes)
@@ -184,22 +190,16 @@ def _search(
     return spans_Rx2 + (starts - firsts)[of_R][:, None]
 
 
-def _unit_cuts(
-    text: Spool, number: int, duplicate_D: np.ndarray, spans_Rx2: np.ndarray
-) -> np.ndarray:
-    """Returns cuts_Rx4 of a unit, see `cuts.load`: documents as a whole, and spans."""
-    table = text.tables[number]
-    first, last = text.documents_U[number : number + 2]
-    whole_R = np.flatnonzero(duplicate_D[first:last])
-    whole_Rx2 = np.stack([np.zeros_like(whole_R), table["bytes"][whole_R]], axis=1)
-    start, stop = text.starts_U[number : number + 2]
-    spans_Rx2 = spans_Rx2[slice(*np.searchsorted(spans_Rx2[:, 0], [start, stop]))]
-    spans_Rx2 = spans_Rx2 - start
+def _cuts(text: "Spool", duplicate_D: np.ndarray, spans_Rx2: np.ndarray) -> np.ndarray:
+    """Returns cuts_Rx4, see `_without`: documents as a whole, and spans."""
+    table = text.table
     if len(spans_Rx2):
-        spans_Rx2 = repeats.whole_characters(text.unit_text(number), spans_Rx2)
-    of_R = text.documents_at(start + spans_Rx2[:, 0])
-    spans_Rx2 = spans_Rx2 - (text.starts_D[of_R] - start)[:, None]
-    documents_R = np.concatenate([of_R - first, whole_R])
+        spans_Rx2 = repeats.whole_characters(text.bytes_at, spans_Rx2)
+    of_R = text.documents_at(spans_Rx2[:, 0])
+    spans_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
+    whole_R = np.flatnonzero(duplicate_D)
+    whole_Rx2 = np.stack([np.zeros_like(whole_R), table["bytes"][whole_R]], axis=1)
+    documents_R = np.concatenate([of_R, whole_R])
     files_R = table["file"][documents_R]
     in_file_R = documents_R - np.searchsorted(table["file"], files_R)
     cuts_Rx4 = np.column_stack(
@@ -209,21 +209,21 @@ def _unit_cuts(
 
 
 def _document_examples(
-    text: Spool, reading: Reading, duplicate_D: np.ndarray
+    found: Sequence[File], data: DataConfig, table: np.ndarray, duplicate_D: np.ndarray
 ) -> list[str]:
     """Reads the first dropped documents once more."""
-    examples: list[str] = []
-    of_units = np.split(duplicate_D, text.documents_U[1:-1])
-    for unit, duplicate in zip(text.units, of_units, strict=True):
-        wanted = set(np.flatnonzero(duplicate)[: EXAMPLES - len(examples)].tolist())
-        if wanted:
-            documents = read_all(unit.portions, reading, collections.Counter())
-            some = enumerate(itertools.islice(documents, max(wanted) + 1))
-            examples += [d[:EXAMPLE_CHARS] for n, d in some if n in wanted]
+    examples = []
+    some = np.flatnonzero(duplicate_D)[:EXAMPLES]
+    for number in np.unique(table["file"][some]):
+        in_file = some[table["file"][some] == number]
+        in_file = in_file - np.searchsorted(table["file"], number)
+        documents = found[number].documents(Records(data))
+        texts = enumerate(itertools.islice(documents, max(in_file) + 1))
+        examples += [text[:EXAMPLE_CHARS] for n, text in texts if n in in_file]
     return examples
 
 
-def _span_examples(text: Spool, spans_Rx2: np.ndarray) -> list[str]:
+def _span_examples(text: "Spool", spans_Rx2: np.ndarray) -> list[str]:
     """Returns the beginnings of spans from all over the text."""
     chosen = np.linspace(0, len(spans_Rx2) - 1, min(EXAMPLES, len(spans_Rx2)))
     examples = []
@@ -231,3 +231,87 @@ def _span_examples(text: Spool, spans_Rx2: np.ndarray) -> list[str]:
         data = text.read([(start, min(stop, start + 4 * EXAMPLE_CHARS))]).tobytes()
         examples.append(data.decode(errors="ignore")[:EXAMPLE_CHARS])
     return examples
+
+
+class Spool:
+    """All documents, a separator after each, as if they were one array of bytes.
+
+    Attributes:
+      table: an array of `DOCUMENT`.
+      starts_D: where documents begin, and one more: the end.
+    """
+
+    def __init__(self, found: Sequence[File], data: DataConfig, folder: Path):
+        """Reads all files, on all cores, and writes their text into the folder."""
+        numbers, calls = itertools.count(), []
+        for group in grouped(found):
+            numbered = [(next(numbers), file) for file in group]
+            calls.append((numbered, data, folder))
+        tables = [np.load(path) for path in processes.run(_spool, calls)]
+        self.table = np.concatenate(tables)
+        sizes_D = self.table["bytes"].astype(np.int64) + 1
+        self.starts_D = np.append(0, np.cumsum(sizes_D))
+        # Where the files with text begin, and the end: G groups of files.
+        self._starts_G = self.starts_D[np.cumsum([0, *map(len, tables)])].tolist()
+        self._paths = [_spool_paths(folder, call[0][0][0])[1] for call in calls]
+
+    def documents_at(self, positions_R: np.ndarray) -> np.ndarray:
+        """Returns the documents that bytes belong to."""
+        return np.searchsorted(self.starts_D, positions_R, side="right") - 1
+
+    def bytes_at(self, positions_R: np.ndarray) -> np.ndarray:
+        """Returns the bytes at sorted positions."""
+        pieces = []
+        for first, end, text in self._texts():
+            low, high = np.searchsorted(positions_R, [first, end])
+            pieces.append(text[positions_R[low:high] - first])
+        return np.concatenate(pieces)
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Returns a copy of the bytes from start to stop of each span."""
+        pieces = [np.zeros(0, np.uint8)]
+        for start, stop in spans:
+            for first, end, text in self._texts():
+                low, high = max(start, first), min(stop, end)
+                if low < high:
+                    pieces.append(text[low - first : high - first])
+        return np.concatenate(pieces)
+
+    def _texts(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yields the start and end of every group and its bytes, memory-mapped."""
+        edges = itertools.pairwise(self._starts_G)
+        for (start, end), path in zip(edges, self._paths, strict=True):
+            if start < end:
+                yield start, end, np.memmap(path, np.uint8, "r")
+
+
+def _spool(
+    numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
+) -> Path:
+    """Writes the documents of some files, and their text, unless that is done.
+
+    Returns:
+      The path of an array of `DOCUMENT`.
+    """
+    table_path, text_path = _spool_paths(folder, numbered[0][0])
+    with_text = data.dedup_bytes > 0
+    if table_path.exists() and (text_path.exists() or not with_text):
+        return table_path
+    table = bytearray()
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(files.replacing(text_path)) if with_text else None
+        for number, file in numbered:
+            for document in file.documents(Records(data)):
+                utf8 = document.encode()
+                digest = hashlib.blake2b(utf8, digest_size=16).digest()
+                table += PACKED.pack(number, len(utf8), digest)
+                if out:
+                    out.write(utf8 + bytes([SEPARATOR]))
+    with files.replacing(table_path) as out:
+        np.save(out, np.frombuffer(table, DOCUMENT))
+    return table_path
+
+
+def _spool_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Returns where the table and the text of the files from this number on are."""
+    return folder / f"documents-{number:05d}.npy", folder / f"text-{number:05d}.bin"

@@ -1,7 +1,5 @@
-"""Raw text to a packed corpus: read, train tokenizer, encode, filter, pack."""
+"""Raw text to a packed corpus: read, deduplicate, train a tokenizer, encode, pack."""
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -20,139 +18,155 @@ from filelock import FileLock, Timeout
 
 from cramjax import files
 from cramjax.data import (
+    corpus,
     dedup,
-    encoding,
-    manifest,
+    encode,
     processes,
     report,
     sources,
     tokenizer,
-    vocabulary,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.data.encoding import Settings, Unit
-from cramjax.data.filters import Filters
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.packing import token_dtype
-from cramjax.data.readers import Reading
+from cramjax.data.readers import MAX_VALUES, File, Records
 from cramjax.data.remote import RemoteFile
-from cramjax.data.sources import Portion
 from cramjax.errors import SourceLost, UserError
 from cramjax.schema import Config
+from cramjax.tokens import token_dtype
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
-TEMPORARY = ("facts-*.json", "counts-*.npy", "cuts-*.npy", dedup.FOUND)
-SOME = 100  # documents, for how long they are
+TEMPORARY = ("facts-*.json", "counts-*.npy", dedup.CUTS, dedup.FOUND)
+SAMPLE_DOCUMENTS = 100  # which show how long documents are
 MAX_TOKENS_PER_CHAR = 0.3  # of English, roughly
-UNIT_BYTES = 1 << 24  # smaller files are encoded together
+CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
+MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
+# The tokenizer reads longer words as <unk>, and training takes the square of their
+# length: a line of base64 would stop it.
+_LONG_WORD = re.compile(r"\w{101,}|[^\w\s]{101,}")
 
 
 def corpus_path(config: Config) -> Path:
     """Returns the folder of the packed corpus that a config asks for.
 
-    Its name ends in a hash of all that changes the blocks: the files' contents, in
-    their order, and the settings. Order and seed are not among them, nor where the
+    Its name ends in a hash of everything that changes the blocks: the contents of the
+    files, in their order, and the settings; but not the order, the seed, or where the
     files are.
+
+    Raises:
+      UserError: a source cannot be read, or `data.dir` cannot be written.
     """
-    portions, found = portions_of(config)
-    contents = [
-        [Path(f["path"]).suffixes, f["sha256"], p.source, p.max_chars, p.max_documents]
-        for p, f in zip(portions, found, strict=True)
+    with _writing(config):
+        found = sources.resolve(config.data)
+        return _path(config, found, sources.contents(found, config.data))
+
+
+def _path(
+    config: Config, found: Sequence[File], contents: Sequence[dict[str, Any]]
+) -> Path:
+    of_files = [
+        [Path(c["path"]).suffixes, c["sha256"], f.source, f.max_chars, f.max_documents]
+        for f, c in zip(found, contents, strict=True)
     ]
-    key = [manifest.settings(config), contents]
+    key = [corpus.settings(config), of_files]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    remote = isinstance(portions[0].part, RemoteFile)
-    name = config.data.sources[0] if remote else Path(found[0]["path"]).name
+    remote = isinstance(found[0], RemoteFile)
+    name = config.data.sources[0] if remote else found[0].path.name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
     return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
 
 
-def check(config: Config) -> None:
-    """Looks, within seconds, whether the text can be had, before anything is built.
+@contextlib.contextmanager
+def _writing(config: Config) -> Iterator[None]:
+    """Reports what the disk of `data.dir` refuses, for lack of room or of rights.
 
-    A corpus that is there needs no server; a data set of TFDS is not looked for.
+    A file of text that cannot be read raises `SourceLost`, not an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"config.data.dir is {config.data.dir!r}: cannot be written ({error}); "
+            "make room or pass another one, and the same command goes on with what is "
+            "finished"
+        ) from error
+
+
+def check(config: Config) -> None:
+    """Checks within seconds that the text can be had, before anything is built.
+
+    A corpus that exists needs no server; a data set of TFDS is not looked for. No file
+    is read to its end.
 
     Raises:
       UserError: a file is missing, a server cannot be reached or refuses to give it, or
         `data.dir` cannot be written.
     """
-    files_of = [s for s in config.data.sources if not s.startswith("tfds:")]
-    with_tfds = len(files_of) < len(config.data.sources)
-    if with_tfds and not files_of:
+    named = tuple(s for s in config.data.sources if not s.startswith("tfds:"))
+    with_tfds = len(named) < len(config.data.sources)
+    if with_tfds and not named:
         return
-    data = dataclasses.replace(config.data, sources=tuple(files_of), shares=())
-    known = Fingerprints(Path(data.dir).expanduser())
-    portions = sources.resolve(data, known)
-    known.save()
-    first = {p.source: p.part for p in reversed(portions)}.values()
-    servers = [part for part in first if isinstance(part, RemoteFile)]
-    if not servers or not with_tfds and (corpus_path(config) / MANIFEST).exists():
-        return
-    for part in servers:
-        part.probe()
+    data = config.data
+    if with_tfds:
+        data = dataclasses.replace(data, sources=named, shares=())
+    with _writing(config):
+        found = sources.resolve(data)
+        first = {f.source: f for f in reversed(found) if isinstance(f, RemoteFile)}
+        if first and not with_tfds and _is_hashed(config, found):
+            contents = sources.contents(found, data)
+            if (_path(config, found, contents) / MANIFEST).exists():
+                return
+    for file in first.values():
+        file.probe()
 
 
-def portions_of(config: Config) -> tuple[list[Portion], list[dict[str, Any]]]:
-    """Returns the parts to read, and what is known of each."""
-    known = Fingerprints(Path(config.data.dir).expanduser())
-    portions = sources.resolve(config.data, known)
-    found = [portion.part.facts(known) for portion in portions]
-    known.save()
-    return portions, found
+def _is_hashed(config: Config, found: Sequence[File]) -> bool:
+    """Returns whether all local files were hashed before, as for a corpus."""
+    known = Fingerprints(config.data.dir)
+    return all(isinstance(f, RemoteFile) or known.remembers(f.path) for f in found)
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
-    """Returns the packed corpus of a config, and builds it if it is not there.
+    """Returns the packed corpus of a config, and builds it if it does not exist.
 
-    It is built in a folder beside, whose name ends in ".partial": stopped at any
-    moment, the same call goes on with the shards that are not finished. One that is
-    found is read once, to compare its checksums.
+    It is built in a folder beside it, whose name ends in ".partial": stopped at any
+    moment, the same call continues with the shards that are not finished. A corpus that
+    exists is read once, to compare its checksums.
 
     Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
     held_out), `bytes`, `problems` (what was broken in the text, and how often),
     `unigram_entropy` (nats per token of the training blocks), `shards`, `sources`,
-    `settings` and, if asked for, `duplicates` (see `dedup.find`). report.md beside it
-    tells what is in the corpus.
+    `settings` and, with deduplication, `duplicates` (see `dedup.deduplicated`).
+    report.md beside it describes what is in the corpus.
 
     Raises:
       UserError: a source cannot be read, `data.dir` cannot be written or is full, the
         corpus is empty or too small for one training and one held-out block or
         damaged, or the vocabulary does not fit the text.
     """
-    path = corpus_path(config)
-    building = path.with_name(f"{path.name}.partial")
-    if not (path / MANIFEST).exists():
-        try:
-            with _alone(path, say):
+    with _writing(config):
+        found = sources.resolve(config.data)
+        contents = sources.contents(found, config.data)
+        path = _path(config, found, contents)
+        if not (path / MANIFEST).exists():
+            with _lock(path, say):
                 if not path.exists():
+                    building = path.with_name(f"{path.name}.partial")
                     building.mkdir(exist_ok=True)
-                    _build_whole(config, building, say)
+                    _build_or_remove(config, found, contents, building, say)
                     building.rename(path)
-                    _tidy(path)
+                    _remove_temporary(path)
                     return Corpus(path)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that encodes text was killed (too little memory?): the same "
-                f"command goes on with what is finished in {building}; in a program "
-                'of yours, call this under `if __name__ == "__main__":`'
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"config.data.dir is {config.data.dir!r}: cannot be written ({error}); "
-                "make room or pass another one, and the same command goes on with "
-                "what is finished"
-            ) from error
     if not (path / MANIFEST).exists():
         raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
     say(f"corpus: {path} (found)")
-    _tidy(path)
-    corpus = Corpus(path)
-    corpus.verify()
-    return corpus
+    _remove_temporary(path)
+    existing = Corpus(path)
+    existing.verify()
+    return existing
 
 
 @contextlib.contextmanager
-def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Waits until no other process builds the corpus."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
@@ -164,21 +178,35 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # who waits sees what was built
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # a waiting process sees the corpus
         lock.release()
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what only an unfinished corpus needs; others may do so, too."""
+def _remove_temporary(folder: Path) -> None:
+    """Removes what only an unfinished corpus needs; other processes may do so, too."""
     for pattern in TEMPORARY:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
-def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> None:
-    """Leaves nothing behind if the text or the settings are of no use."""
+def _build_or_remove(
+    config: Config,
+    found: Sequence[File],
+    contents: Sequence[dict[str, Any]],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Builds, and leaves nothing if the text or the settings are of no use."""
     try:
-        _build(config, folder, say)
+        _build(config, found, contents, folder, say)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that encodes text was killed (too little memory?): the same "
+            f"command goes on with what is finished in {folder}; in a program of "
+            'yours, call this under `if __name__ == "__main__":`'
+        ) from error
     except SourceLost:
         raise
     except UserError:
@@ -186,106 +214,186 @@ def _build_whole(config: Config, folder: Path, say: Callable[[str], None]) -> No
         raise
 
 
-def _build(config: Config, folder: Path, say: Callable[[str], None]) -> None:
-    portions, found = portions_of(config)
-    rules = dedup.Rules.of(config.data)
-    if any(isinstance(portion.part, RemoteFile) for portion in portions):
-        say(f"corpus: {_needs(config, portions, rules)}")
-    units = units_of(portions)
-    duplicates = dedup.find(units, Reading.of(config.data), rules, folder, say)
-    vocabulary.make(config, units, folder, say)
+def _build(
+    config: Config,
+    found: Sequence[File],
+    contents: Sequence[dict[str, Any]],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    if any(isinstance(file, RemoteFile) for file in found):
+        say(f"corpus: {_needs(config, found)}")
+    texts, duplicates = list(found), {}
+    if dedup.is_on(config.data):
+        texts, duplicates = dedup.deduplicated(found, config.data, folder, say)
+    groups = sources.grouped(texts)
+    if not (folder / TOKENIZER).exists():
+        _make_tokenizer(config, groups, folder, say)
     start = time.monotonic()
-    by_unit = encode_all(config, units, folder, say)
-    if portions_of(config)[1] != found:
+    by_group = encode_all(config, groups, folder, say)
+    if sources.contents(found, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
         )
-    counts_V = sum(
-        encoding.token_counts(number, len(shards), folder)
-        for number, shards in enumerate(by_unit)
+    counts_V = encode.token_counts([len(shards) for shards in by_group], folder)
+    manifest = corpus.make_manifest(
+        config, groups, by_group, contents, counts_V, duplicates, folder / TOKENIZER
     )
-    facts = manifest.make(
-        config, units, by_unit, found, counts_V, duplicates, folder / TOKENIZER
-    )
-    files.write_json(folder / MANIFEST, facts)
-    report.write(Corpus(folder), counts_V, by_unit)
+    files.write_json(folder / MANIFEST, manifest)
+    report.write(Corpus(folder), counts_V, by_group)
     for path in folder.glob("*.partial"):  # of workers that were killed
         path.unlink()
-    first, *others = manifest.lines(config, facts)
+    first, *others = corpus.summary_lines(config, manifest)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         say(f"corpus: {line}")
 
 
-def _needs(config: Config, portions: Sequence[Portion], rules: dedup.Rules) -> str:
-    """Returns, roughly, what files behind URLs take in network and disk."""
-    remote = [p for p in portions if isinstance(p.part, RemoteFile)]
+def _needs(config: Config, found: Sequence[File]) -> str:
+    """Returns about how much network and disk remote files need."""
+    data = config.data
+    remote = [file for file in found if isinstance(file, RemoteFile)]
     document_chars = 0.0
-    if config.data.max_documents:
-        reading = Reading.of(config.data)
+    if data.max_documents:
         whole = dataclasses.replace(remote[0], max_chars=None, max_documents=None)
-        documents = sources.documents(whole, reading, collections.Counter())
-        texts = list(itertools.islice(documents, SOME))
+        documents = whole.documents(Records(data))
+        texts = list(itertools.islice(documents, SAMPLE_DOCUMENTS))
         document_chars = sum(map(len, texts)) / max(len(texts), 1)
     read = sum(
-        p.part.size * p.chars_taken(document_chars) / max(p.chars_there, 1)
-        for p in remote
+        f.size * f.expected_chars(document_chars) / max(f.all_chars, 1) for f in remote
     )
-    chars = sum(p.chars_taken(document_chars) for p in portions)
+    chars = sum(f.expected_chars(document_chars) for f in found)
     token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    disk = chars * (config.data.max_tokens_per_char or MAX_TOKENS_PER_CHAR)
-    disk = disk * token_bytes + (chars if rules.min_bytes else 0)
-    twice = ", twice to find duplicates" if rules.on else ""
+    disk = chars * (data.max_tokens_per_char or MAX_TOKENS_PER_CHAR)
+    disk = disk * token_bytes + (chars if data.dedup_bytes else 0)
+    twice = ", twice to find duplicates" if dedup.is_on(data) else ""
     return (
         f"downloads about {read / 1e9:.2g} GB from {len(remote)} files{twice}, and "
-        f"takes up to {disk / 1e9:.2g} GB of disk in {config.data.dir}"
+        f"takes up to {disk / 1e9:.2g} GB of disk in {data.dir}"
     )
-
-
-def units_of(portions: Sequence[Portion]) -> list[Unit]:
-    """Returns the parts in order, small ones of a source together."""
-    groups: list[list[Portion]] = []
-    room = 0
-    for portion in portions:
-        size = portion.part.size
-        if not groups or room < size or groups[-1][0].source != portion.source:
-            groups.append([])
-            room = UNIT_BYTES
-        groups[-1].append(portion)
-        room -= size
-    return [Unit(number, tuple(group)) for number, group in enumerate(groups)]
 
 
 def encode_all(
-    config: Config, units: Sequence[Unit], folder: Path, say: Callable[[str], None]
+    config: Config,
+    groups: Sequence[Sequence[File]],
+    folder: Path,
+    say: Callable[[str], None],
 ) -> list[list[dict[str, Any]]]:
-    """Writes all shards with the folder's tokenizer, as many units at once as cores.
+    """Writes all shards with the folder's tokenizer, on all cores.
 
     Returns:
-      The facts of every unit's shards, see `encoding.encode_unit`.
+      The facts of every group's shards, see `encode.encode_group`.
     """
-    settings = Settings(
-        reading=Reading.of(config.data),
-        normalizer=tokenizer.all_steps(
-            config.data.tokenizer_kind, config.data.normalizer
-        ),
-        block_length=config.model.max_length,
-        vocab_size=config.model.vocab_size,
-        filters=Filters.of(config.data),
-        cls=config.data.cls,
-        sep=config.data.sep,
-        held_out_share=config.data.held_out_share,
-        shard_chars=SHARD_CHARS,
-        cut=dedup.Rules.of(config.data).on,
+
+    def progress(done: int, shards: list[dict[str, Any]]) -> None:
+        size = sum(shard["bytes"] for shard in shards)
+        say(f"corpus: {done} of {len(groups)} parts, this one {size / 1e6:,.0f} MB")
+
+    common = (config, folder, SHARD_CHARS)
+    calls = [(number, group, *common) for number, group in enumerate(groups)]
+    return processes.run(encode.encode_group, calls, progress)
+
+
+def _make_tokenizer(
+    config: Config,
+    groups: Sequence[Sequence[File]],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the tokenizer, trained on a sample of the text or taken from another.
+
+    Raises:
+      UserError: there is no text, its vocabulary is too small or too large, or the
+        normalizer removes much of it; or `config.data.tokenizer` does not fit.
+    """
+    start = time.monotonic()
+    data, vocab_size = config.data, config.model.vocab_size
+    found = list(itertools.chain.from_iterable(groups))
+    _check_normalizer(config, found)
+    if data.tokenizer:
+        path = Path(data.tokenizer).expanduser()
+        as_json = tokenizer.adopt(
+            path, vocab_size, data.normalizer, data.tokenizer_kind
+        )
+    elif len(groups) == 1:
+        as_json = train_tokenizer(config, found)
+    else:  # in a process of its own, whose memory is free again afterwards
+        with processes.pool(1, processes.cores()) as pool:
+            as_json = pool.submit(train_tokenizer, config, found).result()
+    files.write_text(folder / TOKENIZER, as_json)
+    say(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")
+
+
+def train_tokenizer(config: Config, found: Sequence[File]) -> str:
+    """Returns, as JSON, a tokenizer trained on the beginning of every file.
+
+    Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing.
+
+    Raises:
+      UserError: see `tokenizer.train`; or there is no text.
+    """
+    data = config.data
+    records = Records(data)
+    weights = [file.weight for file in found]
+    chars_of_files = sources.spread(data.tokenizer_chars, weights, 1)
+
+    def sample() -> Iterator[str]:
+        for file, left in zip(found, chars_of_files, strict=True):
+            if not left:
+                continue
+            for text in file.documents(records):
+                if left <= 0:
+                    break
+                if not encode.is_held_out(text, data.held_out_share):
+                    yield _LONG_WORD.sub(" ", text[:left])
+                left -= len(text)
+
+    if next(sample(), None) is None:
+        raise _no_text(records)
+    size, kind = config.model.vocab_size, data.tokenizer_kind
+    return tokenizer.train(sample, size, data.normalizer, kind).to_str()
+
+
+def _check_normalizer(config: Config, found: Sequence[File]) -> None:
+    """Refuses to throw away much of the text, as of another script, or all of it."""
+    data, records = config.data, Records(config.data)
+    normalizer = tokenizer.normalizer(data.normalizer)
+    chars_of_files = sources.spread(CHECK_CHARS, [file.weight for file in found])
+    before = after = 0
+    for file, chars in zip(found, chars_of_files, strict=True):
+        limit = chars if file.max_chars is None else min(chars, file.max_chars)
+        beginning = dataclasses.replace(file, max_chars=limit)
+        for text in beginning.documents(records):
+            text = re.sub(" {2,}", " ", text[:CHECK_CHARS])
+            before += len(text)
+            after += len(normalizer.normalize_str(text))
+    if not before and not any(True for f in found for _ in f.documents(records)):
+        raise _no_text(records)
+    if after < (1 - MAX_REMOVED) * before:
+        kept = [s for s in data.normalizer if s not in ("ascii", "strip_accents")]
+        raise UserError(
+            f"config.data.normalizer removes {1 - after / before:.0%} of the text's "
+            "characters (of another script?): to keep them, pass "
+            f'--config.data.normalizer="{tuple(kept)!r}"'
+        )
+
+
+def _no_text(records: Records) -> UserError:
+    """Returns an error that says what was found instead of text."""
+    data = records.data
+    if "records left out by data.keep" in records.problems:
+        existing = []
+        for name, values in records.left_out.items():
+            more = ", ..." if len(values) > MAX_VALUES else ""
+            some = ", ".join(map(repr, list(values)[:MAX_VALUES]))
+            existing.append(f"{name} is {some}{more}")
+        return UserError(
+            f"config.data.keep is {data.keep}: no record matches; in the first ones "
+            f"{'; '.join(existing)}"
+        )
+    found = "; ".join(records.problems)
+    return UserError(
+        f"config.data.sources: no text in {data.sources} ({found}); see "
+        "data.txt_documents, data.text_field and data.keep in configs/default.py for "
+        "what is a document"
     )
-    cores = processes.cores()
-    workers = min(cores, len(units))
-    common = (settings, folder, folder / TOKENIZER)
-    if workers == 1:
-        return [encoding.encode_unit(unit, *common) for unit in units]
-    with processes.pool(workers, cores // workers) as pool:
-        futures = {pool.submit(encoding.encode_unit, u, *common): u for u in units}
-        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            size = sum(shard["bytes"] for shard in future.result())
-            say(f"corpus: {done} of {len(units)} parts, this one {size / 1e6:,.0f} MB")
-        return [future.result() for future in futures]

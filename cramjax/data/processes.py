@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 
 def cores() -> int:
@@ -14,6 +15,34 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on a Mac
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def run(
+    function: Callable[..., Any],
+    calls: Sequence[Sequence[Any]],
+    progress: Callable[[int, Any], None] = lambda done, result: None,
+) -> list[Any]:
+    """Calls a function with each of several argument lists, on all cores.
+
+    With one call or one core everything runs in this process.
+
+    Args:
+      function: can be pickled, as its arguments and results can.
+      calls: the positional arguments of each call.
+      progress: is called in this process after each call, with the number of calls that
+        are done and the result of this one, if there are other processes.
+
+    Returns:
+      The results, in the order of `calls`.
+    """
+    workers = min(cores(), len(calls))
+    if workers == 1:
+        return [function(*arguments) for arguments in calls]
+    with pool(workers, cores() // workers) as executor:
+        futures = [executor.submit(function, *arguments) for arguments in calls]
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            progress(done, future.result())
+        return [future.result() for future in futures]
 
 
 @contextlib.contextmanager

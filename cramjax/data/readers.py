@@ -1,4 +1,7 @@
-"""From one file to its texts: formats, compressions, and what may be broken in them."""
+"""From a file to its documents: formats, compressions, and what may be broken in them.
+
+What is broken is counted, and reading goes on after it.
+"""
 
 import bz2
 import collections
@@ -28,108 +31,37 @@ COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".bz2": bz2.open,
     ".zst": lambda file: pyarrow.input_stream(file, compression="zstd"),
 }
-# What a decompressor says of a file that was cut or changed.
+# Characters in a byte of a compressed file: of C4, The Pile and Wikipedia, roughly.
+EXPANSION = {".gz": 2.5, ".zst": 3, ".xz": 4, ".bz2": 4, ".parquet": 1.7}
+# What a decompressor raises for a file that was truncated or changed.
 DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
 # Longer documents are cut, or one file without a blank line could fill the memory.
 MAX_DOCUMENT_CHARS = 1 << 22
 MAX_RECORD_CHARS = 1 << 26  # a line of .jsonl or field of .csv; longer are left out
 BATCH_ROWS = 64  # of .parquet, read at once
-
-Problems = collections.Counter[str]  # {what was broken: how often}
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How sources are read; see `schema.DataConfig`.
-
-    Attributes:
-      text_field: of a record.
-      txt_documents: what ends a document in .txt.
-      keep: {field: values}: records with other values are left out. A dot goes into a
-        record within the record.
-      join_chars: shorter documents are joined with the next ones.
-    """
-
-    text_field: str = "text"
-    txt_documents: str = "blank_line"
-    keep: tuple[tuple[str, frozenset[str]], ...] = ()
-    join_chars: int = 0
-
-    @classmethod
-    def of(cls, config: DataConfig) -> "Reading":
-        """Returns what the config says."""
-        rules = (rule.split("=", 1) for rule in config.keep)
-        keep = tuple((name, frozenset(values.split("|"))) for name, values in rules)
-        return cls(config.text_field, config.txt_documents, keep, config.join_chars)
-
-    def columns(self, there: Sequence[str], where: str) -> list[str]:
-        """Returns the columns of a table that are needed.
-
-        Raises:
-          UserError: one is not there.
-        """
-        needed = {}
-        for name, key in (
-            (self.text_field, "text_field"),
-            *((name, "keep") for name, _ in self.keep),
-        ):
-            column = name if name in there else name.split(".")[0]
-            if column not in there:
-                raise _no_field(where, name, there, key)
-            needed[column] = key
-        return sorted(needed)
-
-    def text(
-        self, record: Mapping[str, Any], where: str, problems: Problems
-    ) -> str | None:
-        """Returns a record's text, None if it has none or is left out by `keep`.
-
-        Raises:
-          UserError: it has no such field.
-        """
-        for name, values in self.keep:
-            value = self.field(record, name, "keep", where)
-            value = value.decode(errors="replace") if type(value) is bytes else value
-            as_json = json.dumps(value) if type(value) is bool else str(value)
-            if not {str(value), as_json} & values:
-                problems["records left out by data.keep"] += 1
-                return None
-        text = self.field(record, self.text_field, "text_field", where)
-        if isinstance(text, bytes):
-            text = text.decode(errors="replace")
-        if text is None:
-            problems["records without text"] += 1
-        elif not isinstance(text, str):
-            problems["records whose text is not a string"] += 1
-            return None
-        return text
-
-    def field(
-        self, record: Mapping[str, Any], name: str, key: str, where: str
-    ) -> object:
-        """Returns a field of a record.
-
-        Raises:
-          UserError: there is none, for `data.<key>` to be changed.
-        """
-        value: Any = record
-        for part in [name] if name in record else name.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                fields = sorted(value) if isinstance(value, Mapping) else [repr(value)]
-                raise _no_field(where, name, fields, key)
-            value = value[part]
-        return value
+MAX_VALUES, MAX_VALUE_CHARS = 5, 40  # of fields of `data.keep`, to name in an error
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
-    """A local file.
+    """A local file, and how much of it is taken.
 
     Attributes:
-      path: whose suffixes say what is in it.
+      path: its suffixes say what is in it.
+      source: the index in `config.data.sources` of the source that named it.
+      weight: the fraction of the corpus's text that it is expected to give.
+      max_chars: no document begins after so many characters; None for no limit.
+      max_documents: None for no limit.
+      transform: of the stream of its documents, for example to drop duplicates. It
+        comes after everything else.
     """
 
     path: PurePath
+    source: int = 0
+    weight: float = 1.0
+    max_chars: int | None = None
+    max_documents: int | None = None
+    transform: Callable[[Iterator[str]], Iterator[str]] = iter
 
     @property
     def name(self) -> str:
@@ -141,21 +73,154 @@ class File:
         """Bytes of the file."""
         return Path(self.path).stat().st_size
 
-    def facts(self, known: Fingerprints) -> dict[str, Any]:
+    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
         """Returns {"path", "bytes", "sha256"}."""
         return known.file(Path(self.path))
 
     def open(self) -> BinaryIO:
-        """Opens it for reading, at any place."""
+        """Opens the file for reading, at any position."""
         return Path(self.path).open("rb")
 
-    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
-        """Yields its documents as they are, see `file_texts`."""
-        return file_texts(self, reading, problems)
+    def expected_chars(self, document_chars: float) -> float:
+        """Returns about how many characters are taken of the file.
+
+        Args:
+          document_chars: characters of a document, on average.
+        """
+        limits = [self.all_chars]
+        if self.max_chars is not None:
+            limits.append(self.max_chars)
+        if self.max_documents is not None:
+            limits.append(self.max_documents * document_chars)
+        return min(limits)
+
+    @property
+    def all_chars(self) -> float:
+        """About how many characters the whole file has."""
+        return self.size * EXPANSION.get(self.path.suffix, 1)
+
+    def documents(self, records: "Records") -> Iterator[str]:
+        """Yields the documents, stripped, without the empty ones, up to the limits.
+
+        A document longer than `MAX_DOCUMENT_CHARS` becomes several, halves of surrogate
+        pairs become "?"; documents shorter than
+        `data.join_chars` are joined with the
+        next ones by a newline.
+
+        Raises:
+          UserError: see `texts`.
+        """
+        texts = _joined(_clean(self, records), records.data.join_chars)
+        return self.transform(_limited(texts, self))
+
+    def texts(self, records: "Records") -> Iterator[str]:
+        """Yields the documents as they are in the file.
+
+        In `.txt` a document is what `data.txt_documents` says; in `.jsonl` and `.json`
+        a line, in `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD,
+        lines that are not JSON are skipped, and of a damaged file everything before the
+        damage is read.
+
+        Raises:
+          UserError: a record does not have the field.
+          SourceLost: the file, which may be intact, cannot be read to its end.
+        """
+        texts = FORMATS[file_format(self.path)](self, records)
+        while True:
+            try:
+                text = next(texts, None)
+            except DAMAGE as error:
+                if getattr(error, "errno", None) is not None:  # the disk is to blame
+                    raise SourceLost(
+                        f"config.data.sources: {self.name} cannot be read ({error}); "
+                        "the same command goes on with what is finished"
+                    ) from error
+                records.problems[f"{self.path.name} is damaged: {error}"] += 1
+                return
+            if text is None:
+                return
+            yield text
+
+
+class Records:
+    """Takes the texts out of records, and counts what is broken in them.
+
+    Attributes:
+      data: the config.
+      problems: {what was broken: how often}.
+      keep: {field: values} of `data.keep`: records with other values are left out.
+      left_out: {field: values}, as dicts without values, of the first records that
+        were left out.
+    """
+
+    def __init__(self, data: DataConfig):
+        """Parses `data.keep`."""
+        self.data = data
+        self.problems: collections.Counter[str] = collections.Counter()
+        rules = [rule.split("=", 1) for rule in data.keep]
+        self.keep = {name: frozenset(values.split("|")) for name, values in rules}
+        self.left_out: dict[str, dict[str, None]] = {name: {} for name in self.keep}
+
+    def columns(self, existing: Sequence[str], where: str) -> list[str]:
+        """Returns the columns of a table that are needed.
+
+        Raises:
+          UserError: one is missing.
+        """
+        needed = {}
+        for name, key in (
+            (self.data.text_field, "text_field"),
+            *((name, "keep") for name in self.keep),
+        ):
+            column = name if name in existing else name.split(".")[0]
+            if column not in existing:
+                raise _no_field(where, name, existing, key)
+            needed[column] = key
+        return sorted(needed)
+
+    def text(self, record: Mapping[str, Any], where: str) -> str | None:
+        """Returns a record's text, None if it has none or `data.keep` leaves it out.
+
+        Raises:
+          UserError: the record does not have the field.
+        """
+        seen = {}
+        for name, values in self.keep.items():
+            value = field(record, name, "keep", where)
+            seen[name] = (
+                value if isinstance(value, str) else json.dumps(value, default=str)
+            )
+            if not {str(value), seen[name]} & values:
+                self.problems["records left out by data.keep"] += 1
+                for key, other in seen.items():
+                    if len(self.left_out[key]) <= MAX_VALUES:
+                        self.left_out[key][other[:MAX_VALUE_CHARS]] = None
+                return None
+        text = field(record, self.data.text_field, "text_field", where)
+        if text is None:
+            self.problems["records without text"] += 1
+        elif not isinstance(text, str):
+            self.problems["records whose text is not a string"] += 1
+            return None
+        return text
+
+
+def field(record: Mapping[str, Any], name: str, key: str, where: str) -> object:
+    """Returns a field of a record; a dot leads into a record within it.
+
+    Raises:
+      UserError: the field is missing; `data.<key>` has to be changed.
+    """
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            fields = sorted(value) if isinstance(value, Mapping) else [repr(value)]
+            raise _no_field(where, name, fields, key)
+        value = value[part]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _no_field(where: str, name: str, fields: Sequence[str], key: str) -> UserError:
-    """Returns an error that names the fields there are."""
     what = "text in the" if key == "text_field" else "such"
     return UserError(
         f"{where} has no {what} field {name!r}; it has {list(fields)}: use one of them "
@@ -168,35 +233,6 @@ def file_format(path: PurePath) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
-def file_texts(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
-    """Yields a file's documents as they are.
-
-    In `.txt` a document is what `reading.txt_documents` says; in `.jsonl` and `.json` a
-    line, in `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD, lines
-    that are not JSON are skipped, of a file that is damaged all before the damage is
-    read.
-
-    Raises:
-      UserError: a record has no such field.
-      SourceLost: the file, whole as it may be, cannot be read to its end.
-    """
-    texts = FORMATS[file_format(file.path)](file, reading, problems)
-    while True:
-        try:
-            text = next(texts, None)
-        except DAMAGE as error:
-            if getattr(error, "errno", None) is not None:  # the disk's, not the file's
-                raise SourceLost(
-                    f"config.data.sources: {file.name} cannot be read ({error}); the "
-                    "same command goes on with what is finished"
-                ) from error
-            problems[f"{file.path.name} is damaged: {error}"] += 1
-            return
-        if text is None:
-            return
-        yield text
-
-
 @contextlib.contextmanager
 def _lines(file: File) -> Iterator[io.TextIOWrapper]:
     unpack = COMPRESSIONS.get(file.path.suffix, lambda raw: raw)
@@ -207,20 +243,21 @@ def _lines(file: File) -> Iterator[io.TextIOWrapper]:
         yield text
 
 
-def _txt(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
-    if reading.keep:
-        raise _no_field(file.name, reading.keep[0][0], [], "keep")
+def _txt(file: File, records: Records) -> Iterator[str]:
+    if records.keep:
+        raise _no_field(file.name, next(iter(records.keep)), [], "keep")
+    rule = records.data.txt_documents
     waiting: list[str] = []
     size = 0
     with _lines(file) as lines:
         # Yields what it has when the file turns out to be damaged, too.
         try:
             while line := lines.readline(MAX_DOCUMENT_CHARS):
-                blank = reading.txt_documents == "blank_line" and not line.strip()
+                blank = rule == "blank_line" and not line.strip()
                 full = size + len(line) > MAX_DOCUMENT_CHARS
-                if full and reading.txt_documents != "line":
-                    problems["documents cut for their length"] += 1
-                if waiting and (blank or full or reading.txt_documents == "line"):
+                if full and rule != "line":
+                    records.problems["documents cut for their length"] += 1
+                if waiting and (blank or full or rule == "line"):
                     yield "".join(waiting)
                     waiting, size = [], 0
                 waiting.append(line)
@@ -231,7 +268,8 @@ def _txt(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
     yield "".join(waiting)
 
 
-def _jsonl(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
+def _jsonl(file: File, records: Records) -> Iterator[str]:
+    problems = records.problems
     with _lines(file) as lines:
         for number in itertools.count(1):
             line = lines.readline(MAX_RECORD_CHARS)
@@ -249,55 +287,55 @@ def _jsonl(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
             except (ValueError, RecursionError):
                 problems["lines that are not JSON"] += 1
                 continue
-            where = f"{file.name}:{number}"
             if not isinstance(record, dict):
                 problems["lines that are not objects"] += 1
                 continue
-            if (text := reading.text(record, where, problems)) is not None:
+            if (text := records.text(record, f"{file.name}:{number}")) is not None:
                 yield text
 
 
-def _csv(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
+def _csv(file: File, records: Records) -> Iterator[str]:
     csv.field_size_limit(MAX_RECORD_CHARS)
     with _lines(file) as lines:
         rows = csv.reader(lines)
-        names = _next_row(rows, problems) or []
+        names = _next_row(rows, records) or []
         if not names:
             return
-        reading.columns(names, file.name)
-        while (row := _next_row(rows, problems)) is not None:
+        records.columns(names, file.name)
+        while (row := _next_row(rows, records)) is not None:
             if not row:  # a blank line
                 continue
             record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
-            if (text := reading.text(record, file.name, problems)) is not None:
+            if (text := records.text(record, file.name)) is not None:
                 yield text
 
 
-def _next_row(rows: Iterator[list[str]], problems: Problems) -> list[str] | None:
+def _next_row(rows: Iterator[list[str]], records: Records) -> list[str] | None:
     while True:
         try:
             return next(rows, None)
         except csv.Error:
-            problems["rows that are not CSV"] += 1
+            records.problems["rows that are not CSV"] += 1
 
 
-def _parquet(file: File, reading: Reading, problems: Problems) -> Iterator[str]:
+def _parquet(file: File, records: Records) -> Iterator[str]:
     # Without pre_buffer one row group is read at a time, not all of the file's.
     with file.open() as raw, parquet.ParquetFile(raw, pre_buffer=False) as table:
+        field = records.data.text_field
         schema = table.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
-        columns = reading.columns(list(types), file.name)
-        text_type = types.get(reading.text_field)
+        columns = records.columns(list(types), file.name)
+        text_type = types.get(field)
         if text_type is not None and not _is_text(text_type):
-            raise _no_field(file.name, reading.text_field, list(types), "text_field")
+            raise _no_field(file.name, field, list(types), "text_field")
         for batch in table.iter_batches(BATCH_ROWS, columns=columns):
             if text_type is not None:
-                column = batch.schema.get_field_index(reading.text_field)
+                column = batch.schema.get_field_index(field)
                 # As bytes, for strings may hold what is not UTF-8.
                 texts = batch.column(column).cast(pyarrow.large_binary())
-                batch = batch.set_column(column, reading.text_field, texts)
+                batch = batch.set_column(column, field, texts)
             for record in batch.to_pylist():
-                if (text := reading.text(record, file.name, problems)) is not None:
+                if (text := records.text(record, file.name)) is not None:
                     yield text
 
 
@@ -313,3 +351,45 @@ FORMATS = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
+
+
+def _clean(file: File, records: Records) -> Iterator[str]:
+    empty = True
+    for text in file.texts(records):
+        starts = range(0, len(text), MAX_DOCUMENT_CHARS)
+        if len(starts) > 1:
+            records.problems["documents cut for their length"] += len(starts) - 1
+        for start in starts:
+            piece = text[start : start + MAX_DOCUMENT_CHARS].strip()
+            piece = piece.encode(errors="replace").decode()
+            if "\ufffd" in piece:
+                records.problems["documents with bytes that are not UTF-8"] += 1
+            empty = empty and not piece
+            if piece:
+                yield piece
+    if empty:
+        records.problems["files without text"] += 1
+
+
+def _joined(texts: Iterator[str], min_chars: int) -> Iterator[str]:
+    waiting: list[str] = []
+    chars = 0
+    for text in texts:
+        waiting.append(text)
+        chars += len(text)
+        if chars >= min_chars:
+            yield "\n".join(waiting)
+            waiting, chars = [], 0
+    if waiting:
+        yield "\n".join(waiting)
+
+
+def _limited(texts: Iterator[str], file: File) -> Iterator[str]:
+    chars = 0
+    for number, text in enumerate(texts):
+        if file.max_chars is not None and chars >= file.max_chars:
+            return
+        if file.max_documents is not None and number >= file.max_documents:
+            return
+        chars += len(text)
+        yield text

@@ -1,4 +1,4 @@
-"""Files behind URLs, through fsspec: found once, read in pieces, never cut short."""
+"""Files at URLs, through fsspec: found once, read in pieces, never cut short."""
 
 import dataclasses
 import hashlib
@@ -25,9 +25,9 @@ VERSION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RemoteFile(File):
-    """A file behind a URL.
+    """A file at a URL.
 
     Attributes:
       url: of the hub, with the commit.
@@ -49,9 +49,8 @@ class RemoteFile(File):
         """Bytes of the file."""
         return self.length
 
-    def facts(self, known: Fingerprints) -> dict[str, Any]:
+    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
         """Returns {"path", "bytes", "sha256"}, as the server has said."""
-        del known
         return {"path": self.url, "bytes": self.length, "sha256": self.digest}
 
     def open(self) -> BinaryIO:
@@ -78,8 +77,8 @@ class RemoteFile(File):
 class _Raw(io.RawIOBase):
     """Reads a file anew from where it stopped when the connection is lost."""
 
-    def __init__(self, of: RemoteFile):
-        self._of, self._at = of, 0
+    def __init__(self, remote: RemoteFile):
+        self._remote, self._at = remote, 0
         self._file: Any = None
         self._ahead = memoryview(b"")
         self._next_bytes = FIRST_BYTES
@@ -94,16 +93,18 @@ class _Raw(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = (0, self._at, self._of.size)[whence] + offset
+        at = (0, self._at, self._remote.size)[whence] + offset
         if at != self._at:
             self._at, self._ahead = at, memoryview(b"")
             self._next_bytes = FIRST_BYTES
         return at
 
     def readinto(self, into: memoryview) -> int:
-        if not self._ahead and self._at < self._of.size:
+        if not self._ahead and self._at < self._remote.size:
             asked = max(self._next_bytes, len(into))
-            self._ahead = memoryview(self._fetch(min(asked, self._of.size - self._at)))
+            self._ahead = memoryview(
+                self._fetch(min(asked, self._remote.size - self._at))
+            )
             self._next_bytes = min(2 * self._next_bytes, MOST_BYTES)
         count = min(len(into), len(self._ahead))
         into[:count] = self._ahead[:count]
@@ -118,15 +119,15 @@ class _Raw(io.RawIOBase):
 
     def _fetch(self, size: int) -> bytes:
         """Returns some of the next bytes, at least one."""
-        url, whole = self._of.url, self._of.size
+        url, whole = self._remote.url, self._remote.size
         for wait_s in (*RETRY_AFTER_S, None):
             try:
                 if self._file is None:
                     self._file = _open(url)
-                there = self._file.size
-                if there is None:
+                size_now = self._file.size
+                if size_now is None:
                     raise OSError("the server does not give parts of files")
-                if there == whole:
+                if size_now == whole:
                     self._file.seek(self._at)
                     if data := self._file.read(size):
                         return data
@@ -143,8 +144,8 @@ class _Raw(io.RawIOBase):
             else:
                 raise UserError(
                     f"config.data.sources: {url} had {whole:,} bytes when it was found "
-                    f"and has {there:,} now: delete {CACHE} in config.data.dir to take "
-                    "it as it is"
+                    f"and has {size_now:,} now: delete {CACHE} in config.data.dir to "
+                    "take it as it is"
                 )
         raise AssertionError("never reached")
 
@@ -164,7 +165,7 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
       known: remembers the files for good, and with them the commit.
 
     Raises:
-      UserError: there is none, or the server cannot be reached.
+      UserError: no file matches, or the server cannot be reached.
     """
     found = known.get(source)
     if found is None:
@@ -179,16 +180,22 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
             raise _unreachable(source, error) from error
         known.put(source, found)
     return [
-        RemoteFile(PurePosixPath(url.partition("?")[0]), url, size, digest)
+        RemoteFile(
+            path=PurePosixPath(url.partition("?")[0]),
+            url=url,
+            length=size,
+            digest=digest,
+        )
         for url, size, digest in found
     ]
 
 
-def current(source: str, split: str) -> str:
-    """Returns a source of a config of before URLs, hf:NAME[@COMMIT][:CONFIG], as one.
+def as_url(source: str, split: str) -> str:
+    """Returns the URL of a source of older configs, hf:NAME[@COMMIT][:CONFIG].
 
-    It becomes the hub's Parquet branch, where COMMIT is not known and large data sets
-    are there in part, or the .parquet files of a folder; others stay as they are.
+    It points to the hub's Parquet branch, which does not know COMMIT and has only a
+    part of large data sets, or to the .parquet files of a folder. Other sources stay as
+    they are.
     """
     match = re.fullmatch(r"hf:(?!//)([^@:]+)(@[^:]*)?(:(.+))?", source)
     if match is None:

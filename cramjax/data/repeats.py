@@ -1,10 +1,12 @@
 """Which bytes of a text occurred before: a suffix array finds every repeat."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from cramjax.errors import UserError
 
-SEPARATOR = 0xFF  # behind every document; never in UTF-8
+SEPARATOR = 0xFF  # after every document; never in UTF-8
 
 
 def require_package(min_bytes: int) -> None:
@@ -23,7 +25,7 @@ def repeated(text_N: np.ndarray, min_bytes: int) -> np.ndarray:
 
     The spans are the union of all windows of `min_bytes` bytes, each inside one
     document, whose first occurrence ends before they begin. So the first stays whole
-    where text repeats itself at once, too: `min_bytes` letters of "aaaa...".
+    where text repeats itself immediately: `min_bytes` letters of "aaaa...".
 
     Memory: 13 bytes per byte of text (the text, its suffix array, ranks and common
     prefixes), 22 if all of it occurs twice; from 2 GiB on nearly twice as much.
@@ -72,14 +74,17 @@ def union(spans_Rx2: np.ndarray) -> np.ndarray:
     return np.stack([starts_R[begins_R], stops_R[ends_R]], axis=1)
 
 
-def whole_characters(text_N: np.ndarray, spans_Rx2: np.ndarray) -> np.ndarray:
-    """Shrinks spans of UTF-8 until they neither begin nor end inside a character."""
+def whole_characters(
+    bytes_at: Callable[[np.ndarray], np.ndarray], spans_Rx2: np.ndarray
+) -> np.ndarray:
+    """Shrinks spans of UTF-8 until they neither begin nor end inside a character.
+
+    Args:
+      bytes_at: returns the bytes of a text at some positions.
+      spans_Rx2: start and stop.
+    """
     starts_R, stops_R = spans_Rx2.T.copy()
-    for _ in range(3):  # a character's bytes behind its first
-        starts_R += _continues(text_N[starts_R])
-        stops_R -= _continues(text_N[stops_R])
+    for _ in range(3):  # a character's bytes after its first
+        starts_R += bytes_at(starts_R) & 0xC0 == 0x80
+        stops_R -= bytes_at(stops_R) & 0xC0 == 0x80
     return np.stack([starts_R, stops_R], axis=1)[starts_R < stops_R]
-
-
-def _continues(bytes_R: np.ndarray) -> np.ndarray:
-    return bytes_R & 0xC0 == 0x80

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cramjax import files
-from cramjax.data.corpus import Corpus
-from cramjax.data.manifest import total
+from cramjax.data.corpus import Corpus, total
 
 REPORT, FIGURE = "report.md", "lengths.png"
 SAMPLES = 5
@@ -20,14 +19,14 @@ TOP_TOKENS = 40
 def write(
     corpus: Corpus,
     counts_V: np.ndarray,
-    by_unit: Sequence[Sequence[Mapping[str, Any]]],
+    by_group: Sequence[Sequence[Mapping[str, Any]]],
 ) -> Path:
     """Writes report.md and lengths.png into the corpus's folder.
 
     Args:
       corpus: the finished one.
       counts_V: how often each token is in the training blocks.
-      by_unit: the facts of each unit's shards, see `encoding.encode_unit`.
+      by_group: the facts of each group's shards, see `encode.encode_group`.
 
     Returns:
       The report's path.
@@ -43,19 +42,19 @@ def write(
         "documents read": f"{number:,}",
         "to train on": f"{documents['train']:,} in {len(corpus.train):,} blocks of "
         f"{corpus.train.length} tokens",
-        "held out": f"{_share(documents['held_out'], number)} in "
+        "held out": f"{_fraction(documents['held_out'], number)} in "
         f"{len(corpus.held_out):,} blocks",
-        "dropped": _share(documents["filtered"], number),
+        "dropped": _fraction(documents["filtered"], number),
         **{
-            f"dropped by data.{key}": _share(count, number)
+            f"dropped by data.{key}": _fraction(count, number)
             for key, count in manifest["filtered"].items()
         },
         "text": f"{manifest['bytes'] / 1e6:,.1f} MB",
         "tokens per byte": f"{kept_tokens / manifest['kept_bytes']:.3f}",
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
-        "entries never used": _share(int((counts_V == 0).sum()), len(counts_V)),
+        "entries never used": _fraction(int((counts_V == 0).sum()), len(counts_V)),
     }
-    shards = list(itertools.chain.from_iterable(by_unit))
+    shards = list(itertools.chain.from_iterable(by_group))
     dropped = {
         f"Dropped by data.{key}": [
             text for shard in shards for text in shard["examples"].get(key, ())
@@ -66,19 +65,20 @@ def write(
         found, examples = manifest["duplicates"], manifest["duplicates"]["examples"]
         rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
         rows["spans of earlier text, cut out"] = f"{found['spans']:,}"
-        rows["bytes of both"] = _share(found["bytes"], found["of_bytes"])
+        rows["bytes of both"] = _fraction(found["bytes"], found["of_bytes"])
         dropped["Dropped, equal to an earlier document"] = examples["documents"]
         dropped["Cut out, occurred before"] = examples["spans"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
-    words = corpus.tokenizer
+    tokenizer = corpus.tokenizer
     top = np.argsort(-counts_V, kind="stable")[:TOP_TOKENS]
     frequent = ", ".join(
-        f"`{words.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}" for i in top
+        f"`{tokenizer.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}"
+        for i in top
     )
     generator = np.random.Generator(np.random.Philox(key=0))
     chosen = generator.choice(len(corpus.train), min(SAMPLES, len(corpus.train)), False)
     samples = [
-        words.decode(block, skip_special_tokens=False)
+        tokenizer.decode(block, skip_special_tokens=False)
         for block in corpus.train.take(np.sort(chosen))
     ]
     lengths = total(shard["lengths"] for shard in shards)
@@ -106,7 +106,7 @@ def _section(title: str, texts: Sequence[str]) -> str:
     return f"## {title}\n{quoted}"
 
 
-def _share(part: int, whole: int) -> str:
+def _fraction(part: int, whole: int) -> str:
     return f"{part:,} ({part / max(whole, 1):.2%})"
 
 

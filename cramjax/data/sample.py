@@ -1,6 +1,5 @@
 """The first documents of every source, and a corpus of them alone."""
 
-import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -8,10 +7,8 @@ from pathlib import Path
 
 from cramjax.data import sources
 from cramjax.data.corpus import Corpus
-from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.prepare import prepare
-from cramjax.data.readers import Problems, Reading
-from cramjax.data.sources import Portion
+from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
 from cramjax.schema import Config
 
@@ -23,7 +20,7 @@ CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The sources' first documents, and about how many characters there are in all."""
+    """The sources' first documents, and about how many characters they have in all."""
 
     texts: list[str]
     all_chars: float
@@ -38,23 +35,20 @@ def read(config: Config, say: Callable[[str], None]) -> Sample:
     """Returns the first documents of every source, and says what they are.
 
     Raises:
-      UserError: a source that is not there, or whose first documents have no text.
+      UserError: a source is missing, or its first documents have no text.
     """
-    known = Fingerprints(Path(config.data.dir).expanduser())
-    portions = [p for p in sources.resolve(config.data, known) if p.max_chars != 0]
+    files = [file for file in sources.resolve(config.data) if file.max_chars != 0]
     texts = []
     for number, name in enumerate(config.data.sources):
-        of_source = [p for p in portions if p.source == number]
+        of_source = [file for file in files if file.source == number]
         step = -(-len(of_source) // PARTS_OPENED)
         opened = of_source[::step] if of_source else []
-        problems: Problems = collections.Counter()
+        records = Records(config.data)
         chars = SAMPLE_CHARS // len(config.data.sources) // max(len(opened), 1)
-        found = [
-            text
-            for portion in opened
-            for text in _beginning(portion, Reading.of(config.data), problems, chars)
-        ]
-        notes = "".join(f"; {what}: {n:,}" for what, n in sorted(problems.items()))
+        found = [text for file in opened for text in _beginning(file, records, chars)]
+        notes = "".join(
+            f"; {what}: {n:,}" for what, n in sorted(records.problems.items())
+        )
         if opened and not found:
             raise UserError(
                 f"config.data.sources: no text at the beginning of {name!r}{notes}; "
@@ -67,13 +61,11 @@ def read(config: Config, say: Callable[[str], None]) -> Sample:
         )
         texts += found
     document_chars = sum(map(len, texts)) / max(len(texts), 1)
-    return Sample(texts, sum(p.chars_taken(document_chars) for p in portions))
+    return Sample(texts, sum(f.expected_chars(document_chars) for f in files))
 
 
-def _beginning(
-    portion: Portion, reading: Reading, problems: Problems, chars: int
-) -> Iterator[str]:
-    for text in sources.documents(portion, reading, problems):
+def _beginning(file: File, records: Records, chars: int) -> Iterator[str]:
+    for text in file.documents(records):
         yield text[:chars]
         chars -= len(text)
         if chars <= 0:

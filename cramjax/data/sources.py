@@ -1,78 +1,38 @@
-"""Where text comes from: files wherever they are, one document at a time."""
+"""Where text comes from: `config.data.sources` as files, local or remote."""
 
 import dataclasses
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cramjax.data import readers, remote, tfds
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import File, Problems, Reading
+from cramjax.data.readers import File
 from cramjax.errors import UserError
 from cramjax.schema import DataConfig, require
 
-MIN_CHARS = 1 << 13  # of a part, where a limit leaves each of them less
+GROUP_BYTES = 1 << 24  # smaller files are read together
+MIN_CHARS = 1 << 13  # of a file, where a limit would leave each of them less
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
-# Characters in a byte of a packed file: of C4, The Pile and Wikipedia, roughly.
-EXPANSION = {".gz": 2.5, ".zst": 3, ".xz": 4, ".bz2": 4, ".parquet": 1.7}
 
 
-@dataclasses.dataclass(frozen=True)
-class Portion:
-    """A part, and how much of it is taken.
+def resolve(data: DataConfig) -> list[File]:
+    """Returns the files that `config.data.sources` names, in order.
 
-    Attributes:
-      part: the file, which one worker reads from beginning to end.
-      source: the place in `config.data.sources` of what named it.
-      weight: the share of the corpus's text that it is expected to give.
-      max_chars: of its text, None = all: no document begins after that.
-      max_documents: of its documents, None = all.
-    """
-
-    part: File
-    source: int
-    weight: float
-    max_chars: int | None = None
-    max_documents: int | None = None
-
-    @property
-    def chars_there(self) -> float:
-        """Characters of the whole part, roughly."""
-        return self.part.size * EXPANSION.get(self.part.path.suffix, 1)
-
-    def chars_taken(self, document_chars: float) -> float:
-        """Returns how many characters are taken of it, roughly.
-
-        Args:
-          document_chars: characters of a document, on average.
-        """
-        limits = [self.chars_there]
-        if self.max_chars is not None:
-            limits.append(self.max_chars)
-        if self.max_documents is not None:
-            limits.append(self.max_documents * document_chars)
-        return min(limits)
-
-
-def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
-    """Returns the parts that `config.data.sources` names, in order.
-
-    `data.max_chars` and `data.max_documents` are spread over the parts: over the
-    sources by `data.shares`, or by their bytes; within a source by bytes. Every part
-    gives its beginning, and the rest of it is not downloaded. Of very many small parts
-    only some are taken.
-
-    Args:
-      data: the section of the config.
-      known: remembers what servers have said of their files.
+    `data.max_chars` and `data.max_documents` are spread over the files: over the
+    sources by `data.shares`, or by their bytes; within a source by bytes. Of every file
+    the beginning is taken, and the rest of it is not downloaded. Of very many small
+    files only some are taken.
 
     Raises:
-      UserError: there is no part, a name matches nothing, nobody reads a suffix, or a
+      UserError: there is no file, a name matches nothing, a suffix is unknown, or a
         server cannot be reached.
+      OSError: what the servers say cannot be remembered in `data.dir`.
     """
     require(
         len(data.sources) > 0,
@@ -80,27 +40,45 @@ def resolve(data: DataConfig, known: Fingerprints) -> list[Portion]:
         data.sources,
         "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
     )
-    parts: list[Sequence[File]] = []
+    known = Fingerprints(data.dir)
+    groups: list[Sequence[File]] = []
     for named in data.sources:
-        source = remote.current(named, data.split)
+        source = remote.as_url(named, data.split)
         if source.startswith("tfds:"):
-            parts.append(tfds.shards(source.removeprefix("tfds:"), data))
+            groups.append(tfds.find(source.removeprefix("tfds:"), data.split))
         elif "://" in source:
-            parts.append(_readable(remote.find(source, known)))
+            groups.append(_readable(remote.find(source, known)))
         else:
-            parts.append(_readable(_files(source)))
-    weights = _weights(parts, data.shares)
-    limits = (spread(data.max_chars, weights), spread(data.max_documents, weights, 1))
-    numbered = ((source, part) for source, group in enumerate(parts) for part in group)
+            groups.append(_readable(_local(source)))
+    known.save()
+    weights = _weights(groups, data.shares)
+    max_chars = spread(data.max_chars, weights)
+    max_documents = spread(data.max_documents, weights, 1)
+    numbered = [(source, file) for source, group in enumerate(groups) for file in group]
     return [
-        Portion(part, source, weight, chars, documents)
-        for (source, part), weight, chars, documents in zip(
-            numbered, weights, *limits, strict=True
+        dataclasses.replace(
+            file, source=source, weight=weight, max_chars=chars, max_documents=documents
+        )
+        for (source, file), weight, chars, documents in zip(
+            numbered, weights, max_chars, max_documents, strict=True
         )
     ]
 
 
-def _files(source: str) -> list[File]:
+def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
+    """Returns {"path", "bytes", "sha256"} of all files; new local ones are read.
+
+    Raises:
+      UserError: a file cannot be read.
+      OSError: the hashes cannot be remembered in `data.dir`.
+    """
+    known = Fingerprints(data.dir)
+    found = [file.fingerprint(known) for file in files]
+    known.save()
+    return found
+
+
+def _local(source: str) -> list[File]:
     if source.startswith("embedded:"):
         if source not in EMBEDDED:
             raise UserError(
@@ -124,11 +102,11 @@ def _files(source: str) -> list[File]:
             "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
         )
     # Not resolved: the suffix of a link says what is in the file, its target's may not.
-    return [File(Path(os.path.abspath(m))) for m in matches]
+    return [File(path=Path(os.path.abspath(m))) for m in matches]
 
 
 def _readable(found: Sequence[File]) -> Sequence[File]:
-    """Refuses files of a format that nobody reads."""
+    """Refuses files of an unknown format."""
     for file in found:
         kind = readers.file_format(file.path)
         packed = file.path.suffix != kind
@@ -142,9 +120,9 @@ def _readable(found: Sequence[File]) -> Sequence[File]:
     return found
 
 
-def _weights(parts: Sequence[Sequence[File]], shares: Sequence[float]) -> list[float]:
-    """Returns the expected share of the text of every part; they sum to 1."""
-    sizes = [[part.size for part in group] for group in parts]
+def _weights(groups: Sequence[Sequence[File]], shares: Sequence[float]) -> list[float]:
+    """Returns the expected fraction of the text of every file; they sum to 1."""
+    sizes = [[file.size for file in group] for group in groups]
     sizes = [group if any(group) else [1] * len(group) for group in sizes]
     whole = sum(map(sum, sizes))
     of_source = shares or [sum(group) / whole for group in sizes]
@@ -158,10 +136,10 @@ def _weights(parts: Sequence[Sequence[File]], shares: Sequence[float]) -> list[f
 def spread(
     total: int, weights: Sequence[float], grain: int = MIN_CHARS
 ) -> list[int | None]:
-    """Returns each part's share of `total`, all None if it is 0.
+    """Divides `total` over files by their weights; all are None if it is 0.
 
-    The shares sum to `total`, about. Where they would be below `grain` (a file gives
-    whole documents only), some parts get a grain or more and others nothing.
+    The results sum to about `total`. Where they would be below `grain` (a file gives
+    whole documents only), some files get a grain or more and others nothing.
     """
     if not total:
         return [None] * len(weights)
@@ -172,59 +150,17 @@ def spread(
     return [int(step) * grain for step in steps]
 
 
-def documents(portion: Portion, reading: Reading, problems: Problems) -> Iterator[str]:
-    """Yields a part's documents, stripped, without the empty ones, up to its limits.
+def grouped(found: Sequence[File]) -> list[list[File]]:
+    """Returns the files in order, small ones of a source together.
 
-    A document longer than `readers.MAX_DOCUMENT_CHARS` becomes several, halves of
-    surrogate pairs "?"; ones shorter than `reading.join_chars` are joined with the next
-    ones by a newline.
-
-    Args:
-      portion: the part.
-      reading: the rules.
-      problems: {what: how often}, counted up while reading.
-
-    Raises:
-      UserError: see `readers.file_texts`.
+    One worker turns a group into shards.
     """
-    texts = _joined(_clean(portion.part, reading, problems), reading.join_chars)
-    chars = number = 0
-    for text in texts:
-        if portion.max_chars is not None and chars >= portion.max_chars:
-            return
-        if portion.max_documents is not None and number >= portion.max_documents:
-            return
-        chars, number = chars + len(text), number + 1
-        yield text
-
-
-def _clean(part: File, reading: Reading, problems: Problems) -> Iterator[str]:
-    empty = True
-    limit = readers.MAX_DOCUMENT_CHARS
-    for text in part.texts(reading, problems):
-        starts = range(0, len(text), limit)
-        if len(starts) > 1:
-            problems["documents cut for their length"] += len(starts) - 1
-        for start in starts:
-            piece = text[start : start + limit].strip()
-            piece = piece.encode(errors="replace").decode()
-            if "\ufffd" in piece:
-                problems["documents with bytes that are not UTF-8"] += 1
-            empty = empty and not piece
-            if piece:
-                yield piece
-    if empty:
-        problems["files without text"] += 1
-
-
-def _joined(texts: Iterator[str], min_chars: int) -> Iterator[str]:
-    waiting: list[str] = []
-    chars = 0
-    for text in texts:
-        waiting.append(text)
-        chars += len(text)
-        if chars >= min_chars:
-            yield "\n".join(waiting)
-            waiting, chars = [], 0
-    if waiting:
-        yield "\n".join(waiting)
+    groups: list[list[File]] = []
+    room = 0
+    for file in found:
+        if not groups or room < file.size or groups[-1][0].source != file.source:
+            groups.append([])
+            room = GROUP_BYTES
+        groups[-1].append(file)
+        room -= file.size
+    return groups

@@ -1,22 +1,62 @@
-"""Text from TensorFlow Datasets, without TensorFlow."""
+"""Text from TensorFlow Datasets, without TensorFlow: all that touches its internals."""
 
 import contextlib
 import dataclasses
+import io
 import logging
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cramjax.data.readers import File, Problems, Reading
+from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
-from cramjax.schema import DataConfig
 
 RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
 
 
+def builder(name: str, data_dir: Path | None = None) -> Any:
+    """Returns the builder of a dataset whose module has been imported.
+
+    Args:
+      name: as TFDS writes it, e.g. "lm1b" or "wiki40b/en:1.3.0".
+      data_dir: where the data is found and prepared; None for the library's default.
+    """
+    import tensorflow_datasets
+
+    # Google's prepared copies are TFRecords, which need TensorFlow.
+    return tensorflow_datasets.builder(
+        name,
+        data_dir=None if data_dir is None else str(data_dir),
+        file_format="array_record",
+        try_gcs=False,
+    )
+
+
+def prepare(builder: Any, manual_dir: Path | None = None) -> None:
+    """Downloads and prepares a dataset if it has to be.
+
+    Args:
+      builder: see `builder`.
+      manual_dir: where files are found that the library does not download.
+    """
+    import tensorflow_datasets
+
+    _extract_without_tensorflow()
+    with downloading(), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tensorflow_datasets.download.DownloadConfig(
+                manual_dir=None if manual_dir is None else str(manual_dir),
+                try_download_gcs=False,
+            ),
+            file_format="array_record",
+        )
+
+
 @contextlib.contextmanager
 def downloading() -> Iterator[None]:
-    """Lets the library download while the block runs, quietly; soon it gives up.
+    """Makes the library download quietly, and give up soon, while the block runs.
 
     Its progress bars are for terminals only.
     """
@@ -28,12 +68,25 @@ def downloading() -> Iterator[None]:
     retries = logging.getLogger("urllib3.connectionpool")
     before = downloader.MAX_RETRIES, retries.level
     downloader.MAX_RETRIES = RETRIES
-    retries.setLevel(logging.ERROR)  # each one warns
+    retries.setLevel(logging.ERROR)  # each retry warns
     try:
         yield
     finally:
         downloader.MAX_RETRIES = before[0]
         retries.setLevel(before[1])
+
+
+def _extract_without_tensorflow() -> None:
+    """Gives the library's extractor the two functions of TensorFlow that it uses."""
+    from tensorflow_datasets.core.download import extractor
+
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        extractor.tf = types.SimpleNamespace(
+            compat=types.SimpleNamespace(as_text=str),
+            io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+        )
 
 
 def reason(error: Exception) -> str:
@@ -45,50 +98,50 @@ def reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300] + url
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard(File):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsFile(File):
     """One file of a prepared dataset.
 
     Attributes:
       folder: of the dataset's version, with dataset_info.json.
       split: e.g. "train".
-      number: of the shard in the split.
+      number: of the file in the split.
     """
 
     folder: str
     split: str
     number: int
 
-    def texts(self, reading: Reading, problems: Problems) -> Iterator[str]:
-        """Yields the shard's documents.
+    def texts(self, records: Records) -> Iterator[str]:
+        """Yields the documents as they are in the file.
 
         Raises:
-          UserError: the dataset has no such field.
+          UserError: the dataset does not have the field.
         """
         import tensorflow_datasets
 
         builder = tensorflow_datasets.builder_from_directory(self.folder)
-        records = iter(builder.as_data_source(f"{self.split}[{self.number}shard]"))
+        rows = iter(builder.as_data_source(f"{self.split}[{self.number}shard]"))
         while True:
             try:
-                record = next(records, None)
+                row = next(rows, None)
             except Exception as error:  # array_record's own kinds
                 what = str(error).partition("\n")[0]
-                problems[f"{self.path.name} is damaged: {what}"] += 1
+                records.problems[f"{self.path.name} is damaged: {what}"] += 1
                 return
-            if record is None:
+            if row is None:
                 return
-            if (text := reading.text(record, self.name, problems)) is not None:
+            if (text := records.text(row, self.name)) is not None:
                 yield text
 
 
-def shards(name: str, data: DataConfig) -> list[Shard]:
+def find(name: str, split: str) -> list[TfdsFile]:
     """Returns the files of a dataset; prepares it first if it has to be.
 
     Args:
-      name: as TFDS writes it, e.g. "lm1b" or "wiki40b/en:1.3.0", to be found or
-        prepared where TFDS keeps its data; or the folder of a prepared version.
-      data: its `split`.
+      name: as TFDS writes it, to be found or prepared where TFDS keeps its data; or the
+        folder of a prepared version.
+      split: see `config.data.split`.
 
     Raises:
       UserError: TFDS cannot find, prepare or read it.
@@ -100,26 +153,17 @@ def shards(name: str, data: DataConfig) -> list[Shard]:
     try:
         if (Path(name).expanduser() / "dataset_info.json").exists():
             folder = Path(name).expanduser().resolve()
-            builder = tensorflow_datasets.builder_from_directory(folder)
+            dataset = tensorflow_datasets.builder_from_directory(folder)
         else:
-            # Google's prepared copies need TensorFlow, and so does its own format.
-            builder = tensorflow_datasets.builder(
-                name, try_gcs=False, file_format="array_record"
-            )
-            with downloading():
-                builder.download_and_prepare(
-                    download_config=tensorflow_datasets.download.DownloadConfig(
-                        try_download_gcs=False
-                    ),
-                    file_format="array_record",
-                )
-        kind = builder.info.file_format.value
+            dataset = builder(name)
+            prepare(dataset)
+        kind = dataset.info.file_format.value
         if kind != "array_record":
             raise ValueError(f"it is kept as {kind}, needed is array_record")
-        found = builder.info.splits
-        if data.split not in found:
-            raise ValueError(f"config.data.split is {data.split!r}: it has {[*found]}")
-        paths = [Path(path) for path in found[data.split].filepaths]
+        found = dataset.info.splits
+        if split not in found:
+            raise ValueError(f"config.data.split is {split!r}: it has {[*found]}")
+        paths = [Path(path) for path in found[split].filepaths]
     except Exception as error:  # of many kinds: TFDS, the network, the disk
         raise UserError(
             f"config.data.sources: tfds:{name} cannot be used ({reason(error)}); pass "
@@ -127,6 +171,6 @@ def shards(name: str, data: DataConfig) -> list[Shard]:
             "the folder of a prepared version"
         ) from error
     return [
-        Shard(path, str(builder.data_path), data.split, number)
+        TfdsFile(path=path, folder=str(dataset.data_path), split=split, number=number)
         for number, path in enumerate(paths)
     ]

@@ -1,34 +1,208 @@
-"""From text to tokens: normaliser, training, and what a token stands for.
+"""From text to tokens: normalizer, kinds of tokenizer, training, and encoding.
 
-The recipe's is a WordPiece (arXiv 2212.14034, section 4.4); `kinds.KINDS` has others.
+The recipe's is a WordPiece (arXiv 2212.14034, section 4.4); `KINDS` has others.
 """
 
+import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from tokenizers.models import Model
 
-from cramjax.data.kinds import BEGIN, INSIDE, KINDS, SPECIAL_TOKENS, Documents
 from cramjax.errors import UserError
+from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS  # noqa: F401
 
-# Said aloud, so that the library does not guess (and warn) after a fork.
+# Set explicitly, so that the library does not guess (and warn) after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-PAD, CLS, SEP, MASK = (
-    SPECIAL_TOKENS.index(t) for t in ("<pad>", "<cls>", "<sep>", "<mask>")
+UNK = "<unk>"
+
+INSIDE = "##"  # before the pieces that go on with a word
+BEGIN = "\u2581"  # before the pieces that begin one
+
+Documents = Callable[[], Iterable[str]]  # called once for every pass
+Trainer = Callable[..., trainers.Trainer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The library's parts that make one kind.
+
+    In all of them a space or newline ends a word and is nothing else: no piece goes
+    across, so text can be cut there, and the decoded text has single spaces.
+
+    Attributes:
+      model: an untrained one.
+      trainer: of it.
+      train: takes the untrained tokenizer, the trainer, documents and a number of
+        entries. Returns a model with as many, the special tokens first; with fewer if
+        the text has no more, with more if its characters alone are more.
+      pre_tokenizer: text to words.
+      decoder: tokens to text; from it `spellings` knows how pieces mark where words
+        begin.
+      steps: of the normalizer, beside those of the config.
+    """
+
+    model: Callable[[], Model]
+    trainer: Trainer
+    train: Callable[[Tokenizer, Trainer, Documents, int], Model]
+    pre_tokenizer: pre_tokenizers.PreTokenizer
+    decoder: decoders.Decoder
+    steps: tuple[str, ...] = ()
+
+
+def _fit(
+    tokenizer: Tokenizer,
+    trainer: Trainer,
+    documents: Iterable[str],
+    size: int,
+    first: Sequence[str] = SPECIAL_TOKENS,
+) -> list[str]:
+    """Trains `tokenizer`; returns its vocabulary, which begins with `first`."""
+    options = {"vocab_size": size, "special_tokens": list(first)}
+    tokenizer.train_from_iterator(documents, trainer(show_progress=False, **options))
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+def _train_once(tokenizer, trainer, documents: Documents, size: int) -> Model:
+    _fit(tokenizer, trainer, documents(), size)
+    return tokenizer.model
+
+
+def _train_wordpiece(tokenizer, trainer, documents: Documents, size: int) -> Model:
+    """Makes two passes, so that the same text gives the same pieces.
+
+    The library alone would not do that: it numbers the word-internal characters ("##a")
+    in the order of a hash map, and breaks ties between merges by number
+    (huggingface/tokenizers, issue 1794). So a first pass finds these characters, and
+    the second is given them in a fixed order.
+    """
+    characters = _fit(tokenizer, trainer, documents(), 0)[len(SPECIAL_TOKENS) :]
+    inside = sorted(piece for piece in characters if piece.startswith(INSIDE))
+    pieces = _fit(tokenizer, trainer, documents(), size, (*SPECIAL_TOKENS, *inside))
+    return models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK)
+
+
+def _train_unigram(tokenizer, trainer, documents: Documents, size: int) -> Model:
+    """Takes all characters, found in a first pass, and the likeliest longer pieces.
+
+    The library refuses a size that the characters fill, or ignores it, and may prune
+    too far: then a goal twice as high prunes less, and the likeliest pieces are taken.
+
+    It also depends on the order of a hash map twice: in it, characters that deserve no
+    piece get the lowest score plus steps of 1e-4, and probabilities are summed up. So
+    here these characters all have the lowest score, and scores have four decimals.
+    Which pieces are pruned could still hang on a sum's last digit: nothing guarantees
+    that the same text gives the same tokenizer, but in hundreds of trials it did.
+    """
+    unigram, tokenizer.model = tokenizer.model, models.BPE()
+    special = [(token, 0.0) for token in SPECIAL_TOKENS]
+    characters = _fit(tokenizer, trainers.BpeTrainer, documents(), 0)[len(special) :]
+    room = size - len(special) - len(characters)
+    if room < 0:
+        return models.Unigram([*special, *((c, 0.0) for c in characters)])
+    tokenizer.model = unigram
+    if len(_fit(tokenizer, trainer, documents(), size)) < size:
+        _fit(tokenizer, trainer, documents(), 2 * size)
+    scores = dict(json.loads(tokenizer.to_str())["model"]["vocab"][len(special) :])
+    lowest = min(scores.values(), default=0.0)
+    rare = (c for c in characters if scores[c] < lowest + 1e-4 * len(characters))
+    scores |= dict.fromkeys(rare, lowest)
+    ranked = sorted((-round(score, 4), piece) for piece, score in scores.items())
+    longer = [pair for pair in ranked if len(pair[1]) > 1]
+    kept = sorted({*ranked} - {*longer[room:]})
+    pieces = [(piece, -score) for score, piece in kept]
+    return models.Unigram([*special, *pieces], SPECIAL_TOKENS.index(UNK), False)
+
+
+WORDS = pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
+MARK = pre_tokenizers.Metaspace(BEGIN, prepend_scheme="always", split=True)
+# Longer words, which a WordPiece reads as <unk>, go through in parts: Unigram's trainer
+# crashes at 100,000 characters.
+CUT = pre_tokenizers.FixedLength(100)
+MARKED_WORDS = pre_tokenizers.Sequence([WORDS, MARK, CUT])
+# Words with their punctuation. A "<" that would begin a special token stands alone:
+# where "<mask>" could be one word, its pieces could be that token.
+_SPELLED = "|".join(token[1:] for token in SPECIAL_TOKENS)
+MARKED_CHUNKS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(Regex(f"<(?={_SPELLED})"), "isolated"),
+        pre_tokenizers.WhitespaceSplit(),
+        MARK,
+        CUT,
+    ]
 )
+
+_wordpiece = functools.partial(
+    Kind,
+    model=functools.partial(models.WordPiece, unk_token=UNK),
+    trainer=trainers.WordPieceTrainer,
+    train=_train_wordpiece,
+    decoder=decoders.WordPiece(prefix=INSIDE),
+)
+_bpe = functools.partial(
+    Kind,
+    model=functools.partial(models.BPE, unk_token=UNK),
+    trainer=trainers.BpeTrainer,
+    train=_train_once,
+    decoder=decoders.Metaspace(BEGIN, prepend_scheme="always", split=True),
+)
+_unigram = functools.partial(
+    Kind,
+    model=models.Unigram,
+    trainer=functools.partial(trainers.UnigramTrainer, unk_token=UNK),
+    train=_train_unigram,
+    decoder=decoders.Metaspace(BEGIN, prepend_scheme="always", split=True),
+)
+
+KINDS: dict[str, Kind] = {
+    "wordpiece": _wordpiece(pre_tokenizer=WORDS),
+    "bert_wordpiece": _wordpiece(
+        pre_tokenizer=pre_tokenizers.BertPreTokenizer(), steps=("clean",)
+    ),
+    "bpe": _bpe(pre_tokenizer=MARKED_WORDS),
+    "unigram": _unigram(
+        # Pieces start from what two different words share, so where punctuation is
+        # apart many are missing or rated too low. With 8 steps between prunings, not 2,
+        # 32 MB of Wikipedia take 0.226 tokens a character, not 0.261 (BPE: 0.204).
+        trainer=functools.partial(
+            trainers.UnigramTrainer, unk_token=UNK, n_sub_iterations=8
+        ),
+        pre_tokenizer=MARKED_WORDS,
+    ),
+    "sentencepiece_bpe": _bpe(pre_tokenizer=MARKED_CHUNKS),
+    "sentencepiece_unigram": _unigram(pre_tokenizer=MARKED_CHUNKS),
+    "wordlevel": Kind(
+        model=functools.partial(models.WordLevel, unk_token=UNK),
+        trainer=trainers.WordLevelTrainer,
+        train=_train_once,
+        pre_tokenizer=WORDS,
+        decoder=decoders.WordPiece(prefix=INSIDE),
+    ),
+}
 
 
 # BERT's: no control characters, a space on both sides of every CJK character.
 _CLEAN = normalizers.BertNormalizer(
     clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
 )
-# Behind "clean", which belongs to a kind, the recipe's normaliser, step by step and in
+# After "clean", which belongs to a kind, the recipe's normalizer, step by step and in
 # its order: lower-case ASCII without accents.
 STEPS: dict[str, list[normalizers.Normalizer]] = {
     "clean": [_CLEAN],
@@ -66,14 +240,14 @@ def normalize_ascii(text: str, steps: Sequence[str]) -> str:
 class Encoder:
     """A tokenizer's ids for many texts; ASCII ones are normalised in Python.
 
-    The library's normaliser keeps track of every character's place, which nobody asks
-    for here: without it, encoding ASCII takes 0.6 of the time. The ids are the same.
+    The library's normalizer keeps track of every character's position, which is not
+    needed here: without it, encoding ASCII takes 0.6 of the time. The ids are the same.
     """
 
-    def __init__(self, words: Tokenizer, steps: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, steps: Sequence[str]):
         """Takes what `load` returns, and the steps it was trained with."""
-        self._words, self._steps = words, steps
-        self._bare = Tokenizer.from_str(words.to_str())
+        self._tokenizer, self._steps = tokenizer, steps
+        self._bare = Tokenizer.from_str(tokenizer.to_str())
         self._bare.encode_special_tokens = True
         self._bare.normalizer = normalizers.Sequence([])
 
@@ -82,14 +256,17 @@ class Encoder:
         ascii_texts = [normalize_ascii(t, self._steps) for t in texts if t.isascii()]
         others = [text for text in texts if not text.isascii()]
         plain, other = (
-            iter(words.encode_batch_fast(some, add_special_tokens=False))
-            for words, some in ((self._bare, ascii_texts), (self._words, others))
+            iter(tokenizer.encode_batch_fast(some, add_special_tokens=False))
+            for tokenizer, some in (
+                (self._bare, ascii_texts),
+                (self._tokenizer, others),
+            )
         )
         return [next(plain if text.isascii() else other).ids for text in texts]
 
 
 def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
-    """Returns the steps of a kind's normaliser: its own, and those of the config."""
+    """Returns the steps of a kind's normalizer: its own, and those of the config."""
     return (*KINDS[kind].steps, *steps)
 
 
@@ -101,7 +278,7 @@ def train(
     Args:
       documents: called for every pass over the text, of which a kind may make two.
       vocab_size: entries, the special tokens included.
-      steps: of the normaliser, names in `STEPS`, besides those of the kind.
+      steps: of the normalizer, names in `STEPS`, besides those of the kind.
       kind: a name in `KINDS`.
 
     Raises:
@@ -111,9 +288,9 @@ def train(
     chosen = KINDS[kind]
     untrained = _assembled(kind, steps, chosen.model())
     model = chosen.train(untrained, chosen.trainer, documents, vocab_size)
-    words = _assembled(kind, steps, model)
-    words.add_special_tokens(list(SPECIAL_TOKENS))
-    size = words.get_vocab_size()
+    tokenizer = _assembled(kind, steps, model)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    size = tokenizer.get_vocab_size()
     if size < vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
@@ -125,15 +302,15 @@ def train(
             f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
             f"need {size}; pass --config.model.vocab_size={size} or more"
         )
-    return words
+    return tokenizer
 
 
 def _assembled(kind: str, steps: Sequence[str], model: Model) -> Tokenizer:
-    words = Tokenizer(model)
-    words.normalizer = normalizer(all_steps(kind, steps))
-    words.pre_tokenizer = KINDS[kind].pre_tokenizer
-    words.decoder = KINDS[kind].decoder
-    return words
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizer(all_steps(kind, steps))
+    tokenizer.pre_tokenizer = KINDS[kind].pre_tokenizer
+    tokenizer.decoder = KINDS[kind].decoder
+    return tokenizer
 
 
 def _prefixed(piece: str) -> tuple[str, bool]:
@@ -148,81 +325,98 @@ def _marked(piece: str) -> tuple[str, bool]:
 SPELLINGS = {decoders.WordPiece: _prefixed, decoders.Metaspace: _marked}
 
 
-def spellings(words: Tokenizer) -> list[tuple[str, bool]]:
+def spellings(tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Returns, of every entry, its text and whether a word begins with it.
 
     Special tokens have no text.
     """
-    spelling = SPELLINGS[type(words.decoder)]
-    ids = range(len(SPECIAL_TOKENS), words.get_vocab_size())
+    spelling = SPELLINGS[type(tokenizer.decoder)]
+    ids = range(len(SPECIAL_TOKENS), tokenizer.get_vocab_size())
     return [
         *[("", False) for _ in SPECIAL_TOKENS],
-        *[spelling(words.id_to_token(i) or "") for i in ids],
+        *[spelling(tokenizer.id_to_token(i) or "") for i in ids],
     ]
 
 
 def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
-    """Returns, as JSON, a tokenizer that was trained before, on another corpus say.
+    """Returns, as JSON, a tokenizer that was trained before, perhaps on another corpus.
 
     Raises:
       UserError: it cannot be read, or is another one than the config describes.
     """
-    words = load(path, "pass a tokenizer.json of a packed corpus")
-    ids = [words.token_to_id(token) for token in SPECIAL_TOKENS]
+    tokenizer = load(path, "pass a tokenizer.json of a packed corpus")
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
     expected = _assembled(kind, steps, KINDS[kind].model())
     for ok, what in (
         (
             ids == list(range(len(SPECIAL_TOKENS))),
-            f"has not the special tokens {' '.join(SPECIAL_TOKENS)} as its first ones; "
-            "the tokenizer.json of a packed corpus has them",
+            f"does not have the special tokens {' '.join(SPECIAL_TOKENS)} as its first "
+            "ones; the tokenizer.json of a packed corpus has them",
         ),
         (
-            words.get_vocab_size() == vocab_size,
-            f"has {words.get_vocab_size()} entries, not config.model.vocab_size="
+            tokenizer.get_vocab_size() == vocab_size,
+            f"has {tokenizer.get_vocab_size()} entries, not config.model.vocab_size="
             f"{vocab_size}",
         ),
         (
-            _make(words) == _make(expected),
-            f"is not what config.data.tokenizer_kind={kind} trains{_other_kind(words)}",
+            _make(tokenizer) == _make(expected),
+            f"is not what config.data.tokenizer_kind={kind} trains"
+            f"{_other_kind(tokenizer)}",
         ),
         (
-            str(words.normalizer) == str(expected.normalizer),
-            f"was trained with another normaliser than config.data.normalizer={steps}",
+            str(tokenizer.normalizer) == str(expected.normalizer),
+            f"was trained with another normalizer than config.data.normalizer={steps}",
         ),
     ):
         if not ok:
             raise UserError(f"config.data.tokenizer: {path} {what}")
-    return words.to_str()
+    return tokenizer.to_str()
 
 
-def _make(words: Tokenizer) -> dict[str, Any]:
+def _make(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns all that tells a kind from another, as JSON values."""
-    values = json.loads(words.to_str())
+    values = json.loads(tokenizer.to_str())
     trained = ("vocab", "merges", "unk_id")
     model = {k: v for k, v in values["model"].items() if k not in trained}
     parts = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
     return {"model": model, **{part: values[part] for part in parts}}
 
 
-def _other_kind(words: Tokenizer) -> str:
+def _other_kind(tokenizer: Tokenizer) -> str:
     """Returns the flag for the kind that the tokenizer is of, or ""."""
     for name, kind in KINDS.items():
-        if _make(words) == _make(_assembled(name, (), kind.model())):
+        if _make(tokenizer) == _make(_assembled(name, (), kind.model())):
             return f"; pass --config.data.tokenizer_kind={name}"
     return ""
 
 
-def load(path: Path, way_out: str) -> Tokenizer:
-    """Returns the tokenizer of a packed corpus.
-
-    Text that spells a special token, "<mask>" say, is read as plain characters.
+def content_hash(path: str) -> str:
+    """Returns a hash of the file that `config.data.tokenizer` names; "" for none.
 
     Raises:
-      UserError: the file is missing or damaged; the message ends in `way_out`.
+      UserError: it cannot be read.
+    """
+    if not path:
+        return ""
+    try:
+        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"config.data.tokenizer: {path} cannot be read ({error.strerror})"
+        ) from error
+
+
+def load(path: Path, hint: str) -> Tokenizer:
+    """Returns the tokenizer of a packed corpus.
+
+    Text that spells a special token, such as "<mask>", is read as plain characters.
+
+    Raises:
+      UserError: the file is missing or damaged; the message ends in `hint`.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
+        raise UserError(f"{path} cannot be read ({error}): {hint}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
