@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import TINY, run_script, tiny_config
+from cramjax.schema.data import ORDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
@@ -22,7 +23,6 @@ from cramjax.data.filters import Filters
 from cramjax.data.packing import ShardWriter, token_dtype
 from cramjax.data.readers import Reading
 from cramjax.errors import UserError
-from cramjax.schema.data import ORDERS
 
 
 def write_text(path, documents):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import tiny_config
+from cramjax.schema.data import NORMALIZER_STEPS, TOKENIZER_KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
@@ -30,7 +31,6 @@ from cramjax.data import (
 from cramjax.data.kinds import KINDS, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
-from cramjax.schema.data import NORMALIZER_STEPS, TOKENIZER_KINDS
 from cramjax.training.validation import token_bytes
 
 SIZE = 500
