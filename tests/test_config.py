@@ -1,3 +1,4 @@
+import configparser
 import json
 import re
 import subprocess
@@ -61,6 +62,60 @@ def test_large_numbers_and_one_dash():
     assert config.budget.tokens == 1_500_000
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.sources=my file.txt", ("my file.txt",)),
+        ("data.sources=text/*.txt", ("text/*.txt",)),
+        ("data.sources=['a','b']", ("a", "b")),
+        ("data.sources=()", ()),
+        ("glue.learning_rates=1e-3", (1e-3,)),
+        ("data.cls=true", True),
+        ("data.split=1", "1"),
+        ("model.norm_eps=1", 1.0),
+    ],
+)
+def test_what_a_text_on_the_command_line_stands_for(override, value):
+    config = flatten(to_dict(load("quickstart", [override])))
+    expected = list(value) if isinstance(value, tuple) else value
+    assert config[override.partition("=")[0]] == expected
+
+
+def test_tuples_of_one_key_are_joined_and_other_values_replaced():
+    overrides = ["data.sources=a", "data.sources=('b','c')", "seed=1", "seed=2"]
+    config = load("quickstart", overrides)
+    assert (config.data.sources, config.seed) == (("a", "b", "c"), 2)
+
+
+def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    sgd = load("configs/ablations/training.py:sgd")
+    monkeypatch.chdir(tmp_path)
+    assert load("ablations/training.py:sgd") == load("ablations/training:sgd") == sgd
+    mine = "import cramjax.config as c\ndef get_config(): return c.from_file('a6000')"
+    (tmp_path / "a4000.py").write_text(mine)
+    assert load("a4000.py").micro_batch == 512  # a file comes before a name
+    assert load("a4000").micro_batch == 128
+    with pytest.raises(
+        UserError, match=r"--config=a400: no such .* mean a4000\? there"
+    ):
+        load("a400")
+
+
+def test_the_config_is_printed(capsys):
+    flags = ["--config=a4000", "--config.seed=3", "--print_config"]
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out) == to_dict(load("a4000", ["seed=3"]))
+
+
+def test_every_folder_with_code_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read("setup.cfg")
+    packages = {path.parent for path in Path("cramjax").rglob("*.py")}
+    packages |= {"cramjax" / path.parent for path in Path("configs").rglob("*.py")}
+    listed = setup["options"]["packages"].split()
+    assert sorted(listed) == sorted(str(p).replace("/", ".") for p in packages)
+
+
 def test_overrides_and_types():
     config = load(
         "configs/quickstart.py",
@@ -81,13 +136,22 @@ def test_overrides_and_types():
         ("buget.hours=1", "did you mean --config.budget.hours"),
         ("model.widht=8", "did you mean --config.model.width"),
         ("model.layers=two", "config.model.layers is 'two': must be a whole number"),
-        ("model.layers=2.5", "config.model.layers is '2.5': must be a whole number"),
+        ("model.layers=2.5", "config.model.layers is 2.5: must be a whole number"),
         ("model.layers=", "config.model.layers is '': must be a whole number"),
-        ("model.norm_eps=abc", "config.model.norm_eps is 'abc': must be a number"),
+        (
+            "model.norm_eps=abc",
+            "config.model.norm_eps is 'abc': must be a finite number",
+        ),
         ("data.cls=maybe", "config.data.cls is 'maybe': must be True or False"),
-        ("data.sources=('a',", "config.data.sources is \"('a',\": must be a tuple such as ("),
+        (
+            "data.sources=('a',",
+            "config.data.sources is \"('a',\": must be a tuple such as (",
+        ),
         ("data.sources=(1,)", "config.data.sources[0] is 1: must be text"),
-        ("data.shares=(1,'x')", "config.data.shares[1] is 'x': must be a number"),
+        (
+            "data.shares=(1,'x')",
+            "config.data.shares[1] is 'x': must be a finite number",
+        ),
         ("data=x", "--config.data is a section of keys: write --config.data.KEY"),
         ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
@@ -96,7 +160,7 @@ def test_overrides_and_types():
         ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
-        ("budget.tokens=1e-3", "config.budget.tokens is '1e-3': must be a whole"),
+        ("budget.tokens=1e-3", "config.budget.tokens is 0.001: must be a whole"),
         ("xyz=1", "--config.xyz: no such key; --print_config lists all keys"),
         (
             "budget.hours=1",

@@ -20,7 +20,6 @@ from cramjax.config.root import (
     Config,
     flatten,
     from_dict,
-    from_recorded,
     read_recorded,
     record,
     to_dict,
@@ -38,6 +37,7 @@ from cramjax.config.training import (
 )
 
 DEFAULT = "default"  # moved
+from_recorded = from_dict  # moved
 
 
 def parse_command_line(*args, **kwargs):  # moved

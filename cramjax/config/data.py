@@ -46,8 +46,7 @@ class DataConfig(Section):
     # branch); https:// needs the package aiohttp, s3:// s3fs, gs:// gcsfs. Or
     # "tfds:NAME", or "embedded:books".
     sources: tuple[str, ...] = key(())
-    # Where packed corpora are kept, each in a folder of its own.
-    dir: str = key("data", operational=True)
+    dir: str = key("data", operational=True)  # of packed corpora, a folder each
     split: str = key("train", absent="train")  # of tfds: sources
     # How data.max_chars is divided between the sources, one number for each, in any
     # unit; () = in proportion to their bytes.
@@ -72,8 +71,7 @@ class DataConfig(Section):
         ),
         absent=(),
     )
-    # Shorter documents are joined with the next one; 0 = none.
-    join_chars: int = key(0, OFF, absent=0)
+    join_chars: int = key(0, OFF, absent=0)  # shorter documents join the next one
     licence: str = key("", absent="")  # of the text, a note for the reports
     # Steps of the normalizer, applied in this order; all of them in the recipe (P 4.4).
     normalizer: tuple[str, ...] = key(
@@ -81,8 +79,7 @@ class DataConfig(Section):
         Rule(lambda x: set(x) <= set(NORMALIZER_STEPS), f"some of {NORMALIZER_STEPS}"),
         absent=NORMALIZER_STEPS,
     )
-    # tokenizer.json of another corpus; "" = train one on this text.
-    tokenizer: str = key("", absent="")
+    tokenizer: str = key("", absent="")  # tokenizer.json to use; "" = train one
     # "bert_wordpiece" splits off every punctuation mark and CJK character and drops
     # control characters; "sentencepiece_*" keep punctuation with its word; "wordlevel"
     # has frequent words, and <unk> for others. "wordpiece" is the recipe's (P 4.4).
@@ -187,8 +184,7 @@ class CurriculumConfig(Section):
     )
     # Fraction of the budget at which each stage begins.
     starts: tuple[float, ...] = key((), absent=())
-    # A block becomes several sequences; False = only its beginning is used.
-    unfold: bool = key(True, absent=True)
+    unfold: bool = key(True, absent=True)  # use all of a block, not its beginning only
 
     def _relate(self) -> None:
         self._check(

@@ -12,8 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from cramjax.config.key import require
-from cramjax.config.root import EXPECTED, KEYS, Config, from_dict
+from cramjax.config.root import KEYS, Config, from_dict
 from cramjax.errors import UserError, one_line
 
 # In an installed package, and in the repository.
@@ -120,8 +119,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
             raise unknown(f"config.{key}", [f"config.{known}" for known in KEYS])
         if not equals:
             raise UserError(f"--config.{key} has no value: write --config.{key}=VALUE")
-        value = _parse(key, text)
-        joined = isinstance(value, tuple) and key in changes
+        value = _value(key, text)
+        joined = isinstance(value, tuple) and isinstance(changes.get(key), tuple)
         changes[key] = changes[key] + value if joined else value
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
@@ -129,46 +128,18 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return from_dict(values)
 
 
-def _parse(key: str, text: str) -> Any:
-    """Returns the value that a key's text stands for."""
-    kind = getattr(KEYS[key].type, "__origin__", KEYS[key].type)
+def _value(key: str, text: str) -> Any:
+    """Returns what a key's text stands for: a Python literal, or else the text."""
+    kind = KEYS[key].type
+    if kind is str:
+        return text
     try:
-        return PARSERS[kind](text)
-    except (ValueError, KeyError, SyntaxError):
-        require(False, key, text, EXPECTED[kind])
-
-
-def _parse_int(text: str) -> int:
-    """Returns a whole number; 1.5e6 is one."""
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-    if not number.is_integer():
-        raise ValueError(text)
-    return int(number)
-
-
-def _parse_tuple(text: str) -> tuple[Any, ...]:
-    """Returns a tuple from its Python form, or of one text without quotes."""
-    try:
-        value = ast.literal_eval(text)
-    except ValueError:
+        value = ast.literal_eval(text.title() if kind is bool else text)
+    except (ValueError, SyntaxError):
         value = text
-    except SyntaxError:
-        if "," in text or " " in text:
-            raise
-        value = text  # a path, for example
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-PARSERS: dict[type, Callable[[str], Any]] = {
-    bool: lambda text: {"true": True, "false": False}[text.lower()],
-    int: _parse_int,
-    float: float,
-    str: str,
-    tuple: _parse_tuple,
-}
+    if kind in (bool, int, float) or isinstance(value, (tuple, list)):
+        return value
+    return value if text.startswith(("(", "[")) else (value,)  # not a broken tuple
 
 
 def unknown(

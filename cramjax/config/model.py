@@ -27,16 +27,14 @@ class ModelConfig(Section):
     # "cudnn" needs compute capability >= 8.0 and 16 bits; "auto" is the faster of the
     # two, as measured before training.
     attention: str = key("xla", one_of("xla", "cudnn", "auto"))
-    mixing: str = key(
-        "attention", one_of("attention", "fourier"), absent="attention"
-    )  # of the tokens of a sequence
+    mixing: str = key("attention", one_of("attention", "fourier"), absent="attention")
     # "plain" is ffn_width wide.
     ffn: str = key("gated", one_of("gated", "plain"), absent="gated")
-    # Only every n-th layer has a feed-forward part.
-    ffn_every: int = key(1, at_least(1), absent=1)
+    ffn_every: int = key(1, at_least(1), absent=1)  # every n-th layer has an FFN
+    # "gelu" is the exact one.
     activation: str = key(
         "gelu", one_of("gelu", "relu", "silu", "relu_squared"), absent="gelu"
-    )  # "gelu" is the exact one
+    )
     # The first three are added to the token embeddings ("learned" has max_length of
     # them), "rotary" acts in attention.
     positions: str = key(
@@ -55,16 +53,14 @@ class ModelConfig(Section):
     norm_eps: float = key(1e-12, above(0))
     norm_placement: str = key("pre", one_of("pre", "post"), absent="pre")
     embedding_norm: bool = key(True, absent=True)
-    # Before the attention of the first layer ("pre" only).
-    first_norm: bool = key(True, absent=True)
+    first_norm: bool = key(True, absent=True)  # before the first attention; "pre" only
     final_norm: bool = key(True, absent=True)
     qkv_bias: bool = key(False, absent=False)  # of query, key and value
     linear_bias: bool = key(False, absent=False)  # of every other dense layer
     # Dense layer, activation and norm before the decoder.
     head_transform: bool = key(False, absent=False)
     decoder_bias: bool = key(False, absent=False)
-    # Decode the predicted positions only.
-    sparse_prediction: bool = key(True, absent=True)
+    sparse_prediction: bool = key(True, absent=True)  # decode predicted positions only
     init: str = key(
         "normal",
         one_of("normal", "small", "megatron", "wang", "deepnorm"),
@@ -99,17 +95,13 @@ class ModelConfig(Section):
             "ffn_every",
             f"between 1 and model.layers={self.layers}",
         )
+        fits_cudnn = self.head_dim <= 128 and self.head_dim % 8 == 0
         self._check(
-            self.attention != "cudnn" or self.dtype != "float32",
+            self.attention != "cudnn" or (self.dtype != "float32" and fits_cudnn),
             "attention",
-            "'xla' or 'auto' with model.dtype='float32' (cuDNN attention is 16-bit)",
-        )
-        self._check(
-            self.attention != "cudnn"
-            or (self.head_dim <= 128 and self.head_dim % 8 == 0),
-            "attention",
-            f"'xla' or 'auto' with model.width / model.heads = {self.head_dim} (cuDNN "
-            "has heads of up to 128 channels, a multiple of 8)",
+            f"'xla' or 'auto' with model.dtype={self.dtype!r} and model.width / "
+            f"model.heads = {self.head_dim} (cuDNN attention is 16-bit, its heads have "
+            "up to 128 channels, a multiple of 8)",
         )
         self._check(
             self.first_norm or self.norm_placement == "pre",

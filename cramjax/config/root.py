@@ -63,14 +63,10 @@ class Config(Section):
             f"at most model.max_length={length}, the number of learned positions",
         )
         self._check(
-            model.mixing == "attention" or not objective.separate_documents,
+            not objective.separate_documents
+            or (model.mixing == "attention" and self.data.sep),
             "objective.separate_documents",
-            f"False with model.mixing={model.mixing!r}",
-        )
-        self._check(
-            self.data.sep or not objective.separate_documents,
-            "objective.separate_documents",
-            "False with data.sep=False: <sep> is what separates documents",
+            "False, unless model.mixing is 'attention' and data.sep is True",
         )
         first_update = batch.sequences * length
         self._check(
@@ -81,9 +77,9 @@ class Config(Section):
             f"at least {first_update}, one update of batch.sequences="
             f"{batch.sequences} (or batch.ramp_share above 0)",
         )
-        unfold = self.curriculum.unfold
+        divides = all(length % n == 0 for n in lengths) or not self.curriculum.unfold
         self._check(
-            all(n <= length and (length % n == 0 or not unfold) for n in lengths),
+            max(lengths) <= length and divides,
             "curriculum.lengths",
             f"at most model.max_length={length}, and divisors of it with "
             "curriculum.unfold=True",
@@ -93,15 +89,12 @@ class Config(Section):
             "model.attention",
             f"'xla' or 'auto' with sequences of {lengths} (cuDNN's have even lengths)",
         )
-        falls = objective.min_mask_rate < objective.mask_rate
-        for name, rate, shortest in (
-            (
-                "objective.final_mask_rate" if falls else "objective.mask_rate",
-                objective.min_mask_rate,
-                lengths[0],
-            ),
-            ("validation.mask_rate", self.validation.mask_rate, length),
-        ):
+        rates = {
+            "objective.mask_rate": (objective.mask_rate, lengths[0]),
+            "objective.final_mask_rate": (objective.min_mask_rate, lengths[0]),
+            "validation.mask_rate": (self.validation.mask_rate, length),
+        }
+        for name, (rate, shortest) in rates.items():
             self._check(
                 round(rate * shortest) >= 1,
                 name,
@@ -157,13 +150,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Parses nested mappings strictly.
+    """Parses nested mappings strictly; "format", which records have, is left out.
 
     Raises:
       UserError: a key is missing or unknown, or its value has the wrong type or is not
         allowed.
     """
-    return _parse(Config, values, "")
+    return _parse(Config, {k: x for k, x in values.items() if k != "format"}, "")
 
 
 def _parse(hint: Any, value: Any, name: str) -> Any:
@@ -190,8 +183,10 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
         return tuple(_parse(item, x, f"{name}[{i}]") for i, x in enumerate(value))
     if hint is float and type(value) is int:
         value = float(value)
-    require(type(value) is hint, name, value, EXPECTED[hint])
-    require(hint is not float or math.isfinite(value), name, value, "a finite number")
+    if hint is int and type(value) is float and value.is_integer():
+        value = int(value)  # 1.5e6
+    finite = hint is not float or (type(value) is float and math.isfinite(value))
+    require(type(value) is hint and finite, name, value, EXPECTED[hint])
     return value
 
 
@@ -199,7 +194,7 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
 EXPECTED = {
     bool: "True or False",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "text, in quotes",
     tuple: "a tuple such as ('a', 'b') or (1, 2)",
 }
@@ -233,8 +228,3 @@ def read_recorded(path: Path, hint: str) -> dict[str, Any]:
         if isinstance(tree, dict):
             tree.setdefault(name, value)
     return values
-
-
-def from_recorded(values: Mapping[str, Any]) -> Config:
-    """Parses what `read_recorded` returns, see `from_dict`."""
-    return from_dict({name: x for name, x in values.items() if name != "format"})

@@ -80,12 +80,10 @@ class ScheduleConfig(Section):
 class AveragingConfig(Section):
     """Averages of the weights, which are scored beside the weights themselves."""
 
-    # Per update, e.g. 0.999; 0 = off.
-    ema_decay: float = key(0.0, within("[0, 1)"), absent=0.0)
+    ema_decay: float = key(0.0, within("[0, 1)"), absent=0.0)  # per update; 0 = off
     # Snapshots in the mean, each as large as the model; 0 = off.
     lawa_last: int = key(0, at_least(0, "0 = off"), absent=0)
-    # Updates from one snapshot to the next.
-    lawa_every: int = key(100, at_least(1), absent=100)
+    lawa_every: int = key(100, at_least(1), absent=100)  # updates between snapshots
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +108,7 @@ class BudgetConfig(Section):
     # Of wall clock, with compilation and checkpoints, without validation.
     hours: float = key(24.0, at_least(0, "0 = not set"))
     tokens: int = key(0, at_least(0, "0 = not set"))  # that the model sees
-    # Of the model, forward and backward.
-    flops: float = key(0.0, at_least(0, "0 = not set"))
+    flops: float = key(0.0, at_least(0, "0 = not set"))  # forward and backward
 
     def __post_init__(self):
         """Raises a `UserError` unless exactly one is set."""
