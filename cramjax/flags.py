@@ -77,10 +77,11 @@ def parse_flags(
     """
     names = [*needed, *optional]
     values, rest = _parse(argv, names, names, otherwise="see --help")
+    last = {name: values.get(name, [""])[-1] for name in names}
     for name, example in needed.items():
-        if not values.get(name):
+        if not last[name]:
             raise UserError(f"no {name}: pass --{name}={example}")
-    return {name: values.get(name, [""])[-1] for name in names}, rest
+    return last, rest
 
 
 def _parse(

@@ -319,6 +319,14 @@ def test_a_text_may_begin_with_a_dash():
     assert parse_flags(argv, needed, {}) == ({"checkpoint": "x"}, argv[1:])
 
 
+def test_a_needed_flag_has_a_value():
+    needed = {"checkpoint": "DIR"}
+    assert parse_flags(["--checkpoint", "x"], needed, {})[0] == {"checkpoint": "x"}
+    for argv in ([], ["--checkpoint="]):
+        with pytest.raises(UserError, match="no checkpoint: pass --checkpoint=DIR"):
+            parse_flags(argv, needed, {})
+
+
 def test_a_config_file_with_rows_says_which(tmp_path):
     path = tmp_path / "rows.py"
     table = "import cramjax.config\nROWS = {'first': 1, 'second': 2}\n"
