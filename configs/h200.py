@@ -1,29 +1,27 @@
-"""One day on an H200 (141 GB); the paper has no such row.
+"""One day on an H200 (141 GB); the paper does not have this row.
 
-    python -m cramjax.main --config=configs/h200.py
+    python -m cramjax.main --config=h200
 
 An estimate, not a measurement: at half of the card's dense 16-bit peak (989 TFLOP/s,
 794k tokens/s) a day is 6.9e10 tokens, eight times the paper's A6000 row.
 
-The text is four files of the nearest public copy of The Pile, without Books3,
-BookCorpus2, OpenSubtitles, YTSubtitles and OpenWebText2, a quarter of the original: 23
-million documents, 45 GB to download, some 2e10 tokens after the filter, 40 GB on disk
-(estimates, too). A day makes three to four passes over it, the later ones reshuffled:
-up to four, a language model learns almost as much from repeated text as from new text
-(arXiv 2305.16264). For another text see `configs/data/`, or pass --config.data.sources
-and --config.data.licence.
+The text is four whole files of the copy of The Pile that `configs/a4000.py` describes:
+23 million documents, 45 GB to download, some 2e10 tokens after the filter, 40 GB on
+disk (also estimates). A day makes three to four passes over it, the later ones
+reshuffled: up to four, a language model learns almost as much from repeated text as
+from new text (arXiv 2305.16264).
 """
 
 from ml_collections import config_dict
 
-from configs import default
-from configs.data import take_the_pile
+import cramjax.config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Returns the recipe of `configs/default.py` for an H200."""
-    config = default.get_config()
+    """Returns the recipe for an H200."""
+    config = cramjax.config.from_file("a4000")
     config.micro_batch = 512  # so that two runs compare; 0 = the largest that fits
-    config.model.attention = "cudnn"
-    take_the_pile(config, "0[0-3]", 0)
+    copy = "hf://datasets/monology/pile-uncopyrighted/train"
+    config.data.sources = (f"{copy}/0[0-3].jsonl.zst",)
+    config.data.max_documents = 0
     return config

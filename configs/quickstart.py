@@ -10,12 +10,12 @@ initialization gets its best one.
 
 from ml_collections import config_dict
 
-from configs import default
+import cramjax.config
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns a small model, a small budget and the embedded tasks."""
-    config = default.get_config()
+    config = cramjax.config.defaults()
     config.platform = "any"
     config.micro_batch = 64
 

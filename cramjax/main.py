@@ -1,42 +1,50 @@
 """The whole job, from raw text to fine-tuned scores.
 
-python -m cramjax.main --config=configs/a4000.py
+python -m cramjax.main --config=a4000
 
 Everything the run writes is in --workdir=FOLDER, which defaults to runs/ and the name
 of the config: runs/a4000. Run the same command again, and it continues where it ended.
 Any key of the config can be overridden: --config.budget.hours=0.5
+--print_config prints every key with the value that it resolves to, and ends.
 --rehearse tries every stage for a moment and says what the budget will buy.
-configs/default.py explains every key; the files beside it are quickstart.py, a4000.py,
-a6000.py, rtx2080ti.py, h200.py, data/NAME.py:GPU and ablations/NAME.py:ROW.
+--config takes a file or the name of one in configs/: quickstart, a4000, a6000,
+rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
 """
 
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cramjax import arguments
-from cramjax.config import parse_command_line
+from cramjax.config import to_dict
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
+from cramjax.flags import parse_command_line
 from cramjax.output import Unbroken
 
 FLAGS = (
     ("workdir", "folder of the run; runs/<the config's name> if it is left out"),
+    ("print_config", "print the config as JSON, run nothing"),
     ("rehearse", "try every stage for a moment, train nothing"),
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the job; returns the exit code."""
-    return guarded(_run, argv, __doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job with these arguments or the program's; returns the exit code."""
+    return guarded(_run, sys.argv[1:] if argv is None else argv, __doc__)
 
 
 def _run(argv: Sequence[str]) -> None:
     begun = time.monotonic()
-    config, extras = parse_command_line(argv, FLAGS, switches=["rehearse"])
-    workdir = Path(extras["workdir"] or default_workdir(arguments.split(argv)[0]))
+    config, extras = parse_command_line(
+        argv, FLAGS, switches=["print_config", "rehearse"]
+    )
+    if extras["print_config"]:
+        print(json.dumps(to_dict(config), indent=1))
+        return
+    workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
     print(f"workdir: {workdir}", flush=True)
     # These import JAX: a mistyped flag need not wait for it.
     if extras["rehearse"]:
@@ -105,4 +113,4 @@ def _terminate(number, frame):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -123,7 +123,7 @@ def finished(tiny, corpus, tmp_path_factory):
     """A finished run, and the config keys its code has read."""
     reads = set()
     patch = pytest.MonkeyPatch()
-    schema_folder = os.path.dirname(schema.__file__)
+    config_folder = os.path.dirname(config_module.__file__)
     sections = {f.name: f.type for f in dataclasses.fields(schema.Config)}
     classes = [(schema.Config, "")]
     classes += [
@@ -132,13 +132,13 @@ def finished(tiny, corpus, tmp_path_factory):
     for cls, prefix in classes:
 
         def recording(self, name, prefix=prefix):
-            # Reads by the parser, and by generated __eq__ and __hash__, do not count;
-            # those by the schema's own properties are reads of whoever asks for them.
+            # Reads by generated __init__, __eq__ and __hash__ and by `dataclasses` do
+            # not count; those by the config's own properties are reads of the caller.
             frame = sys._getframe(1)
-            while frame.f_code.co_filename.startswith(schema_folder):
+            while frame.f_code.co_filename.startswith(config_folder):
                 frame = frame.f_back
             caller = frame.f_code.co_filename
-            if caller.startswith("/") and caller != config_module.__file__:
+            if caller.startswith("/") and caller != dataclasses.__file__:
                 reads.add(prefix + name)
             return object.__getattribute__(self, name)
 

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from test_architecture import CRAMMED, NORM, by_layers
 
-from configs.ablations import architecture, data, preliminary, training
-from cramjax.config import flatten, load, to_dict
+from cramjax.config import flatten, load, module, to_dict
 from cramjax.model.encoder import MaskedLM
+
+architecture, data, preliminary, training = (
+    module(f"ablations/{name}")
+    for name in ("architecture", "data", "preliminary", "training")
+)
 
 # Optimizer, rate, betas, epsilon and clipping of the rows of Tables 12, 5 and 9.
 ADAMW = ("adamw", 0.9, 0.98, 1e-12)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import start
 
-from configs.ablations import architecture
-from cramjax.config import load
+from cramjax.config import load, module
 from cramjax.errors import UserError
 from cramjax.flops import predicted_positions, train_flops_per_token
 from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.training import losses
 from cramjax.training.optimizer import decay_mask
+
+architecture = module("ablations/architecture")
 
 # Parameters, worked out by hand from the shapes.
 WORD = 32768 * 768  # 25,165,824

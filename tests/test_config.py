@@ -1,3 +1,4 @@
+import configparser
 import json
 import re
 import subprocess
@@ -8,9 +9,9 @@ import pytest
 from conftest import run_script
 
 from cramjax import config as config_module
-from cramjax.arguments import parse_flags
 from cramjax.config import flatten, load, to_dict
 from cramjax.errors import UserError
+from cramjax.flags import parse_flags
 from cramjax.main import main
 
 
@@ -27,7 +28,7 @@ def test_texts_for_any_card(path):
         path.stem, 0
     )
     assert load(path).micro_batch == 128
-    with pytest.raises(UserError, match=r"no configs/h20\.py; there are a4000, a6000"):
+    with pytest.raises(UserError, match="h20: no such file, .* did you mean h200"):
         load(f"{path}:h20")
 
 
@@ -61,6 +62,60 @@ def test_large_numbers_and_one_dash():
     assert config.budget.tokens == 1_500_000
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.sources=my file.txt", ("my file.txt",)),
+        ("data.sources=text/*.txt", ("text/*.txt",)),
+        ("data.sources=['a','b']", ("a", "b")),
+        ("data.sources=()", ()),
+        ("glue.learning_rates=1e-3", (1e-3,)),
+        ("data.cls=true", True),
+        ("data.split=1", "1"),
+        ("model.norm_eps=1", 1.0),
+    ],
+)
+def test_what_a_text_on_the_command_line_stands_for(override, value):
+    config = flatten(to_dict(load("quickstart", [override])))
+    expected = list(value) if isinstance(value, tuple) else value
+    assert config[override.partition("=")[0]] == expected
+
+
+def test_tuples_of_one_key_are_joined_and_other_values_replaced():
+    overrides = ["data.sources=a", "data.sources=('b','c')", "seed=1", "seed=2"]
+    config = load("quickstart", overrides)
+    assert (config.data.sources, config.seed) == (("a", "b", "c"), 2)
+
+
+def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    sgd = load("configs/ablations/training.py:sgd")
+    monkeypatch.chdir(tmp_path)
+    assert load("ablations/training.py:sgd") == load("ablations/training:sgd") == sgd
+    mine = "import cramjax.config as c\ndef get_config(): return c.from_file('a6000')"
+    (tmp_path / "a4000.py").write_text(mine)
+    assert load("a4000.py").micro_batch == 512  # a file comes before a name
+    assert load("a4000").micro_batch == 128
+    with pytest.raises(
+        UserError, match=r"--config=a400: no such .* mean a4000\? there"
+    ):
+        load("a400")
+
+
+def test_the_config_is_printed(capsys):
+    flags = ["--config=a4000", "--config.seed=3", "--print_config"]
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out) == to_dict(load("a4000", ["seed=3"]))
+
+
+def test_every_folder_with_code_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read("setup.cfg")
+    packages = {path.parent for path in Path("cramjax").rglob("*.py")}
+    packages |= {"cramjax" / path.parent for path in Path("configs").rglob("*.py")}
+    listed = setup["options"]["packages"].split()
+    assert sorted(listed) == sorted(str(p).replace("/", ".") for p in packages)
+
+
 def test_overrides_and_types():
     config = load(
         "configs/quickstart.py",
@@ -81,23 +136,32 @@ def test_overrides_and_types():
         ("buget.hours=1", "did you mean --config.budget.hours"),
         ("model.widht=8", "did you mean --config.model.width"),
         ("model.layers=two", "config.model.layers is 'two': must be a whole number"),
-        ("model.layers=2.5", "config.model.layers is '2.5': must be a whole number"),
+        ("model.layers=2.5", "config.model.layers is 2.5: must be a whole number"),
         ("model.layers=", "config.model.layers is '': must be a whole number"),
-        ("model.norm_eps=abc", "config.model.norm_eps is 'abc': must be a number"),
+        (
+            "model.norm_eps=abc",
+            "config.model.norm_eps is 'abc': must be a finite number",
+        ),
         ("data.cls=maybe", "config.data.cls is 'maybe': must be True or False"),
-        ("data.sources=('a',", "config.data.sources is \"('a',\": must be a tuple, ("),
+        (
+            "data.sources=('a',",
+            "config.data.sources is \"('a',\": must be a tuple such as (",
+        ),
         ("data.sources=(1,)", "config.data.sources[0] is 1: must be text"),
-        ("data.shares=(1,'x')", "config.data.shares[1] is 'x': must be a number"),
+        (
+            "data.shares=(1,'x')",
+            "config.data.shares[1] is 'x': must be a finite number",
+        ),
         ("data=x", "--config.data is a section of keys: write --config.data.KEY"),
         ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
         ("model.dtype=float64", "config.model.dtype is 'float64'"),
-        ("model.vocab_size=8", "config.model.vocab_size is 8: must be between 16"),
+        ("model.vocab_size=8", "config.model.vocab_size is 8: must be in [16, 1"),
         ("objective.mask_rate=0.0", "config.objective.mask_rate"),
         ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
         ("budget.tokens=0", "--config.budget.hours=24"),
-        ("budget.tokens=1e-3", "config.budget.tokens is '1e-3': must be a whole"),
-        ("xyz=1", "--config.xyz: no such key; see configs/default.py"),
+        ("budget.tokens=1e-3", "config.budget.tokens is 0.001: must be a whole"),
+        ("xyz=1", "--config.xyz: no such key; --print_config lists all keys"),
         (
             "budget.hours=1",
             "--config.budget.hours=1 --config.budget.tokens=0, or "
@@ -117,7 +181,7 @@ def test_overrides_and_types():
         ("glue.starts=('pretraned',)", "config.glue.starts"),
         ("schedule.falloff=1.0", "config.schedule.falloff"),
         ("objective.final_mask_rate=-0.1", "config.objective.final_mask_rate is -0.1"),
-        ("objective.final_mask_rate=0.001", "config.objective.mask_rate is 0.001"),
+        ("objective.final_mask_rate=0.001", "objective.final_mask_rate is 0.001"),
         ("averaging.ema_decay=1.0", "config.averaging.ema_decay is 1.0"),
         ("averaging.lawa_last=-1", "config.averaging.lawa_last is -1"),
         ("averaging.lawa_every=0", "config.averaging.lawa_every is 0"),
@@ -209,8 +273,8 @@ def test_the_command_line_exits_with_2_and_one_line(argv, capsys):
         (["--tasks=rte"], "--tasks: no such flag; did you mean --config.glue.tasks?"),
         (["--budget.hour=1"], "did you mean --config.budget.hours?"),
         # The same name in two sections.
-        (["--b2=1"], "did you mean --config.glue.b2 or --config.optimizer.b2?"),
-        (["--qqq=1"], "--qqq: no such flag; see configs/default.py"),
+        (["--b2=1"], "did you mean --config.optimizer.b2 or --config.glue.b2?"),
+        (["--qqq=1"], "--qqq: no such flag; --print_config lists all keys"),
     ],
 )
 def test_the_nearest_flag_is_named(flags, message, capsys):
@@ -255,13 +319,21 @@ def test_a_text_may_begin_with_a_dash():
     assert parse_flags(argv, needed, {}) == ({"checkpoint": "x"}, argv[1:])
 
 
+def test_a_needed_flag_has_a_value():
+    needed = {"checkpoint": "DIR"}
+    assert parse_flags(["--checkpoint", "x"], needed, {})[0] == {"checkpoint": "x"}
+    for argv in ([], ["--checkpoint="]):
+        with pytest.raises(UserError, match="no checkpoint: pass --checkpoint=DIR"):
+            parse_flags(argv, needed, {})
+
+
 def test_a_config_file_with_rows_says_which(tmp_path):
     path = tmp_path / "rows.py"
-    table = "from configs import default\nROWS = {'first': 1, 'second': 2}\n"
-    path.write_text(table + "def get_config(row): return default.get_config()")
+    table = "import cramjax.config\nROWS = {'first': 1, 'second': 2}\n"
+    path.write_text(table + "def get_config(row): return cramjax.config.defaults()")
     known = "the rows are first, second"
     for given, message in (
-        ("", f"{path}: name a row, --config={path}:first say; {known}"),
+        ("", f"{path}: name a row, for example --config={path}:first; {known}"),
         (":secnd", f"{path}:secnd: no row 'secnd'; did you mean 'second'? {known}"),
         (":qq", f"{path}:qq: no row 'qq'; {known}"),
         (":", f"{path}:: no row ''; {known}"),
@@ -271,9 +343,10 @@ def test_a_config_file_with_rows_says_which(tmp_path):
         assert str(error.value) == f"--config={message}"
     sources = "data.sources=('a.txt',)"
     assert load(f"{path}:first", [sources]).data.sources == ("a.txt",)
-    path.write_text(table + "def get_config(row='first'): return default.get_config()")
+    defaults = "return cramjax.config.defaults()"
+    path.write_text(f"{table}def get_config(row='first'): {defaults}")
     load(path, [sources])
-    path.write_text(table + "def get_config(): return default.get_config()")
+    path.write_text(f"{table}def get_config(): {defaults}")
     with pytest.raises(UserError, match="the file has no rows; pass --config="):
         load(f"{path}:first")
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
+from cramjax.config.data import ORDERS
 from cramjax.data import encode, order, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus, unigram_entropy
 from cramjax.data.encode import ShardWriter
 from cramjax.data.readers import Records
 from cramjax.errors import UserError
-from cramjax.schema.data import ORDERS
 from cramjax.tokens import SPECIAL_TOKENS, token_dtype
 
 

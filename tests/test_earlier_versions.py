@@ -15,7 +15,7 @@ from conftest import unpacked
 import cramjax
 from cramjax import config as config_module
 from cramjax import convert
-from cramjax.config import FORMAT, NEUTRAL, flatten, to_dict
+from cramjax.config import ABSENT, FORMAT, flatten, to_dict
 from cramjax.errors import UserError
 from cramjax.glue import standalone
 from cramjax.run import check_workdir, run
@@ -77,7 +77,7 @@ def test_every_key_was_there_from_the_beginning_or_has_a_neutral_value(tmp_path)
     config = config_module.load("configs/quickstart.py")
     first = json.loads((unpacked("dcf3c78", tmp_path) / "config.json").read_text())
     now = set(flatten(to_dict(config)))
-    assert now - set(flatten(first)) == set(NEUTRAL)
+    assert now - set(flatten(first)) == set(ABSENT)
 
 
 def test_a_record_names_its_format(tiny, tmp_path):

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models, trainers
 
 from configs.ablations import tokenizers as tokenizer_rows
 from cramjax.config import load
+from cramjax.config.data import NORMALIZER_STEPS, TOKENIZER_KINDS
 from cramjax.data import encode, order, prepare, sources, tokenizer
 from cramjax.data.readers import File, Records
 from cramjax.data.tokenizer import KINDS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
-from cramjax.schema.data import NORMALIZER_STEPS, TOKENIZER_KINDS
 from cramjax.tokens import SPECIAL_TOKENS
 from cramjax.training.validation import token_bytes
 
@@ -281,7 +281,7 @@ SCRIPT = """
 import hashlib, json, sys
 from cramjax.data import tokenizer
 from cramjax.data.tokenizer import KINDS
-from cramjax.schema.data import NORMALIZER_STEPS
+from cramjax.config.data import NORMALIZER_STEPS
 texts = json.load(sys.stdin)
 for kind in KINDS:
     words = tokenizer.train(lambda: texts, 500, NORMALIZER_STEPS, kind)

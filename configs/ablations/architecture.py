@@ -1,6 +1,6 @@
 """Every row of the paper's Table 11: one architecture each, one day on an RTX A4000.
 
-    python -m cramjax.main --config=configs/ablations/architecture.py:heads-4
+    python -m cramjax.main --config=ablations/architecture:heads-4
 
 The rows share a base of their own, the one of the authors' scripts: 20 of 128 positions
 masked, batches of 4096 sequences, text shuffled and not filtered. So their losses
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from configs import default
+import cramjax.config
 
 
 class Row(NamedTuple):
@@ -137,7 +137,7 @@ def changed(changes: dict[str, Any], tokens_per_s: int) -> config_dict.ConfigDic
 
     The ramp is that of a model of this speed.
     """
-    config = default.get_config()
+    config = cramjax.config.defaults()
     config.micro_batch = 128
     config.data.sources = ("hf://datasets/wikimedia/wikipedia/20231101.en/*.parquet",)
     config.data.licence = "CC BY-SA 3.0, GFDL"

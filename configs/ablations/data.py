@@ -1,6 +1,6 @@
 """Rows of the paper's Table 8: choices about the text, one day on an RTX A6000 each.
 
-    python -m cramjax.main --config=configs/ablations/data.py:sorted-by-fragments
+    python -m cramjax.main --config=ablations/data:sorted-by-fragments
 
 The base is `configs/a6000.py`: The Pile, filtered and in sentence-length order. ROWS
 has what each row changes and its GLUE in the paper. The baseline is below the 80.1 of
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from configs import a6000
+import cramjax.config
 
 
 class Row(NamedTuple):
@@ -33,6 +33,6 @@ ROWS = {
 
 def get_config(row: str = "baseline") -> config_dict.ConfigDict:
     """Returns the recipe with one row's change."""
-    config = a6000.get_config()
+    config = cramjax.config.from_file("a6000")
     config.update_from_flattened_dict(ROWS[row].changes)
     return config

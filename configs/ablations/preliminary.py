@@ -1,6 +1,6 @@
 """The paper's Table 10: the rows of Table 11 on a preliminary model.
 
-    python -m cramjax.main --config=configs/ablations/preliminary.py:post-norm
+    python -m cramjax.main --config=ablations/preliminary:post-norm
 
 That model has 12 layers, 4 heads and rotary positions; all else is as in
 `configs/ablations/architecture.py`: text, training, and the rows, which go by the same
@@ -16,8 +16,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from configs.ablations import architecture
+import cramjax.config
 
+architecture = cramjax.config.module("ablations/architecture")
 BASE = {"layers": 12, "heads": 4, "positions": "scaled_sinusoidal+rotary"}
 BASE_TOKENS_PER_S = 50_946
 

@@ -1,6 +1,6 @@
 """Kinds of tokenizer and sizes of vocabulary, one day on an RTX A4000 each.
 
-    python -m cramjax.main --config=configs/ablations/tokenizers.py:unigram
+    python -m cramjax.main --config=ablations/tokenizers:unigram
 
 The sizes are those of the paper's Figure 4, without numbers to put beside them, and the
 kinds those that the authors' implementation offers. The rest is the recipe, as in
@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from configs import a4000
-from cramjax.schema.data import TOKENIZER_KINDS
+import cramjax.config
+from cramjax.config.data import TOKENIZER_KINDS
 
 ROWS: dict[str, dict[str, Any]] = {
     **{kind: {"data.tokenizer_kind": kind} for kind in TOKENIZER_KINDS},
@@ -23,6 +23,6 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def get_config(row: str) -> config_dict.ConfigDict:
     """Returns the recipe with one row's change."""
-    config = a4000.get_config()
+    config = cramjax.config.from_file("a4000")
     config.update_from_flattened_dict(ROWS[row])
     return config

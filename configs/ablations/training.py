@@ -1,6 +1,6 @@
 """Rows of the paper's Tables 12, 5 and 9: one training recipe each, one day, A4000.
 
-    python -m cramjax.main --config=configs/ablations/training.py:minimal
+    python -m cramjax.main --config=ablations/training:minimal
 
 The architecture is crammed-bert throughout; the base is that of
 `configs/ablations/architecture.py` (20 of 128 positions masked, batches of 4096 with
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from configs.ablations import architecture
+import cramjax.config
 
 
 class Row(NamedTuple):
@@ -148,6 +148,6 @@ ROWS = {
 
 def get_config(row: str) -> config_dict.ConfigDict:
     """Returns the base of the table with one row's changes."""
-    config = architecture.get_config("crammed-bert")
+    config = cramjax.config.from_file("ablations/architecture:crammed-bert")
     config.update_from_flattened_dict(ROWS[row].changes)
     return config

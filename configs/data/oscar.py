@@ -1,6 +1,6 @@
 """OSCAR 2019, the deduplicated English part of Common Crawl, from local files.
 
-    python -m cramjax.main --config=configs/data/oscar.py:a6000
+    python -m cramjax.main --config=data/oscar:a6000
 
 Put `en_part_*.txt.gz` of the "unshuffled deduplicated" corpus into `oscar/`; its
 documents are a blank line apart. Access is asked for at the OSCAR project; its page on
@@ -12,12 +12,13 @@ packaging; the pages themselves have their own.
 
 from ml_collections import config_dict
 
-from configs.data import on_card
+import cramjax.config
 
 
 def get_config(card: str = "a4000") -> config_dict.ConfigDict:
     """Returns the card's config with this text."""
-    config = on_card(card)
+    config = cramjax.config.from_file(card)
     config.data.sources = ("oscar/en_part_*.txt.gz",)
+    config.data.max_documents = 0
     config.data.licence = "CC0 for the packaging; of the pages, their own"
     return config

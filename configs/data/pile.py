@@ -1,6 +1,6 @@
 """The Pile (arXiv 2101.00027), from local files: its first 8 million entries.
 
-    python -m cramjax.main --config=configs/data/pile.py:a6000
+    python -m cramjax.main --config=data/pile:a6000
 
 Put the `.jsonl.zst` files into `pile/`: every file gives its beginning. The original is
 no longer handed out; the text of the card's own config is a copy on the hub without the
@@ -12,12 +12,12 @@ were taken down at the authors' request.
 
 from ml_collections import config_dict
 
-from configs.data import on_card
+import cramjax.config
 
 
 def get_config(card: str = "a4000") -> config_dict.ConfigDict:
     """Returns the card's config with this text."""
-    config = on_card(card)
+    config = cramjax.config.from_file(card)
     config.data.sources = ("pile/*.jsonl.zst",)
     config.data.max_documents = 8_000_000
     config.data.licence = "of each part its own"

@@ -14,7 +14,7 @@ from cramjax.study import Study
 def get_study() -> Study:
     """Returns the rows and seeds."""
     return Study(
-        config="configs/quickstart.py",
+        config="quickstart",
         overrides=(
             "budget.tokens=2000000",
             "optimizer.name=muon",

@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import files
+from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.readers import File
 from cramjax.errors import UserError
-from cramjax.schema import Config
 from cramjax.tokens import token_dtype
 from cramjax.version import code_version
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from cramjax import files
+from cramjax.config import DataConfig
 from cramjax.data import processes, repeats
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
 from cramjax.data.readers import File, Records
 from cramjax.data.repeats import SEPARATOR
 from cramjax.data.sources import grouped
-from cramjax.schema import DataConfig
 
 FOUND, CUTS = "duplicates.json", "cuts.npy"  # written last
 TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from cramjax import files
+from cramjax.config import Config, DataConfig
 from cramjax.data import tokenizer
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES, TOKENIZER, crc32
 from cramjax.data.readers import File, Records
-from cramjax.schema import Config, DataConfig
 from cramjax.tokens import CLS, SEP, token_dtype
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once

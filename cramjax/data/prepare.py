@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
+from cramjax.config import Config
 from cramjax.data import (
     corpus,
     dedup,
@@ -31,7 +32,6 @@ from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import MAX_VALUES, File, Records
 from cramjax.data.remote import RemoteFile
 from cramjax.errors import SourceLost, UserError
-from cramjax.schema import Config
 from cramjax.tokens import token_dtype
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
+from cramjax.config import DataConfig
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.errors import SourceLost, UserError
-from cramjax.schema import DataConfig
 
 COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": gzip.open,

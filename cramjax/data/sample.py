@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cramjax.config import Config
 from cramjax.data import sources
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
-from cramjax.schema import Config
 
 SAMPLE_CHARS = 2_000_000  # of text, from all sources together
 PARTS_OPENED = 8  # of a source, spread over it

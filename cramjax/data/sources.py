@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cramjax.config import DataConfig, require
 from cramjax.data import readers, remote, tfds
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File
 from cramjax.errors import UserError
-from cramjax.schema import DataConfig, require
 
 GROUP_BYTES = 1 << 24  # smaller files are read together
 MIN_CHARS = 1 << 13  # of a file, where a limit would leave each of them less

@@ -1,0 +1,47 @@
+# ruff: noqa: F401
+"""What a run depends on: every key once, with its default, its rule and its meaning.
+
+The defaults are the final recipe of "Cramming: Training a Language Model on a Single
+GPU in One Day" (Geiping & Goldstein 2022, arXiv 2212.14034; its sections are cited as
+"P 4.2"): the architecture "crammed-bert" (4.2), the training "bert-o4" (4.3) and the
+GLUE protocol (5). The files in configs/ start from these values and change a few.
+"""
+
+from cramjax.config.data import CurriculumConfig, DataConfig, ObjectiveConfig
+from cramjax.config.files import FOLDER, defaults, find, from_file, load, module
+from cramjax.config.glue import GlueConfig
+from cramjax.config.key import require
+from cramjax.config.model import ModelConfig
+from cramjax.config.root import (
+    ABSENT,
+    FORMAT,
+    KEYS,
+    OPERATIONAL_KEYS,
+    Config,
+    flatten,
+    from_dict,
+    read_recorded,
+    record,
+    to_dict,
+)
+from cramjax.config.training import (
+    AveragingConfig,
+    BatchConfig,
+    BudgetConfig,
+    CheckpointConfig,
+    GuardConfig,
+    LogConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ValidationConfig,
+)
+
+DEFAULT = "default"  # moved
+from_recorded = from_dict  # moved
+
+
+def parse_command_line(*args, **kwargs):  # moved
+    """See `flags.parse_command_line`."""
+    from cramjax import flags
+
+    return flags.parse_command_line(*args, **kwargs)

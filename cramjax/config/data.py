@@ -1,0 +1,196 @@
+"""The text, and the task that the model is trained on."""
+
+import dataclasses
+
+from cramjax.config.key import (
+    Rule,
+    Section,
+    at_least,
+    increasing,
+    key,
+    one_of,
+    within,
+)
+
+# Tests compare these names with the tables of data/, which imports heavy libraries.
+NORMALIZER_STEPS = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
+TOKENIZER_KINDS = (
+    "wordpiece",
+    "bert_wordpiece",
+    "bpe",
+    "unigram",
+    "sentencepiece_bpe",
+    "sentencepiece_unigram",
+    "wordlevel",
+)
+ORDERS = (
+    "sentence_length",
+    "fragments",
+    "unigram",
+    "unigram_reversed",
+    "decoded_length",
+    "random",
+    "stored",
+)
+OFF = at_least(0, "0 = off")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    """Which text is read, and how it becomes packed blocks of tokens."""
+
+    # Files (.txt, .jsonl, .json with one record per line, .csv, .parquet; all but the
+    # last also as .gz, .xz, .bz2, .zst): paths, globs and URLs, which are read while
+    # they are downloaded and not kept. "hf://datasets/OWNER/NAME/PATH" is the newest
+    # commit on the Hugging Face hub (NAME@COMMIT another one, NAME@~parquet its Parquet
+    # branch); https:// needs the package aiohttp, s3:// s3fs, gs:// gcsfs. Or
+    # "tfds:NAME", or "embedded:books".
+    sources: tuple[str, ...] = key(())
+    dir: str = key("data", operational=True)  # of packed corpora, a folder each
+    split: str = key("train", absent="train")  # of tfds: sources
+    # How data.max_chars is divided between the sources, one number for each, in any
+    # unit; () = in proportion to their bytes.
+    shares: tuple[float, ...] = key((), absent=())
+    # Of text in total, taken from every file alike; 0 = all of it.
+    max_chars: int = key(0, OFF, absent=0)
+    # In total, taken from every file alike, before duplicates and filters; 0 = all.
+    max_documents: int = key(0, OFF, absent=0)
+    # Of a record of .jsonl, .json, .csv, .parquet and tfds:.
+    text_field: str = key("text", absent="text")
+    # What ends a document of a .txt file.
+    txt_documents: str = key(
+        "blank_line", one_of("blank_line", "line", "file"), absent="blank_line"
+    )
+    # Records to keep, e.g. ("meta.pile_set_name=Books3|Gutenberg (PG-19)",); () = all.
+    keep: tuple[str, ...] = key(
+        (),
+        Rule(
+            lambda rules: all("=" in rule[1:] for rule in rules),
+            "FIELD=VALUE or FIELD=VALUE|VALUE each, for example "
+            "('meta.pile_set_name=Books3',)",
+        ),
+        absent=(),
+    )
+    join_chars: int = key(0, OFF, absent=0)  # shorter documents join the next one
+    licence: str = key("", absent="")  # of the text, a note for the reports
+    # Steps of the normalizer, applied in this order; all of them in the recipe (P 4.4).
+    normalizer: tuple[str, ...] = key(
+        NORMALIZER_STEPS,
+        Rule(lambda x: set(x) <= set(NORMALIZER_STEPS), f"some of {NORMALIZER_STEPS}"),
+        absent=NORMALIZER_STEPS,
+    )
+    tokenizer: str = key("", absent="")  # tokenizer.json to use; "" = train one
+    # "bert_wordpiece" splits off every punctuation mark and CJK character and drops
+    # control characters; "sentencepiece_*" keep punctuation with its word; "wordlevel"
+    # has frequent words, and <unk> for others. "wordpiece" is the recipe's (P 4.4).
+    tokenizer_kind: str = key("wordpiece", one_of(*TOKENIZER_KINDS), absent="wordpiece")
+    # Of the text, to train the tokenizer on.
+    tokenizer_chars: int = key(100_000_000, at_least(1), absent=100_000_000)
+    # Documents with more are dropped (P 4.4); 0 = none.
+    max_tokens_per_char: float = key(0.25, at_least(0))
+    min_document_chars: int = key(0, OFF, absent=0)  # shorter documents are dropped
+    max_document_chars: int = key(0, OFF, absent=0)  # longer documents are dropped
+    cls: bool = key(False, absent=False)  # <cls> before every document
+    sep: bool = key(True, absent=True)  # <sep> after every document (P 4.4)
+    # Drop documents that equal an earlier one, surrounding whitespace aside.
+    drop_duplicates: bool = key(False, absent=False)
+    # Cut out every run of at least this many bytes that occurred before (75 in P 4.4,
+    # after arXiv 2107.06499); the first occurrence stays. 0 = off. Needs the extra
+    # "dedup" and, for the time being, disk space for the text.
+    dedup_bytes: int = key(
+        0, Rule(lambda x: x == 0 or x >= 16, "0 (off) or at least 16"), absent=0
+    )
+    # Bytes of text that are searched for these at once, with 13 bytes of memory for
+    # each (7 GB), up to 22 if most of the text repeats. Longer text is searched in
+    # pairs of halves, in time quadratic in its length: give it what memory you have.
+    dedup_chunk_bytes: int = key(1 << 29, at_least(1 << 24), absent=1 << 29)
+    # Of the documents, never trained on; documents above 4M characters count by pieces.
+    held_out_share: float = key(0.005, within("(0, 0.5)"))
+    # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
+    # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".
+    order: str = key("sentence_length", one_of(*ORDERS))
+
+    def _relate(self) -> None:
+        self._check(
+            not self.shares
+            or (len(self.shares) == len(self.sources) and min(self.shares) > 0),
+            "shares",
+            f"() or a positive number for each of data.sources={self.sources}",
+        )
+        self._check(
+            not self.shares or self.max_chars > 0,
+            "max_chars",
+            "> 0, the characters of the whole corpus, which data.shares divides",
+        )
+        self._check(
+            self.sep or self.order != "fragments",
+            "order",
+            "another one with data.sep=False: fragments are counted by <sep>",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """Masked language modelling."""
+
+    # Fraction of the positions that is predicted, the same in every sequence.
+    mask_rate: float = key(0.25, within("(0, 1]"))
+    # Reached linearly at the end of the budget; 0 = mask_rate throughout.
+    final_mask_rate: float = key(
+        0.0,
+        Rule(lambda x: 0 <= x <= 1, "in [0, 1] (0 = objective.mask_rate throughout)"),
+        absent=0.0,
+    )
+    # Of the predicted positions, the fraction that becomes <mask>, and the fraction
+    # that becomes a random token; the others stay as they are.
+    mask_share: float = key(0.8, within("[0, 1]"), absent=0.8)
+    random_share: float = key(0.1, at_least(0), absent=0.1)
+    # No attention across <sep> within a block; <sep>, which this would give away, is
+    # not predicted.
+    separate_documents: bool = key(False, absent=False)
+    dropout: float = key(0.0, within("[0, 1)"))  # off in pretraining (P 4.3)
+
+    @property
+    def max_mask_rate(self) -> float:
+        """The highest masking rate of the run, which decides the arrays' shapes."""
+        return max(self.mask_rate, self.final_mask_rate)
+
+    @property
+    def min_mask_rate(self) -> float:
+        """The lowest masking rate of the run."""
+        return min(self.mask_rate, self.final_mask_rate or self.mask_rate)
+
+    def _relate(self) -> None:
+        rest = 1 - self.mask_share
+        self._check(
+            self.random_share <= rest,
+            "random_share",
+            f"between 0 and 1 - objective.mask_share = {rest:g}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig(Section):
+    """Sequences cut from blocks, short ones first."""
+
+    # Tokens of a sequence, one number for each stage; () = whole blocks throughout.
+    lengths: tuple[int, ...] = key(
+        (),
+        Rule(
+            lambda x: increasing(x) and all(n >= 8 for n in x),
+            "increasing and >= 8, or ()",
+        ),
+        absent=(),
+    )
+    # Fraction of the budget at which each stage begins.
+    starts: tuple[float, ...] = key((), absent=())
+    unfold: bool = key(True, absent=True)  # use all of a block, not its beginning only
+
+    def _relate(self) -> None:
+        self._check(
+            len(self.starts) == len(self.lengths)
+            and increasing(self.starts)
+            and all(0 <= start < 1 for start in self.starts),
+            "starts",
+            f"increasing, in [0, 1), one for each of curriculum.lengths={self.lengths}",
+        )

@@ -1,0 +1,135 @@
+"""The encoder."""
+
+import dataclasses
+
+from cramjax.config.key import Section, above, at_least, key, one_of, within
+
+ADDED_POSITIONS = ("scaled_sinusoidal", "sinusoidal", "learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """The encoder's shape and precision; crammed-bert in the recipe (P 4.2)."""
+
+    width: int = key(768, above(0))  # of the residual stream
+    ffn_width: int = key(3072, above(0))  # of gate and value together, each half of it
+    layers: int = key(16, above(0))
+    # How often the layers are run through, each time with the same weights.
+    repeats: int = key(1, above(0), absent=1)
+    heads: int = key(12, above(0))  # head dim = width / heads
+    # Entries of the tokenizer, its 7 special tokens included.
+    vocab_size: int = key(32768, within("[16, 16777216]"))
+    # Of a factorised token embedding; 0 = width, not factorised.
+    embedding_width: int = key(0, at_least(0, "0 = model.width"), absent=0)
+    max_length: int = key(128, at_least(8))  # tokens of a packed block
+    # Of the computation; parameters are float32.
+    dtype: str = key("bfloat16", one_of("float32", "bfloat16", "float16"))
+    # "cudnn" needs compute capability >= 8.0 and 16 bits; "auto" is the faster of the
+    # two, as measured before training.
+    attention: str = key("xla", one_of("xla", "cudnn", "auto"))
+    mixing: str = key("attention", one_of("attention", "fourier"), absent="attention")
+    # "plain" is ffn_width wide.
+    ffn: str = key("gated", one_of("gated", "plain"), absent="gated")
+    ffn_every: int = key(1, at_least(1), absent=1)  # every n-th layer has an FFN
+    # "gelu" is the exact one.
+    activation: str = key(
+        "gelu", one_of("gelu", "relu", "silu", "relu_squared"), absent="gelu"
+    )
+    # The first three are added to the token embeddings ("learned" has max_length of
+    # them), "rotary" acts in attention.
+    positions: str = key(
+        "scaled_sinusoidal",
+        one_of(
+            *ADDED_POSITIONS,
+            "rotary",
+            *(f"{added}+rotary" for added in ADDED_POSITIONS),
+            "none",
+        ),
+        absent="scaled_sinusoidal",
+    )
+    # Embeddings for segments A and B, 2 in BERT; 0 = none.
+    token_types: int = key(0, at_least(0, "0 = none"), absent=0)
+    norm: str = key("layernorm", one_of("layernorm", "rmsnorm"), absent="layernorm")
+    norm_eps: float = key(1e-12, above(0))
+    norm_placement: str = key("pre", one_of("pre", "post"), absent="pre")
+    embedding_norm: bool = key(True, absent=True)
+    first_norm: bool = key(True, absent=True)  # before the first attention; "pre" only
+    final_norm: bool = key(True, absent=True)
+    qkv_bias: bool = key(False, absent=False)  # of query, key and value
+    linear_bias: bool = key(False, absent=False)  # of every other dense layer
+    # Dense layer, activation and norm before the decoder.
+    head_transform: bool = key(False, absent=False)
+    decoder_bias: bool = key(False, absent=False)
+    sparse_prediction: bool = key(True, absent=True)  # decode predicted positions only
+    init: str = key(
+        "normal",
+        one_of("normal", "small", "megatron", "wang", "deepnorm"),
+        absent="normal",
+    )
+    init_std: float = key(0.02, above(0))  # of dense kernels and embeddings
+
+    def _relate(self) -> None:
+        self._check(
+            self.width % self.heads == 0,
+            "heads",
+            f"a divisor of model.width={self.width}",
+        )
+        self._check(
+            "sinusoidal" not in self.positions or self.embedding_dim % 2 == 0,
+            "embedding_width" if self.embedding_width else "width",
+            f"even with model.positions={self.positions!r}",
+        )
+        self._check(
+            not self.rotary or (self.head_dim % 2 == 0 and self.mixing == "attention"),
+            "positions",
+            "another one, unless model.width / model.heads is even and model.mixing is "
+            "'attention'",
+        )
+        self._check(
+            self.ffn == "plain" or self.ffn_width % 2 == 0,
+            "ffn_width",
+            "even with model.ffn='gated'",
+        )
+        self._check(
+            self.ffn_every <= self.layers,
+            "ffn_every",
+            f"between 1 and model.layers={self.layers}",
+        )
+        fits_cudnn = self.head_dim <= 128 and self.head_dim % 8 == 0
+        self._check(
+            self.attention != "cudnn" or (self.dtype != "float32" and fits_cudnn),
+            "attention",
+            f"'xla' or 'auto' with model.dtype={self.dtype!r} and model.width / "
+            f"model.heads = {self.head_dim} (cuDNN attention is 16-bit, its heads have "
+            "up to 128 channels, a multiple of 8)",
+        )
+        self._check(
+            self.first_norm or self.norm_placement == "pre",
+            "first_norm",
+            "True with model.norm_placement='post'",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.width // self.heads
+
+    @property
+    def added_positions(self) -> str:
+        """What is added to the embeddings: one of `ADDED_POSITIONS`, or ""."""
+        added = self.positions.removesuffix("+rotary")
+        return added if added in ADDED_POSITIONS else ""
+
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are rotated by their position."""
+        return self.positions.endswith("rotary")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Channels of the token embedding."""
+        return self.embedding_width or self.width
+
+    def has_ffn(self, index: int) -> bool:
+        """Returns whether layer `index`, from 0, has a feed-forward part."""
+        return (index + 1) % self.ffn_every == 0

@@ -1,0 +1,230 @@
+"""The whole config, as nested dicts and in config.json."""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cramjax import files
+from cramjax.config import training
+from cramjax.config.data import CurriculumConfig, DataConfig, ObjectiveConfig
+from cramjax.config.glue import GlueConfig
+from cramjax.config.key import Section, at_least, key, one_of, require
+from cramjax.config.model import ModelConfig
+from cramjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """Everything a run depends on."""
+
+    # Of everything: initialization, masking, data order after the first pass.
+    seed: int = key(0, at_least(0))
+    # Where pretraining may run: on a GPU only, or on anything.
+    platform: str = key("gpu", one_of("gpu", "any"))
+    # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
+    # batch's ramp begins with one of them.
+    micro_batch: int = key(128, at_least(0, "sequences; 0 = the most that fit"))
+    # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
+    compilation_cache: str = key("~/.cache/cramjax", absent="", operational=True)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    optimizer: training.OptimizerConfig = training.OptimizerConfig()
+    schedule: training.ScheduleConfig = training.ScheduleConfig()
+    averaging: training.AveragingConfig = training.AveragingConfig()
+    batch: training.BatchConfig = training.BatchConfig()
+    budget: training.BudgetConfig = training.BudgetConfig()
+    checkpoint: training.CheckpointConfig = training.CheckpointConfig()
+    log: training.LogConfig = training.LogConfig()
+    guard: training.GuardConfig = training.GuardConfig()
+    validation: training.ValidationConfig = training.ValidationConfig()
+    glue: GlueConfig = GlueConfig()
+
+    def _relate(self) -> None:
+        model, objective, batch = self.model, self.objective, self.batch
+        length = model.max_length
+        lengths = self.curriculum.lengths or (length,)
+        self._check(self.seed < 2**31, "seed", "in [0, 2^31)")
+        self._check(
+            self.micro_batch <= batch.sequences,
+            "micro_batch",
+            f"at most batch.sequences={batch.sequences}",
+        )
+        self._check(
+            model.added_positions != "learned" or self.glue.max_length <= length,
+            "glue.max_length",
+            f"at most model.max_length={length}, the number of learned positions",
+        )
+        self._check(
+            not objective.separate_documents
+            or (model.mixing == "attention" and self.data.sep),
+            "objective.separate_documents",
+            "False, unless model.mixing is 'attention' and data.sep is True",
+        )
+        first_update = batch.sequences * length
+        self._check(
+            self.budget.kind != "tokens"
+            or batch.ramp_share > 0
+            or self.budget.tokens >= first_update,
+            "budget.tokens",
+            f"at least {first_update}, one update of batch.sequences="
+            f"{batch.sequences} (or batch.ramp_share above 0)",
+        )
+        divides = all(length % n == 0 for n in lengths) or not self.curriculum.unfold
+        self._check(
+            max(lengths) <= length and divides,
+            "curriculum.lengths",
+            f"at most model.max_length={length}, and divisors of it with "
+            "curriculum.unfold=True",
+        )
+        self._check(
+            model.attention != "cudnn" or not any(n % 2 for n in (*lengths, length)),
+            "model.attention",
+            f"'xla' or 'auto' with sequences of {lengths} (cuDNN's have even lengths)",
+        )
+        rates = {
+            "objective.mask_rate": (objective.mask_rate, lengths[0]),
+            "objective.final_mask_rate": (objective.min_mask_rate, lengths[0]),
+            "validation.mask_rate": (self.validation.mask_rate, length),
+        }
+        for name, (rate, shortest) in rates.items():
+            self._check(
+                round(rate * shortest) >= 1,
+                name,
+                f"large enough to mask one position of a sequence of {shortest}",
+            )
+        for start in self.glue.starts:
+            self._check(
+                start in ("pretrained", "random", *self.averaging.names),
+                "glue.starts",
+                f"without {start!r}, unless averaging.{start}_... is set",
+            )
+
+
+def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yields ("section.key", its field) of all keys."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from _fields(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+KEYS = dict(_fields(Config))  # {"section.key": field}
+OPERATIONAL_KEYS = frozenset(
+    name for name, field in KEYS.items() if field.metadata["operational"]
+)
+# {key that was added after the first format: its value in records without it}
+ABSENT = {
+    name: list(value) if isinstance(value, tuple) else value
+    for name, field in KEYS.items()
+    if (value := field.metadata["absent"]) is not dataclasses.MISSING
+}
+
+# Of config.json and of the checkpoints beside it; a config.json without the number has
+# format 1. Raise it when a run that the version before began cannot be resumed.
+FORMAT = 2
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a config or a section as nested dicts, as in JSON (tuples as lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"section.key": value} of nested mappings."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Parses nested mappings strictly; "format", which records have, is left out.
+
+    Raises:
+      UserError: a key is missing or unknown, or its value has the wrong type or is not
+        allowed.
+    """
+    return _parse(Config, {k: x for k, x in values.items() if k != "format"}, "")
+
+
+def _parse(hint: Any, value: Any, name: str) -> Any:
+    """Returns the value as the section or type `hint`; `name` is for messages."""
+    if dataclasses.is_dataclass(hint):
+        require(isinstance(value, Mapping), name, value, "a section of keys")
+        prefix = name and f"{name}."
+        fields = {field.name: field.type for field in dataclasses.fields(hint)}
+        for unknown in sorted(value.keys() - fields):
+            near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"config.{prefix}{unknown}: no such key; did you mean "
+                f"config.{prefix}{near}?"
+            )
+        for missing in sorted(fields.keys() - value.keys()):
+            raise UserError(
+                f"config.{prefix}{missing} is missing: start from "
+                "cramjax.config.defaults(), which has every key"
+            )
+        return hint(**{k: _parse(fields[k], value[k], prefix + k) for k in fields})
+    if isinstance(hint, types.GenericAlias):  # tuple[x, ...]
+        require(isinstance(value, (list, tuple)), name, value, EXPECTED[tuple])
+        item = typing.get_args(hint)[0]
+        return tuple(_parse(item, x, f"{name}[{i}]") for i, x in enumerate(value))
+    if hint is float and type(value) is int:
+        value = float(value)
+    if hint is int and type(value) is float and value.is_integer():
+        value = int(value)  # 1.5e6
+    finite = hint is not float or (type(value) is float and math.isfinite(value))
+    require(type(value) is hint and finite, name, value, EXPECTED[hint])
+    return value
+
+
+# What a value of each type is, for people.
+EXPECTED = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text, in quotes",
+    tuple: "a tuple such as ('a', 'b') or (1, 2)",
+}
+
+
+def record(path: Path, config: Config) -> None:
+    """Writes config.json, which `read_recorded` reads."""
+    files.write_json(path, {"format": FORMAT, **to_dict(config)})
+
+
+def read_recorded(path: Path, hint: str) -> dict[str, Any]:
+    """Reads a config.json of this version or of an earlier one.
+
+    Returns its nested values, "format" among them, with those of `ABSENT` for keys that
+    the version that wrote it did not have.
+
+    Raises:
+      UserError: it is missing, damaged or of a later version; the message ends in
+        `hint`.
+    """
+    values = files.read_json(path, hint)
+    found = values.setdefault("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} has the format {found!r}, and this version of cramjax reads those "
+            f"up to {FORMAT}: use the version that wrote it, or {hint}"
+        )
+    for full_name, value in ABSENT.items():
+        section, _, name = full_name.rpartition(".")
+        tree = values.setdefault(section, {}) if section else values
+        if isinstance(tree, dict):
+            tree.setdefault(name, value)
+    return values

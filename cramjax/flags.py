@@ -1,0 +1,120 @@
+"""The command line: --config, the keys of the config, and a command's own flags."""
+
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from cramjax.config.files import load, unknown
+from cramjax.config.root import KEYS, Config
+from cramjax.errors import UserError
+
+# {flag: from its value to {key of the config: its value}}
+Shortcuts = Mapping[str, Callable[[str], dict[str, str]]]
+KEY = re.compile(r"--?config\.")
+
+
+def parse_command_line(
+    argv: Sequence[str],
+    extra_flags: Iterable[tuple[str, str]] = (),
+    shortcuts: Shortcuts = types.MappingProxyType({}),
+    switches: Iterable[str] = (),
+) -> tuple[Config, dict[str, str]]:
+    """Parses `--config=file.py --config.key=value ... --flag=value ... --switch`.
+
+    Args:
+      argv: the arguments, without the program's name.
+      extra_flags: (name, help) of flags beside `--config`.
+      shortcuts: flags that stand for keys.
+      switches: those of the extra flags that take no value.
+
+    Returns:
+      The config, and the value of "config" and of each extra flag ("" if it is not
+      given, "on" for a switch).
+
+    Raises:
+      UserError: anything wrong with the arguments or the config.
+    """
+    extras = dict(extra_flags)
+    names = ["config", *extras, *shortcuts, *(f"config.{key}" for key in KEYS)]
+    values, rest = _parse(argv, [*extras, *shortcuts, "config"], names, switches)
+    configs = values.pop("config", [])
+    if len(configs) != 1:
+        found = " and ".join(f"--config={path}" for path in configs)
+        raise UserError(f"{found or 'no config'}: pass one, e.g. --config=a4000")
+    overrides = [
+        f"{key}={value}"
+        for flag, make in shortcuts.items()
+        for given in values.pop(flag, [])
+        for key, value in make(given).items()
+    ]
+    keys = [argument for argument in rest if KEY.match(argument)]
+    config = load(configs[0], overrides + keys)
+    for argument in rest:
+        if argument not in keys:
+            raise UserError(
+                f"unexpected argument {argument!r}: flags look like --name=value"
+            )
+    last = {name: values.get(name, [""])[-1] for name in extras}
+    return config, last | {"config": configs[0]}
+
+
+def parse_flags(
+    argv: Sequence[str], needed: Mapping[str, str], optional: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Parses `--flag=value ...` of a command that does not load a config.
+
+    Args:
+      argv: the arguments, without the program's name.
+      needed: {name: example} of flags that must be given.
+      optional: {name: help} of flags that may be left out.
+
+    Returns:
+      {name: value ("" if it is not given)}, and the other arguments, including
+      --config.key=value.
+
+    Raises:
+      UserError: a flag is unknown, missing or does not have a value.
+    """
+    names = [*needed, *optional]
+    values, rest = _parse(argv, names, names, otherwise="see --help")
+    last = {name: values.get(name, [""])[-1] for name in names}
+    for name, example in needed.items():
+        if not last[name]:
+            raise UserError(f"no {name}: pass --{name}={example}")
+    return last, rest
+
+
+def _parse(
+    argv: Sequence[str],
+    flags: Sequence[str],
+    known: Sequence[str],
+    switches: Iterable[str] = (),
+    **hint: str,
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns {flag: its values}, and the arguments that are no flags or are keys."""
+    values: dict[str, list[str]] = {}
+    rest = []
+    arguments = iter(argv)
+    for argument in arguments:
+        found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL)
+        if not found or KEY.match(argument):
+            rest.append(argument)
+            continue
+        name, value = found[1], found[2]
+        if name not in flags:
+            raise unknown(name, known, **hint)
+        if name in switches:
+            if value:
+                raise UserError(f"--{name} takes no value")
+            value = "on"
+        else:
+            value = value[1:] if value else next(arguments, None)
+            if value is None:
+                raise UserError(f"--{name} has no value: write --{name}=VALUE")
+        values.setdefault(name, []).append(value)
+    return values, rest
+
+
+def overridden(argv: Iterable[str]) -> set[str]:
+    """Returns the keys that `--config.key=value` arguments name, without "config."."""
+    return {KEY.sub("", a.partition("=")[0], 1) for a in argv if KEY.match(a)}
