@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from cramjax.device.gpu_stats import GpuStats
 
 from cramjax.benchmark import (
     environment,
@@ -30,7 +31,6 @@ from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.tokenizer import MASK, PAD
 from cramjax.device import throughput, tuning
 from cramjax.device.cards import CARDS
-from cramjax.device.gpu_stats import GpuStats
 from cramjax.errors import UserError
 from cramjax.flops import train_flops_per_token
 from cramjax.glue.data import Encoded
