@@ -13,6 +13,7 @@ import pytest
 from conftest import tiny_config
 
 from cramjax.data import ordering
+from cramjax.device.compile import abstract
 from cramjax.errors import Interrupted, TrainingFailed, UserError
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import (
