@@ -115,7 +115,12 @@ class Check:
         """
         log = self.folder / f"{self.part}.log"
         if self.tiny:  # compiling takes most of a tiny program's time
-            environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", self.folder / "jit")
+            environment |= {
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            }
         path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         environment["PYTHONPATH"] = os.pathsep.join(path)
         with log.open("a") as file:
@@ -273,7 +278,7 @@ def short_run(check: Check) -> Facts:
     else:
         flags += EMBEDDED
     flags += [f"--config.glue.tasks={tasks[:1] if check.tiny else tasks}"]
-    flags += TINY_RUN if check.tiny else ()
+    flags += [*TINY, *TINY_RUN] if check.tiny else []
     try:
         check.run("run", ["-m", "cramjax.main", *flags, f"--workdir={workdir}"])
     except Failed as error:
