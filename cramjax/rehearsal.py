@@ -21,13 +21,14 @@ from cramjax.data.corpus import MANIFEST, Corpus
 from cramjax.data.packing import token_dtype
 from cramjax.data.sample import Sample
 from cramjax.describe import state_bytes
-from cramjax.device import throughput, tuning
-from cramjax.device.compilation import Ahead, use_cache
+from cramjax.device import monitor, tuning
+from cramjax.device.compile import Ahead, seconds_per_step, use_cache
 from cramjax.errors import Interrupted, UserError
-from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate, tasks
+from cramjax.model.flops import train_flops_per_token
 from cramjax.run import as_recorded, look, nearest_folder
 from cramjax.schema import BudgetConfig, Config
+from cramjax.training import train_step
 from cramjax.training.pretrain import (
     CHECKPOINTS,
     check_memory,
@@ -100,10 +101,10 @@ def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
     _say("corpus", f"{text.chars:,} characters make {blocks:,} blocks")
     all_tokens = _tokens(text, corpus)
     _check_corpus_disk(config, all_tokens)
-    config = tuning.choose(config)
+    config = tuning.choose(config, train_step.build)
     with Ahead() as ahead, out_of_memory_explained(config):
         config = _each_step_an_update(config)
-        ahead.start(config)
+        ahead.start(train_step.build(config))
         seconds_per_step = _try_step(config, ahead)
         weights = _try_training(config, corpus, scratch, ahead)
     _try_fine_tuning(config, weights, corpus, complete)
@@ -186,10 +187,10 @@ def _try_step(config: Config, ahead: Ahead) -> float:
     _say("training step", f"compiling it for {rows} x {length} tokens ...")
     step = ahead.result()
     check_memory(config, step)
-    seconds = tuning.seconds_per_step(config, step, MEASURED_S)
+    seconds = seconds_per_step(step, MEASURED_S)
     tokens = rows * length
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
-    mfu = throughput.mfu(tokens * per_token, seconds)
+    mfu = monitor.mfu(tokens * per_token, seconds)
     _say(
         "training step",
         f"compiled in {step.compile_s:.0f} s; it needs {_size(step.needed_bytes)} of "

@@ -26,11 +26,12 @@ from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import check as find_text
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.device import tuning
-from cramjax.device.compilation import Ahead, use_cache
+from cramjax.device.compile import Ahead, use_cache
 from cramjax.errors import UserError, all_of
-from cramjax.flops import train_flops_per_token
 from cramjax.glue import evaluate
+from cramjax.model.flops import train_flops_per_token
 from cramjax.schema import Config, require
+from cramjax.training import train_step
 from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
@@ -125,7 +126,8 @@ def _pretrain(
     found = (path / MANIFEST).exists()
     with ahead:
         if found and not tuning.is_asked_for(config):
-            ahead.start(config)  # while the corpus's checksums are compared
+            # While the corpus's checksums are compared.
+            ahead.start(train_step.build(config))
         start = time.monotonic()
         corpus = prepare(config)
         if not found:  # building it is not getting ready to train
@@ -134,9 +136,9 @@ def _pretrain(
         if passes := more_than_one_pass(config, corpus):
             print(passes)
         with in_use(workdir):
-            config = tuning.choose(config)
+            config = tuning.choose(config, train_step.build)
             record(workdir / CONFIG, config)
-            ahead.start(config)
+            ahead.start(train_step.build(config))
             return pretrain(config, corpus, workdir, ahead)
 
 

@@ -33,10 +33,10 @@ def measure(argv: Sequence[str]) -> None:
     path = files.to_be_written("json", extras["json"])
     # PyTorch needs some of the card's memory, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from cramjax.benchmark import suite, table  # imports JAX, which reads the above
+    from bench import report, suite  # imports JAX, which reads the above
 
     facts = suite.measure(config, minutes)
-    print("\n".join(["", *table.lines(facts)]))
+    print("\n".join(["", *report.lines(facts)]))
     if path:
         files.write_json(path, facts)
     if facts["interrupted"]:

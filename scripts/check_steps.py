@@ -6,7 +6,6 @@ python scripts/check_steps.py device|speeds --config=FILE --json=FILE [--tiny]
 import dataclasses
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,17 @@ def device(config: Config, tiny: bool) -> dict[str, Any]:
     Raises:
       UserError: JAX sees no GPU.
     """
-    from cramjax.benchmark import environment
+    from bench import report
+
     from cramjax.device import tuning
     from cramjax.run import check_platform
 
     if not tiny:
         check_platform(dataclasses.replace(config, platform="gpu"))
     return {
-        **environment.describe(),
-        "cudnn": _version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
+        **report.environment(),
+        "cudnn": report.package_version("nvidia-cudnn-cu13")
+        or report.package_version("nvidia-cudnn-cu12"),
         "cudnn_attention": tuning.has_cudnn(),
         "memory_bytes": tuning.device_bytes(),
         "memory_limit_bytes": tuning.memory_limit_bytes(),
@@ -56,25 +57,27 @@ def speeds(config: Config, tiny: bool) -> dict[str, Any]:
 
     from cramjax.device import tuning
     from cramjax.device.cards import CARDS, of_device
-    from cramjax.device.compilation import MicroStep
-    from cramjax.flops import train_flops_per_token
+    from cramjax.device.compile import seconds_per_step
+    from cramjax.model.flops import train_flops_per_token
+    from cramjax.training import train_step
 
     kind = jax.devices()[0].device_kind
     card = of_device(kind)
     if card is None and not tiny:
         raise UserError(f"{kind} is not in cramjax/device/cards.py: add it there")
-    config = tuning.choose(config)
+    config = tuning.choose(config, train_step.build)
     found: dict[str, Any] = {
         "card": next((key for key, c in CARDS.items() if c is card), "stand-in"),
         "attention": config.model.attention,
         "tokens_per_s": {},
         "left_out": {},
     }
-    for rows in (config.micro_batch // fraction for fraction in FRACTIONS):
+    fractions = FRACTIONS[:2] if tiny else FRACTIONS
+    for rows in (config.micro_batch // fraction for fraction in fractions):
         trial = dataclasses.replace(config, micro_batch=max(rows, 1))
         try:
-            step_s = tuning.seconds_per_step(
-                trial, MicroStep.of(trial), at_least_s=0.0 if tiny else 5.0
+            step_s = seconds_per_step(
+                train_step.build(trial), at_least_s=0.0 if tiny else 5.0
             )
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -89,13 +92,6 @@ def speeds(config: Config, tiny: bool) -> dict[str, Any]:
         flops = train_flops_per_token(config.model, rate)
         found["stand_in_tokens_per_s"] = STAND_IN_FLOPS / flops
     return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 STEPS = {"device": device, "speeds": speeds}

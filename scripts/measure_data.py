@@ -23,7 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cramjax.benchmark.reading import read_speed
+from bench.timing import read_speed
+
 from cramjax.config import parse_command_line
 from cramjax.data import prepare, processes, sources, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus

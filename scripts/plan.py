@@ -41,7 +41,7 @@ def show(argv: Sequence[str]) -> None:
     micro_batches = _numbers(extras["micro_batches"])
     path = files.to_be_written("json", extras["json"])
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU that is there is left alone
-    from cramjax.planning.plan import plan  # imports JAX: flags need not wait for it
+    from cramjax.plan import plan  # imports JAX: flags need not wait for it
 
     facts = plan(config, name, micro_batches, lambda line: print(line, flush=True))
     _print(facts, CARDS[name])

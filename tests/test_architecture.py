@@ -12,8 +12,8 @@ from conftest import start
 
 from cramjax.config import load, module
 from cramjax.errors import UserError
-from cramjax.flops import predicted_positions, train_flops_per_token
 from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.model.flops import predicted_positions, train_flops_per_token
 from cramjax.training import losses
 from cramjax.training.optimizer import decay_mask
 

@@ -10,30 +10,21 @@ import time
 import jax
 import numpy as np
 import pytest
+from bench import extras, peer, report, suite, timing
+from bench import step as stepping
+from bench.step import TrainingStep, variant
+from bench.suite import Variants
+from bench.timing import Deadline
 from conftest import tiny_config
 
-from cramjax.benchmark import (
-    environment,
-    host,
-    peer,
-    suite,
-    table,
-    timing,
-    training,
-    trials,
-)
-from cramjax.benchmark import variants as variants_module
-from cramjax.benchmark.timing import Deadline
-from cramjax.benchmark.training import TrainingStep
-from cramjax.benchmark.variants import Variants
-from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.tokenizer import MASK, PAD
-from cramjax.device import throughput, tuning
+from cramjax.device import monitor, tuning
 from cramjax.device.cards import CARDS
-from cramjax.device.gpu_stats import GpuStats
+from cramjax.device.monitor import GpuStats
 from cramjax.errors import UserError
-from cramjax.flops import train_flops_per_token
 from cramjax.glue.data import Encoded
+from cramjax.model.flops import train_flops_per_token
+from cramjax.training import train_step
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
@@ -65,7 +56,7 @@ def config(data_dir):
 
 @pytest.fixture
 def step(config):
-    return TrainingStep(training.variant(config, "xla", 4))
+    return TrainingStep(variant(config, "xla", 4))
 
 
 @pytest.fixture
@@ -75,12 +66,12 @@ def deadline():
 
 @pytest.fixture
 def short_windows(monkeypatch):
-    monkeypatch.setattr(timing, "WINDOW_S", 0.02)
-    monkeypatch.setattr(timing, "MAX_STEPS", 2)
+    monkeypatch.setattr(stepping, "WINDOW_S", 0.02)
+    monkeypatch.setattr(stepping, "MAX_STEPS", 2)
     monkeypatch.setattr(peer, "ROUNDS", 2)
-    monkeypatch.setattr(trials, "WINDOW_S", 0.02)
-    monkeypatch.setattr(host, "LOOP_S", 1.0)
-    monkeypatch.setattr(host, "READ_S", 0.02)
+    monkeypatch.setattr(extras, "TRIALS_S", 0.02)
+    monkeypatch.setattr(extras, "LOOP_S", 1.0)
+    monkeypatch.setattr(extras, "READ_S", 0.02)
     monkeypatch.setattr(suite, "LADDER", (2,))
 
 
@@ -110,7 +101,7 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     assert facts["environment"]["packages"]["jax"] == jax.__version__
     assert facts["config"]["model"]["width"] == 32
     assert facts["left_out"] == []
-    text = "\n".join(table.lines(facts))
+    text = "\n".join(report.lines(facts))
     with_torch = (
         "PyTorch, 4 x 32 ",
         "speed over PyTorch's (torch.compile; xla, micro-batch 4)",
@@ -132,7 +123,7 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
     config, short_windows, monkeypatch
 ):
     # The micro-batch was left to the device.
-    monkeypatch.setattr(tuning, "choose", lambda given, say: config)
+    monkeypatch.setattr(tuning, "choose", lambda *_: config)
     monkeypatch.setattr(peer, "unsupported", lambda _: "")  # torch may be missing
     asked = dataclasses.replace(config, micro_batch=0)
     facts = suite.measure(asked, 1e-9, say=lambda _: None)
@@ -145,20 +136,20 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
         "five trials in one program",
         "xla, 8 x 32",
     ]
-    assert "left out: the host alone: 0s left" in "\n".join(table.lines(facts))
+    assert "left out: the host alone: 0s left" in "\n".join(report.lines(facts))
 
 
 def test_an_interrupted_benchmark_shows_what_it_has(config, short_windows, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt(signal.SIGTERM)
 
-    monkeypatch.setattr(host, "measure", interrupted)
+    monkeypatch.setattr(extras, "host", interrupted)
     monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
     facts = suite.measure(config, 100, say=lambda _: None)
     assert facts["interrupted"] == signal.SIGTERM
     assert facts["tokens_per_s"] > 0 and facts["host"] is facts["trials"] is None
     assert facts["left_out"] == [("the rest", "interrupted")]
-    assert "left out: the rest: interrupted" in table.lines(facts)
+    assert "left out: the rest: interrupted" in report.lines(facts)
 
 
 def test_a_torch_that_cannot_be_imported_is_no_reason_to_stop(
@@ -173,23 +164,23 @@ def test_a_torch_that_cannot_be_imported_is_no_reason_to_stop(
 
 
 def test_what_other_programs_use_is_told_from_ones_own():
-    before = environment.Processors.now()
+    before = report.Processors.now()
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     time.sleep(1.5)
-    share, middle = environment.others_share(before), environment.Processors.now()
+    share, middle = report.others_fraction(before), report.Processors.now()
     other.kill()
     assert share * (middle.elapsed_s - before.elapsed_s) > 0.5
     start = time.process_time()
     while time.process_time() < start + 0.5:
         pass
-    assert environment.Processors.now().own_s - middle.own_s >= 0.4
+    assert report.Processors.now().own_s - middle.own_s >= 0.4
     other.wait()
 
 
 def test_a_median_of_unsteady_rounds_is_not_quoted():
     ratio = {"median": 2.0, "min": 1.0, "max": 4.0, "rounds": 5}
-    assert table._ratio(ratio) == "unsteady, 1.00 to 4.00, 5 rounds"
-    steady = table._ratio(ratio | {"min": 1.8, "max": 2.2})
+    assert report._ratio(ratio) == "unsteady, 1.00 to 4.00, 5 rounds"
+    steady = report._ratio(ratio | {"min": 1.8, "max": 2.2})
     assert steady == "2.00 (1.80 to 2.20, 5 rounds)"
 
 
@@ -197,16 +188,16 @@ def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch)
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
-    monkeypatch.setattr(host, "measure", full)
+    monkeypatch.setattr(extras, "host", full)
     monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
-    monkeypatch.setattr(trials, "compare", lambda *_: None)
+    monkeypatch.setattr(extras, "trials", lambda *_: None)
     monkeypatch.setattr(suite, "LADDER", ())
     facts = suite.measure(config, 100, say=lambda _: None)
     [left_out] = facts["left_out"]
     why = "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
     assert left_out == ("the host alone", why)
     assert facts["host"] is None and facts["tokens_per_s"] > 0
-    assert "PyTorch: skipped, not now" in table.lines(facts)
+    assert "PyTorch: skipped, not now" in report.lines(facts)
 
 
 @needs_torch
@@ -220,7 +211,7 @@ def test_the_peer_is_the_same_model(step, deadline, short_windows, monkeypatch):
         return fail
 
     monkeypatch.setattr(importlib.import_module("torch"), "compile", without_compiler)
-    step.run(training.random_batches(step.config, 5))
+    step.run(step.random_batches(5))
     facts = peer.compare(step, deadline)
     assert facts["loss"] == pytest.approx(facts["our_loss"], abs=1e-5)
     assert facts["gradient_norm"] == pytest.approx(facts["our_gradient_norm"], rel=1e-4)
@@ -230,13 +221,13 @@ def test_the_peer_is_the_same_model(step, deadline, short_windows, monkeypatch):
 
 @needs_torch
 def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
-    from cramjax.benchmark import torch_peer
+    from bench import torch_peer
 
     joined = torch_peer._joined
     monkeypatch.setattr(  # gate and value in the wrong order
         torch_peer, "_joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
     )
-    step.run(training.random_batches(step.config, 20))
+    step.run(step.random_batches(20))
     facts = peer.compare(step, deadline)
     assert facts["skipped"].startswith("it is another model: the loss of our weights")
     assert "ratio" not in facts
@@ -245,12 +236,11 @@ def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
 @needs_torch
 def test_the_peer_learns_masks_and_accumulates(config):
     import torch
+    from bench.torch_peer import Peer
 
-    from cramjax.benchmark.torch_peer import Peer
-
-    first = TrainingStep(training.variant(config, "xla", 4))
+    first = TrainingStep(variant(config, "xla", 4))
     there = Peer(first.config, first.state.params, "cpu")
-    [batch] = there.prepared(training.random_batches(first.config, 1))
+    [batch] = there.prepared(first.random_batches(1))
     seen = []
     there._model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     before = there._model.word.weight.detach().clone()
@@ -290,20 +280,20 @@ def test_the_peer_is_of_one_architecture_and_recipe(data_dir, override, why):
 
 
 def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
-    monkeypatch.setattr(training, "HALF_TOLERANCE", 0.0)
+    monkeypatch.setattr(stepping, "HALF_TOLERANCE", 0.0)
     with pytest.raises(UserError, match="in bfloat16 and .* in float32, more than 0.0"):
         Variants(config, deadline, say=lambda _: None).measure(4)
     losses = iter(range(1000))
     monkeypatch.setattr(step, "run", lambda batches: [float(next(losses))])
     with pytest.raises(UserError, match=r"from 0\.000 to 47\.000: it does not learn"):
-        training.check(step, deadline)
+        stepping.check(step, deadline)
 
 
 def test_a_variant_that_does_not_fit_is_left_out(config, deadline, monkeypatch):
     def full(config):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
-    monkeypatch.setattr(variants_module, "TrainingStep", full)
+    monkeypatch.setattr(suite, "TrainingStep", full)
     found = Variants(config, deadline, say=lambda _: None)
     with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
         found.measure(4)
@@ -316,10 +306,10 @@ def test_an_attention_that_cannot_be_measured_is_tried_once(
     config, deadline, monkeypatch
 ):
     monkeypatch.setattr(tuning, "attentions", lambda config: ["xla", "cudnn"])
-    monkeypatch.setattr(variants_module, "TrainingStep", lambda config: config)
-    monkeypatch.setattr(training, "check", lambda config, deadline: {})
+    monkeypatch.setattr(suite, "TrainingStep", lambda config: config)
+    monkeypatch.setattr(suite, "check", lambda config, deadline: {})
     monkeypatch.setattr(
-        variants_module,
+        suite,
         "time_step",
         lambda config, _: {"row": (config.model.attention, config.micro_batch)},
     )
@@ -333,17 +323,17 @@ def test_an_attention_that_cannot_be_measured_is_tried_once(
 
 def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
     card = CARDS["h200"]._replace(peak_tflops=0.001)  # 10^9 FLOP/s
-    monkeypatch.setattr(throughput, "card", lambda: card)
+    monkeypatch.setattr(monitor, "card", lambda: card)
     readings = iter(
         dataclasses.replace(UNKNOWN, energy_j=joules) for joules in (5.0, 8.0)
     )
-    monkeypatch.setattr(environment, "gpu", lambda: next(readings))
-    monkeypatch.setattr(variants_module, "WINDOWS", 2)
+    monkeypatch.setattr(monitor, "read_gpu", lambda: next(readings))
+    monkeypatch.setattr(suite, "WINDOWS", 2)
     monkeypatch.setattr(
-        timing, "alternate", lambda sides, rounds, deadline: {"": [2.0, 4.0]}
+        suite, "alternate", lambda sides, rounds, deadline: {"": [2.0, 4.0]}
     )
-    monkeypatch.setattr(training, "window", lambda step: [None] * 10)
-    row = variants_module.time_step(step, deadline)
+    monkeypatch.setattr(step, "window", lambda: [None] * 10)
+    row = suite.time_step(step, deadline)
     # Windows of 10 x 4 x 32 tokens in 2 and 4 seconds.
     assert row["windows_tokens_per_s"] == [640, 320]
     flops = train_flops_per_token(step.config.model, 0.25)
@@ -354,8 +344,8 @@ def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
 
 def test_the_devices_own_peak_counts_if_it_rose(config, monkeypatch):
     peak = 100
-    monkeypatch.setattr(training, "peak_memory_bytes", lambda: peak)
-    step = TrainingStep(training.variant(config, "xla", 4))
+    monkeypatch.setattr(stepping, "peak_memory_bytes", lambda: peak)
+    step = TrainingStep(variant(config, "xla", 4))
     planned, whose = step.memory()
     assert whose == "compiler"
     assert planned > 4 * 4 * sum(x.size for x in jax.tree.leaves(step.state.params))
@@ -364,27 +354,16 @@ def test_the_devices_own_peak_counts_if_it_rose(config, monkeypatch):
 
 
 def test_a_step_is_an_update_or_a_part_of_the_final_batch(data_dir):
-    config = training.variant(
+    config = variant(
         tiny_config(data_dir, "batch.ramp_share=0.0", "batch.sequences=13"), "xla", 4
     )
-    assert training.accumulated(config) == 4
     step = TrainingStep(config)
-    batches = training.random_batches(config, 2)
+    assert step.accumulated == 4
+    batches = step.random_batches(2)
     for last, count in ((False, 1), (True, 4)):
         step.run(batches[:1] * count, last=last)
         assert step.state.accumulate == count
-    larger = training.variant(config, "xla", 32)
-    assert (larger.batch.sequences, training.accumulated(larger)) == (32, 1)
-
-
-def test_tokens_are_as_frequent_as_in_text_and_never_special(config):
-    one, two = training.random_batches(training.variant(config, "xla", 2000), 2)
-    assert one.dtype == np.uint16 and one.shape == (2000, 32)
-    assert (one != two).mean() > 0.5
-    counts = np.bincount(one.ravel(), minlength=256)
-    assert counts[: len(SPECIAL_TOKENS)].sum() == 0 and counts[7:].min() > 0
-    assert counts[7] / counts[8] == pytest.approx(2, rel=0.1)
-    assert counts[7] / counts[16] == pytest.approx(10, rel=0.15)
+    assert variant(config, "xla", 32).batch.sequences == 32
 
 
 def test_sides_alternate_until_the_time_is_used():
@@ -411,15 +390,13 @@ def test_sides_alternate_until_the_time_is_used():
     assert timing.alternate(sides, 5, deadline)["a"] != []
 
 
-def test_ratios_and_steps_by_hand():
+def test_ratios_by_hand():
     assert timing.ratios([2, 3, 8], [1, 2, 2]) == {
         "median": 2,
         "min": 1.5,
         "max": 4,
         "rounds": 3,
     }
-    counts = [timing.steps_per_window(s) for s in (5, 1.0, 0.5, 0.1, 1e-6)]
-    assert counts == [1, 2, 4, 20, 64]
 
 
 def test_trials_run_together_and_one_after_the_other(config, deadline, monkeypatch):
@@ -428,15 +405,15 @@ def test_trials_run_together_and_one_after_the_other(config, deadline, monkeypat
     def finetune(model, glue, train, scored, outputs, **_):
         seen.append((glue.trials, glue.trials_at_once, glue.epochs, len(train)))
 
-    monkeypatch.setattr(trials, "finetune", finetune)
+    monkeypatch.setattr(extras, "finetune", finetune)
     # 5 x 16 rows of 32 tokens: at 6400 tokens/s a step takes 0.4 s.
-    facts = trials.compare(config, 6400, deadline)
+    facts = extras.trials(config, 6400, deadline)
     assert facts["steps"] == 10
     assert seen == [(5, 5, 1, 160), (5, 1, 1, 160)] * 4
 
 
 def test_made_up_rows_have_lengths(config):
-    rows = trials.random_rows(config, 300)
+    rows = extras.random_rows(config, 300)
     assert isinstance(rows, Encoded)
     lengths_N = (rows.tokens_NxL != PAD).sum(axis=1)
     assert lengths_N[0] == 32 and (lengths_N.min(), lengths_N.max()) == (8, 32)
@@ -448,10 +425,10 @@ def test_made_up_rows_have_lengths(config):
 def test_the_idle_step_has_the_real_ones_results_and_changes_nothing(config, step):
     state = step.state
     before = jax.tree.map(np.asarray, state)
-    [tokens_BxL] = training.random_batches(config, 1)
-    real = training.train_step.make_micro_step(config, training.train_step.make_mesh())
+    [tokens_BxL] = step.random_batches(1)
+    real = train_step.build(config).function
     shapes = jax.eval_shape(real, state, tokens_BxL, np.float32(0))
-    after, metrics = host.idle_step(config)(state, tokens_BxL, np.float32(0))
+    after, metrics = extras.idle_step(config)(state, tokens_BxL, np.float32(0))
     expected = {name: (x.shape, x.dtype) for name, x in shapes[1].items()}
     assert {name: (x.shape, x.dtype) for name, x in metrics.items()} == expected
     assert bool(metrics["finite"]) and after.step == before.step + 1
@@ -467,7 +444,7 @@ def test_the_script_writes_json_and_refuses_bad_flags(monkeypatch, tmp_path, cap
     monkeypatch.setattr(
         suite, "measure", lambda config, minutes: seen.append(minutes) or facts
     )
-    monkeypatch.setattr(table, "lines", lambda facts: [f"MFU {facts['mfu']}"])
+    monkeypatch.setattr(report, "lines", lambda facts: [f"MFU {facts['mfu']}"])
     path = tmp_path / "b.json"
     script([*TINY_FLAGS, f"--json={path}", "--minutes=0.5"])
     script(TINY_FLAGS)

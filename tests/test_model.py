@@ -10,7 +10,6 @@ import pytest
 
 from cramjax.config import load
 from cramjax.errors import UserError
-from cramjax.flops import train_flops_per_token
 from cramjax.model.encoder import (
     Classifier,
     Encoder,
@@ -18,6 +17,7 @@ from cramjax.model.encoder import (
     PreNormBlock,
     second_segment,
 )
+from cramjax.model.flops import train_flops_per_token
 from cramjax.model.mixing import FourierMixing
 from cramjax.model.positions import rotate, sinusoids
 

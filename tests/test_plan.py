@@ -7,12 +7,12 @@ import pytest
 from conftest import run_script
 from test_architecture import row_config
 
+from cramjax import plan as planning
 from cramjax.device import cards
 from cramjax.errors import UserError
-from cramjax.flops import train_flops_per_token
-from cramjax.planning import calibration, plan, target
-from cramjax.planning.compiled import Kernel
-from cramjax.planning.traffic import by_source, source
+from cramjax.hlo import Kernel
+from cramjax.model.flops import train_flops_per_token
+from cramjax.plan import by_source, plan, source
 from cramjax.training import train_step
 
 has_plugin = any(
@@ -73,7 +73,7 @@ def test_seconds_are_those_of_the_narrower_limit():
     card = cards.CARDS["a4000"]
     product = Kernel("", 1, 448, 10**12, 0)  # little traffic
     copy = Kernel("", 1, 448 * 10**9, 1, 0)  # little to compute
-    found = plan.seconds([product, copy], card)
+    found = planning.seconds([product, copy], card)
     assert found == pytest.approx(1 / (0.75 * 88.45) + 1 / 0.9)
 
 
@@ -111,17 +111,17 @@ ENTRY %main (a: {a}, b: {b}) -> {c} {{
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    monkeypatch.setattr(target, "device", lambda card: None)
-    monkeypatch.setattr(calibration, "PATH", tmp_path / "calibration.json")
-    calibration.PATH.write_text("{}")
-    monkeypatch.setattr(target, "compile_micro_step", lambda c, on: FakeCompiled(c))
+    monkeypatch.setattr(planning, "described_device", lambda card: None)
+    monkeypatch.setattr(planning, "CALIBRATION", tmp_path / "calibration.json")
+    planning.CALIBRATION.write_text("{}")
+    monkeypatch.setattr(planning, "compile_for", lambda c, device: FakeCompiled(c))
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.55")
 
 
 def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
     config = row_config("crammed-bert", "micro_batch=32", "batch.sequences=4096")
     told = []
-    facts = plan.plan(config, "a4000", (), told.append)
+    facts = plan(config, "a4000", (), told.append)
     # 55 % of 16 GiB, less 2 % and then 5 %, is 8.80 GB: 2 GB and 0.128 GB a
     # sequence, up to 53.
     assert facts["usable_bytes"] == int(0.98 * 2**34 * 0.55 * 0.95)
@@ -145,10 +145,9 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
     assert row["mfu"] == pytest.approx(row["tokens_per_s"] * formula / 88.45e12)
     assert row["tokens"] == pytest.approx(24 * 3600 * row["tokens_per_s"])
     assert facts["calibration"] is None
-    calibration.write("h200", {"factor": 0.7}, calibration.PATH)
-    calibration.write("a4000", {"factor": 0.5}, calibration.PATH)
-    assert calibration.factor("h200") == 0.7
-    half = plan.plan(config, "a4000", (48,), told.append)
+    measured = {"h200": {"factor": 0.7}, "a4000": {"factor": 0.5}}
+    planning.CALIBRATION.write_text(json.dumps(measured))
+    half = plan(config, "a4000", (48,), told.append)
     assert list(half["micro_batches"]) == [32, 48]
     speed = half["micro_batches"][48]["tokens_per_s"]
     assert (half["calibration"], speed) == (0.5, row["tokens_per_s"] / 2)
@@ -157,14 +156,14 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
 def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
     monkeypatch.setattr(FakeCompiled, "squeezed_from", 48)
     config = row_config("crammed-bert", "micro_batch=16")
-    facts = plan.plan(config, "a4000", (), print)
+    facts = plan(config, "a4000", (), print)
     assert facts["largest_micro_batch"] == 32
     assert facts["micro_batches"][48]["recomputes"]
     assert facts["micro_batches"][48]["fits"]
     assert not facts["micro_batches"][32]["recomputes"]
     # XLA repeats cheap things, too, when there is room.
     monkeypatch.setattr(FakeCompiled, "squeezed_from", 1)
-    facts = plan.plan(config, "a4000", (24,), print)
+    facts = plan(config, "a4000", (24,), print)
     assert [row["recomputes"] for row in facts["micro_batches"].values()] == [
         False,
         True,
@@ -174,12 +173,12 @@ def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
 def test_what_is_left_to_the_card_is_planned_and_said(fake):
     flags = "micro_batch=0", "model.attention=auto", "batch.sequences=4096"
     config = row_config("crammed-bert", *flags)
-    facts = plan.plan(config, "a4000", (), print)
+    facts = plan(config, "a4000", (), print)
     assert facts["largest_micro_batch"] == facts["traffic_micro_batch"] == 48
     assert facts["notes"] == [
         "model.attention=auto is decided on the card; this is cudnn's."
     ]
-    facts = plan.plan(config, "rtx2080ti", (32,), print)
+    facts = plan(config, "rtx2080ti", (32,), print)
     assert list(facts["micro_batches"]) == [32]
     assert facts["notes"][0].endswith("this is xla's.")
 
@@ -191,14 +190,14 @@ def test_too_large_a_micro_batch_is_seen_before_anything_is_compiled(fake):
     )
     with pytest.raises(UserError, match=message):
         config = row_config("crammed-bert", "micro_batch=16", "batch.sequences=64")
-        plan.plan(config, "a4000", (6, 65), told.append)
+        plan(config, "a4000", (6, 65), told.append)
     assert told == []
 
 
 def test_what_the_numbers_leave_out_is_said(fake):
     flags = "micro_batch=32", "model.dtype=float32"
     flags += ("curriculum.lengths=(64,128)", "curriculum.starts=(0.0,0.5)")
-    facts = plan.plan(row_config("crammed-bert", *flags), "h200", (32,), print)
+    facts = plan(row_config("crammed-bert", *flags), "h200", (32,), print)
     assert facts["micro_batches"][32]["tokens_per_s"] is None
     assert facts["notes"] == [
         "100% of the products' FLOPs are in float32. The peak is one of 16-bit "
@@ -208,15 +207,15 @@ def test_what_the_numbers_leave_out_is_said(fake):
     ]
 
 
-def test_memory_share(monkeypatch):
+def test_memory_fraction(monkeypatch):
     monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert plan.memory_share() == 0.75
+    assert planning.memory_fraction() == 0.75
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.92")
-    assert plan.memory_share() == 0.92
+    assert planning.memory_fraction() == 0.92
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "92")
     with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=92: must be above 0"):
-        plan.memory_share()
+        planning.memory_fraction()
 
 
 def test_cards_are_told_apart_by_what_the_vendor_says():
@@ -224,11 +223,11 @@ def test_cards_are_told_apart_by_what_the_vendor_says():
         assert cards.CARDS[name].has_bfloat16
     turing = cards.CARDS["rtx2080ti"]
     assert not turing.has_bfloat16
-    text = target.describe(turing)
+    text = planning.description(turing)
     assert "cuda_compute_capability { major: 7 minor: 5 }" in text
     assert "shared_memory_per_block_optin: 65536" in text
     assert "l2_cache_size: 5767168" in text
-    text = target.describe(cards.CARDS["h200"])
+    text = planning.description(cards.CARDS["h200"])
     assert "shared_memory_per_block_optin: 232448" in text  # 227 KiB
     assert "memory_bandwidth: 4800000000000" in text
 

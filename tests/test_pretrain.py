@@ -13,8 +13,9 @@ import pytest
 from conftest import tiny_config
 
 from cramjax.data import ordering
+from cramjax.device.compile import abstract
 from cramjax.errors import Interrupted, TrainingFailed, UserError
-from cramjax.flops import train_flops_per_token
+from cramjax.model.flops import train_flops_per_token
 from cramjax.training import (
     checkpoint,
     loop,
@@ -46,7 +47,7 @@ def saved_state(config, workdir):
     with checkpoint.CheckpointStore(
         workdir / "checkpoints", config.checkpoint
     ) as store:
-        like = checkpoint.abstract(
+        like = abstract(
             lambda: train_step.init_state(config),
             train_step.replicated(train_step.make_mesh()),
         )

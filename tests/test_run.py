@@ -13,8 +13,8 @@ from test_pretrain import stop_after
 from cramjax import config as config_module
 from cramjax import schema
 from cramjax.errors import UserError
-from cramjax.flops import train_flops_per_token
 from cramjax.main import main
+from cramjax.model.flops import train_flops_per_token
 from cramjax.run import (
     check_corpus,
     check_platform,

@@ -6,13 +6,18 @@ import jax
 import pytest
 from conftest import tiny_config
 
-from cramjax.describe import describe
 from cramjax.device import host_memory, tuning
-from cramjax.device.compilation import MicroStep
 from cramjax.errors import UserError
 from cramjax.run import check_platform, run
+from cramjax.training.train_step import build
 
+INF = float("inf")
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def step_of(config):
+    """Stands in for `train_step.build` where nothing is compiled."""
+    return SimpleNamespace(config=config)
 
 
 @pytest.fixture
@@ -38,35 +43,22 @@ def test_memory_that_may_be_used(gpu):
     assert tuning.memory_limit_bytes() == int(0.95 * 16 * 2**30)
 
 
-def test_a_program_needs_its_state_and_its_activations(tiny, data_dir):
-    state = sum(describe(tiny, 1.0)["state_bytes"].values())
-    needed = tuning.needed_bytes(tiny, MicroStep.of(tiny))
-    logits = 4 * 8 * 256 * 4  # of 4 rows, 8 predicted positions, float32
-    assert state + logits < needed < 20 * state
-    wide = dataclasses.replace(tiny, micro_batch=12)
-    # Scores of 12 rows, 2 heads, 2 layers, float32, of which 4 were counted already.
-    assert (
-        tuning.needed_bytes(wide, MicroStep.of(wide))
-        > needed + (12 - 4) * 2 * 2 * 32 * 32 * 4
-    )
-
-
 def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
     """6 sequences should fit in 7 GB, and do not; not one does in half a GB."""
     said = []
 
-    def seconds_per_step(config, step, at_least_s):
-        if config.micro_batch > 4:
+    def seconds_per_step(step, at_least_s):
+        if step.config.micro_batch > 4:
             raise OUT_OF_MEMORY
         return 1.0
 
-    def needed_bytes(config, step, recomputing):
-        return config.micro_batch * 1e9
+    def needed_bytes(step):
+        return step.config.micro_batch * 1e9
 
     monkeypatch.setattr(tuning, "needed_bytes", needed_bytes)
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
     monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 7 * 10**9)
-    config = tuning.choose(automatic, said.append)
+    config = tuning.choose(automatic, build, said.append)
     assert (config.micro_batch, config.model.attention) == (4, "xla")
     assert dataclasses.replace(config, micro_batch=0, model=automatic.model) == (
         automatic
@@ -79,7 +71,7 @@ def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
     ]
     monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 5 * 10**8)
     with pytest.raises(UserError, match=r"config\.micro_batch is 0: not one sequence"):
-        tuning.choose(automatic, said.append)
+        tuning.choose(automatic, build, said.append)
 
 
 def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch):
@@ -89,7 +81,7 @@ def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch
     monkeypatch.setattr(tuning, "needed_bytes", lambda *_, **__: 0)
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        tuning.choose(automatic, print)
+        tuning.choose(automatic, build, print)
 
 
 @pytest.mark.parametrize(
@@ -139,37 +131,38 @@ def test_the_faster_attention_is_taken(
 ):
     seconds = {"xla": 1.0, "cudnn": cudnn}
 
-    def seconds_per_step(config, step):
-        assert config.micro_batch == 4
-        result = seconds[config.model.attention]
+    def seconds_per_step(step):
+        assert step.config.micro_batch == 4
+        result = seconds[step.config.model.attention]
         if isinstance(result, Exception):
             raise result
         return result
 
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
-    monkeypatch.setattr(tuning.MicroStep, "of", lambda config: None)
     said = []
     config = tiny_config(data_dir, "model.dtype=bfloat16", "model.attention=auto")
-    chosen = tuning.choose(config, said.append)
+    chosen = tuning.choose(config, step_of, said.append)
     assert chosen.model.attention == expected
     assert any(line in text for text in said)
 
 
 def test_attentions_are_compared_with_what_fits(data_dir, gpu, monkeypatch):
-    def seconds_per_step(config, step):
-        if config.micro_batch > 3:
+    def seconds_per_step(step):
+        if step.config.micro_batch > 3:
             raise OUT_OF_MEMORY
-        return 1.0 if config.model.attention == "cudnn" else 2.0
+        return 1.0 if step.config.model.attention == "cudnn" else 2.0
 
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
-    monkeypatch.setattr(tuning.MicroStep, "of", lambda config: None)
     flags = "model.dtype=bfloat16", "model.attention=auto", "micro_batch=0"
     said = []
-    assert tuning._attention(tiny_config(data_dir, *flags), said.append) == "cudnn"
+    assert (
+        tuning._attention(tiny_config(data_dir, *flags), step_of, said.append)
+        == "cudnn"
+    )
     assert said[-1].startswith("attention: cudnn (tokens/s with 3 sequences: xla 48,")
     fixed = tiny_config(data_dir, *flags[:2])  # with a micro-batch of 4
     with pytest.raises(UserError, match="no attention runs with 4 sequences"):
-        tuning._attention(fixed, said.append)
+        tuning._attention(fixed, step_of, said.append)
 
 
 def test_a_run_records_what_was_chosen_and_keeps_to_it(
@@ -206,3 +199,52 @@ def test_a_run_records_what_was_chosen_and_keeps_to_it(
     other = dataclasses.replace(automatic, batch=smaller)
     with pytest.raises(UserError, match=r"config\.batch\.sequences=12, not 8"):
         run(other, tmp_path)
+
+
+def test_a_whole_number_of_micro_batches_makes_up_the_batch():
+    assert tuning.micro_batches(12) == [1, 2, 3, 4, 6, 12]
+    assert tuning.micro_batches(1) == [1]
+    small = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192]
+    # 22 x 384 would be 8448, 3 % more than 8192.
+    assert tuning.micro_batches(8192) == [*small, 256, 512, 1024, 2048, 4096, 8192]
+
+
+@pytest.mark.parametrize("limit", [1, 10.2, 26, 31, 75, 300, 10**6])
+@pytest.mark.parametrize("first", [1, 64, 10**4])
+@pytest.mark.parametrize("bend", [0.0, 0.3, -0.3])
+@pytest.mark.parametrize("unknown_above", [INF, 200])
+def test_the_search_finds_all_that_fit_and_asks_little(
+    limit, first, bend, unknown_above
+):
+    ladder = tuning.micro_batches(1024)
+    need = {n: 10 + n / 4 * (1 + bend * n / 1024) for n in ladder}
+    need = {n: x if n <= unknown_above else INF for n, x in need.items()}
+    asked = []
+
+    def need_bytes(size):
+        asked.append(size)
+        return need[size]
+
+    found = tuning.largest_first(ladder, limit, need_bytes, fixed_bytes=10, first=first)
+    assert found == [n for n in reversed(ladder) if need[n] <= limit]
+    assert len(asked) == len(set(asked)) <= 7
+
+
+def test_what_cannot_be_compiled_is_come_down_from_quickly():
+    asked = []
+
+    def need_bytes(size):
+        asked.append(size)
+        return 1.0 if size <= 2 else INF
+
+    ladder = tuning.micro_batches(8192)
+    found = tuning.largest_first(ladder, 100, need_bytes, fixed_bytes=0, first=512)
+    assert found == [2, 1]
+    assert len(asked) <= 6
+
+
+def test_nothing_to_choose_from():
+    def need_bytes(size):
+        raise AssertionError(size)
+
+    assert tuning.largest_first([], 1, need_bytes, fixed_bytes=0) == []

@@ -1,44 +1,27 @@
-"""Graphics cards: what MFU is a share of, what has to fit, what to compile for."""
+"""Graphics cards: peak speed for MFU, memory to fit into, a target to compile for."""
 
 import re
 from typing import NamedTuple
 
 
 class Architecture(NamedTuple):
-    """What all cards of one compute capability share, per core (multiprocessor).
+    """What one core (multiprocessor) has, by compute capability."""
 
-    Attributes:
-      fpus: float32 units.
-      threads: resident at most.
-      shared_memory_kib: for all blocks of a core together.
-    """
-
-    fpus: int
-    threads: int
-    shared_memory_kib: int
+    fpus: int  # float32 units
+    threads: int  # resident at most
+    shared_memory_kib: int  # for all thread blocks of a core together
 
 
 class Card(NamedTuple):
-    """One card.
-
-    Attributes:
-      title: its name.
-      peak_tflops: dense 16-bit products with float32 sums, 10^12 FLOP/s.
-      memory_gib: 2^30 bytes, of which the driver keeps one or two in a hundred.
-      bandwidth_gbps: of its memory, 10^9 bytes per second.
-      cores: streaming multiprocessors.
-      l2_mib: second-level cache, 2^20 bytes.
-      clock_ghz: boost.
-      compute_capability: (major, minor).
-    """
+    """One card, in its vendor's numbers."""
 
     title: str
-    peak_tflops: float
-    memory_gib: int
-    bandwidth_gbps: float
-    cores: int
-    l2_mib: float
-    clock_ghz: float
+    peak_tflops: float  # dense 16-bit products with float32 sums, 10^12 FLOP/s
+    memory_gib: int  # 2^30 bytes, of which the driver keeps one or two percent
+    bandwidth_gbps: float  # of its memory, 10^9 bytes per second
+    cores: int  # streaming multiprocessors
+    l2_mib: float  # second-level cache, 2^20 bytes
+    clock_ghz: float  # boost
     compute_capability: tuple[int, int]
 
     @property
@@ -63,7 +46,7 @@ class Card(NamedTuple):
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether matrix products in bfloat16, and cuDNN's attention, run on it."""
+        """Whether it has bfloat16 matrix products, and cuDNN's attention."""
         return self.compute_capability >= (8, 0)
 
 
@@ -78,9 +61,9 @@ ARCHITECTURES = {
 }
 
 # NVIDIA's data sheets and architecture whitepapers. Where a sheet quotes products of
-# sparse matrices the peak is half of it, but for the first three: those are from arXiv
-# 2212.14034, table 1. There the A4000's is the authors' estimate (half of its data
-# sheet's is 76.7), the other two are the whitepapers'.
+# sparse matrices, the peak is half of that. The first three peaks are from arXiv
+# 2212.14034, table 1: the A4000's is the authors' estimate (half of its data sheet's
+# is 76.7), the other two agree with the whitepapers.
 CARDS = {
     # Turing whitepaper, appendix A: reference clocks.
     "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11, 616, 68, 5.5, 1.545, (7, 5)),
@@ -101,14 +84,14 @@ CARDS = {
     "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
 }
 
-# Words of a device's name that say that it is another than the card of that name.
+# Words in a device's name that make it a different card from the one it is named after.
 OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+([qc]|gb)")
 
 
 def of_device(device_kind: str) -> Card | None:
-    """Returns the card that JAX calls `device_kind`, None if it is none of `CARDS`.
+    """Returns the card that JAX calls `device_kind`, None if it is not in `CARDS`.
 
-    All words of its title are in the name: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
+    The name has all words of the title: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
     """
     words = set(re.split(r"[\s-]+", device_kind.lower()))
     for card in CARDS.values():

@@ -6,10 +6,10 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-# Of glibc's malloc.h: option numbers, and what they become.
+# Option numbers of glibc's malloc.h, and the values they get.
 _OPTIONS = (
-    # Below so many bytes memory is taken from a heap. First, since glibc before 2.35
-    # refuses it: then nothing is changed.
+    # Fewer bytes than this are taken from a heap. It comes first, since glibc before
+    # 2.35 refuses it: then nothing is changed.
     (-3, 1 << 30),  # M_MMAP_THRESHOLD
     (-8, 1),  # M_ARENA_MAX: one heap, which can grow; the threads' own ones cannot
     (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: so many free bytes of it are kept
@@ -17,14 +17,14 @@ _OPTIONS = (
 
 
 def keep_freed() -> bool:
-    """Keeps freed memory in the process; returns whether the allocator knows how.
+    """Keeps freed memory in the process; returns whether the allocator can do that.
 
-    XLA on a CPU allocates its temporaries at every step. As glibc comes, these are
-    returned to the kernel, which hands out other pages, each of which it clears: a
-    quarter of a training step. Call it before any thread is started. Other allocators
-    are left as they are, and so is that of a process that computes on a GPU: its
-    temporaries are not here, and the threads that compile for it, one for each core,
-    would wait for one another at the one heap.
+    XLA on a CPU allocates its temporaries at every step. By default glibc returns them
+    to the kernel, which hands out other pages and clears each of them: a quarter of a
+    training step. Call this before any thread is started. Other allocators are left as
+    they are, and so is that of a process that computes on a GPU: its temporaries are
+    elsewhere, and the threads that compile for it, one for each core, would wait for
+    one another at the one heap.
     """
     if _computes_on_gpu():
         return False
@@ -36,7 +36,7 @@ def keep_freed() -> bool:
 
 
 def _computes_on_gpu() -> bool:
-    """Returns whether JAX will: its plugin and NVIDIA's driver are there."""
+    """Returns whether JAX will: both its plugin and NVIDIA's driver are installed."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return False
     try:
@@ -54,7 +54,7 @@ def limit_bytes(root: Path = Path("/")) -> int:
     """
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     groups = root / "proc/self/cgroup"
-    # Of version 2 "0::/group", of version 1 a line for each controller.
+    # In version 2 "0::/group", in version 1 a line for each controller.
     lines = groups.read_text().splitlines() if groups.exists() else []
     for line in lines:
         _, controllers, group = line.split(":", 2)
@@ -65,6 +65,6 @@ def limit_bytes(root: Path = Path("/")) -> int:
         folder = first / group.lstrip("/")
         # A container may see its own group as the first one.
         for place in {folder, first, *folder.parents}:
-            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                 found.append(int((place / name).read_text()))
     return min(found)

@@ -1,29 +1,36 @@
-"""What the device decides: the attention that is faster, the micro-batch that fits."""
+"""What the device decides: the faster attention, the largest micro-batch that fits."""
 
+import bisect
 import dataclasses
-import functools
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from cramjax.data.kinds import SPECIAL_TOKENS
-from cramjax.data.packing import token_dtype
-from cramjax.describe import state_bytes
-from cramjax.device import host_memory, micro_batch
+from cramjax.device import host_memory
 from cramjax.device.cards import of_device
-from cramjax.device.compilation import MicroStep, lowered, planned_bytes, recomputes
+from cramjax.device.compile import (
+    MicroStep,
+    abstract,
+    planned_bytes,
+    recomputes,
+    seconds_per_step,
+    tree_bytes,
+)
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.schema import Config
-from cramjax.training import train_step
 
-PROBE_SEQUENCES = 64  # at which implementations of attention are compared
-MEASURED_S = 2.0  # of steps, at least
-# Of what may be used. The rest is for what JAX keeps beside the program, and on a CPU,
-# where a program that is too large is killed without a word, for everybody else.
-SHARE_OF_DEVICE, SHARE_OF_HOST = 0.95, 0.5
+# Makes the micro-step of a config for this device: `train_step.build`.
+Build = Callable[[Config], MicroStep]
+
+PROBE_SEQUENCES = 64  # micro-batch at which implementations of attention are compared
+FIRST_PROBE = 64  # sequences: the first micro-batch whose memory is asked for
+# How far a micro-batch may make an update larger than `batch.sequences`.
+MAX_ROUNDING = 0.02
+# Fraction of the memory that a step may take. The rest is for what JAX keeps beside the
+# program, and on a CPU, where the system kills a program that is too large, for others.
+DEVICE_FRACTION, HOST_FRACTION = 0.95, 0.5
 
 
 def is_asked_for(config: Config) -> bool:
@@ -42,68 +49,32 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
     if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
         config = dataclasses.replace(config, micro_batch=rows)
     if config.model.attention == "auto" and isinstance(attention, str):
-        config = _with_attention(config, attention)
+        config = with_attention(config, attention)
     return config
 
 
-def choose(config: Config, say: Callable[[str], None] = print) -> Config:
-    """Returns the config with a micro-batch and an attention that this device is for.
+def choose(config: Config, build: Build, say: Callable[[str], None] = print) -> Config:
+    """Returns the config with the attention and the micro-batch that suit this device.
 
     Raises:
       UserError: not even one sequence fits.
     """
     if config.model.attention == "auto":
-        config = _with_attention(config, _attention(config, say))
+        config = with_attention(config, _attention(config, build, say))
     if config.micro_batch == 0:
-        sequences = _micro_batch(config, say)
-        config = dataclasses.replace(config, micro_batch=sequences)
+        rows = _micro_batch(config, build, say)
+        config = dataclasses.replace(config, micro_batch=rows)
     return config
 
 
-def _with_attention(config: Config, name: str) -> Config:
+def with_attention(config: Config, name: str) -> Config:
+    """Returns the config with this `model.attention`.
+
+    Raises:
+      UserError: the model cannot have it.
+    """
     model = dataclasses.replace(config.model, attention=name)
     return dataclasses.replace(config, model=model)
-
-
-def _attention(config: Config, say: Callable[[str], None]) -> str:
-    """Returns the implementation that trains faster."""
-    names = attentions(config)
-    if len(names) == 1:
-        say(f"attention: {names[0]}, there is no other one for this model and device")
-        return names[0]
-    rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
-    tokens_per_s = _tokens_per_s(config, names, rows, say)
-    while not tokens_per_s and not config.micro_batch and rows > 1:
-        rows //= 2
-        tokens_per_s = _tokens_per_s(config, names, rows, say)
-    if not tokens_per_s:
-        raise UserError(
-            f"config.micro_batch is {config.micro_batch}: no attention runs with "
-            f"{rows} sequences, see above; pass fewer, or a smaller model"
-        )
-    best = max(tokens_per_s, key=tokens_per_s.__getitem__)
-    speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
-    say(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
-    return best
-
-
-def _tokens_per_s(
-    config: Config, names: Sequence[str], rows: int, say: Callable[[str], None]
-) -> dict[str, float]:
-    """Measures those attentions that run with so many sequences."""
-    found = {}
-    for name in names:
-        trial = dataclasses.replace(_with_attention(config, name), micro_batch=rows)
-        try:
-            seconds = seconds_per_step(trial, MicroStep.of(trial))
-        except RuntimeError as error:  # of XLA: no memory, or no cuDNN
-            say(
-                f"attention: {name} does not run here with {rows} sequences "
-                f"({one_line(error)})"
-            )
-            continue
-        found[name] = rows * config.model.max_length / seconds
-    return found
 
 
 def attentions(config: Config) -> list[str]:
@@ -122,12 +93,12 @@ def has_cudnn() -> bool:
 
 
 def would_use_cudnn(config: Config) -> bool:
-    """Returns whether training can be, and would be, another one with cuDNN's.
+    """Returns whether the model can call cuDNN's attention, and would if asked to.
 
-    With a mask or with dropout the model does not call it.
+    With a mask or with dropout it does not call it.
     """
     try:
-        _with_attention(config, "cudnn")
+        with_attention(config, "cudnn")
     except UserError:
         return False
     objective = config.objective
@@ -135,27 +106,74 @@ def would_use_cudnn(config: Config) -> bool:
     return config.model.mixing == "attention" and not masked
 
 
-def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
-    """Returns the largest number of sequences whose step fits, as seen by running."""
+def _attention(config: Config, build: Build, say: Callable[[str], None]) -> str:
+    """Returns the implementation that trains faster."""
+    names = attentions(config)
+    if len(names) == 1:
+        say(f"attention: {names[0]}, the only one for this model and device")
+        return names[0]
+    rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
+    tokens_per_s = _tokens_per_s(config, names, rows, build, say)
+    while not tokens_per_s and not config.micro_batch and rows > 1:
+        rows //= 2
+        tokens_per_s = _tokens_per_s(config, names, rows, build, say)
+    if not tokens_per_s:
+        raise UserError(
+            f"config.micro_batch is {config.micro_batch}: no attention runs with "
+            f"{rows} sequences, see above; pass fewer, or a smaller model"
+        )
+    best = max(tokens_per_s, key=tokens_per_s.__getitem__)
+    speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
+    say(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
+    return best
+
+
+def _tokens_per_s(
+    config: Config,
+    names: Sequence[str],
+    rows: int,
+    build: Build,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Measures those attentions that run with so many sequences."""
+    found = {}
+    for name in names:
+        trial = dataclasses.replace(with_attention(config, name), micro_batch=rows)
+        try:
+            seconds = seconds_per_step(build(trial))
+        except RuntimeError as error:  # of XLA: no memory, or no cuDNN
+            say(
+                f"attention: {name} does not run here with {rows} sequences "
+                f"({one_line(error)})"
+            )
+            continue
+        found[name] = rows * config.model.max_length / seconds
+    return found
+
+
+def _micro_batch(config: Config, build: Build, say: Callable[[str], None]) -> int:
+    """Returns the largest number of sequences whose step fits when it is run."""
     limit = memory_limit_bytes()
     needs: dict[int, float] = {}
 
+    def step_of(rows: int) -> MicroStep:
+        return build(dataclasses.replace(config, micro_batch=rows))
+
     def need_bytes(rows: int) -> float:
         say(f"micro-batch: compiling for {rows} sequences ...")
-        trial = dataclasses.replace(config, micro_batch=rows)
-        needs[rows] = needed_bytes(trial, MicroStep.of(trial), recomputing=False)
+        needs[rows] = needed_bytes(step_of(rows))
         return needs[rows]
 
-    fitting = micro_batch.largest_first(
-        micro_batch.sizes(config.batch.sequences),
+    one = step_of(1)
+    fitting = largest_first(
+        micro_batches(config.batch.sequences),
         limit,
         need_bytes,
-        fixed_bytes=sum(state_bytes(config).values()),
+        fixed_bytes=tree_bytes(abstract(one.init_state, one.sharding)),
     )
     for rows in fitting:
-        trial = dataclasses.replace(config, micro_batch=rows)
         try:
-            seconds_per_step(trial, MicroStep.of(trial), at_least_s=0.0)
+            seconds_per_step(step_of(rows), at_least_s=0.0)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -172,64 +190,92 @@ def _micro_batch(config: Config, say: Callable[[str], None]) -> int:
     )
 
 
+def needed_bytes(step: MicroStep) -> float:
+    """Returns what the compiled micro-step and its state take.
+
+    inf: it cannot be compiled, or only by computing something twice.
+    """
+    try:
+        program = step.lowered().compile()
+    except jax.errors.JaxRuntimeError as error:  # autotuning runs parts of it
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    squeezed = recomputes(program, memory_limit_bytes())
+    return math.inf if squeezed else planned_bytes(program)
+
+
 def memory_limit_bytes() -> int:
-    """Returns how much a program may need on this device."""
-    there, share = _memory()
-    return int(share * there)
+    """Returns how much memory a program may take on this device."""
+    there, fraction = _memory()
+    return int(fraction * there)
 
 
 def device_bytes() -> int:
-    """Returns how much memory programs on this device have."""
+    """Returns how much memory the programs on this device have."""
     return _memory()[0]
 
 
 def _memory() -> tuple[int, float]:
-    """Returns the bytes there are, and the share of them to use."""
+    """Returns the bytes of memory, and the fraction of them to use."""
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"], SHARE_OF_DEVICE
+        return stats["bytes_limit"], DEVICE_FRACTION
     if card := of_device(device.device_kind):
-        return card.memory_bytes, SHARE_OF_DEVICE
-    return host_memory.limit_bytes(), SHARE_OF_HOST
+        return card.memory_bytes, DEVICE_FRACTION
+    return host_memory.limit_bytes(), HOST_FRACTION
 
 
-def needed_bytes(config: Config, step: MicroStep, recomputing: bool = True) -> float:
-    """Returns what the compiled micro-step and its state take.
+def micro_batches(sequences: int) -> list[int]:
+    """Returns the micro-batches for batches of so many sequences, in ascending order.
 
-    inf: it cannot be compiled, or, unless `recomputing`, only by computing
-    something twice.
+    They are powers of two and 1.5 times these, of which a whole number makes up the
+    batch, or nearly so.
     """
-    shape = (config.micro_batch, config.model.max_length)
-    try:
-        program = lowered(config, step.function, shape).compile()
-    except jax.errors.JaxRuntimeError as error:  # autotuning runs parts of it
-        if not is_out_of_memory(error):
-            raise
-        return float("inf")
-    if not recomputing and recomputes(program, memory_limit_bytes()):
-        return float("inf")
-    return planned_bytes(program)
-
-
-def seconds_per_step(
-    config: Config, step: MicroStep, at_least_s: float = MEASURED_S
-) -> float:
-    """Returns the median time of a micro-step, on random tokens from a fresh state."""
-    make = functools.partial(train_step.init_state, config)
-    sharding = train_step.replicated(train_step.make_mesh())
-    state = jax.jit(make, out_shardings=sharding)()
-    vocabulary = config.model.vocab_size
-    tokens_BxL = np.random.default_rng(0).integers(
-        len(SPECIAL_TOKENS),
-        vocabulary,
-        (config.micro_batch, config.model.max_length),
-        token_dtype(vocabulary),
+    powers = [2**n for n in range(sequences.bit_length())]
+    candidates = {sequences, *powers, *(3 * power // 2 for power in powers[1:])}
+    return sorted(
+        rows
+        for rows in candidates
+        if rows <= sequences
+        and -(-sequences // rows) * rows <= (1 + MAX_ROUNDING) * sequences
     )
-    seconds: list[float] = []
-    while len(seconds) < 4 or sum(seconds[1:]) < at_least_s:  # the first one compiles
-        start = time.monotonic()
-        state, metrics = step.function(state, tokens_BxL, np.float32(0))
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.monotonic() - start)
-    return float(np.median(seconds[1:]))
+
+
+def largest_first(
+    ladder: Sequence[int],
+    limit_bytes: float,
+    need_bytes: Callable[[int], float],
+    *,
+    fixed_bytes: float,
+    first: int = FIRST_PROBE,
+) -> list[int]:
+    """Returns the micro-batches that fit, largest first.
+
+    Every call of `need_bytes` compiles, so there are few of them: the need rises about
+    linearly from `fixed_bytes`, so each answer predicts where to look next.
+
+    Args:
+      ladder: micro-batches, ascending.
+      limit_bytes: of memory.
+      need_bytes: of a micro-batch, rising; inf if too large by an unknown amount.
+      fixed_bytes: about what the smallest micro-batch needs.
+      first: where to begin.
+    """
+    low, high = 0, len(ladder)  # ladder[:low] fit, ladder[high:] do not
+    index = max(bisect.bisect_right(ladder, first) - 1, 0)
+    while low < high:
+        need = need_bytes(ladder[index])
+        if need <= limit_bytes:
+            low = index + 1
+        else:
+            high = index
+        if math.isinf(need):
+            index = (low + high) // 2
+            continue
+        per_sequence = max(need - fixed_bytes, 1) / ladder[index]
+        room = (limit_bytes - fixed_bytes) / per_sequence
+        index = bisect.bisect_right(ladder, room) - 1
+        index = min(max(index, low), high - 1)
+    return list(reversed(ladder[:low]))

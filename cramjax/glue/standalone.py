@@ -21,7 +21,7 @@ from cramjax.config import (
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.prepare import prepare
-from cramjax.device.compilation import use_cache
+from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS

@@ -159,11 +159,3 @@ class CheckpointStore:
                 f"{self._folder / str(step)} cannot be read ({what}): delete it, and "
                 "the run goes on with the checkpoint before it"
             ) from error
-
-
-def abstract(make: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Returns shapes, dtypes and `sharding` of what `make()` would return."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(make),
-    )

@@ -14,14 +14,14 @@ import numpy as np
 
 from cramjax.data.corpus import Corpus
 from cramjax.data.ordering import BlockStream
-from cramjax.device.compilation import MicroStep
-from cramjax.device.throughput import Throughput
+from cramjax.device.compile import MicroStep, abstract
+from cramjax.device.monitor import Throughput
 from cramjax.errors import DiskFull, TrainingFailed, UserError
-from cramjax.flops import train_flops_per_token
+from cramjax.model.flops import train_flops_per_token
 from cramjax.schema import Config
 from cramjax.training import curriculum, train_step
 from cramjax.training.budget import BudgetClock
-from cramjax.training.checkpoint import CheckpointStore, abstract
+from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.counters import Counters
 from cramjax.training.metrics_log import MetricsLog
 from cramjax.training.progress import Progress

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cramjax.flops import predicted_positions
+from cramjax.model.flops import predicted_positions
 
 
 class Masked(NamedTuple):

@@ -11,13 +11,13 @@ import jax
 
 from cramjax import files, word_order
 from cramjax.data.corpus import Corpus
-from cramjax.device import host_memory, throughput
-from cramjax.device.compilation import Ahead, MicroStep
+from cramjax.device import host_memory, monitor
+from cramjax.device.compile import Ahead, MicroStep, abstract
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.schema import Config
 from cramjax.training import averaging, metrics_log, train_step
 from cramjax.training.budget import CHARGED, FREE
-from cramjax.training.checkpoint import CheckpointStore, abstract
+from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.loop import RESUMED, STEPPED_BACK, Loop, begin
 from cramjax.training.metrics_log import MetricsLog
 from cramjax.training.validation import score
@@ -116,7 +116,7 @@ def _take_up(
             energy_kwh=counters.energy_kwh,
             idle_s=seconds["idle"],
         )
-    step = ahead.result() if ahead else MicroStep.of(config)
+    step = ahead.result() if ahead else train_step.build(config)
     check_memory(config, step)
     return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
 
@@ -212,8 +212,8 @@ def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, An
         "seconds": clock.seconds,
         "tokens_per_s": counters.tokens / elapsed_s,
         "model_flops": counters.flops,
-        "mfu": throughput.mfu(counters.flops, elapsed_s),
-        "peak_memory_bytes": throughput.peak_memory_bytes(),
+        "mfu": monitor.mfu(counters.flops, elapsed_s),
+        "peak_memory_bytes": monitor.peak_memory_bytes(),
         "energy_kwh": loop.throughput.energy_kwh,
         "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
         "skipped": counters.latest["skipped"],

@@ -1,5 +1,6 @@
 """One micro-step on the device: mask, forward, backward, accumulate, maybe update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.data import tokenizer
-from cramjax.flops import predicted_positions
+from cramjax.data.packing import token_dtype
+from cramjax.device.compile import MicroStep
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
+from cramjax.model.flops import predicted_positions
 from cramjax.schema import Config
 from cramjax.training import averaging, loss_scale, losses, schedules
 from cramjax.training.masking import mask_tokens
@@ -83,6 +86,18 @@ def weights(config: Config, state: TrainState) -> dict[str, Any]:
     """Returns parameters by name: "pretrained", and the averages that are on."""
     averages = averaging.read(config.averaging, state.averages, state.params)
     return {"pretrained": state.params, **averages}
+
+
+def build(config: Config, mesh: Mesh | None = None) -> MicroStep:
+    """Returns the micro-step with all that it takes to compile, feed and time it."""
+    mesh = mesh or make_mesh()
+    return MicroStep(
+        config=config,
+        function=make_micro_step(config, mesh),
+        init_state=functools.partial(init_state, config),
+        sharding=replicated(mesh),
+        token_dtype=token_dtype(config.model.vocab_size),
+    )
 
 
 def make_micro_step(

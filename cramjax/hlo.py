@@ -1,8 +1,8 @@
 """What a compiled GPU program does, read from its text: kernels, bytes, products.
 
-The text is HLO, as `jax.stages.Compiled.as_text()` gives it: computations of one
-instruction a line, where a fusion is one kernel. Bytes are what a kernel's arguments
-and results hold, which is what it moves if it reads or writes each of them once.
+The text is HLO, as `jax.stages.Compiled.as_text()` returns it: computations of one
+instruction a line, where a fusion is one kernel. A kernel's bytes are those of its
+arguments and results, which it moves if it reads or writes each of them once.
 """
 
 import collections
@@ -16,14 +16,24 @@ _HEAD = re.compile(r"^(ENTRY )?%(\S+) .*\{$")
 _LINE = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 
-# Take no time: they say where something is, or are done by the time the program starts.
+# These take no time: they name a place in memory, or are done before the program runs.
 _FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all"}
-# Read of their first operand only what they return.
+# These read of their first operand only what they return.
 _PARTIAL = {"slice", "dynamic-slice", "gather"}
 
-# Products of the size [.., L, M, K] in cuDNN's attention: forward two; backward four,
+# Products of the size [.., L, M, K] in cuDNN's attention: two forward; four backward,
 # and the scores once more, which it did not keep.
 _ATTENTION_PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
+
+
+class Kernel(NamedTuple):
+    """What one line of the program costs, all its launches together."""
+
+    op_name: str  # where it comes from, see `_origin`
+    launches: int
+    bytes: int  # read and written
+    flops: int  # of the matrix products in it
+    wide_flops: int  # of these, products of other than 16-bit numbers
 
 
 class Array(NamedTuple):
@@ -39,26 +49,17 @@ class Array(NamedTuple):
         return math.prod(self.dims) * max(int(bits.group()) // 8 if bits else 1, 1)
 
 
-class Instruction(NamedTuple):
-    """One line.
+class _Line(NamedTuple):
+    """One instruction."""
 
-    Attributes:
-      name: unique in its computation.
-      opcode: "fusion", "dot", "while", ...
-      arrays: its results, one unless it returns a tuple.
-      operands: names of other lines.
-      attributes: the rest of the line.
-    """
-
-    name: str
-    opcode: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    attributes: str
+    name: str  # unique in its computation
+    opcode: str  # "fusion", "dot", "while", ...
+    arrays: tuple[Array, ...]  # its results, one unless it returns a tuple
+    operands: tuple[str, ...]  # names of other lines
+    attributes: str  # the rest of the line; of a parameter, its number
 
     @property
     def bytes(self) -> int:
-        """Size of all results together."""
         return sum(array.bytes for array in self.arrays)
 
     @property
@@ -76,35 +77,25 @@ class Instruction(NamedTuple):
         return names
 
 
-class Program(NamedTuple):
-    """Computations by name, each {name of a line: line}; and the one that is run."""
-
-    computations: dict[str, dict[str, Instruction]]
-    entry: str
+_Lines = dict[str, _Line]  # of a computation, by their names
 
 
-class Kernel(NamedTuple):
-    """What one line of the program costs, all its launches together.
+def kernels(text: str) -> list[Kernel]:
+    """Returns the kernels that one run of an HLO program launches.
 
-    Attributes:
-      op_name: where it comes from, see `Instruction.op_name`; if it has none, the
-        commonest of its parts, or that of what it reads.
-      launches: times it runs.
-      bytes: read and written.
-      flops: of the matrix products in it.
-      wide_flops: of these, products of other than 16-bit numbers.
+    A kernel in a loop counts as often as the loop runs. Of a conditional's branches,
+    those of the one that moves the most bytes count.
+
+    Raises:
+      ValueError: the compiler does not know how often a loop runs.
     """
-
-    op_name: str
-    launches: int
-    bytes: int
-    flops: int
-    wide_flops: int
+    computations, entry = _parse(text)
+    return list(_walk(computations, entry, 1))
 
 
-def parse(text: str) -> Program:
-    """Returns the program that an HLO text describes."""
-    computations: dict[str, dict[str, Instruction]] = {}
+def _parse(text: str) -> tuple[dict[str, _Lines], str]:
+    """Returns the computations by name, and the name of the one that is run."""
+    computations: dict[str, _Lines] = {}
     entry, lines = "", {}
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -113,9 +104,7 @@ def parse(text: str) -> Program:
         elif found := _LINE.match(line):
             name, shape, opcode, rest = found.groups()
             operands, _, attributes = rest.partition(")")
-            if opcode == "parameter":  # its number, which stands where operands do
-                attributes = operands
-            lines[name] = Instruction(
+            lines[name] = _Line(
                 name,
                 opcode,
                 tuple(
@@ -123,76 +112,64 @@ def parse(text: str) -> Program:
                     for dtype, dims in _ARRAY.findall(shape)
                 ),
                 tuple(_NAME.findall(operands)),
-                attributes,
+                operands if opcode == "parameter" else attributes,
             )
-    return Program(computations, entry)
+    return computations, entry
 
 
-def kernels(program: Program) -> list[Kernel]:
-    """Returns the kernels that one run of the program launches.
-
-    A loop's count as often as it goes round, of a conditional's branches those that
-    move the most.
-
-    Raises:
-      ValueError: the compiler does not know how often a loop goes round.
-    """
-    return list(_walk(program, program.entry, 1))
-
-
-def _walk(program: Program, computation: str, times: int) -> Iterator[Kernel]:
-    lines = program.computations[computation]
+def _walk(
+    computations: dict[str, _Lines], computation: str, times: int
+) -> Iterator[Kernel]:
+    lines = computations[computation]
     for line in lines.values():
         if line.opcode in _FREE:
             continue
         if line.opcode == "while":
             (body,) = line.called("body")
-            yield from _walk(program, body, times * _trips(line))
+            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.attributes)
+            if not count:
+                raise ValueError(
+                    f"the loop {line.name} runs an unknown number of times"
+                )
+            yield from _walk(computations, body, times * int(count.group(1)))
         elif line.opcode == "conditional":
             roles = ("true_computation", "false_computation", "branch_computations")
-            branches = [list(_walk(program, b, times)) for b in line.called(*roles)]
+            branches = [
+                list(_walk(computations, branch, times))
+                for branch in line.called(*roles)
+            ]
             yield from max(branches, key=lambda found: sum(k.bytes for k in found))
         elif line.opcode == "call":
             (callee,) = line.called("to_apply")
-            yield from _walk(program, callee, times)
+            yield from _walk(computations, callee, times)
         else:
-            yield _kernel(program, lines, line, times)
-
-
-def _trips(loop: Instruction) -> int:
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if not found:
-        raise ValueError(f"the loop {loop.name} goes round an unknown number of times")
-    return int(found.group(1))
+            yield _kernel(computations, lines, line, times)
 
 
 def _kernel(
-    program: Program, lines: dict[str, Instruction], line: Instruction, times: int
+    computations: dict[str, _Lines], lines: _Lines, line: _Line, times: int
 ) -> Kernel:
-    fused = program.computations[line.called("calls")[0]] if _is_fusion(line) else {}
+    fused = _fused(computations, line)
     read = sum(
         _bytes_read(lines[operand], number, fused)
         for number, operand in enumerate(line.operands)
     )
-    products = list(_products(program, lines, line))
-    flops = sum(flops for _, flops in products)
-    wide = sum(flops for array, flops in products if array.dtype not in ("bf16", "f16"))
+    products = list(_products(computations, lines, line))
     return Kernel(
         _origin(line, fused, lines),
         times,
         times * (read + line.bytes),
-        times * flops,
-        times * wide,
+        times * sum(flops for _, flops in products),
+        times * sum(flops for dtype, flops in products if dtype not in ("bf16", "f16")),
     )
 
 
-def _is_fusion(line: Instruction) -> bool:
-    return line.opcode == "fusion"
+def _fused(computations: dict[str, _Lines], line: _Line) -> _Lines:
+    """Returns the lines inside a fusion, {} of anything else."""
+    return computations[line.called("calls")[0]] if line.opcode == "fusion" else {}
 
 
-def _bytes_read(
-    operand: Instruction, number: int, fused: dict[str, Instruction]
-) -> int:
+def _bytes_read(operand: _Line, number: int, fused: _Lines) -> int:
     """Returns what a kernel reads of an operand: all, or the parts it picks."""
     for line in fused.values():
         if line.opcode == "parameter" and line.attributes == str(number):
@@ -200,7 +177,7 @@ def _bytes_read(
     return operand.bytes
 
 
-def _bytes_used(line: Instruction, fused: dict[str, Instruction]) -> int:
+def _bytes_used(line: _Line, fused: _Lines) -> int:
     users = [user for user in fused.values() if line.name in user.operands]
     used = 0
     for user in users:
@@ -213,12 +190,10 @@ def _bytes_used(line: Instruction, fused: dict[str, Instruction]) -> int:
     return min(used, line.bytes) if users else line.bytes
 
 
-def _origin(
-    line: Instruction, fused: dict[str, Instruction], lines: dict[str, Instruction]
-) -> str:
-    """Returns its op_name, or the commonest inside, or the one of what it reads.
+def _origin(line: _Line, fused: _Lines, lines: _Lines) -> str:
+    """Returns the line's op_name, or the commonest inside it, or that of what it reads.
 
-    One without scopes says nothing.
+    A name without scopes says nothing.
     """
     inside = collections.Counter(p.op_name for p in fused.values() if "/" in p.op_name)
     names = [line.op_name, *(name for name, _ in inside.most_common(1))]
@@ -227,17 +202,15 @@ def _origin(
 
 
 def _products(
-    program: Program, lines: dict[str, Instruction], line: Instruction
-) -> Iterator[tuple[Array, int]]:
-    """Yields (left factor, FLOPs) of the matrix products in a line.
+    computations: dict[str, _Lines], lines: _Lines, line: _Line
+) -> Iterator[tuple[str, int]]:
+    """Yields (dtype of the left factor, FLOPs) of the matrix products in a line.
 
-    They are dots, in fusions and fusions within, cuBLAS's products, cuDNN's attention.
+    They are dots, also in nested fusions, cuBLAS's products, and cuDNN's attention.
     """
-    if _is_fusion(line):
-        fused = program.computations[line.called("calls")[0]]
-        for part in fused.values():
-            yield from _products(program, fused, part)
-        return
+    fused = _fused(computations, line)
+    for part in fused.values():
+        yield from _products(computations, fused, part)
     target = re.search(r'custom_call_target="([^"]*)"', line.attributes)
     name = target.group(1) if target else ""
     if line.opcode == "dot" or name.startswith("__cublas"):
@@ -247,7 +220,7 @@ def _products(
         )
         axes = re.findall(r"\d+", summed.group(1)) if summed else []
         terms = math.prod(left.dims[int(axis)] for axis in axes)
-        yield left, 2 * math.prod(line.arrays[0].dims) * terms
+        yield left.dtype, 2 * math.prod(line.arrays[0].dims) * terms
     elif name in _ATTENTION_PRODUCTS:
         query_BxLxHxK = lines[line.operands[0]].arrays[0]
         scores = re.search(
@@ -256,4 +229,4 @@ def _products(
         )
         sizes = [int(n) for n in re.findall(r"\d+", scores.group(1))]
         products = _ATTENTION_PRODUCTS[name] * 2 * math.prod(sizes)
-        yield query_BxLxHxK, products * query_BxLxHxK.dims[-1]
+        yield query_BxLxHxK.dtype, products * query_BxLxHxK.dims[-1]

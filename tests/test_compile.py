@@ -11,7 +11,14 @@ import pytest
 from conftest import TINY, tiny_config
 
 from cramjax import run as run_module
-from cramjax.device import compilation
+from cramjax.data.kinds import SPECIAL_TOKENS
+from cramjax.device.compile import (
+    FIRST_TOKEN,
+    Ahead,
+    abstract,
+    tree_bytes,
+    use_cache,
+)
 from cramjax.training import masking, metrics_log, pretrain, train_step
 
 # Compiles the step of a tiny model, takes three and prints how long and what came out.
@@ -19,7 +26,7 @@ PROGRAM = """
 import json, sys
 import jax
 import numpy as np
-from cramjax.device import compilation
+from cramjax.device.compile import use_cache
 from cramjax.training import train_step
 from cramjax.config import load
 
@@ -28,14 +35,9 @@ jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(1) if event.endswith("cache_hits") else None
 )
 config = load("configs/quickstart.py", sys.argv[2:])
-compilation.use_cache(sys.argv[1])
-shape = (config.micro_batch, config.model.max_length)
-step = compilation.MicroStep.of(config).compiled(config, [shape])
-state = jax.jit(
-    lambda: train_step.init_state(config),
-    out_shardings=train_step.replicated(train_step.make_mesh()),
-)()
-tokens_BxL = np.random.default_rng(0).integers(7, 256, shape).astype(np.uint16)
+use_cache(sys.argv[1])
+step = train_step.build(config).compiled()
+state, [tokens_BxL] = step.fresh_state(), step.random_batches(1)
 losses = []
 for i in range(3):
     state, metrics = step.function(state, tokens_BxL, np.float32(i / 3))
@@ -80,16 +82,16 @@ def test_a_second_start_finds_the_compiled_step(tmp_path):
 def test_another_folder_that_jax_knows_comes_first(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     assert before
-    compilation.use_cache(str(tmp_path / "cache"))
+    use_cache(str(tmp_path / "cache"))
     assert jax.config.jax_compilation_cache_dir == before
     assert not (tmp_path / "cache").exists()
 
 
 def test_no_folder_and_one_that_cannot_be_used(tmp_path, no_cache, capsys):
     (tmp_path / "file").touch()
-    compilation.use_cache("")
+    use_cache("")
     assert capsys.readouterr().out == ""
-    compilation.use_cache(str(tmp_path / "file" / "cache"))
+    use_cache(str(tmp_path / "file" / "cache"))
     out = capsys.readouterr().out
     assert out.startswith("config.compilation_cache is ") and out.count("\n") == 1
     assert jax.config.jax_compilation_cache_dir is None
@@ -106,9 +108,9 @@ def test_a_step_compiled_ahead_is_the_one_that_trains(
         return masking.mask_tokens(*args, **kwargs)
 
     monkeypatch.setattr(train_step, "mask_tokens", mask_tokens)
-    with compilation.Ahead() as ahead:
-        ahead.start(tiny)
-        ahead.start(tiny)
+    with Ahead() as ahead:
+        ahead.start(train_step.build(tiny))
+        ahead.start(train_step.build(tiny))
         weights, summary = pretrain.pretrain(tiny, corpus, tmp_path / "a", ahead)
         step = ahead.result()
     assert traced == [1]
@@ -146,8 +148,8 @@ def test_the_first_step_counts_from_the_sessions_start_without_the_corpus(
 def test_a_curriculum_compiles_as_it_comes_to_its_lengths(data_dir):
     stages = ("curriculum.lengths=(8,32)", "curriculum.starts=(0.0,0.5)")
     config = tiny_config(data_dir, *stages)
-    with compilation.Ahead() as ahead:
-        ahead.start(config)
+    with Ahead() as ahead:
+        ahead.start(train_step.build(config))
         assert ahead.result().shapes == frozenset()
 
 
@@ -163,7 +165,7 @@ def test_a_corpus_that_is_there_is_checked_meanwhile(
     def finish(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compilation.Ahead, "start", lambda *_: calls.append("compile"))
+    monkeypatch.setattr(Ahead, "start", lambda *_: calls.append("compile"))
     monkeypatch.setattr(run_module, "prepare", prepare)
     monkeypatch.setattr(run_module, "pretrain", finish)
     with pytest.raises(KeyboardInterrupt):
@@ -174,3 +176,26 @@ def test_a_corpus_that_is_there_is_checked_meanwhile(
     with pytest.raises(KeyboardInterrupt):
         run_module.run(tiny, tmp_path / "new")
     assert calls == ["prepare", "compile"]
+
+
+def test_random_tokens_are_as_frequent_as_in_text_and_never_special(data_dir):
+    config = tiny_config(data_dir, "micro_batch=2000", "batch.sequences=2000")
+    one, two = train_step.build(config).random_batches(2)
+    assert one.dtype == np.uint16 and one.shape == (2000, 32)
+    assert (one != two).mean() > 0.5
+    counts = np.bincount(one.ravel(), minlength=256)
+    assert len(SPECIAL_TOKENS) <= FIRST_TOKEN
+    assert counts[:FIRST_TOKEN].sum() == 0 and counts[FIRST_TOKEN:].min() > 0
+    assert counts[8] / counts[9] == pytest.approx(2, rel=0.1)
+    assert counts[8] / counts[17] == pytest.approx(10, rel=0.15)
+
+
+def test_a_program_needs_its_state_and_its_activations(tiny):
+    step = train_step.build(tiny)
+    state = tree_bytes(abstract(step.init_state, step.sharding))
+    needed = step.compiled().needed_bytes
+    logits = 4 * 8 * 256 * 4  # of 4 rows, 8 predicted positions, float32
+    assert state + logits < needed < 20 * state
+    wide = train_step.build(dataclasses.replace(tiny, micro_batch=12)).compiled()
+    # Scores of 12 rows, 2 heads, 2 layers, float32, of which 4 were counted already.
+    assert wide.needed_bytes > needed + (12 - 4) * 2 * 2 * 32 * 32 * 4

@@ -1,11 +1,16 @@
-"""Seconds: how many are left, and how long two programs take beside one another."""
+"""Seconds: how many are left, and how long programs take beside one another.
+
+It imports no JAX: scripts/measure_data.py measures the memory of the data alone.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-WINDOW_S = 2.0  # what a timed window should take at least
-MAX_STEPS = 64  # in a window
+from cramjax.data.corpus import Corpus
+from cramjax.data.ordering import BlockStream
+
+READ_ROWS = 128  # blocks of a batch, where reading is timed
 
 
 class Deadline:
@@ -27,16 +32,15 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the end; negative behind it."""
+        """Seconds until the end; negative after it."""
         return self._seconds - self.used_s
 
     def allows(self, what: str, needed_s: float) -> bool:
         """Returns whether there is time; if not, `what` counts as left out."""
         if needed_s <= self.left_s:
             return True
-        self.skip(
-            what, f"{max(self.left_s, 0):.0f}s left, about {needed_s:.0f}s needed"
-        )
+        left_s = max(self.left_s, 0)
+        self.skip(what, f"{left_s:.0f}s left, about {needed_s:.0f}s needed")
         return False
 
     def skip(self, what: str, why: str) -> None:
@@ -51,30 +55,13 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def counting(work: Callable[[], object], busy_s: list[float]) -> Callable[[], object]:
-    """Returns the work; each run adds the processor seconds of all threads."""
-
-    def counted() -> object:
-        start = time.process_time()
-        result = work()
-        busy_s.append(time.process_time() - start)
-        return result
-
-    return counted
-
-
-def steps_per_window(step_s: float) -> int:
-    """Returns how many steps take WINDOW_S, at most MAX_STEPS."""
-    return min(max(round(WINDOW_S / max(step_s, 1e-9)), 1), MAX_STEPS)
-
-
 def alternate(
     sides: Mapping[str, Callable[[], object]], rounds: int, deadline: Deadline
 ) -> dict[str, list[float]]:
     """Runs one side after the other, again and again; returns seconds of each run.
 
-    What else the machine does then weighs on all sides alike. Rounds end early, but
-    not before the first one is over, if the next might not end before the deadline.
+    What else the machine does then slows all sides alike. After the first round, no
+    round begins that might not end before the deadline.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     round_s = 0.0
@@ -96,3 +83,14 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
         "max": max(found),
         "rounds": len(found),
     }
+
+
+def read_speed(corpus: Corpus, order: str, seed: int, seconds: float) -> float:
+    """Returns tokens/s of reading batches of READ_ROWS blocks, one after the other."""
+    stream = BlockStream(corpus, order, seed)
+    stream.batch(0, READ_ROWS)
+    start, position = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        stream.batch(position, READ_ROWS)
+        position += READ_ROWS
+    return position * corpus.train.length / (time.monotonic() - start)

@@ -2,16 +2,14 @@
 
 Written for the benchmark, as one would for speed: one kernel for query, key and value
 and one for gate and value, `scaled_dot_product_attention`, the decoder at the predicted
-positions only, fused AdamW where there is one, torch.compile; if the config
-says bfloat16, by autocast, with a residual stream of that type, too. It needs torch,
-which is no dependency.
-
-Axes as in `cramjax.model.encoder`.
+positions only, fused AdamW where there is one, torch.compile; if the config says
+bfloat16, by autocast, with a residual stream of that type, too. Axes as in
+`cramjax.model.encoder`.
 """
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cramjax.data import tokenizer
-from cramjax.flops import predicted_positions
+from cramjax.model.flops import predicted_positions
 from cramjax.model.positions import sinusoids
 from cramjax.schema import Config, ModelConfig
 
@@ -60,7 +58,7 @@ class MaskedLM(nn.Module):
         """Makes float32 weights that compute in `dtype` where autocast says so."""
         super().__init__()
         self.dtype = dtype
-        # As in the other model, <pad> learns as an answer, not where it is read.
+        # As in our model, <pad> learns as an answer, not where it is read.
         self.word = nn.Embedding(
             model.vocab_size, model.width, padding_idx=tokenizer.PAD
         )
@@ -86,20 +84,6 @@ class MaskedLM(nn.Module):
         picked_BxPxD = x_BxLxD.take_along_dim(positions_BxP[..., None], 1)
         logits_NxV = functional.linear(picked_BxPxD, self.word.weight).flatten(0, 1)
         return functional.cross_entropy(logits_NxV.float(), targets_BxP.flatten())
-
-
-class Exact(NamedTuple):
-    """Of one batch in float32.
-
-    Attributes:
-      loss: in nats.
-      gradient_norm: of all parameters together.
-      product_flops: forward and backward, of the products with a weight.
-    """
-
-    loss: float
-    gradient_norm: float
-    product_flops: int
 
 
 class Peer:
@@ -136,9 +120,9 @@ class Peer:
             torch.set_float32_matmul_precision("high")
 
     def compile(self, batches: Sequence[torch.Tensor]) -> None:
-        """Has the loss compiled, on prepared batches.
+        """Compiles the loss, on prepared batches.
 
-        On a CPU that needs a C++ compiler, and goes without where there is none.
+        On a CPU that needs a C++ compiler; without one the loss stays as it is.
         """
         self._loss = torch.compile(self._masked_loss)
         try:
@@ -181,8 +165,11 @@ class Peer:
             torch.cuda.synchronize()
         return loss.item()
 
-    def float32_loss_and_norm(self, *masked: np.ndarray) -> Exact:
-        """Takes what `MaskedLM` takes; without torch.compile."""
+    def float32_loss_and_norm(self, *masked: np.ndarray) -> tuple[float, float, int]:
+        """Returns loss, gradient norm, and FLOPs of the products with a weight.
+
+        It takes what `MaskedLM` takes, computes in float32, without torch.compile.
+        """
         inputs = [torch.from_numpy(x.astype(np.int64)).to(self._device) for x in masked]
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
@@ -196,7 +183,7 @@ class Peer:
         norm = torch.stack(norms).norm().item()
         self._optimizer.zero_grad(set_to_none=True)
         flops = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-        return Exact(loss.item(), norm, flops)
+        return loss.item(), norm, flops
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         half = self._dtype != torch.float32

@@ -1,0 +1,366 @@
+"""What a config needs of a card, and what the card makes of it: compiled, not run.
+
+XLA compiles for a described GPU without a driver, as long as JAX's CUDA plugin is
+installed. Nothing is autotuned then: which of several kernels is the fastest, a real
+card decides when it compiles for itself.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from cramjax.describe import updates_bought
+from cramjax.device import tuning
+from cramjax.device.cards import CARDS, Card
+from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
+from cramjax.errors import UserError
+from cramjax.hlo import Kernel, kernels
+from cramjax.model.flops import train_flops_per_token
+from cramjax.schema import Config, require
+from cramjax.training import budget, train_step
+
+# {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}};
+# scripts/check_gpu.py adds to it.
+CALIBRATION = Path(__file__).with_name("calibration.json")
+
+# Fractions of the card's limits that kernels are taken to reach. An H200 reached 0.80
+# of its peak in a bfloat16 product of 8192^3, and 0.90 of its bandwidth in a copy; the
+# model's products are smaller.
+PRODUCT_FRACTION = 0.75
+COPY_FRACTION = 0.9
+
+# Fraction of the card's memory that the driver keeps: an allowance, not measured.
+DRIVER_FRACTION = 0.02
+
+PASSES = ("forward", "backward", "update")
+
+
+def plan(
+    config: Config,
+    card_name: str,
+    micro_batches: Sequence[int],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles the training micro-step for a card and returns what that shows.
+
+    Args:
+      config: of the run; `config.micro_batch` is compiled in any case, unless it is 0.
+      card_name: of `cards.CARDS`.
+      micro_batches: others to compile; () searches for the largest that fits.
+      say: gets a line before each compilation, which takes a minute at full size.
+
+    Returns:
+      Plain numbers, ready for JSON: {"card", "memory_bytes", "memory_share",
+      "usable_bytes", "calibration", "largest_micro_batch" (that fits without computing
+      anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size:
+      {"fits", "recomputes", and more, see `_row`}},
+      "traffic_micro_batch": config.micro_batch, or the largest that fits,
+      "traffic_bytes_per_token": {source: {pass: bytes, at that one}}}.
+
+    Raises:
+      UserError: JAX's CUDA plugin is missing, or the card cannot run the config.
+    """
+    card = CARDS[card_name]
+    notes, config = _with_attention(config, card)
+    for size in micro_batches:
+        require(
+            size <= config.batch.sequences,
+            "batch.sequences",
+            config.batch.sequences,
+            f"{size} or more, for --micro_batches={','.join(map(str, micro_batches))}",
+        )
+    device, fraction = described_device(card), memory_fraction()
+    usable_bytes = int(
+        (1 - DRIVER_FRACTION) * card.memory_bytes * fraction * tuning.DEVICE_FRACTION
+    )
+    steps: dict[int, Step] = {}
+
+    def step(size: int) -> Step:
+        if size not in steps:
+            say(f"compiling for the {card.title}, micro-batch {size} ...")
+            program = compile_for(dataclasses.replace(config, micro_batch=size), device)
+            tokens = size * config.model.max_length
+            steps[size] = Step.of(program, tokens, usable_bytes)
+        return steps[size]
+
+    state = jax.eval_shape(lambda: train_step.init_state(config))
+    given = {config.micro_batch} - {0}
+    for size in (*given, *micro_batches):
+        step(size)
+    if not micro_batches:
+        tuning.largest_first(
+            sorted({*tuning.micro_batches(config.batch.sequences), *given}),
+            usable_bytes,
+            # One that was squeezed into the memory counts as too large for it.
+            lambda n: float("inf") if step(n).recomputes else step(n).total_bytes,
+            fixed_bytes=tree_bytes(state),
+            first=config.micro_batch or tuning.FIRST_PROBE,
+        )
+    factor = json.loads(CALIBRATION.read_text()).get(card_name, {}).get("factor")
+    rows = {
+        size: {
+            "fits": done.total_bytes <= usable_bytes,
+            "recomputes": done.recomputes,
+            **_row(config, card, done, factor or 1.0),
+        }
+        for size, done in sorted(steps.items())
+    }
+    largest = max(
+        (n for n, row in rows.items() if row["fits"] and not row["recomputes"]),
+        default=0,
+    )
+    shown = config.micro_batch or largest or min(steps)
+    return {
+        "card": card_name,
+        "memory_bytes": card.memory_bytes,
+        "memory_share": fraction,
+        "usable_bytes": usable_bytes,
+        "calibration": factor,
+        "largest_micro_batch": largest,
+        "notes": notes + _notes(config, card, steps[shown]),
+        "micro_batches": rows,
+        "traffic_micro_batch": shown,
+        "traffic_bytes_per_token": {
+            source: {n: value / steps[shown].tokens for n, value in passes.items()}
+            for source, passes in by_source(steps[shown].kernels, state.params).items()
+        },
+    }
+
+
+def memory_fraction() -> float:
+    """Returns the fraction of a card's memory that JAX takes, 0.75 unless it is set.
+
+    Raises:
+      UserError: the environment sets it to something that is not a fraction.
+    """
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        if text := os.environ.get(name):
+            try:
+                fraction = float(text)
+            except ValueError:
+                fraction = 0.0
+            if not 0 < fraction <= 1:
+                raise UserError(f"{name}={text}: must be above 0 and at most 1")
+            return fraction
+    return 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a compiled micro-step takes."""
+
+    tokens: int
+    argument_bytes: int  # mostly the state
+    temporary_bytes: int  # at their peak
+    total_bytes: int  # these, and results that take the place of no argument
+    recomputes: bool  # whether it was squeezed, see `compile.recomputes`
+    kernels: list[Kernel]
+
+    @classmethod
+    def of(cls, program: jax.stages.Compiled, tokens: int, usable: int) -> "Step":
+        """Reads the compiled program of a micro-step on so many tokens."""
+        memory = program.memory_analysis()
+        return cls(
+            tokens=tokens,
+            argument_bytes=memory.argument_size_in_bytes,
+            temporary_bytes=memory.temp_size_in_bytes,
+            total_bytes=planned_bytes(program),
+            recomputes=recomputes(program, usable),
+            kernels=kernels(program.as_text()),
+        )
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+    @property
+    def wide_fraction(self) -> float:
+        """How much of `flops` is in other than 16-bit numbers."""
+        return sum(kernel.wide_flops for kernel in self.kernels) / self.flops
+
+
+def seconds(kernels: Iterable[Kernel], card: Card) -> float:
+    """Returns the time that kernels should take: a roofline, not a measurement.
+
+    Each is limited by its products or by its memory traffic, whichever takes longer;
+    launching them is taken to cost nothing.
+    """
+    return sum(
+        max(
+            kernel.flops / (PRODUCT_FRACTION * card.peak),
+            kernel.bytes / (COPY_FRACTION * card.bandwidth),
+        )
+        for kernel in kernels
+    )
+
+
+def _row(config: Config, card: Card, step: Step, factor: float) -> dict[str, Any]:
+    """Returns the numbers of a micro-batch; speeds are None where the peak is wrong."""
+    flops_per_token = train_flops_per_token(
+        config.model, config.objective.max_mask_rate
+    )
+    outside = sum(kernel.bytes for kernel in step.kernels if not kernel.flops)
+    row: dict[str, Any] = {
+        "argument_bytes": step.argument_bytes,
+        "temporary_bytes": step.temporary_bytes,
+        "total_bytes": step.total_bytes,
+        "launches": sum(kernel.launches for kernel in step.kernels),
+        "traffic_bytes_per_token": outside / step.tokens,
+        "flops_over_formula": step.flops / step.tokens / flops_per_token,
+    }
+    if step.wide_fraction > 0.01:
+        speeds = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
+        return row | dict.fromkeys(speeds)
+    tokens_per_s = factor * step.tokens / seconds(step.kernels, card)
+    tokens = budget.tokens_bought(config.budget, tokens_per_s, flops_per_token)
+    sequences = step.tokens // config.model.max_length
+    return row | {
+        "tokens_per_s": tokens_per_s,
+        "mfu": tokens_per_s * flops_per_token / card.peak,
+        "hours": tokens / tokens_per_s / 3600,
+        "tokens": tokens,
+        "updates": updates_bought(config, sequences, tokens),
+    }
+
+
+def _with_attention(config: Config, card: Card) -> tuple[list[str], Config]:
+    """Returns notes, and the config with the attention that the card would choose."""
+    if config.model.attention == "auto":
+        cudnn = card.has_bfloat16 and tuning.would_use_cudnn(config)
+        name = "cudnn" if cudnn else "xla"
+        note = f"model.attention=auto is decided on the card; this is {name}'s."
+        return [note], tuning.with_attention(config, name)
+    require(
+        config.model.attention != "cudnn" or card.has_bfloat16,
+        "model.attention",
+        config.model.attention,
+        f"'xla' on the {card.title}: cuDNN's needs compute capability 8.0, the card "
+        "has {}.{}".format(*card.compute_capability),
+    )
+    return [], config
+
+
+def _notes(config: Config, card: Card, step: Step) -> list[str]:
+    """Returns sentences on what the numbers leave out."""
+    notes = []
+    if step.wide_fraction > 0.01:
+        wide = f"{step.wide_fraction:.0%} of the products' FLOPs are in float32"
+        if config.model.dtype == "bfloat16" and not card.has_bfloat16:
+            wide += (
+                f": the {card.title} has no bfloat16, XLA takes float32 for it; pass "
+                "--config.model.dtype=float16"
+            )
+        notes.append(f"{wide}. The peak is one of 16-bit products: no speed is given.")
+    if config.curriculum.lengths:
+        notes.append(
+            "The micro-step is that of whole blocks; curriculum.lengths="
+            f"{config.curriculum.lengths} has shorter sequences, too."
+        )
+    return notes
+
+
+def by_source(
+    kernels: Iterable[Kernel], params: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+    """Returns {source: {pass: bytes}} of kernels without matrix products, most first.
+
+    Args:
+      kernels: of the micro-step.
+      params: its parameters, whose names are those of the modules.
+    """
+    found: dict[str, dict[str, int]] = collections.defaultdict(
+        lambda: dict.fromkeys(PASSES, 0)
+    )
+    for kernel in kernels:
+        if not kernel.flops:
+            where, when = source(kernel.op_name, params)
+            found[where][when] += kernel.bytes
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
+
+
+def source(op_name: str, params: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns a kernel's module and pass, from the scopes that JAX traced it in.
+
+    The module is for example "layers/attention": the first two names on the way to its
+    parameters, all layers together. "layers" is what lies between their modules, the
+    sums of the residual. "head" is the model's own work after its last module, "loss"
+    what is differentiated outside the model, and "optimizer" all the rest:
+    accumulation, clipping, the update, masking's few bytes.
+    """
+    if "jvp(" not in op_name:
+        return "optimizer", "update"
+    when = "backward" if "transpose(" in op_name else "forward"
+    names: list[str] = []
+    tree = params
+    for scope in op_name.split("/"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(scope), Mapping):
+            names.append(re.sub(r"_\d+$", "", scope))
+            tree = tree[scope]
+    if not names:
+        return "head" if "MaskedLM" in op_name else "loss", when
+    return "/".join(names[:2]), when
+
+
+def description(card: Card) -> str:
+    """Returns XLA's description of the card, a GpuTargetConfigProto as text."""
+    core = card.architecture
+    major, minor = card.compute_capability
+    shared_bytes = core.shared_memory_kib << 10
+    # From compute capability 8 on the system keeps 1 KiB of a block's.
+    shared_of_block_bytes = shared_bytes - (1024 if major >= 8 else 0)
+    # The limits of a block are the same for all of `cards.ARCHITECTURES`. The versions
+    # are the oldest that the extras cuda12 and cuda13 may bring.
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  core_count: {card.cores} fpus_per_core: {core.fpus}
+  threads_per_core_limit: {core.threads}
+  shared_memory_per_core: {shared_bytes}
+  shared_memory_per_block_optin: {shared_of_block_bytes}
+  l2_cache_size: {int(card.l2_mib * 2**20)}
+  device_memory_size: {card.memory_bytes}
+  memory_bandwidth: {int(card.bandwidth)}
+  clock_rate_ghz: {card.clock_ghz}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+}}
+platform_name: "CUDA" device_description_str: "{card.title}"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 8 }}
+"""
+
+
+def described_device(card: Card) -> jax.Device:
+    """Returns a device that can be compiled for, and nothing else.
+
+    Raises:
+      UserError: JAX's CUDA plugin is not installed.
+    """
+    try:
+        topology = topologies.get_topology_desc(
+            "", "cuda", target_config=description(card), topology="1x1x1"
+        )
+    except NotImplementedError as error:  # JAX knows no topology without the plugin
+        raise UserError(
+            f"compiling for the {card.title} needs JAX's CUDA plugin, not a GPU: "
+            'pip install -e ".[cuda12]" (or cuda13)'
+        ) from error
+    return topology.devices[0]
+
+
+def compile_for(config: Config, device: jax.Device) -> jax.stages.Compiled:
+    """Returns the training micro-step on whole blocks, compiled for the device."""
+    step = train_step.build(config, train_step.make_mesh([device]))
+    untuned: dict[str, Any] = {"xla_gpu_autotune_level": 0}  # tuning would run kernels
+    return step.lowered().compile(compiler_options=untuned)

@@ -1,0 +1,89 @@
+"""The table of scripts/check_gpu.py: what was found on a card, as Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+def table(found: Mapping[str, Facts], titles: Mapping[str, str]) -> str:
+    """Returns the results of all parts; `titles` has those that were not run, too."""
+    lines = ["| part | | took | found |", "|---|---|---|---|"]
+    for name, result in found.items():
+        state = "passed" if result["passed"] else f"**failed**: {result['why']}"
+        facts = SUMMARIES[name](result["facts"]) if result["facts"] else []
+        cells = (f"{name}: {result['title']}", state, f"{result['seconds']:.0f} s")
+        text = "; ".join(facts).replace("|", "/")
+        lines.append(f"| {' | '.join(cells)} | {text} |".replace("\n", " "))
+    missing = [
+        f"{name} ({title})" for name, title in titles.items() if name not in found
+    ]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _show_a(facts: Facts) -> list[str]:
+    found, gpu, tests = [], facts.get("gpu") or {}, facts.get("tests")
+    if "device" in facts:
+        versions = facts["packages"]
+        found = [
+            f"{facts['device']}, {facts['card'] or 'not in device/cards.py'}",
+            f"jax {versions['jax']}, jaxlib {versions['jaxlib']}, "
+            f"cuDNN {facts['cudnn'] or 'none'}",
+        ]
+    if gpu:
+        found.append(f"driver {gpu['driver']}, limit {gpu['power_limit_w']} W")
+    if facts.get("memory_limit_bytes"):
+        found.append(f"programs may take {facts['memory_limit_bytes'] / 1e9:.1f} GB")
+    if tests:
+        found.append(f"tests: {tests['passed']} passed, {len(tests['failed'])} failed")
+        found += [f"skipped {n}: {why}" for n, why in tests["skipped"].items()]
+    return found
+
+
+def _show_b(facts: Facts) -> list[str]:
+    mfu, ratio = facts["mfu"], facts["ratio_to_pytorch"]
+    why = dict(facts["left_out"]).get("PyTorch", "")
+    why = (facts["pytorch"] or {}).get("skipped", why)
+    best = max(facts["variants"], key=lambda row: row["tokens_per_s"])
+    return [
+        f"{facts['tokens_per_s']:,.0f} tokens/s"
+        + (f", MFU {mfu:.1%}" if mfu else "")
+        + f" ({best['attention']}, micro-batch {best['micro_batch']})",
+        f"{ratio:.2f} times PyTorch" if ratio else f"PyTorch: left out, {why}",
+    ]
+
+
+def _show_c(facts: Facts) -> list[str]:
+    rows = facts["micro_batches"].items()
+    return [
+        f"factor {facts['factor']:.3f} for {facts['card']}",
+        *(
+            f"{n}: {row['measured_tokens_per_s']:,.0f} tokens/s measured, "
+            f"{row['estimated_tokens_per_s']:,.0f} estimated"
+            for n, row in rows
+        ),
+    ]
+
+
+def _show_d(facts: Facts) -> list[str]:
+    mfu, kwh = facts["mfu"], facts["energy_kwh"]
+    found = [
+        f"{facts['tokens']:.3g} tokens in {facts['elapsed_s']:.0f} s, "
+        f"{facts['tokens_per_s']:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else ""),
+        f"held-out loss {facts['held_out_loss']:.3f} (unigram entropy "
+        f"{facts['unigram_entropy']:.3f})",
+        f"first step after {facts['first_step_s']:.1f} s",
+    ]
+    if kwh is not None:
+        found.append(f"{kwh:.3f} kWh")
+    for name, score in facts.get("scores", {}).items():
+        found.append(
+            f"{name} {score['metric']} {score['median']:.1f} (most common answer "
+            f"{score['majority']:.1f})"
+        )
+    return found
+
+
+SUMMARIES = {"a": _show_a, "b": _show_b, "c": _show_c, "d": _show_d}
