@@ -81,13 +81,14 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
     header += [names[start] for start in config.glue.starts]
     header += ["bag of words", "majority class"]
     rows = []
-    for result in results.values():
+    for name, result in results.items():
         row = [result["title"], result["metric"], tables.rows_used(result, "train")]
         for start in config.glue.starts:
             best = result["starts"].get(start)
             row.append(
                 f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
                 f"at {best['best_rate']:g}"
+                f"{tables.diverged_mark(results, start, [name])}"
                 if best
                 else "-"
             )

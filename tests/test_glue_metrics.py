@@ -345,6 +345,34 @@ def test_a_bag_of_words_is_beside_every_score_and_named_where_it_is_as_good():
     assert "tf-idf" not in tables.page(nine(), compared(), {})
 
 
+def test_a_number_of_diverged_trials_is_marked_in_every_table():
+    """At the best rate alone: others are not chosen."""
+    results = nine()
+    for entry_ in results.values():
+        entry_["starts"]["pretrained"]["scores"]["0.1"] = [0.0]
+        entry_["starts"]["random"] = dict(entry_["starts"]["pretrained"])
+    results["rte"]["starts"]["random"]["diverged"] = {"4e-05": 1, "0.1": 1}
+    results["rte"]["starts"]["pretrained"]["diverged"] = {"4e-05": 0, "0.1": 1}
+    between = {"rte": {"difference": 1.0, "low": 0.0, "high": 2.0}}
+    between["cola"] = between["rte"]
+    loaded = compared("glue.starts=('pretrained','random')")
+    page = tables.page(results, loaded, {"pretrained - random": between})
+    marked = [line for line in page.splitlines() if "(diverged) |" in line]
+    assert [line.split(" | ")[0] for line in marked] == [
+        "| **random**",
+        "| GLUE, the paper's mean of nine numbers",
+        "| GLUE, mean of eight tasks, MNLI averaged",
+        "| GLUE, mean of eight tasks, MNLI averaged, MRPC and QQP by accuracy",
+        *["| RTE", "| RTE"],
+    ]
+    beside, means, *_, between, trials = marked
+    assert "| 57.4 (diverged) |" in beside and beside.endswith(" 80.4 (diverged) |")
+    assert beside.count("diverged") == 2
+    assert " | 80.4 | 80.4 (diverged) | - |" in means
+    assert "(+0.0 to +2.0) (diverged) |" in between
+    assert trials.startswith("| RTE | accuracy | random | 4e-05 | **57.4** (diverged)")
+
+
 def test_a_row_in_a_thousand_more_or_less_is_no_sample():
     qqp = entry("qqp", "f1", 87.7, train_rows=363_849, full_train_rows=363_846)
     assert not averages.is_sampled(qqp)

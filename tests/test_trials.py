@@ -227,6 +227,9 @@ def test_if_trials_diverge_at_every_rate_there_is_no_submission(
     assert results["stsb"]["starts"]["random"]["diverged"] == {"0.001": 1, "0.01": 1}
     page = (tmp_path / "w" / "glue.md").read_text()
     assert "trials diverged at every learning rate" in page
+    for row in ("| **random** | - | - | - |", "| STS-B | pearson | random |"):
+        [line] = [line for line in page.splitlines() if line.startswith(row)]
+        assert line.count(" (diverged) |") == 1
     assert not (tmp_path / "w" / "submission").exists()
 
 

@@ -1,7 +1,7 @@
 """What trials predicted, what it scored, and the files of it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def summarise(entries: Sequence[dict[str, Any]], start: str) -> None:
             part.update(_spread(part["scores"][best]))
 
 
+def has_diverged(scored: Mapping[str, Any]) -> bool:
+    """Returns whether trials of an initialization diverged at its best rate.
+
+    That is so only if trials diverged at every rate.
+    """
+    return bool(scored.get("diverged", {}).get(f"{scored['best_rate']:g}"))
+
+
 def divergences(entry: dict[str, Any]) -> list[str]:
     """Returns a sentence about each start whose trials diverged."""
     sentences = []
@@ -83,10 +91,11 @@ def divergences(entry: dict[str, Any]) -> list[str]:
             f"{count} of {len(scored['scores'][rate])} trials at {rate}"
             for rate, count in diverged.items()
         )
-        if f"{scored['best_rate']:g}" in diverged:
+        if has_diverged(scored):
             rest = (
-                "trials diverged at every learning rate: the score shown counts them "
-                "as a constant prediction, and there is no submission"
+                "trials diverged at every learning rate: its scores, marked "
+                "(diverged), count them as a constant prediction, and there is no "
+                "submission"
             )
         else:
             rest = "these learning rates are not chosen"
@@ -149,7 +158,7 @@ def write_submission(
     """
     path = workdir / SUBMISSION / start / f"{name}.tsv"
     rate = entry["starts"][start]["best_rate"]
-    if entry["starts"][start].get("diverged", {}).get(f"{rate:g}"):
+    if has_diverged(entry["starts"][start]):
         path.unlink(missing_ok=True)  # of scores that were deleted
         return
     trials = entry["starts"][start]["scores"][f"{rate:g}"]

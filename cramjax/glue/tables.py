@@ -1,5 +1,6 @@
 """Scores as Markdown, beside the paper's."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from cramjax.glue import averages, paper, scores, tasks
@@ -8,6 +9,7 @@ from cramjax.glue.difference import DRAWS, LEVEL
 from cramjax.schema import Config, GlueConfig
 
 SAMPLED = " (sampled)"
+DIVERGED = " (diverged)"  # beside what is of trials that diverged; `notes` explains it
 EXPLAINED = (
     "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
     "many is in the last table), so not to be compared with the paper's."
@@ -115,6 +117,18 @@ def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
     ]
 
 
+def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> str:
+    """Returns the mark of a number that one of these sets makes doubtful, or "".
+
+    Args:
+      results: as `evaluate.evaluate` returns them.
+      start: the initialization.
+      names: of the scored sets.
+    """
+    scored = [results[n]["starts"].get(start) for n in names if n in results]
+    return DIVERGED if any(s and scores.has_diverged(s) for s in scored) else ""
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -138,10 +152,16 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
         complete = None not in found
         mean = averages.mean(AVERAGES["nine"], values) if complete else None
         cells = [
-            "-" if value is None else f"{value:.1f}{SAMPLED if name in parts else ''}"
+            "-"
+            if value is None
+            else f"{value:.1f}{SAMPLED if name in parts else ''}"
+            f"{diverged_mark(results, start, [name])}"
             for value, (name, _) in zip(found, paper.NINE, strict=True)
         ]
-        whole = f"{mean[0]:.1f}{SAMPLED if parts else ''}" if mean else "-"
+        whole = "-"
+        if mean:
+            marks = (SAMPLED if parts else "") + diverged_mark(results, start, names)
+            whole = f"{mean[0]:.1f}{marks}"
         rows.append([f"**{start}**", *cells, whole])
     for name, (values, mean) in paper.GLUE.items():
         rows.append([name, *(f"{value:.1f}" for value in values), f"{mean:.1f}"])
@@ -164,11 +184,14 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
     rows = []
     for key in keys:
         found = [of.get(key) for of in by_start.values()]
+        names = {name for group in AVERAGES[key].groups for name, _ in group}
         # A start that is not scored in all tasks yet has a mean of fewer: another row.
         for title in dict.fromkeys(mean["title"] for mean in found if mean):
             cells = [
-                f"{mean['value']:.1f}" if mean and mean["title"] == title else "-"
-                for mean in found
+                f"{mean['value']:.1f}{diverged_mark(results, start, names)}"
+                if mean and mean["title"] == title
+                else "-"
+                for start, mean in zip(starts, found, strict=True)
             ]
             rows.append([title, *cells])
     if not rows:
@@ -193,10 +216,10 @@ def _differences(
             entry["metric"],
             *(
                 f"{found[name]['difference']:+.1f} ({found[name]['low']:+.1f} to "
-                f"{found[name]['high']:+.1f})"
+                f"{found[name]['high']:+.1f}){_of_either(results, pair, name)}"
                 if name in found
                 else "-"
-                for found in differences.values()
+                for pair, found in differences.items()
             ),
         ]
         for name, entry in results.items()
@@ -209,11 +232,17 @@ def _differences(
     )
 
 
+def _of_either(results: dict[str, Any], pair: str, name: str) -> str:
+    marks = [diverged_mark(results, start, [name]) for start in pair.split(" - ")]
+    return max(marks)
+
+
 def _trials(results: dict[str, Any]) -> str:
     """Returns a row per set, metric and start, with the score of every trial."""
     rows = []
-    for entry in results.values():
+    for name, entry in results.items():
         for start, scored in entry["starts"].items():
+            mark = diverged_mark(results, start, [name])
             parts = {entry["metric"]: scored} | scored["others"]
             for metric, part in parts.items():
                 trials = part["scores"][f"{scored['best_rate']:g}"]
@@ -224,7 +253,7 @@ def _trials(results: dict[str, Any]) -> str:
                         metric,
                         start,
                         f"{scored['best_rate']:g}",
-                        f"**{part['median']:.1f}**",
+                        f"**{part['median']:.1f}**{mark}",
                         f"{part['mean']:.1f}",
                         std,
                         ", ".join(f"{score:.1f}" for score in trials),
