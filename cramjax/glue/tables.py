@@ -44,7 +44,7 @@ def page(
         f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue, below),
         averages_table(results, glue, below),
-        _differences(results, differences, below),
+        _differences(results, glue, differences, below),
         "## Every trial",
         _trials(results),
         below,
@@ -78,10 +78,7 @@ def conditions(config: Config, imported: bool = False) -> str:
 
 
 def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns what a bag of words is, and where it is as good as a model; or "".
-
-    The models are those of all starts but "random", unless that is the only one.
-    """
+    """Returns what a bag of words is, and where it is as good as a model; or ""."""
     baseline = averages.numbers(results, BAG_OF_WORDS)
     if not baseline:
         return ""
@@ -90,7 +87,7 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
     ]
-    for start in [s for s in glue.starts if s != "random"] or glue.starts:
+    for start in models_beside_baselines(glue):
         medians = averages.numbers(results, start)
         titles = [
             entry["title"]
@@ -105,6 +102,11 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
                 f"{'; '.join(titles)}."
             )
     return " ".join(sentences)
+
+
+def models_beside_baselines(glue: GlueConfig) -> list[str]:
+    """Returns all initializations but "random", unless it is the only one."""
+    return [s for s in glue.starts if s != "random"] or [*glue.starts]
 
 
 def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
@@ -205,11 +207,25 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
 
 
 def _differences(
-    results: dict[str, Any], differences: dict[str, Any], below: str
+    results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any], below: str
 ) -> str:
-    """Returns a row per set, with a column per pair of starts, or ""."""
+    """Returns a row per set, with a column per pair of initializations, or "".
+
+    And one per initialization beside a bag of words, which is fitted once and whose
+    difference therefore has no interval.
+    """
     if not any(differences.values()):
         return ""
+    baseline = averages.numbers(results, BAG_OF_WORDS)
+    models = models_beside_baselines(glue) if baseline else []
+
+    def over_bag_of_words(name: str, entry: dict[str, Any], start: str) -> str:
+        bag = baseline.get((name, entry["metric"]))
+        if bag is None or start not in entry["starts"]:
+            return "-"
+        gain = entry["starts"][start]["mean"] - bag
+        return f"{gain:+.1f}{diverged_mark(results, start, [name])}"
+
     rows = [
         [
             entry["title"],
@@ -221,14 +237,18 @@ def _differences(
                 else "-"
                 for pair, found in differences.items()
             ),
+            *(over_bag_of_words(name, entry, start) for start in models),
         ]
         for name, entry in results.items()
     ]
+    columns = [f"{start} - {BAG_OF_WORDS}" for start in models]
     return (
         "## Between initializations\n\n"
-        + table(["task", "metric", *differences], rows)
+        + table(["task", "metric", *differences, *columns], rows)
         + f"\n\nDifferences of the trials' means, with the interval of {LEVEL:.0%} of "
-        f"{DRAWS:,} paired bootstrap draws of dev rows and trials.\n\n{below}"
+        f"{DRAWS:,} paired bootstrap draws of dev rows and trials."
+        + (" A bag of words is fitted once: no interval." if models else "")
+        + f"\n\n{below}"
     )
 
 
