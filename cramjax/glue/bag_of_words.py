@@ -1,6 +1,7 @@
 """The baseline without word order: a linear model on words and word pairs."""
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,10 @@ def add(
         return
     rows = data.load(task, config.glue)
     train = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
+    say(f"{task.title}: bag of words: fitting it to {len(train):,} training rows")
+    begun = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
+    seconds = time.monotonic() - begun
     for scored in task.dev:
         if scored.name in entries:
             found = {
@@ -39,7 +43,8 @@ def add(
             }
             entries[scored.name]["bag_of_words"] = found
             first = scored.metrics[0]
-            say(f"{scored.title}: bag of words: {first} {found[first]:.1f}")
+            score = f"{first} {found[first]:.1f}"
+            say(f"{scored.title}: bag of words: {score} ({seconds:.0f}s)")
 
 
 def predict(
