@@ -264,8 +264,8 @@ def test_an_interruption_keeps_finished_trials(
     assert files == {"own-random-0.001.npz"}
 
 
-def test_trials_of_other_weights_rows_or_settings_are_not_kept(
-    own_config, corpus, tmp_path
+def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
+    own_config, corpus, tmp_path, monkeypatch
 ):
     sets = evaluate._load(own_config, *tasks.get(own_config.glue), corpus.tokenizer)
     weights = {"embedding": np.ones(3, np.float32)}
@@ -288,8 +288,30 @@ def test_trials_of_other_weights_rows_or_settings_are_not_kept(
         journal_of(with_glue(own_config, epochs=3)),
     ):
         assert other.kept(0) is None
-    journal_of(with_glue(own_config, tasks=("own", "rte"))).clear()
-    assert journal_of().kept(0) is None
+    for versions in ("code_version", "library_versions"):
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, versions, lambda: "another one")
+            assert journal_of().kept(0) is None
+    assert journal_of().kept(0) is not None
+
+
+def test_a_finished_job_leaves_no_trials(own_config, tmp_path):
+    """Also none that a configuration with more trials began, or of another version."""
+    group = finetuning.Group(range(1), 1, [np.ones((1, 8, 2))], np.array([4]))
+
+    def journal_of(rate, **glue):
+        config = with_glue(own_config, **glue)
+        rows = separable()
+        job = journal.Job(config, "own", "Own", "random", rate, rows, {}, {})
+        return journal.Journal(job, None, tmp_path, 0)
+
+    for first in (0, 4):
+        trials = range(first, first + 1)
+        journal_of(1e-3, trials=5).finished(dataclasses.replace(group, trials=trials))
+    journal_of(1e-4, trials=5).finished(group)
+    journal_of(1e-3, trials=2).clear()
+    left = [path.name for path in (tmp_path / "predictions").iterdir()]
+    assert left == ["own-random-0.0001.trial0.npz"]
 
 
 def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):

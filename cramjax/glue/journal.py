@@ -195,18 +195,24 @@ class Journal(Watch):
         files.write_bytes(path, buffer.getvalue())
 
     def clear(self) -> None:
-        """Deletes the groups: the job's scores and predictions are written."""
-        for first in range(self._job.config.glue.trials):
-            self._path(first).unlink(missing_ok=True)
+        """Deletes the groups: the job's scores and predictions are written.
+
+        Also those that a configuration with more trials has left.
+        """
+        for path in self._path(0).parent.glob(f"{self._name}.trial*.npz"):
+            path.unlink(missing_ok=True)
 
     def _note(self, group: Group) -> Group:
         self.at_once = group.at_once
         self.skipped += group.skipped_T.tolist()
         return group
 
+    @property
+    def _name(self) -> str:
+        return f"{self._job.task}-{self._job.start}-{self._job.rate:g}"
+
     def _path(self, first: int) -> Path:
-        name = f"{self._job.task}-{self._job.start}-{self._job.rate:g}.trial{first}.npz"
-        return self._workdir / scores.PREDICTIONS / name
+        return self._workdir / scores.PREDICTIONS / f"{self._name}.trial{first}.npz"
 
     @functools.cached_property
     def _fingerprint(self) -> str:
