@@ -40,6 +40,13 @@ def test_each_text_has_features_of_its_own():
     assert found.tolist() == train.labels_N.tolist()
 
 
+def test_a_text_without_words_has_no_features():
+    """If that is so in all rows: it has no vocabulary, which ends scikit-learn's."""
+    train = rows([("yes", ""), ("no", " ")] * 20, [0, 1] * 20)
+    found = bag_of_words.predict(train, {"dev": train}, False)["dev"]
+    assert found.tolist() == train.labels_N.tolist()
+
+
 def test_rows_of_one_class_alone_predict_it():
     train = rows([("a word",)] * 16, [1] * 16)
     found = bag_of_words.predict(train, {"dev": rows([("b",)], [0])}, False)["dev"]

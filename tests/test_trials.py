@@ -223,6 +223,9 @@ def test_if_trials_diverge_at_every_rate_there_is_no_submission(
     stsb_config, corpus, tmp_path, monkeypatch
 ):
     diverging(monkeypatch, bad_rates=[1e-3, 1e-2])
+    stale = tmp_path / "w" / "submission" / "random" / "STS-B.tsv"  # of deleted scores
+    stale.parent.mkdir(parents=True)
+    stale.write_text("index\tprediction\n")
     results, _ = scored(stsb_config, corpus, tmp_path / "w")
     assert results["stsb"]["starts"]["random"]["diverged"] == {"0.001": 1, "0.01": 1}
     page = (tmp_path / "w" / "glue.md").read_text()
@@ -230,7 +233,7 @@ def test_if_trials_diverge_at_every_rate_there_is_no_submission(
     for row in ("| **random** | - | - | - |", "| STS-B | pearson | random |"):
         [line] = [line for line in page.splitlines() if line.startswith(row)]
         assert line.count(" (diverged) |") == 1
-    assert not (tmp_path / "w" / "submission").exists()
+    assert not stale.exists()
 
 
 def test_an_interruption_keeps_finished_trials(
