@@ -356,10 +356,10 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
             watch.stepped(range(1, 3), step, 100, 0.5)
     # Of 300 trial-steps 140 are done at 32 s, 20 of them in the last 16 s.
     assert capsys.readouterr().out.splitlines() == [
-        "fine-tuning  46.7%  Own: random at 0.001, trial 2-3 of 3, step 20 of 100, "
-        "loss 0.500, left 0:02:08",
-        "fine-tuning  60.0%  Own: random at 0.001, trial 2-3 of 3, step 40 of 100, "
-        "loss 0.500, left 0:01:36",
+        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 20 of "
+        "100, loss 0.500, 47% done, 0:02:08 left",
+        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 40 of "
+        "100, loss 0.500, 60% done, 0:01:36 left",
     ]
 
 

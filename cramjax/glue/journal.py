@@ -96,13 +96,12 @@ class Journal(Watch):
         self._live = None
         if sys.stdout.isatty():
             self._live = RichProgress(
-                TextColumn("fine-tuning {task.percentage:5.1f}%"),
-                BarColumn(bar_width=20),
                 TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
                 console=Console(),
                 transient=True,
             )
-            self._line = self._live.add_task(f"{self._title()}: compiling", total=1.0)
+            self._line = self._live.add_task(f"{self._title}: compiling", total=1.0)
 
     def __enter__(self):
         self._log = MetricsLog(self._workdir / LOG)
@@ -115,8 +114,10 @@ class Journal(Watch):
             self._live.stop()
         self._log.__exit__(*error)
 
+    @property
     def _title(self) -> str:
-        return f"{self._job.title}: {self._job.start} at {self._job.rate:g}"
+        job = self._job
+        return f"fine-tuning {job.title} ({job.start}, learning rate {job.rate:g})"
 
     def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
         """Shows how far the job is, on a terminal at once, elsewhere now and then."""
@@ -125,20 +126,21 @@ class Journal(Watch):
         if self._first is None:  # the first chunk compiles: the speed is that after it
             self._first = (now, done)
         begin, before = self._first
-        ends = sorted({trials.start + 1, trials.stop})
-        left = "-"
-        if done > before:
-            seconds = (whole - done) * (now - begin) / (done - before)
-            left = str(datetime.timedelta(seconds=round(seconds)))
+        which = f"trial {trials.start + 1}"
+        if len(trials) > 1:
+            which = f"trials {trials.start + 1} to {trials.stop}"
         text = (
-            f"{self._title()}, trial {'-'.join(map(str, ends))} of {count}, "
-            f"step {step:,} of {steps:,}, loss {loss:.3f}, left {left}"
+            f"{self._title}: {which} of {count}, step {step:,} of {steps:,}, loss "
+            f"{loss:.3f}, {done / whole:.0%} done"
         )
+        if done > before:
+            seconds = round((whole - done) * (now - begin) / (done - before))
+            text += f", {datetime.timedelta(seconds=seconds)} left"
         if self._live:
             self._live.update(self._line, completed=done / whole, description=text)
         elif now - self._last_plain > PLAIN_EVERY_S:
             self._last_plain = now
-            print(f"fine-tuning {done / whole:6.1%}  {text}", flush=True)
+            print(text, flush=True)
 
     def epoch(
         self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
