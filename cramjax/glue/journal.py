@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.live import Live
+from rich.text import Text
 
 from cramjax import files
 from cramjax.glue import scores
@@ -95,13 +95,8 @@ class Journal(Watch):
         self._last_plain = time.monotonic()
         self._live = None
         if sys.stdout.isatty():
-            self._live = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                console=Console(),
-                transient=True,
-            )
-            self._line = self._live.add_task(f"{self._title}: compiling", total=1.0)
+            line = Text(f"{self._title}: compiling")
+            self._live = Live(line, console=Console(), transient=True)
 
     def __enter__(self):
         self._log = MetricsLog(self._workdir / LOG)
@@ -137,7 +132,7 @@ class Journal(Watch):
             seconds = round((whole - done) * (now - begin) / (done - before))
             text += f", {datetime.timedelta(seconds=seconds)} left"
         if self._live:
-            self._live.update(self._line, completed=done / whole, description=text)
+            self._live.update(Text(text))
         elif now - self._last_plain > PLAIN_EVERY_S:
             self._last_plain = now
             print(text, flush=True)
