@@ -107,9 +107,9 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """An interval from 500 draws takes seconds, and most tests do not look at it."""
-    from cramjax.glue import difference
+    from cramjax.glue import scores
 
-    monkeypatch.setattr(difference, "DRAWS", 20)
+    monkeypatch.setattr(scores, "DRAWS", 20)
 
 
 @pytest.fixture(scope="session")

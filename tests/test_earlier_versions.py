@@ -14,10 +14,9 @@ from conftest import unpacked
 
 import cramjax
 from cramjax import config as config_module
-from cramjax import convert
+from cramjax import convert, score
 from cramjax.config import FORMAT, NEUTRAL, flatten, to_dict
 from cramjax.errors import UserError
-from cramjax.glue import standalone
 from cramjax.run import check_workdir, run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -131,7 +130,7 @@ def test_a_run_that_attended_with_cudnn_is_used_on_a_cpu(tmp_path):
         ("max_train_rows", 16),
     ):
         flags.append(f"--config.glue.{key}={value}")
-    page = standalone.score([*flags, f"--checkpoint={workdir}"])
+    page = score.score([*flags, f"--checkpoint={workdir}"])
     assert page.count("| pretrained | 0.001 |") == 1
     for folder in (workdir, workdir / "evaluation"):
         recorded = json.loads((folder / "config.json").read_text())["model"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.glue import batches, data, evaluate, scores, tasks
+from cramjax.glue import data, evaluate, scores, tasks
 from cramjax.glue import finetune as finetuning
 from cramjax.glue.finetune import finetune
 
@@ -100,7 +100,7 @@ def test_trials_in_one_program_are_those_that_run_alone(tiny):
 
 def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
     whole, _ = twenty_steps(tiny, trials_at_once=3)
-    monkeypatch.setattr(batches, "CHUNK", 1)
+    monkeypatch.setattr(finetuning, "CHUNK", 1)
     single, _ = twenty_steps(tiny, trials_at_once=3)
     np.testing.assert_allclose(whole, single, atol=1e-6)
 

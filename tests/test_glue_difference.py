@@ -3,15 +3,15 @@ import pytest
 from scipy import stats
 
 from cramjax import config
-from cramjax.glue import difference, scores, tables
-from cramjax.glue.difference import between, interval
+from cramjax.glue import scores, tables
+from cramjax.glue.scores import differences, interval
 
 STARTS = "glue.starts=('pretrained','random')"
 
 
 @pytest.fixture(autouse=True)
 def draws(few_draws, monkeypatch):
-    monkeypatch.setattr(difference, "DRAWS", 300)
+    monkeypatch.setattr(scores, "DRAWS", 300)
 
 
 def test_equal_predictions_do_not_differ():
@@ -65,11 +65,11 @@ def test_between_reads_the_predictions_of_the_best_rates(tmp_path):
         entry["starts"][start] = {"best_rate": 0.2}
     alone = {"title": "CoLA", "metric": "matthews", "starts": {"random": {}}}
     results = {"rte": entry, "cola": alone}
-    found = between(results, tmp_path, "pretrained", "random")
+    found = differences(results, tmp_path, "pretrained", "random")
     assert list(found) == ["rte"]
     assert found["rte"]["difference"] == pytest.approx(40.0)
     assert 20 < found["rte"]["low"] < 40 < found["rte"]["high"] < 60
-    again = between(results, tmp_path, "pretrained", "random")
+    again = differences(results, tmp_path, "pretrained", "random")
     assert again == found
     glue = config.load("configs/default.py", [STARTS]).glue
     text = tables._differences(results, glue, {"pretrained - random": found}, "")

@@ -9,9 +9,8 @@ from cramjax.benchmark import timing
 from cramjax.benchmark.timing import Deadline
 from cramjax.data import tokenizer
 from cramjax.data.kinds import SPECIAL_TOKENS
-from cramjax.glue import batches
 from cramjax.glue.data import Encoded
-from cramjax.glue.finetune import finetune
+from cramjax.glue.finetune import CHUNK, finetune, padded_length
 from cramjax.schema import Config
 
 TRIALS = 5
@@ -66,14 +65,14 @@ def compare(config: Config, tokens_per_s: float, deadline: Deadline) -> dict[str
         "trials": TRIALS,
         "steps": steps,
         "rows": glue.batch_size,
-        "length": batches.padded_length(rows.tokens_NxL, glue.max_length),
+        "length": padded_length(rows.tokens_NxL, glue.max_length),
     }
 
 
 def _steps(config: Config, tokens_per_s: float) -> int:
     """Returns how many steps of all trials take about WINDOW_S, in [2, CHUNK]."""
     tokens = TRIALS * config.glue.batch_size * config.glue.max_length
-    return min(max(round(WINDOW_S * tokens_per_s / tokens), 2), batches.CHUNK)
+    return min(max(round(WINDOW_S * tokens_per_s / tokens), 2), CHUNK)
 
 
 def random_rows(config: Config, count: int) -> Encoded:

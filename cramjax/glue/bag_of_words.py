@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge, SGDClassifier
 
-from cramjax.glue import data, metrics
+from cramjax.glue import data, scores
 from cramjax.glue.tasks import Task
 from cramjax.schema import Config
 
@@ -36,7 +36,7 @@ def add(
     for scored in task.dev:
         if scored.name in entries:
             found = {
-                metric: metrics.score(
+                metric: scores.score(
                     metric, rows.dev[scored.name].labels_N, predictions[scored.name]
                 )
                 for metric in scored.metrics

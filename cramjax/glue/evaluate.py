@@ -12,19 +12,13 @@ from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.errors import UserError
-from cramjax.glue import (
-    averages,
-    bag_of_words,
-    batches,
-    data,
-    difference,
-    metrics,
-    scores,
-    tables,
-    tasks,
-    tfds_source,
+from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
+from cramjax.glue.finetune import (
+    EVAL_BATCH,
+    finetune,
+    padded_length,
+    seconds_per_row,
 )
-from cramjax.glue.finetune import EVAL_BATCH, finetune, seconds_per_row
 from cramjax.glue.journal import Job, Journal
 from cramjax.schema import Config
 
@@ -186,7 +180,7 @@ def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> fl
         lengths.append(
             np.mean(
                 [
-                    batches.padded_length(some.tokens_NxL[step::steps], glue.max_length)
+                    padded_length(some.tokens_NxL[step::steps], glue.max_length)
                     for step in range(steps)
                 ]
             )
@@ -283,7 +277,7 @@ def evaluate(
                 say(_told(entry, job, time.monotonic() - begin))
     if results and new:
         differences = {
-            f"{first} - {second}": difference.between(results, workdir, first, second)
+            f"{first} - {second}": scores.differences(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
         }
         _write(path, results, config, differences)
@@ -343,7 +337,7 @@ def _write(
     config: Config,
     differences: dict[str, Any] | None = None,
 ) -> None:
-    means = {start: averages.of(results, start) for start in config.glue.starts}
+    means = {start: scores.averages(results, start) for start in config.glue.starts}
     content = {"tasks": results, "averages": means, "differences": differences or {}}
     files.write_json(path, content)
 
@@ -417,7 +411,7 @@ def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
             "full_train_rows": task.train_rows,
             "dev_rows": len(dev[name]),
             "full_dev_rows": s.rows,
-            "majority": metrics.score(s.metrics[0], dev[name].labels_N, majority_N),
+            "majority": scores.score(s.metrics[0], dev[name].labels_N, majority_N),
             "notes": rows.notes,
             "starts": {},
         }

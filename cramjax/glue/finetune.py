@@ -18,7 +18,6 @@ import optax
 
 from cramjax.data import tokenizer
 from cramjax.errors import UserError, is_out_of_memory
-from cramjax.glue import batches
 from cramjax.glue.data import Encoded
 from cramjax.model.encoder import Classifier
 from cramjax.schema import GlueConfig, ModelConfig
@@ -26,6 +25,8 @@ from cramjax.training import loss_scale, losses, schedules
 from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
+LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
+CHUNK = 64  # steps of a compiled loop, at most: small batches are not bound by Python
 _FOREVER = np.iinfo(np.int32).max
 
 
@@ -222,7 +223,7 @@ def trials_at_once(static: _Static, train: Encoded) -> int:
     glue = static.glue
     if glue.trials_at_once or glue.trials == 1:
         return min(glue.trials_at_once or 1, glue.trials)
-    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
+    longest = padded_length(train.tokens_NxL, glue.max_length)
     # One measurement serves all tasks of these shapes: only the last layer differs.
     seconds = _seconds(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
     return min(seconds, key=seconds.__getitem__)
@@ -261,7 +262,7 @@ def _seconds_per_step(static: _Static, count: int, length: int) -> float:
     labels_N = jnp.zeros(batch, jnp.int32)
     keys_T = jax.random.split(jax.random.key(0), count)
     trials_T = _init(static, keys_T, None)
-    rows_SxTxB = np.zeros((batches.CHUNK, count, batch), np.int32)
+    rows_SxTxB = np.zeros((CHUNK, count, batch), np.int32)
     best = float("inf")
     for steps in (1, 4, 4):  # the first one compiles
         jax.block_until_ready(trials_T)
@@ -293,15 +294,15 @@ def _train(
     glue = static.glue
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
     trials_T = _init(static, keys_T, pretrained)
-    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
-    tokens_NxL = jnp.asarray(batches.resized(train.tokens_NxL, longest))
+    longest = padded_length(train.tokens_NxL, glue.max_length)
+    tokens_NxL = jnp.asarray(resized(train.tokens_NxL, longest))
     labels_N = jnp.asarray(train.labels_N)
     steps_per_epoch = len(train) // glue.batch_size
     steps = glue.epochs * steps_per_epoch
     step, loss_T = 0, np.zeros(len(trials))
-    for length, rows_SxTxB in batches.chunks(train, glue, trials, seed):
+    for length, rows_SxTxB in chunks(train, glue, trials, seed):
         count = len(rows_SxTxB)
-        rows_SxTxB = np.pad(rows_SxTxB, [(0, batches.CHUNK - count), (0, 0), (0, 0)])
+        rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
         trials_T = _train_chunk(
             *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
             *(rows_SxTxB, np.int32(count), np.int32(step)),
@@ -421,8 +422,8 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
     for start in range(0, len(rows), EVAL_BATCH):
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
         tokens_BxL = rows.tokens_NxL[ids_B]
-        length = batches.padded_length(tokens_BxL, static.glue.max_length)
-        tokens_BxL = batches.resized(tokens_BxL, length)
+        length = padded_length(tokens_BxL, static.glue.max_length)
+        tokens_BxL = resized(tokens_BxL, length)
         outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
     return np.concatenate(outputs, axis=1)[:, : len(rows)]
 
@@ -435,3 +436,59 @@ def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array
             {"params": params}, tokens_BxL, mask_BxL
         )
     )(params_T)
+
+
+def chunks(
+    train: Encoded, glue: GlueConfig, trials: range, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (length, rows_SxTxB): steps in a row of the same length, at most CHUNK.
+
+    A chunk ends where its epoch does.
+
+    A step is as long as the longest row of all trials' batches, rounded up to
+    LENGTH_STEP, also where only some of the trials are asked for: dropout depends on
+    the shape. Rows are not grouped by length, which would be another shuffle.
+    """
+    waiting: list[np.ndarray] = []
+    length = 0
+    steps_per_epoch = len(train) // glue.batch_size
+    for step, rows_TxB in enumerate(batches(len(train), glue, seed)):
+        needed = padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
+        new_epoch = step % steps_per_epoch == 0
+        if waiting and (needed != length or len(waiting) == CHUNK or new_epoch):
+            yield length, np.stack(waiting)
+            waiting = []
+        length = needed
+        waiting.append(rows_TxB[trials.start : trials.stop])
+    if waiting:
+        yield length, np.stack(waiting)
+
+
+def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
+    """Yields int32 rows_TxB; the order depends on (seed, trial, epoch) alone."""
+    usable = rows - rows % glue.batch_size
+    for epoch in range(glue.epochs):
+        order_TxN = np.stack(
+            [
+                np.random.default_rng([seed, trial, epoch]).permutation(rows)
+                for trial in range(glue.trials)
+            ]
+        ).astype(np.int32)
+        for start in range(0, usable, glue.batch_size):
+            yield order_TxN[:, start : start + glue.batch_size]
+
+
+def padded_length(tokens: np.ndarray, max_length: int) -> int:
+    """Returns the longest row's length, rounded up to LENGTH_STEP.
+
+    Not beyond `max_length`: there may be no more learned positions than that.
+    """
+    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
+    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
+
+
+def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
+    """Cuts or pads the rows."""
+    missing = max(length - tokens_NxL.shape[1], 0)
+    widths = [(0, 0), (0, missing)]
+    return np.pad(tokens_NxL, widths, constant_values=tokenizer.PAD)[:, :length]

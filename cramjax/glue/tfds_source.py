@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cramjax.data.tfds import downloading, reason
-from cramjax.glue.readers import Incomplete, Row, Table
-from cramjax.glue.tasks import Split, Task
+from cramjax.glue.tasks import Incomplete, Row, Split, Table, Task
 from cramjax.schema import GlueConfig
 
 ANSWER_S = 5.0  # a host gets so long to say that it has a file

@@ -4,7 +4,7 @@ import dataclasses
 
 from cramjax.schema.checks import require
 
-# Names of `glue.metrics.METRICS`, which this file, without scikit-learn, does not
+# Names of `glue.scores.METRICS`, which this file, without scikit-learn, does not
 # import.
 METRICS = (
     "accuracy",
