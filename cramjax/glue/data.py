@@ -25,6 +25,7 @@ from cramjax.glue.tasks import (
 )
 from cramjax.schema import GlueConfig
 
+LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 SOME = 10  # labels named in a message
 
 
@@ -379,3 +380,19 @@ def template(
     length_a = min(len(a), max(room - len(b), room - room // 2))
     length_b = min(len(b), room - length_a)
     return [*cls, *a[:length_a], *sep, *b[:length_b], *sep]
+
+
+def padded_length(tokens: np.ndarray, max_length: int) -> int:
+    """Returns the longest row's length, rounded up to LENGTH_STEP.
+
+    Not beyond `max_length`: there may be no more learned positions than that.
+    """
+    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
+    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
+
+
+def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
+    """Cuts or pads the rows."""
+    missing = max(length - tokens_NxL.shape[1], 0)
+    widths = [(0, 0), (0, missing)]
+    return np.pad(tokens_NxL, widths, constant_values=tokenizer.PAD)[:, :length]

@@ -1,4 +1,4 @@
-"""Fine-tuning one task: several trials in one program, from one kind of start.
+"""Fine-tuning one task: several trials in one program, from one kind of initialization.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
 `model.encoder`.
@@ -18,14 +18,13 @@ import optax
 
 from cramjax.data import tokenizer
 from cramjax.errors import UserError, is_out_of_memory
-from cramjax.glue.data import Encoded
+from cramjax.glue.data import Encoded, padded_length, resized
 from cramjax.model.encoder import Classifier
 from cramjax.schema import GlueConfig, ModelConfig
 from cramjax.training import loss_scale, losses, schedules
 from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
-LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 CHUNK = 64  # steps of a compiled loop, at most: small batches are not bound by Python
 _FOREVER = np.iinfo(np.int32).max
 
@@ -195,22 +194,18 @@ def finetune(
             if not is_out_of_memory(error):
                 raise
             if at_once <= 1:
-                raise _explained(glue) from error
+                raise UserError(
+                    f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
+                    "trial is too much for the memory of "
+                    f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
+                    "--config.glue.max_length"
+                ) from error
             at_once = -(-at_once // 2)
             continue
         groups.append(group)
         first, at_once = group.trials.stop, group.at_once
     parts = zip(*(group.outputs for group in groups), strict=True)
     return [np.concatenate(part) for part in parts]
-
-
-def _explained(glue: GlueConfig) -> UserError:
-    """Returns what to do if not even one trial fits into the memory."""
-    return UserError(
-        f"config.glue.batch_size is {glue.batch_size}: fine-tuning one trial is too "
-        f"much for the memory of {jax.devices()[0].device_kind}; pass a smaller one, "
-        "or a smaller --config.glue.max_length"
-    )
 
 
 def trials_at_once(static: _Static, train: Encoded) -> int:
@@ -476,19 +471,3 @@ def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
         ).astype(np.int32)
         for start in range(0, usable, glue.batch_size):
             yield order_TxN[:, start : start + glue.batch_size]
-
-
-def padded_length(tokens: np.ndarray, max_length: int) -> int:
-    """Returns the longest row's length, rounded up to LENGTH_STEP.
-
-    Not beyond `max_length`: there may be no more learned positions than that.
-    """
-    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
-    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
-
-
-def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
-    """Cuts or pads the rows."""
-    missing = max(length - tokens_NxL.shape[1], 0)
-    widths = [(0, 0), (0, missing)]
-    return np.pad(tokens_NxL, widths, constant_values=tokenizer.PAD)[:, :length]
