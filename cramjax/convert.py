@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.config import ModelConfig
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
-from cramjax.schema import ModelConfig
 
 # A mapping of names to arrays, or the path of a safetensors file.
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cramjax.config import Config
 from cramjax.device.cards import CARDS
 from cramjax.model.flops import train_flops_by_part
-from cramjax.schema import Config
 from cramjax.training import schedules, train_step
 from cramjax.training.budget import tokens_bought
 

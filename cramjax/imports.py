@@ -15,10 +15,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import convert, files
+from cramjax.config import ModelConfig
 from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.positions import BASE
-from cramjax.schema import ModelConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 WAY_OUT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))

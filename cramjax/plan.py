@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from cramjax.config import Config, require
 from cramjax.describe import updates_bought
 from cramjax.device import tuning
 from cramjax.device.cards import CARDS, Card
@@ -24,7 +25,6 @@ from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
 from cramjax.errors import UserError
 from cramjax.hlo import Kernel, kernels
 from cramjax.model.flops import train_flops_per_token
-from cramjax.schema import Config, require
 from cramjax.training import budget, train_step
 
 # {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}};

@@ -21,13 +21,13 @@ from tokenizers import Tokenizer
 
 from cramjax import config as config_module
 from cramjax import imports, likelihood
+from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.imports import SPECIAL
 from cramjax.model.encoder import Encoder, on_any_device
-from cramjax.schema import Config, ModelConfig
 from cramjax.training.pretrain import SUMMARY, read_back
 
 BATCH = 64
@@ -201,7 +201,7 @@ def load(path: str | Path) -> Pretrained:
             f"cramjax, nor {imports.WEIGHTS}, as another project's"
         )
     values = config_module.read_recorded(folder / "config.json", "bring it back")
-    config = config_module.from_recorded(values)
+    config = config_module.from_dict(values)
     weights, _ = read_back(config, folder)
     words = tokenizer.load(folder / TOKENIZER, "bring it back from the corpus's folder")
     # On a CPU it is float32 mathematics anyway.

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
+from cramjax.config import BudgetConfig, Config
 from cramjax.data import sample
 from cramjax.data.corpus import MANIFEST, Corpus
-from cramjax.data.packing import token_dtype
 from cramjax.data.sample import Sample
 from cramjax.describe import state_bytes
 from cramjax.device import monitor, tuning
@@ -27,7 +27,7 @@ from cramjax.errors import Interrupted, UserError
 from cramjax.glue import evaluate, tasks
 from cramjax.model.flops import train_flops_per_token
 from cramjax.run import as_recorded, look, nearest_folder
-from cramjax.schema import BudgetConfig, Config
+from cramjax.tokens import token_dtype
 from cramjax.training import train_step
 from cramjax.training.pretrain import (
     CHECKPOINTS,

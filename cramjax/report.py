@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from cramjax import config as config_module
 from cramjax import word_order
-from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
+from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.glue import tables
 from cramjax.glue.tables import table
-from cramjax.schema import Config
 from cramjax.training import metrics_log
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.loop import RESUMED, STEPPED_BACK
@@ -81,13 +80,14 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
     header += [names[start] for start in config.glue.starts]
     header += ["bag of words", "majority class"]
     rows = []
-    for result in results.values():
+    for name, result in results.items():
         row = [result["title"], result["metric"], tables.rows_used(result, "train")]
         for start in config.glue.starts:
             best = result["starts"].get(start)
             row.append(
                 f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
                 f"at {best['best_rate']:g}"
+                f"{tables.diverged_mark(results, start, [name])}"
                 if best
                 else "-"
             )
@@ -298,7 +298,7 @@ def _origin_section(
 
 def _settings_section(config: Config) -> str:
     """Returns the keys that are not as in the paper's recipe."""
-    recipe = flatten(to_dict(config_module.load(config_module.DEFAULT)))
+    recipe = flatten(to_dict(config_module.defaults()))
     rows = [
         [key, _value(value), _value(recipe[key])]
         for key, value in flatten(to_dict(config)).items()

@@ -16,9 +16,11 @@ from cramjax import files, report, word_order
 from cramjax.config import (
     FORMAT,
     OPERATIONAL_KEYS,
+    Config,
     flatten,
     read_recorded,
     record,
+    require,
     to_dict,
 )
 from cramjax.data import tokenizer
@@ -30,7 +32,6 @@ from cramjax.device.compile import Ahead, use_cache
 from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.model.flops import train_flops_per_token
-from cramjax.schema import Config, require
 from cramjax.training import train_step
 from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 

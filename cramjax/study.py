@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from cramjax import files
-from cramjax.config import load
+from cramjax.config import Config, load
 from cramjax.errors import TrainingFailed, UserError
 from cramjax.run import run
-from cramjax.schema import Config
 from cramjax.training.pretrain import SUMMARY
 
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from cramjax import files
-from cramjax.config import parse_command_line
 from cramjax.errors import UserError
+from cramjax.flags import parse_command_line
 from cramjax.main import guarded
 
 MINUTES = 8.0

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cramjax import files
-from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
+from cramjax.flags import parse_flags
 from cramjax.main import guarded
 
 

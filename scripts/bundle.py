@@ -32,8 +32,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from cramjax import arguments, config, files
+from cramjax import files
 from cramjax.errors import UserError
+from cramjax.flags import parse_command_line, parse_flags
 from cramjax.main import guarded
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +181,7 @@ def _corpus(flags: Sequence[str], data: Path) -> None:
     from cramjax.data.prepare import prepare
     from cramjax.data.sources import resolve
 
-    found = config.parse_command_line(flags)[0]
+    found = parse_command_line(flags)[0]
     if not found.data.sources:
         print("no text: part d will train on the embedded books")
         return
@@ -207,7 +208,7 @@ def bundle(argv: Sequence[str]) -> None:
     Raises:
       UserError: it would be larger than the limit.
     """
-    values, flags = arguments.parse_flags(
+    values, flags = parse_flags(
         argv,
         {"out": "bundle.tar.gz"},
         {

@@ -37,8 +37,9 @@ from typing import Any
 
 from check_table import table
 
-from cramjax import arguments, files
+from cramjax import files
 from cramjax.errors import UserError
+from cramjax.flags import parse_flags
 from cramjax.main import guarded
 
 Facts = dict[str, Any]
@@ -361,7 +362,7 @@ def check_card(argv: Sequence[str]) -> None:
       SystemExit: a part failed.
     """
     argv = [f"{a}=on" if a == "--tiny" else a for a in argv]
-    values, flags = arguments.parse_flags(
+    values, flags = parse_flags(
         argv,
         {},
         {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cramjax import files
-from cramjax.config import parse_command_line
+from cramjax.config import Config
 from cramjax.errors import UserError, is_out_of_memory, one_line
+from cramjax.flags import parse_command_line
 from cramjax.main import guarded
-from cramjax.schema import Config
 
 FRACTIONS = (1, 2, 4)  # of the config's micro-batch, what speeds are measured at
 # The peak that a CPU's estimate in the tiny form is made from; no claim about any CPU.

@@ -19,9 +19,9 @@ from cramjax.main import guarded
 
 def evaluate(argv: Sequence[str]) -> None:
     """Scores what the flags ask for, and prints the table."""
-    from cramjax.glue import standalone  # imports JAX: --help need not wait for it
+    from cramjax import score  # imports JAX: --help need not wait for it
 
-    print(standalone.score(argv))
+    print(score.score(argv))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
+from cramjax.flags import parse_flags
 from cramjax.main import guarded
 
 

@@ -25,12 +25,12 @@ from typing import Any
 
 from bench.timing import read_speed
 
-from cramjax.config import parse_command_line
+from cramjax.config import Config
 from cramjax.data import prepare, processes, sources, tokenizer
 from cramjax.data.corpus import TOKENIZER, Corpus
 from cramjax.data.readers import Records
+from cramjax.flags import parse_command_line
 from cramjax.main import guarded
-from cramjax.schema import Config
 
 ROUNDS = 3
 READ_S = 5.0

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax import files
-from cramjax.config import parse_command_line
 from cramjax.device.cards import CARDS, Card
 from cramjax.errors import UserError
+from cramjax.flags import parse_command_line
 from cramjax.main import guarded
 
 

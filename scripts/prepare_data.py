@@ -6,8 +6,8 @@ python scripts/prepare_data.py --config=configs/a4000.py --config.data.sources=.
 import sys
 from collections.abc import Sequence
 
-from cramjax.config import parse_command_line
 from cramjax.data.prepare import prepare
+from cramjax.flags import parse_command_line
 from cramjax.main import guarded
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cramjax.arguments import parse_flags
 from cramjax.errors import UserError
+from cramjax.flags import parse_flags
 from cramjax.main import guarded
 
 

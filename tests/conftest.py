@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from cramjax import config as config_module
-from cramjax import schema, word_order
+from cramjax import word_order
+from cramjax.config import Config
 from cramjax.run import run
-from cramjax.schema import Config
 from cramjax.training import schedules, train_step
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -97,7 +97,10 @@ def corpus(tiny):
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Many tests compile the same program: once is enough."""
-    folder = str(tmp_path_factory.mktemp("jit"))
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # all workers share one
+    folder = str(base / "jit")
     jax.config.update("jax_compilation_cache_dir", folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of processes that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -113,9 +116,9 @@ def few_pairs():
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """An interval from 500 draws takes seconds, and most tests do not look at it."""
-    from cramjax.glue import difference
+    from cramjax.glue import scores
 
-    monkeypatch.setattr(difference, "DRAWS", 20)
+    monkeypatch.setattr(scores, "DRAWS", 20)
 
 
 @pytest.fixture(scope="session")
@@ -124,8 +127,8 @@ def finished(tiny, corpus, tmp_path_factory):
     reads = set()
     patch = pytest.MonkeyPatch()
     config_folder = os.path.dirname(config_module.__file__)
-    sections = {f.name: f.type for f in dataclasses.fields(schema.Config)}
-    classes = [(schema.Config, "")]
+    sections = {f.name: f.type for f in dataclasses.fields(Config)}
+    classes = [(Config, "")]
     classes += [
         (c, f"{n}.") for n, c in sections.items() if dataclasses.is_dataclass(c)
     ]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.schema import AveragingConfig
+from cramjax.config import AveragingConfig
 from cramjax.training import averaging
 
 

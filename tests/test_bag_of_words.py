@@ -40,6 +40,13 @@ def test_each_text_has_features_of_its_own():
     assert found.tolist() == train.labels_N.tolist()
 
 
+def test_a_text_without_words_has_no_features():
+    """If that is so in all rows: it has no vocabulary, which ends scikit-learn's."""
+    train = rows([("yes", ""), ("no", " ")] * 20, [0, 1] * 20)
+    found = bag_of_words.predict(train, {"dev": train}, False)["dev"]
+    assert found.tolist() == train.labels_N.tolist()
+
+
 def test_rows_of_one_class_alone_predict_it():
     train = rows([("a word",)] * 16, [1] * 16)
     found = bag_of_words.predict(train, {"dev": rows([("b",)], [0])}, False)["dev"]
@@ -67,21 +74,24 @@ def constant(monkeypatch):
 def test_it_is_scored_once_on_the_rows_of_the_model(
     tiny, corpus, tmp_path, constant, monkeypatch
 ):
-    seen = []
+    seen, said = [], []
     predict = bag_of_words.predict
 
     def noted(train, dev, regression):
+        assert len(said) == 1  # it takes minutes where there are many rows
         seen.append(len(train))
         return predict(train, dev, regression)
 
     monkeypatch.setattr(bag_of_words, "predict", noted)
-    said = []
     entry = evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path, said.append)[
         "intents10"
     ]
     score = entry["bag_of_words"]["accuracy"]
     assert score > 60 > entry["majority"]
-    assert f"bag of words: accuracy {score:.1f}" in said[0]
+    title = "Intents, 10 examples per class"
+    assert said[0] == f"{title}: bag of words: fitting it to 32 training rows"
+    assert said[1].startswith(f"{title}: bag of words: accuracy {score:.1f} (")
+    assert said[1].endswith("s)")
     written = json.loads((tmp_path / "glue.json").read_text())["tasks"]["intents10"]
     assert written["bag_of_words"] == entry["bag_of_words"]
     page = (tmp_path / "glue.md").read_text()

@@ -1,6 +1,6 @@
 import pytest
 
-from cramjax.schema import BudgetConfig
+from cramjax.config import BudgetConfig
 from cramjax.training.budget import BudgetClock
 
 

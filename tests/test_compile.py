@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, tiny_config
 
 from cramjax import run as run_module
-from cramjax.data.kinds import SPECIAL_TOKENS
+from cramjax.data.tokenizer import SPECIAL_TOKENS
 from cramjax.device.compile import (
     FIRST_TOKEN,
     Ahead,

@@ -234,7 +234,7 @@ def test_a_record_may_lack_only_keys_that_were_added(tmp_path):
         values = to_dict(config)
         change(values)
         path.write_text(json.dumps(values))
-        return config_module.from_recorded(config_module.read_recorded(path, ""))
+        return config_module.from_dict(config_module.read_recorded(path, ""))
 
     assert read(lambda values: values["model"].pop("repeats")) == config
     with pytest.raises(UserError, match=r"config\.model\.layers is missing"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cramjax.schema import CurriculumConfig
+from cramjax.config import CurriculumConfig
 from cramjax.training import curriculum
 
 # The first one of arXiv 2212.14034, Table 12.

@@ -14,10 +14,9 @@ from conftest import unpacked
 
 import cramjax
 from cramjax import config as config_module
-from cramjax import convert
+from cramjax import convert, score
 from cramjax.config import ABSENT, FORMAT, flatten, to_dict
 from cramjax.errors import UserError
-from cramjax.glue import standalone
 from cramjax.run import check_workdir, run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,7 +40,7 @@ def test_it_loads_with_its_vectors(earlier):
 
 def test_it_is_scored_with_the_same_config(earlier, capsys):
     values = config_module.read_recorded(earlier / "config.json", "")
-    config = config_module.from_recorded(values)
+    config = config_module.from_dict(values)
     glue = dataclasses.replace(
         config.glue,
         tasks=("intents10",),
@@ -66,7 +65,7 @@ def test_it_is_scored_with_the_same_config(earlier, capsys):
 
 def test_its_unfinished_runs_are_refused_in_one_line(earlier):
     values = config_module.read_recorded(earlier / "config.json", "")
-    config = config_module.from_recorded(values)
+    config = config_module.from_dict(values)
     (earlier / "pretrain.json").unlink()
     with pytest.raises(UserError, match="unfinished run of an earlier version") as e:
         run(config, earlier)
@@ -85,7 +84,7 @@ def test_a_record_names_its_format(tiny, tmp_path):
     config_module.record(path, tiny)
     values = config_module.read_recorded(path, "")
     assert values["format"] == FORMAT
-    assert config_module.from_recorded(values) == tiny
+    assert config_module.from_dict(values) == tiny
     for later in (FORMAT + 1, "x"):
         path.write_text(json.dumps(values | {"format": later}))
         with pytest.raises(UserError, match=f"has the format {later!r}, .* bring it"):
@@ -131,7 +130,7 @@ def test_a_run_that_attended_with_cudnn_is_used_on_a_cpu(tmp_path):
         ("max_train_rows", 16),
     ):
         flags.append(f"--config.glue.{key}={value}")
-    page = standalone.score([*flags, f"--checkpoint={workdir}"])
+    page = score.score([*flags, f"--checkpoint={workdir}"])
     assert page.count("| pretrained | 0.001 |") == 1
     for folder in (workdir, workdir / "evaluation"):
         recorded = json.loads((folder / "config.json").read_text())["model"]

@@ -8,8 +8,9 @@ from conftest import TINY, run_script, tiny_config
 from test_pretrained import BERT, golden, write_folder
 
 import cramjax
+from cramjax import score
 from cramjax.errors import UserError
-from cramjax.glue import evaluate, standalone
+from cramjax.glue import evaluate
 from cramjax.run import run
 
 
@@ -38,7 +39,7 @@ def found(workdir):
 def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
     workdir = tmp_path / "w"
     more = [f"--checkpoint={trained}", f"--workdir={workdir}"]
-    page = standalone.score(flags("--tasks=intents10", *more))
+    page = score.score(flags("--tasks=intents10", *more))
     assert found(workdir) == found(trained)
     assert "| Intents, 10 examples per class | accuracy | pretrained | 0.001 |" in page
     assert json.loads((workdir / "config.json").read_text())["seed"] == 1
@@ -52,7 +53,7 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
         return finetune(*args, **kwargs)
 
     monkeypatch.setattr(evaluate, "finetune", counted)
-    standalone.score(flags("--tasks=acceptability,intents10", *more))
+    score.score(flags("--tasks=acceptability,intents10", *more))
     assert list(found(workdir)) == ["intents10", "acceptability"]
     assert len(calls) == 2  # two starts
 
@@ -75,7 +76,7 @@ def test_another_projects_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "finetune", noted)
     for texts in ("('a','b')", "('a',)"):
-        standalone.score(
+        score.score(
             flags(
                 "--tasks=own",
                 f"--checkpoint={folder}",
@@ -99,7 +100,7 @@ def test_another_projects_model(tmp_path, monkeypatch):
 
 def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
     keys = [f"--config.{key}" for key in TINY if "tasks" not in key]
-    standalone.score(
+    score.score(
         [
             "--config=configs/quickstart.py",
             *keys,
@@ -132,7 +133,7 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
 def test_mistakes_cost_no_compute(trained, tmp_path, more, message):
     more = [f"--checkpoint={trained}", f"--workdir={tmp_path / 'w'}", *more]
     with pytest.raises(UserError, match=message):
-        standalone.score(flags(*more))
+        score.score(flags(*more))
     assert not (tmp_path / "w").exists()
 
 
@@ -140,7 +141,7 @@ def test_the_folder_of_a_pretraining_is_not_written_into(trained):
     before = {path.name: path.stat().st_mtime_ns for path in trained.iterdir()}
     for more in ([f"--checkpoint={trained}"], []):
         with pytest.raises(UserError) as error:
-            standalone.score(flags("--tasks=intents10", f"--workdir={trained}", *more))
+            score.score(flags("--tasks=intents10", f"--workdir={trained}", *more))
         assert str(error.value) == (
             f"--workdir={trained} is the folder of a pretraining, not of scores alone: "
             f"pass --checkpoint={trained} to score its weights, and another --workdir "
@@ -164,7 +165,7 @@ def test_keys_that_say_what_the_checkpoint_has_are_accepted(trained, tmp_path):
         "--config.model.attention=auto",
         "--config.seed=5",
     ]
-    standalone.score(flags(*more))
+    score.score(flags(*more))
     assert list(found(tmp_path)["intents10"]) == ["ema"]
     recorded = json.loads((tmp_path / "config.json").read_text())
     assert (recorded["seed"], recorded["micro_batch"]) == (5, 4)
@@ -173,11 +174,11 @@ def test_keys_that_say_what_the_checkpoint_has_are_accepted(trained, tmp_path):
 def test_scores_of_other_weights_are_not_mixed(trained, tmp_path):
     workdir = tmp_path / "w"
     more = [f"--workdir={workdir}", "--tasks=intents10"]
-    standalone.score(flags(f"--checkpoint={trained}", *more))
+    score.score(flags(f"--checkpoint={trained}", *more))
     other = shutil.copytree(trained, tmp_path / "other")
     message = r"has the scores of the checkpoint '.*trained', not '.*other': pass anoth"
     with pytest.raises(UserError, match=message):
-        standalone.score(flags(f"--checkpoint={other}", *more))
+        score.score(flags(f"--checkpoint={other}", *more))
 
 
 def test_a_folder_without_a_finished_pretraining_is_named(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.glue import batches, data, evaluate, scores, tasks
+from cramjax.glue import data, evaluate, scores, tasks
 from cramjax.glue import finetune as finetuning
 from cramjax.glue.finetune import finetune
 
@@ -100,7 +100,7 @@ def test_trials_in_one_program_are_those_that_run_alone(tiny):
 
 def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
     whole, _ = twenty_steps(tiny, trials_at_once=3)
-    monkeypatch.setattr(batches, "CHUNK", 1)
+    monkeypatch.setattr(finetuning, "CHUNK", 1)
     single, _ = twenty_steps(tiny, trials_at_once=3)
     np.testing.assert_allclose(whole, single, atol=1e-6)
 
@@ -382,6 +382,35 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         evaluate.look(having("stsb", "rte", "cb"))
     first, second = str(error.value).splitlines()
     assert "config.glue.superglue_dir is" in second
+
+
+def test_a_task_that_was_said_not_to_be_scored_is_not_tried_again(
+    scoring_mnli, corpus, glue_folder, tmp_path
+):
+    """Also if its files come while the model is trained."""
+    glue = dataclasses.replace(scoring_mnli.glue, tasks=("mnli", "stsb"))
+    config = dataclasses.replace(scoring_mnli, glue=glue)
+    train = glue_folder / "STS-B" / "train.tsv"
+    text = train.read_text()
+    train.unlink()
+    said = []
+    chosen = evaluate.fetch(config, evaluate.look(config), said.append)
+    assert said == ["STS-B is not scored: there is no STS-B/train.tsv"]
+    train.write_text(text)
+    results = evaluate.evaluate(
+        config, {}, corpus.tokenizer, tmp_path, said.append, chosen=chosen
+    )
+    assert results.keys() == {"mnli", "mnli_mm"}
+    assert not any(line.startswith("STS-B") for line in said[1:])
+
+
+def test_what_is_scored_needs_no_files(scoring_mnli, corpus, glue_folder, tmp_path):
+    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    (glue_folder / "MNLI" / "train.tsv").unlink()
+    found = evaluate.look(scoring_mnli, tmp_path)
+    assert ([task.name for task in found.complete], found.notes) == (["mnli"], [])
+    with pytest.raises(UserError, match=r"MNLI/train\.tsv is not there"):
+        evaluate.look(with_a_rate_more(scoring_mnli), tmp_path)
 
 
 def test_the_best_rate_is_the_first_sets_and_serves_the_others():

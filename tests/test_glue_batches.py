@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 
-from cramjax.glue import batches
+from cramjax.glue import finetune as batches
 from cramjax.glue.data import Encoded
 
 

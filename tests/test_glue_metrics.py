@@ -7,29 +7,29 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from cramjax import config, schema
-from cramjax.glue import averages, metrics, paper, tables
-from cramjax.glue.averages import AVERAGES
+from cramjax import config
+from cramjax.glue import scores, tables
+from cramjax.glue.scores import AVERAGES
 
 
 def test_the_schema_knows_all_metrics():
-    assert tuple(metrics.METRICS) == schema.glue.METRICS
+    assert tuple(scores.METRICS) == config.glue.METRICS
 
 
 def test_metrics_by_hand():
     labels = np.array([1, 1, 1, 0])
     predictions = np.array([1, 1, 0, 0])
-    assert metrics.score("accuracy", labels, predictions) == 75
+    assert scores.score("accuracy", labels, predictions) == 75
     for name in ("f1", "f1a"):
-        assert metrics.score(name, labels, predictions) == pytest.approx(80)
+        assert scores.score(name, labels, predictions) == pytest.approx(80)
     # Class 1: 80; class 0: precision 1/2, recall 1, so 2/3.
-    assert metrics.score("macro_f1", labels, predictions) == pytest.approx(220 / 3)
-    assert metrics.score("matthews", labels, predictions) == pytest.approx(57.735, 1e-4)
+    assert scores.score("macro_f1", labels, predictions) == pytest.approx(220 / 3)
+    assert scores.score("matthews", labels, predictions) == pytest.approx(57.735, 1e-4)
     numbers = np.array([1.0, 2.0, 3.0])
     # Deviations (-1, 0, 1) and (-1, -1, 2): 3 / sqrt(2 * 6).
     others = np.array([0.0, 0.0, 3.0])
-    assert metrics.score("pearson", numbers, others) == pytest.approx(86.6025, 1e-5)
-    assert metrics.score("spearman", numbers, -numbers) == pytest.approx(-100)
+    assert scores.score("pearson", numbers, others) == pytest.approx(86.6025, 1e-5)
+    assert scores.score("spearman", numbers, -numbers) == pytest.approx(-100)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,22 +45,22 @@ def test_metrics_agree_with_the_libraries(seed):
         "matthews": sklearn.metrics.matthews_corrcoef(labels, predictions),
     }
     for name, value in expected.items():
-        assert metrics.score(name, labels, predictions) == pytest.approx(100 * value)
+        assert scores.score(name, labels, predictions) == pytest.approx(100 * value)
     macro = sklearn.metrics.f1_score(*three, average="macro")
-    assert metrics.score("macro_f1", *three) == pytest.approx(100 * macro)
+    assert scores.score("macro_f1", *three) == pytest.approx(100 * macro)
     pearson = scipy.stats.pearsonr(*numbers.astype(np.float64)).statistic
     spearman = scipy.stats.spearmanr(*numbers).statistic
-    assert metrics.score("pearson", *numbers) == pytest.approx(100 * pearson)
-    assert metrics.score("spearman", *numbers) == pytest.approx(100 * spearman)
+    assert scores.score("pearson", *numbers) == pytest.approx(100 * pearson)
+    assert scores.score("spearman", *numbers) == pytest.approx(100 * spearman)
 
 
-@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("name", scores.METRICS)
 @pytest.mark.parametrize("labels", [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
 @pytest.mark.parametrize("predictions", [[0, 0, 0, 0], [1, 1, 1, 1]])
 def test_constant_predictions_have_a_score(name, labels, predictions):
     """Warnings are errors, so this is also without a warning."""
     labels, predictions = np.array(labels), np.array(predictions)
-    value = metrics.score(name, labels, predictions)
+    value = scores.score(name, labels, predictions)
     equal = (labels == predictions).mean()
     if name in ("matthews", "pearson", "spearman"):
         assert value == 0
@@ -78,16 +78,16 @@ def test_constant_predictions_have_a_score(name, labels, predictions):
 def test_a_diverged_or_nearly_constant_regression_has_a_score():
     labels = np.array([0.0, 2.0, 5.0], np.float32)
     for bad in (np.nan, np.inf):
-        assert metrics.score("pearson", labels, np.array([1.0, bad, 2.0])) == 0
+        assert scores.score("pearson", labels, np.array([1.0, bad, 2.0])) == 0
     nearly = 3e9 + np.array([0.0, 0.0, 1e-6])
-    assert abs(metrics.score("pearson", labels, nearly)) <= 100
+    assert abs(scores.score("pearson", labels, nearly)) <= 100
 
 
-@pytest.mark.parametrize("row", paper.GLUE)
+@pytest.mark.parametrize("row", tables.PAPER_GLUE)
 def test_the_mean_of_nine_numbers_is_the_papers(row):
-    numbers, mean = paper.GLUE[row]
-    value, count = averages.mean(
-        AVERAGES["nine"], dict(zip(paper.NINE, numbers, strict=True))
+    numbers, mean = tables.PAPER_GLUE[row]
+    value, count = scores.mean(
+        AVERAGES["nine"], dict(zip(scores.NINE, numbers, strict=True))
     )
     assert count == 9
     assert value == pytest.approx(mean, abs=0.0501)  # the numbers are rounded, too
@@ -98,11 +98,11 @@ def test_two_rows_to_the_last_digit():
         ("crammed, A6000", "80.4"),
         ("BERT-base, fully trained", "81.0"),
     ):
-        numbers = dict(zip(paper.NINE, paper.GLUE[row][0], strict=True))
-        assert f"{averages.mean(AVERAGES['nine'], numbers)[0]:.1f}" == mean
+        numbers = dict(zip(scores.NINE, tables.PAPER_GLUE[row][0], strict=True))
+        assert f"{scores.mean(AVERAGES['nine'], numbers)[0]:.1f}" == mean
         # MNLI counts once here: (8 * mean - the mean of MNLI) / 8 would be wrong.
-        eight = (sum(numbers.values()) - sum(paper.GLUE[row][0][:2]) / 2) / 8
-        assert averages.mean(AVERAGES["eight"], numbers)[0] == pytest.approx(eight)
+        eight = (sum(numbers.values()) - sum(tables.PAPER_GLUE[row][0][:2]) / 2) / 8
+        assert scores.mean(AVERAGES["eight"], numbers)[0] == pytest.approx(eight)
 
 
 def entry(task, metric, median, others=None, **rows):
@@ -116,7 +116,7 @@ def entry(task, metric, median, others=None, **rows):
     scored = {**part(median), "best_rate": 4e-5, "others": others}
     return {
         "task": task,
-        "title": averages.TITLES[task],
+        "title": scores.TITLES[task],
         "metric": metric,
         "majority": 50.0,
         "notes": ["Something is missing"],
@@ -127,10 +127,10 @@ def entry(task, metric, median, others=None, **rows):
 
 def nine(**changes):
     """Entries of glue.json with the numbers of the A6000."""
-    numbers = paper.GLUE["crammed, A6000"][0]
+    numbers = tables.PAPER_GLUE["crammed, A6000"][0]
     results = {
         name: entry(name, metric, value)
-        for (name, metric), value in zip(paper.NINE, numbers, strict=True)
+        for (name, metric), value in zip(scores.NINE, numbers, strict=True)
     }
     results["mrpc"] = entry("mrpc", "f1", 89.0, {"accuracy": 85.0})
     results["qqp"] = entry("qqp", "f1", 87.7, {"accuracy": 91.0})
@@ -138,7 +138,7 @@ def nine(**changes):
 
 
 def test_averages_are_labelled():
-    found = averages.of(nine(), "pretrained")
+    found = scores.averages(nine(), "pretrained")
     assert list(found) == ["nine", "eight", "eight_accuracy"]
     assert found["nine"]["title"] == "GLUE, the paper's mean of nine numbers"
     assert found["nine"]["value"] == pytest.approx(723.6 / 9)
@@ -146,13 +146,13 @@ def test_averages_are_labelled():
     assert found["eight"]["value"] == pytest.approx(eight)
     accuracy = eight + (91.0 - 87.7 + 85.0 - 89.0) / 8
     assert found["eight_accuracy"]["value"] == pytest.approx(accuracy)
-    assert averages.of(nine(), "random") == {}
+    assert scores.averages(nine(), "random") == {}
 
 
 def test_an_average_over_fewer_numbers_says_so_and_is_not_called_glue():
     results = nine()
     del results["mnli_mm"], results["qqp"]
-    found = averages.of(results, "pretrained")
+    found = scores.averages(results, "pretrained")
     title = "mean of 7 of the paper's nine numbers, without MNLI-mm, QQP"
     assert found["nine"]["title"] == title
     rest = 84.0 + 92.3 + 87.0 + 57.4 + 90.0 + 89.0 + 51.8
@@ -161,7 +161,7 @@ def test_an_average_over_fewer_numbers_says_so_and_is_not_called_glue():
     assert found["eight"]["title"] == "mean of 7 of eight tasks, without MNLI-mm, QQP"
     assert found["eight"]["value"] == pytest.approx(rest / 7)
     assert not any("GLUE" in average["title"] for average in found.values())
-    assert averages.of({"cola": results["cola"]}, "pretrained") == {}
+    assert scores.averages({"cola": results["cola"]}, "pretrained") == {}
 
 
 def test_an_average_over_sampled_rows_says_so():
@@ -170,7 +170,7 @@ def test_an_average_over_sampled_rows_says_so():
         rte=entry("rte", "accuracy", 57.4, dev_rows=4),
         sst2=entry("sst2", "accuracy", 92.3, full_train_rows=0, train_rows=8),
     )
-    title = averages.of(results, "pretrained")["nine"]["title"]
+    title = scores.averages(results, "pretrained")["nine"]["title"]
     assert title == "GLUE, the paper's mean of nine numbers; sampled: RTE, QNLI"
 
 
@@ -201,7 +201,7 @@ def test_superglue_is_the_mean_of_ten_numbers():
     }
     results = {name: entry(name, metric, 50.0) for name, metric in scored.items()}
     results["cb"] = entry("cb", "macro_f1", 70.0, {"accuracy": 80.0})
-    found = averages.of(results, "pretrained")
+    found = scores.averages(results, "pretrained")
     assert list(found) == ["superglue"]
     assert found["superglue"]["value"] == pytest.approx((8 * 50 + 70 + 80) / 10)
     assert "ten numbers" in found["superglue"]["title"]
@@ -209,7 +209,7 @@ def test_superglue_is_the_mean_of_ten_numbers():
     page = tables.page(results, config.load("configs/default.py"), {})
     assert "paper: BERT-base, fully trained 56.6; crammed, A6000 54.2" in page
     assert "Beside the paper" not in page  # that is GLUE
-    title = averages.of(results, "pretrained")["superglue"]["title"]
+    title = scores.averages(results, "pretrained")["superglue"]["title"]
     assert title == "mean of 9 of the paper's ten numbers of harder tasks, without AX-b"
 
 
@@ -298,12 +298,12 @@ def test_a_broken_rule_makes_the_track_open(override, imported, reason):
 
 def test_text_filtered_by_rules_alone_is_of_the_rules_track():
     loaded = compared("data.sources=hf://datasets/HuggingFaceFW/fineweb/*.parquet")
-    assert paper.broken_rules(loaded, imported=False) == []
+    assert tables.broken_rules(loaded, imported=False) == []
 
 
 def test_a_learning_rate_for_each_task_is_not_the_papers_protocol():
     glue = compared("glue.epochs=20", "glue.learning_rates=(4e-5,1e-4)").glue
-    assert paper.departures(glue) == [
+    assert tables.departures(glue) == [
         "epochs 20 (5)",
         "learning_rates 4e-05 and 0.0001 (4e-05)",
         "the learning rate is chosen for each task (one for all)",
@@ -345,7 +345,35 @@ def test_a_bag_of_words_is_beside_every_score_and_named_where_it_is_as_good():
     assert "tf-idf" not in tables.page(nine(), compared(), {})
 
 
+def test_a_number_of_diverged_trials_is_marked_in_every_table():
+    """At the best rate alone: others are not chosen."""
+    results = nine()
+    for entry_ in results.values():
+        entry_["starts"]["pretrained"]["scores"]["0.1"] = [0.0]
+        entry_["starts"]["random"] = dict(entry_["starts"]["pretrained"])
+    results["rte"]["starts"]["random"]["diverged"] = {"4e-05": 1, "0.1": 1}
+    results["rte"]["starts"]["pretrained"]["diverged"] = {"4e-05": 0, "0.1": 1}
+    between = {"rte": {"difference": 1.0, "low": 0.0, "high": 2.0}}
+    between["cola"] = between["rte"]
+    loaded = compared("glue.starts=('pretrained','random')")
+    page = tables.page(results, loaded, {"pretrained - random": between})
+    marked = [line for line in page.splitlines() if "(diverged) |" in line]
+    assert [line.split(" | ")[0] for line in marked] == [
+        "| **random**",
+        "| GLUE, the paper's mean of nine numbers",
+        "| GLUE, mean of eight tasks, MNLI averaged",
+        "| GLUE, mean of eight tasks, MNLI averaged, MRPC and QQP by accuracy",
+        *["| RTE", "| RTE"],
+    ]
+    beside, means, *_, between, trials = marked
+    assert "| 57.4 (diverged) |" in beside and beside.endswith(" 80.4 (diverged) |")
+    assert beside.count("diverged") == 2
+    assert " | 80.4 | 80.4 (diverged) | - |" in means
+    assert "(+0.0 to +2.0) (diverged) |" in between
+    assert trials.startswith("| RTE | accuracy | random | 4e-05 | **57.4** (diverged)")
+
+
 def test_a_row_in_a_thousand_more_or_less_is_no_sample():
     qqp = entry("qqp", "f1", 87.7, train_rows=363_849, full_train_rows=363_846)
-    assert not averages.is_sampled(qqp)
-    assert averages.is_sampled(qqp | {"train_rows": 363_000})
+    assert not scores.is_sampled(qqp)
+    assert scores.is_sampled(qqp | {"train_rows": 363_000})

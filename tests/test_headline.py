@@ -117,6 +117,7 @@ def test_from_one_line_to_a_report(pile, tmp_path, monkeypatch, capsys):
     assert first == "workdir: runs/a4000"
     glue = next(n for n, line in enumerate(lines) if "GLUE: from TFDS" in line)
     assert lines[glue + 1].startswith("MRPC is not scored: data_mrpc_dev_ids.tsv canno")
+    assert sum("MRPC is not scored" in line for line in lines) == 1  # not tried again
     corpus = next(n for n, line in enumerate(lines) if line.startswith("corpus: "))
     assert glue + 1 < corpus
     assert any(line.startswith("CoLA: pretrained at") for line in lines)

@@ -10,9 +10,9 @@ import pytest
 from test_budget import FakeTime
 
 from cramjax import report
+from cramjax.config import BudgetConfig
 from cramjax.device import cards, monitor
 from cramjax.device.monitor import Throughput
-from cramjax.schema import BudgetConfig
 from cramjax.training import metrics_log, pretrain, progress
 from cramjax.training.budget import BudgetClock
 

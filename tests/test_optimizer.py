@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from cramjax.config import load
+from cramjax.config import OptimizerConfig, load
+from cramjax.config.training import OPTIMIZERS
 from cramjax.model.encoder import Classifier, MaskedLM
-from cramjax.schema import OPTIMIZERS, OptimizerConfig
 from cramjax.training import train_step
 from cramjax.training.optimizer import (
     METHODS,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from cramjax.data import ordering
+from cramjax.data import order as ordering
 from cramjax.device.compile import abstract
 from cramjax.errors import Interrupted, TrainingFailed, UserError
 from cramjax.model.flops import train_flops_per_token

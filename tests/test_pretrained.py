@@ -21,10 +21,9 @@ from tokenizers import (
 )
 
 import cramjax
-from cramjax import blimp, convert, imports
+from cramjax import blimp, convert, imports, score
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
-from cramjax.glue import standalone
 from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.run import run
 
@@ -430,7 +429,7 @@ def test_a_foreign_checkpoint_has_no_averages_to_score(tmp_path):
         "--config.glue.starts=('ema',)",
     ]
     with pytest.raises(UserError, match="this checkpoint has no averages"):
-        standalone.score(flags)
+        score.score(flags)
 
 
 def test_missing_files(tmp_path):

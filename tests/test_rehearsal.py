@@ -16,11 +16,11 @@ from conftest import TINY, tiny_config
 from filelock import FileLock
 
 from cramjax import rehearsal
+from cramjax.config import BudgetConfig
 from cramjax.data import sample
 from cramjax.device import host_memory
 from cramjax.errors import UserError
 from cramjax.main import main
-from cramjax.schema import BudgetConfig
 from cramjax.training import loop
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import tiny_config
 
 from cramjax import report
-from cramjax.schema import CurriculumConfig
+from cramjax.config import CurriculumConfig
 from cramjax.training.budget import CHARGED, FREE
 
 SUMMARY = {

@@ -11,7 +11,7 @@ from conftest import TINY, tiny_config
 from test_pretrain import stop_after
 
 from cramjax import config as config_module
-from cramjax import schema
+from cramjax.config import BudgetConfig
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.model.flops import train_flops_per_token
@@ -98,7 +98,7 @@ def test_several_passes_are_said(tiny, corpus):
         ({"hours": 9e9}, ""),
     ):
         none = {"hours": 0.0, "tokens": 0, "flops": 0.0}
-        config = dataclasses.replace(tiny, budget=schema.BudgetConfig(**none | budget))
+        config = dataclasses.replace(tiny, budget=BudgetConfig(**none | budget))
         line = more_than_one_pass(config, corpus)
         assert expected in line and bool(expected) == bool(line)
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cramjax import schema
 from cramjax.config import load
+from cramjax.config.training import CURVES
 from cramjax.errors import UserError
 from cramjax.training import schedules
 
@@ -75,7 +75,7 @@ def test_the_authors_schedules(name):
 
 
 def test_the_table_and_the_schema_have_the_same_names():
-    assert tuple(schedules.CURVES) == schema.CURVES
+    assert tuple(schedules.CURVES) == CURVES
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_curves_by_hand(changes, expected):
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("curve", schema.CURVES)
+@pytest.mark.parametrize("curve", CURVES)
 def test_every_curve_stays_between_0_and_1(curve):
     progress = np.linspace(0, 1, 1001, dtype=np.float32)
     for warmup, cooldown in ((0.1, 0.0), (0.1, 0.1)):

@@ -223,11 +223,17 @@ def test_if_trials_diverge_at_every_rate_there_is_no_submission(
     stsb_config, corpus, tmp_path, monkeypatch
 ):
     diverging(monkeypatch, bad_rates=[1e-3, 1e-2])
+    stale = tmp_path / "w" / "submission" / "random" / "STS-B.tsv"  # of deleted scores
+    stale.parent.mkdir(parents=True)
+    stale.write_text("index\tprediction\n")
     results, _ = scored(stsb_config, corpus, tmp_path / "w")
     assert results["stsb"]["starts"]["random"]["diverged"] == {"0.001": 1, "0.01": 1}
     page = (tmp_path / "w" / "glue.md").read_text()
     assert "trials diverged at every learning rate" in page
-    assert not (tmp_path / "w" / "submission").exists()
+    for row in ("| **random** | - | - | - |", "| STS-B | pearson | random |"):
+        [line] = [line for line in page.splitlines() if line.startswith(row)]
+        assert line.count(" (diverged) |") == 1
+    assert not stale.exists()
 
 
 def test_an_interruption_keeps_finished_trials(
@@ -261,8 +267,8 @@ def test_an_interruption_keeps_finished_trials(
     assert files == {"own-random-0.001.npz"}
 
 
-def test_trials_of_other_weights_rows_or_settings_are_not_kept(
-    own_config, corpus, tmp_path
+def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
+    own_config, corpus, tmp_path, monkeypatch
 ):
     sets = evaluate._load(own_config, *tasks.get(own_config.glue), corpus.tokenizer)
     weights = {"embedding": np.ones(3, np.float32)}
@@ -285,8 +291,30 @@ def test_trials_of_other_weights_rows_or_settings_are_not_kept(
         journal_of(with_glue(own_config, epochs=3)),
     ):
         assert other.kept(0) is None
-    journal_of(with_glue(own_config, tasks=("own", "rte"))).clear()
-    assert journal_of().kept(0) is None
+    for versions in ("code_version", "library_versions"):
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, versions, lambda: "another one")
+            assert journal_of().kept(0) is None
+    assert journal_of().kept(0) is not None
+
+
+def test_a_finished_job_leaves_no_trials(own_config, tmp_path):
+    """Also none that a configuration with more trials began, or of another version."""
+    group = finetuning.Group(range(1), 1, [np.ones((1, 8, 2))], np.array([4]))
+
+    def journal_of(rate, **glue):
+        config = with_glue(own_config, **glue)
+        rows = separable()
+        job = journal.Job(config, "own", "Own", "random", rate, rows, {}, {})
+        return journal.Journal(job, None, tmp_path, 0)
+
+    for first in (0, 4):
+        trials = range(first, first + 1)
+        journal_of(1e-3, trials=5).finished(dataclasses.replace(group, trials=trials))
+    journal_of(1e-4, trials=5).finished(group)
+    journal_of(1e-3, trials=2).clear()
+    left = [path.name for path in (tmp_path / "predictions").iterdir()]
+    assert left == ["own-random-0.0001.trial0.npz"]
 
 
 def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):
@@ -328,10 +356,10 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
             watch.stepped(range(1, 3), step, 100, 0.5)
     # Of 300 trial-steps 140 are done at 32 s, 20 of them in the last 16 s.
     assert capsys.readouterr().out.splitlines() == [
-        "fine-tuning  46.7%  Own: random at 0.001, trial 2-3 of 3, step 20 of 100, "
-        "loss 0.500, left 0:02:08",
-        "fine-tuning  60.0%  Own: random at 0.001, trial 2-3 of 3, step 40 of 100, "
-        "loss 0.500, left 0:01:36",
+        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 20 of "
+        "100, loss 0.500, 47% done, 0:02:08 left",
+        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 40 of "
+        "100, loss 0.500, 60% done, 0:01:36 left",
     ]
 
 

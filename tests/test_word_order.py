@@ -10,9 +10,8 @@ from conftest import start, tiny_config
 
 from cramjax import likelihood, word_order
 from cramjax.data.corpus import Corpus
-from cramjax.data.kinds import SPECIAL_TOKENS
 from cramjax.data.prepare import prepare
-from cramjax.data.tokenizer import CLS, SEP
+from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.study import Study, table
 
 

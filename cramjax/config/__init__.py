@@ -35,13 +35,3 @@ from cramjax.config.training import (
     ScheduleConfig,
     ValidationConfig,
 )
-
-DEFAULT = "default"  # moved
-from_recorded = from_dict  # moved
-
-
-def parse_command_line(*args, **kwargs):  # moved
-    """See `flags.parse_command_line`."""
-    from cramjax import flags
-
-    return flags.parse_command_line(*args, **kwargs)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax.schema import Config
+from cramjax.config import Config
 
 MIN_COMPILE_S = 0.5  # a program that compiles faster is not worth a file
 MEASURED_S = 2.0  # of steps, at least

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from cramjax.config import Config
 from cramjax.device import host_memory
 from cramjax.device.cards import of_device
 from cramjax.device.compile import (
@@ -19,7 +20,6 @@ from cramjax.device.compile import (
     tree_bytes,
 )
 from cramjax.errors import UserError, is_out_of_memory, one_line
-from cramjax.schema import Config
 
 # Makes the micro-step of a config for this device: `train_step.build`.
 Build = Callable[[Config], MicroStep]

@@ -1,6 +1,7 @@
 """The baseline without word order: a linear model on words and word pairs."""
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,9 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge, SGDClassifier
 
-from cramjax.glue import data, metrics
+from cramjax.config import Config
+from cramjax.glue import data, scores
 from cramjax.glue.tasks import Task
-from cramjax.schema import Config
 
 TOKENS = r"\w+|[^\w\s]"  # words and punctuation marks
 STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all tasks
@@ -28,18 +29,22 @@ def add(
         return
     rows = data.load(task, config.glue)
     train = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
+    say(f"{task.title}: bag of words: fitting it to {len(train):,} training rows")
+    begun = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
+    seconds = time.monotonic() - begun
     for scored in task.dev:
         if scored.name in entries:
             found = {
-                metric: metrics.score(
+                metric: scores.score(
                     metric, rows.dev[scored.name].labels_N, predictions[scored.name]
                 )
                 for metric in scored.metrics
             }
             entries[scored.name]["bag_of_words"] = found
             first = scored.metrics[0]
-            say(f"{scored.title}: bag of words: {first} {found[first]:.1f}")
+            score = f"{first} {found[first]:.1f}"
+            say(f"{scored.title}: bag of words: {score} ({seconds:.0f}s)")
 
 
 def predict(

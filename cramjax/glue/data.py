@@ -1,22 +1,128 @@
-"""Tasks to text with class ids, and that to padded token arrays."""
+"""From task files to rows of text with class ids, and to padded token arrays."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax.config import GlueConfig
 from cramjax.data import tokenizer
-from cramjax.data.packing import token_dtype
 from cramjax.errors import UserError
-from cramjax.glue import metrics, readers, tfds_source
-from cramjax.glue.readers import Incomplete
-from cramjax.glue.tasks import Split, Task
-from cramjax.schema import GlueConfig
+from cramjax.glue import tfds_source
+from cramjax.glue.tasks import (
+    OF_TWO_CLASSES,
+    Form,
+    Incomplete,
+    Row,
+    Split,
+    Table,
+    Task,
+)
+from cramjax.tokens import token_dtype
 
+LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 SOME = 10  # labels named in a message
+
+
+def read(path: Path, form: Form) -> Table:
+    """Reads a `.tsv`, in which quotes are plain characters, or a `.jsonl`.
+
+    Raises:
+      UserError: what cannot be read, with its line.
+    """
+    table = READERS[path.suffix](path, form)
+    if not table.rows:
+        raise UserError(f"{path} has no rows")
+    return table
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields line numbers, from 1, and lines without their ends."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")  # MRPC's dev set has a byte-order mark
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line} is not UTF-8: {error.reason}") from error
+    # Not splitlines(), nor the csv module: texts may have other line breaks in them.
+    lines = text.split("\n")
+    while lines and not lines[-1].strip(" \r"):  # editors leave blank lines at the end
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        yield number, line.removesuffix("\r")
+
+
+def _read_tsv(path: Path, form: Form) -> Table:
+    lines = ((number, line.split("\t")) for number, line in _lines(path))
+    columns = [*form.texts, *([] if form.label is None else [form.label])]
+    width = form.width
+    if not width:
+        names = next(lines, (1, columns))[1]
+        for name in columns:
+            if name not in names:
+                raise UserError(
+                    f"{path} has no column {name!r}; it has {names}{form.way_out(name)}"
+                )
+        width = len(names)
+        columns = [names.index(name) for name in columns]
+    rows, left_out = [], 0
+    for number, values in lines:
+        if form.skip_short and len(values) < width:
+            left_out += 1
+            continue
+        if len(values) != width:
+            found = "is blank" if values == [""] else f"has {len(values)} columns"
+            raise UserError(f"{path}:{number} {found}, not {width} columns")
+        picked = [values[column] for column in columns]
+        label = None if form.label is None else picked.pop()
+        rows.append(Row(number, tuple(picked), label))
+    return Table(str(path), rows, left_out)
+
+
+def _read_jsonl(path: Path, form: Form) -> Table:
+    rows = []
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: {error}") from error
+        try:
+            records = list(form.expand(record)) if form.expand else [record]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where} lacks a part: {error}") from error
+        for record in records:
+            texts = tuple(_field(record, name, where, form) for name in form.texts)
+            label = form.label and _field(record, form.label, where, form)
+            rows.append(Row(number, texts, label))
+    return Table(str(path), rows)
+
+
+def _field(record: Any, name: str, where: str, form: Form) -> str:
+    """Returns a field as text; a dot in the name leads into an object."""
+    value = record
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UserError(f"{where} has no {name!r}{form.way_out(name)}")
+        value = value[part]
+    if not isinstance(value, (str, bool, int, float)):
+        raise UserError(
+            f"{where} has no text or number in {name!r}{form.way_out(name)}"
+        )
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+READERS = {".tsv": _read_tsv, ".jsonl": _read_jsonl}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +182,7 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
     """
     notes: list[str] = []
 
-    def find(split: Split) -> readers.Table | None:
+    def find(split: Split) -> Table | None:
         table = _find(task, split, glue)
         if table and table.left_out:
             notes.append(
@@ -135,14 +241,14 @@ def is_from_tfds(task: Task, glue: GlueConfig) -> bool:
     return task.source == "glue" and not own_files
 
 
-def _find(task: Task, split: Split, glue: GlueConfig) -> readers.Table | None:
+def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     """Returns a split as it is in its file, or None without a file."""
     if is_from_tfds(task, glue):
         return tfds_source.read(task, split, glue)
     for file in split.files:
         path = _folder(task, glue)[1] / file
         if path.is_file():
-            return readers.read(path, split.form)
+            return read(path, split.form)
     return None
 
 
@@ -165,7 +271,7 @@ def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
 
 def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
     """Refuses labels that the metric cannot tell apart."""
-    two = task.dev[0].metrics[0] in metrics.OF_TWO_CLASSES
+    two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
             f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
@@ -174,9 +280,7 @@ def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
         )
 
 
-def _rows(
-    table: readers.Table, labels: tuple[str, ...], task: Task, labelled: bool
-) -> Rows:
+def _rows(table: Table, labels: tuple[str, ...], task: Task, labelled: bool) -> Rows:
     """Turns labels into class ids or numbers, or all into 0 if there are none."""
     ids = {label: i for i, label in enumerate(labels)}
     labels_N = np.zeros(len(table.rows), np.float32 if task.regression else np.int32)
@@ -276,3 +380,19 @@ def template(
     length_a = min(len(a), max(room - len(b), room - room // 2))
     length_b = min(len(b), room - length_a)
     return [*cls, *a[:length_a], *sep, *b[:length_b], *sep]
+
+
+def padded_length(tokens: np.ndarray, max_length: int) -> int:
+    """Returns the longest row's length, rounded up to LENGTH_STEP.
+
+    Not beyond `max_length`: there may be no more learned positions than that.
+    """
+    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
+    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
+
+
+def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
+    """Cuts or pads the rows."""
+    missing = max(length - tokens_NxL.shape[1], 0)
+    widths = [(0, 0), (0, missing)]
+    return np.pad(tokens_NxL, widths, constant_values=tokenizer.PAD)[:, :length]

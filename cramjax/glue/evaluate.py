@@ -1,4 +1,4 @@
-"""All tasks, from all starts, at all learning rates: the scores of a run."""
+"""All tasks, from all initializations, at all learning rates: the scores of a run."""
 
 import dataclasses
 import itertools
@@ -11,22 +11,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax import files
+from cramjax.config import Config
 from cramjax.errors import UserError
-from cramjax.glue import (
-    averages,
-    bag_of_words,
-    batches,
-    data,
-    difference,
-    metrics,
-    scores,
-    tables,
-    tasks,
-    tfds_source,
-)
+from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.finetune import EVAL_BATCH, finetune, seconds_per_row
 from cramjax.glue.journal import Job, Journal
-from cramjax.schema import Config
 
 RESULTS = "glue.json"
 TABLE = "glue.md"
@@ -186,7 +175,7 @@ def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> fl
         lengths.append(
             np.mean(
                 [
-                    batches.padded_length(some.tokens_NxL[step::steps], glue.max_length)
+                    data.padded_length(some.tokens_NxL[step::steps], glue.max_length)
                     for step in range(steps)
                 ]
             )
@@ -280,10 +269,10 @@ def evaluate(
                 _write(path, results, config)
                 journal.clear()
             for entry in entries.values():
-                say(_told(entry, job, time.monotonic() - begin))
+                say(_scores_line(entry, job, time.monotonic() - begin))
     if results and new:
         differences = {
-            f"{first} - {second}": difference.between(results, workdir, first, second)
+            f"{first} - {second}": scores.differences(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
         }
         _write(path, results, config, differences)
@@ -292,7 +281,7 @@ def evaluate(
     return results
 
 
-def _told(entry: dict[str, Any], job: Job, seconds: float) -> str:
+def _scores_line(entry: dict[str, Any], job: Job, seconds: float) -> str:
     """Returns a line about one set's scores at one rate."""
     scored, rate = entry["starts"][job.start], f"{job.rate:g}"
     trials = scored["scores"][rate]
@@ -343,7 +332,7 @@ def _write(
     config: Config,
     differences: dict[str, Any] | None = None,
 ) -> None:
-    means = {start: averages.of(results, start) for start in config.glue.starts}
+    means = {start: scores.averages(results, start) for start in config.glue.starts}
     content = {"tasks": results, "averages": means, "differences": differences or {}}
     files.write_json(path, content)
 
@@ -352,22 +341,20 @@ def _jobs(
     results: dict[str, Any], task: tasks.Task, config: Config
 ) -> list[tuple[str, float]]:
     """Returns the initializations and rates at which a task is not scored yet."""
+    entries = _of_task(results, task).values()
+
+    def is_scored(start: str, rate: float) -> bool:
+        return bool(entries) and all(
+            f"{rate:g}" in entry["starts"].get(start, {"scores": {}})["scores"]
+            for entry in entries
+        )
+
     return [
         (start, rate)
         for start in config.glue.starts
         for rate in config.glue.learning_rates
-        if not _is_done(results, task, start, rate)
+        if not is_scored(start, rate)
     ]
-
-
-def _is_done(
-    results: dict[str, Any], task: tasks.Task, start: str, rate: float
-) -> bool:
-    of_task = _of_task(results, task)
-    return bool(of_task) and all(
-        f"{rate:g}" in entry["starts"].get(start, {"scores": {}})["scores"]
-        for entry in of_task.values()
-    )
 
 
 def _of_task(results: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
@@ -417,7 +404,7 @@ def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
             "full_train_rows": task.train_rows,
             "dev_rows": len(dev[name]),
             "full_dev_rows": s.rows,
-            "majority": metrics.score(s.metrics[0], dev[name].labels_N, majority_N),
+            "majority": scores.score(s.metrics[0], dev[name].labels_N, majority_N),
             "notes": rows.notes,
             "starts": {},
         }
@@ -465,11 +452,8 @@ def _one(
     first, *_ = of_task = list(entries.values())
     for entry in of_task:
         scored = entry["starts"][start]
-        for key, value in (
-            ("diverged", scores.diverged(outputs)),
-            ("skipped", journal.skipped),
-        ):
-            scored.setdefault(key, {})[f"{rate:g}"] = value
+        scored.setdefault("diverged", {})[f"{rate:g}"] = scores.diverged(outputs)
+        scored.setdefault("skipped", {})[f"{rate:g}"] = journal.skipped
         if journal.at_once:
             entry["trials_at_once"] = journal.at_once
     scores.summarise(of_task, start)

@@ -1,4 +1,4 @@
-"""Fine-tuning one task: several trials in one program, from one kind of start.
+"""Fine-tuning one task: several trials in one program, from one kind of initialization.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
 `model.encoder`.
@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.errors import UserError, is_out_of_memory
-from cramjax.glue import batches
-from cramjax.glue.data import Encoded
+from cramjax.glue.data import Encoded, padded_length, resized
 from cramjax.model.encoder import Classifier
-from cramjax.schema import GlueConfig, ModelConfig
 from cramjax.training import loss_scale, losses, schedules
 from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
+CHUNK = 64  # steps of a compiled loop, at most: small batches are not bound by Python
 _FOREVER = np.iinfo(np.int32).max
 
 
@@ -194,22 +194,18 @@ def finetune(
             if not is_out_of_memory(error):
                 raise
             if at_once <= 1:
-                raise _explained(glue) from error
+                raise UserError(
+                    f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
+                    "trial is too much for the memory of "
+                    f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
+                    "--config.glue.max_length"
+                ) from error
             at_once = -(-at_once // 2)
             continue
         groups.append(group)
         first, at_once = group.trials.stop, group.at_once
     parts = zip(*(group.outputs for group in groups), strict=True)
     return [np.concatenate(part) for part in parts]
-
-
-def _explained(glue: GlueConfig) -> UserError:
-    """Returns what to do if not even one trial fits into the memory."""
-    return UserError(
-        f"config.glue.batch_size is {glue.batch_size}: fine-tuning one trial is too "
-        f"much for the memory of {jax.devices()[0].device_kind}; pass a smaller one, "
-        "or a smaller --config.glue.max_length"
-    )
 
 
 def trials_at_once(static: _Static, train: Encoded) -> int:
@@ -222,7 +218,7 @@ def trials_at_once(static: _Static, train: Encoded) -> int:
     glue = static.glue
     if glue.trials_at_once or glue.trials == 1:
         return min(glue.trials_at_once or 1, glue.trials)
-    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
+    longest = padded_length(train.tokens_NxL, glue.max_length)
     # One measurement serves all tasks of these shapes: only the last layer differs.
     seconds = _seconds(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
     return min(seconds, key=seconds.__getitem__)
@@ -261,7 +257,7 @@ def _seconds_per_step(static: _Static, count: int, length: int) -> float:
     labels_N = jnp.zeros(batch, jnp.int32)
     keys_T = jax.random.split(jax.random.key(0), count)
     trials_T = _init(static, keys_T, None)
-    rows_SxTxB = np.zeros((batches.CHUNK, count, batch), np.int32)
+    rows_SxTxB = np.zeros((CHUNK, count, batch), np.int32)
     best = float("inf")
     for steps in (1, 4, 4):  # the first one compiles
         jax.block_until_ready(trials_T)
@@ -293,15 +289,15 @@ def _train(
     glue = static.glue
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
     trials_T = _init(static, keys_T, pretrained)
-    longest = batches.padded_length(train.tokens_NxL, glue.max_length)
-    tokens_NxL = jnp.asarray(batches.resized(train.tokens_NxL, longest))
+    longest = padded_length(train.tokens_NxL, glue.max_length)
+    tokens_NxL = jnp.asarray(resized(train.tokens_NxL, longest))
     labels_N = jnp.asarray(train.labels_N)
     steps_per_epoch = len(train) // glue.batch_size
     steps = glue.epochs * steps_per_epoch
     step, loss_T = 0, np.zeros(len(trials))
-    for length, rows_SxTxB in batches.chunks(train, glue, trials, seed):
+    for length, rows_SxTxB in chunks(train, glue, trials, seed):
         count = len(rows_SxTxB)
-        rows_SxTxB = np.pad(rows_SxTxB, [(0, batches.CHUNK - count), (0, 0), (0, 0)])
+        rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
         trials_T = _train_chunk(
             *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
             *(rows_SxTxB, np.int32(count), np.int32(step)),
@@ -421,8 +417,8 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
     for start in range(0, len(rows), EVAL_BATCH):
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
         tokens_BxL = rows.tokens_NxL[ids_B]
-        length = batches.padded_length(tokens_BxL, static.glue.max_length)
-        tokens_BxL = batches.resized(tokens_BxL, length)
+        length = padded_length(tokens_BxL, static.glue.max_length)
+        tokens_BxL = resized(tokens_BxL, length)
         outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
     return np.concatenate(outputs, axis=1)[:, : len(rows)]
 
@@ -435,3 +431,43 @@ def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array
             {"params": params}, tokens_BxL, mask_BxL
         )
     )(params_T)
+
+
+def chunks(
+    train: Encoded, glue: GlueConfig, trials: range, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (length, rows_SxTxB): steps in a row of the same length, at most CHUNK.
+
+    A chunk ends where its epoch does.
+
+    A step is as long as the longest row of all trials' batches, rounded up to
+    LENGTH_STEP, also where only some of the trials are asked for: dropout depends on
+    the shape. Rows are not grouped by length, which would be another shuffle.
+    """
+    waiting: list[np.ndarray] = []
+    length = 0
+    steps_per_epoch = len(train) // glue.batch_size
+    for step, rows_TxB in enumerate(batches(len(train), glue, seed)):
+        needed = padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
+        new_epoch = step % steps_per_epoch == 0
+        if waiting and (needed != length or len(waiting) == CHUNK or new_epoch):
+            yield length, np.stack(waiting)
+            waiting = []
+        length = needed
+        waiting.append(rows_TxB[trials.start : trials.stop])
+    if waiting:
+        yield length, np.stack(waiting)
+
+
+def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
+    """Yields int32 rows_TxB; the order depends on (seed, trial, epoch) alone."""
+    usable = rows - rows % glue.batch_size
+    for epoch in range(glue.epochs):
+        order_TxN = np.stack(
+            [
+                np.random.default_rng([seed, trial, epoch]).permutation(rows)
+                for trial in range(glue.trials)
+            ]
+        ).astype(np.int32)
+        for start in range(0, usable, glue.batch_size):
+            yield order_TxN[:, start : start + glue.batch_size]

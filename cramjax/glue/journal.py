@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.live import Live
+from rich.text import Text
 
 from cramjax import files
+from cramjax.config import Config
 from cramjax.glue import scores
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import EVAL_BATCH, Group, Watch
-from cramjax.schema import Config
 from cramjax.training.metrics_log import MetricsLog
 from cramjax.version import code_version, library_versions
 
@@ -95,14 +95,8 @@ class Journal(Watch):
         self._last_plain = time.monotonic()
         self._live = None
         if sys.stdout.isatty():
-            self._live = RichProgress(
-                TextColumn("fine-tuning {task.percentage:5.1f}%"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                console=Console(),
-                transient=True,
-            )
-            self._line = self._live.add_task(f"{self._title()}: compiling", total=1.0)
+            line = Text(f"{self._title}: compiling")
+            self._live = Live(line, console=Console(), transient=True)
 
     def __enter__(self):
         self._log = MetricsLog(self._workdir / LOG)
@@ -115,8 +109,10 @@ class Journal(Watch):
             self._live.stop()
         self._log.__exit__(*error)
 
+    @property
     def _title(self) -> str:
-        return f"{self._job.title}: {self._job.start} at {self._job.rate:g}"
+        job = self._job
+        return f"fine-tuning {job.title} ({job.start}, learning rate {job.rate:g})"
 
     def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
         """Shows how far the job is, on a terminal at once, elsewhere now and then."""
@@ -125,20 +121,21 @@ class Journal(Watch):
         if self._first is None:  # the first chunk compiles: the speed is that after it
             self._first = (now, done)
         begin, before = self._first
-        ends = sorted({trials.start + 1, trials.stop})
-        left = "-"
-        if done > before:
-            seconds = (whole - done) * (now - begin) / (done - before)
-            left = str(datetime.timedelta(seconds=round(seconds)))
+        which = f"trial {trials.start + 1}"
+        if len(trials) > 1:
+            which = f"trials {trials.start + 1} to {trials.stop}"
         text = (
-            f"{self._title()}, trial {'-'.join(map(str, ends))} of {count}, "
-            f"step {step:,} of {steps:,}, loss {loss:.3f}, left {left}"
+            f"{self._title}: {which} of {count}, step {step:,} of {steps:,}, loss "
+            f"{loss:.3f}, {done / whole:.0%} done"
         )
+        if done > before:
+            seconds = round((whole - done) * (now - begin) / (done - before))
+            text += f", {datetime.timedelta(seconds=seconds)} left"
         if self._live:
-            self._live.update(self._line, completed=done / whole, description=text)
+            self._live.update(Text(text))
         elif now - self._last_plain > PLAIN_EVERY_S:
             self._last_plain = now
-            print(f"fine-tuning {done / whole:6.1%}  {text}", flush=True)
+            print(text, flush=True)
 
     def epoch(
         self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
@@ -195,18 +192,24 @@ class Journal(Watch):
         files.write_bytes(path, buffer.getvalue())
 
     def clear(self) -> None:
-        """Deletes the groups: the job's scores and predictions are written."""
-        for first in range(self._job.config.glue.trials):
-            self._path(first).unlink(missing_ok=True)
+        """Deletes the groups: the job's scores and predictions are written.
+
+        Also those that a configuration with more trials has left.
+        """
+        for path in self._path(0).parent.glob(f"{self._name}.trial*.npz"):
+            path.unlink(missing_ok=True)
 
     def _note(self, group: Group) -> Group:
         self.at_once = group.at_once
         self.skipped += group.skipped_T.tolist()
         return group
 
+    @property
+    def _name(self) -> str:
+        return f"{self._job.task}-{self._job.start}-{self._job.rate:g}"
+
     def _path(self, first: int) -> Path:
-        name = f"{self._job.task}-{self._job.start}-{self._job.rate:g}.trial{first}.npz"
-        return self._workdir / scores.PREDICTIONS / name
+        return self._workdir / scores.PREDICTIONS / f"{self._name}.trial{first}.npz"
 
     @functools.cached_property
     def _fingerprint(self) -> str:

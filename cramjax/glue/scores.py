@@ -1,18 +1,71 @@
-"""What trials predicted, what it scored, and the files of it."""
+"""Scores: metrics, what trials predicted, averages over tasks, and differences.
 
+An entry is what glue.json says about a scored set, see `evaluate.evaluate`.
+"""
+
+import dataclasses
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from cramjax import files
 from cramjax.errors import UserError
-from cramjax.glue import metrics
+from cramjax.glue.tasks import TASKS
 
 PREDICTIONS = "predictions"
 SUBMISSION = "submission"
+BAG_OF_WORDS = "bag of words"  # stands for an initialization in tables and averages
+DRAWS = 500  # of the bootstrap
+LEVEL = 0.95  # of its interval
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+Number = tuple[str, str]  # a scored set and a metric
+Entry = dict[str, Any]
+
+
+def _matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """A constant side has no correlation: 0, as in arXiv 2212.14034, section 5."""
+    if np.ptp(labels_N) == 0 or np.ptp(predictions_N) == 0:
+        return 0.0
+    return matthews_corrcoef(labels_N, predictions_N)
+
+
+def _correlation(
+    function: Callable, labels_N: np.ndarray, predictions_N: np.ndarray
+) -> float:
+    """Returns 0 where it is undefined: for a constant side or a diverged trial."""
+    sides = [np.asarray(x, np.float64) for x in (labels_N, predictions_N)]
+    if not all(np.isfinite(x).all() and np.ptp(x) > 0 for x in sides):
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        value = float(function(*sides).statistic)
+    return value if np.isfinite(value) else 0.0
+
+
+# Each takes (labels_N, predictions_N): class ids, or the numbers of a regression.
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy_score,
+    "f1": partial(f1_score, average="binary", zero_division=0),  # of class 1
+    # Over all answers of all questions, as MultiRC calls it.
+    "f1a": partial(f1_score, average="binary", zero_division=0),
+    "macro_f1": partial(f1_score, average="macro", zero_division=0),
+    "matthews": _matthews,
+    "pearson": partial(_correlation, stats.pearsonr),
+    "spearman": partial(_correlation, stats.spearmanr),
+}
+
+
+def score(metric: str, labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """Returns the metric times 100, as GLUE reports it."""
+    return 100.0 * float(METRICS[metric](labels_N, predictions_N))
 
 
 def predictions(outputs_TxNxC: np.ndarray) -> np.ndarray:
@@ -26,13 +79,8 @@ def of_trials(
     names: Sequence[str], labels_N: np.ndarray, outputs_TxNxC: np.ndarray
 ) -> dict[str, list[float]]:
     """Returns {metric: score of each trial}."""
-    return {
-        metric: [
-            metrics.score(metric, labels_N, predictions_N)
-            for predictions_N in predictions(outputs_TxNxC)
-        ]
-        for metric in names
-    }
+    predictions_TxN = predictions(outputs_TxNxC)
+    return {m: [score(m, labels_N, p_N) for p_N in predictions_TxN] for m in names}
 
 
 def diverged(outputs: Sequence[np.ndarray]) -> int:
@@ -41,18 +89,17 @@ def diverged(outputs: Sequence[np.ndarray]) -> int:
     return int((~np.all(finite_SxT, axis=0)).sum())
 
 
-def add(
-    entry: dict[str, Any], start: str, rate: float, trials: dict[str, list[float]]
-) -> None:
-    """Puts {metric: score of each trial} into a set's entry of glue.json."""
+def add(entry: Entry, start: str, rate: float, trials: dict[str, list[float]]) -> None:
+    """Puts {metric: score of each trial} into an entry."""
     scored = entry["starts"].setdefault(start, {"scores": {}, "others": {}})
     for metric, scores in trials.items():
-        other = scored["others"].setdefault(metric, {"scores": {}})
-        (scored if metric == entry["metric"] else other)["scores"][f"{rate:g}"] = scores
-    scored["others"].pop(entry["metric"])
+        part = scored
+        if metric != entry["metric"]:
+            part = scored["others"].setdefault(metric, {"scores": {}})
+        part["scores"][f"{rate:g}"] = scores
 
 
-def summarise(entries: Sequence[dict[str, Any]], start: str) -> None:
+def summarise(entries: Sequence[Entry], start: str) -> None:
     """Adds to the entries of a task what the best rate's trials scored.
 
     The first entry's first metric chooses the rate for all of them, among those by
@@ -69,11 +116,23 @@ def summarise(entries: Sequence[dict[str, Any]], start: str) -> None:
         scored = entry["starts"][start]
         scored["best_rate"] = float(best)
         for part in (scored, *scored["others"].values()):
-            part.update(_spread(part["scores"][best]))
+            trials = part["scores"][best]
+            part["median"] = float(np.median(trials))
+            part["mean"] = float(np.mean(trials))
+            part["std"] = float(np.std(trials, ddof=1)) if len(trials) > 1 else None
+            part["min"], part["max"] = min(trials), max(trials)
 
 
-def divergences(entry: dict[str, Any]) -> list[str]:
-    """Returns a sentence about each start whose trials diverged."""
+def has_diverged(scored: Mapping[str, Any]) -> bool:
+    """Returns whether trials of an initialization diverged at its best rate.
+
+    That is so only if trials diverged at every rate.
+    """
+    return bool(scored.get("diverged", {}).get(f"{scored['best_rate']:g}"))
+
+
+def divergences(entry: Entry) -> list[str]:
+    """Returns a sentence about each initialization whose trials diverged."""
     sentences = []
     for start, scored in entry["starts"].items():
         diverged = {r: n for r, n in scored.get("diverged", {}).items() if n}
@@ -83,27 +142,201 @@ def divergences(entry: dict[str, Any]) -> list[str]:
             f"{count} of {len(scored['scores'][rate])} trials at {rate}"
             for rate, count in diverged.items()
         )
-        if f"{scored['best_rate']:g}" in diverged:
+        rest = "these learning rates are not chosen"
+        if has_diverged(scored):
             rest = (
-                "trials diverged at every learning rate: the score shown counts them "
-                "as a constant prediction, and there is no submission"
+                "trials diverged at every learning rate: its scores, marked "
+                "(diverged), count them as a constant prediction, and there is no "
+                "submission"
             )
-        else:
-            rest = "these learning rates are not chosen"
         sentences.append(
             f"{entry['title']}, {start}: the outputs of {found} are not finite; {rest}"
         )
     return sentences
 
 
-def _spread(scores: Sequence[float]) -> dict[str, float | None]:
-    return {
-        "median": float(np.median(scores)),
-        "mean": float(np.mean(scores)),
-        "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        "min": min(scores),
-        "max": max(scores),
-    }
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A mean of numbers, or of means of numbers.
+
+    Attributes:
+      title: of the mean of all groups.
+      fewer: its title if some are missing; `{}` becomes the count of the others.
+      groups: numbers whose means have the same weight.
+    """
+
+    title: str
+    fewer: str
+    groups: tuple[tuple[Number, ...], ...]
+
+
+# The nine numbers of the paper, in its order; MNLI counts twice in their mean.
+NINE = (
+    ("mnli", "accuracy"),
+    ("mnli_mm", "accuracy"),
+    ("sst2", "accuracy"),
+    ("stsb", "pearson"),
+    ("rte", "accuracy"),
+    ("qnli", "accuracy"),
+    ("qqp", "f1"),
+    ("mrpc", "f1"),
+    ("cola", "matthews"),
+)
+_EIGHT = (NINE[:2], *((number,) for number in NINE[2:]))
+_BY_ACCURACY = {
+    ("qqp", "f1"): ("qqp", "accuracy"),
+    ("mrpc", "f1"): ("mrpc", "accuracy"),
+}
+_SUPERGLUE = (
+    ("cb", "macro_f1"),
+    ("cb", "accuracy"),
+    ("copa", "accuracy"),
+    ("multirc", "f1a"),
+    ("superglue_rte", "accuracy"),
+    ("wic", "accuracy"),
+    ("wsc", "accuracy"),
+    ("boolq", "accuracy"),
+    ("axb", "matthews"),
+    ("axg", "accuracy"),
+)
+AVERAGES = {
+    "nine": Average(
+        "GLUE, the paper's mean of nine numbers",
+        "mean of {} of the paper's nine numbers",
+        tuple((number,) for number in NINE),
+    ),
+    "eight": Average(
+        "GLUE, mean of eight tasks, MNLI averaged",
+        "mean of {} of eight tasks",
+        _EIGHT,
+    ),
+    "eight_accuracy": Average(
+        "GLUE, mean of eight tasks, MNLI averaged, MRPC and QQP by accuracy",
+        "mean of {} of eight tasks, MRPC and QQP by accuracy",
+        tuple(tuple(_BY_ACCURACY.get(n, n) for n in group) for group in _EIGHT),
+    ),
+    "superglue": Average(
+        "SuperGLUE, the paper's mean of ten numbers, without ReCoRD",
+        "mean of {} of the paper's ten numbers of harder tasks",
+        tuple((number,) for number in _SUPERGLUE),
+    ),
+}
+TITLES = {s.name: s.title for task in TASKS.values() for s in task.dev}
+
+
+def mean(average: Average, values: Mapping[Number, float]) -> tuple[float, int] | None:
+    """Returns the mean of the groups that have a number, and their count.
+
+    None for fewer than two: that is no average.
+    """
+    groups = [[values[n] for n in group if n in values] for group in average.groups]
+    means = [np.mean(group) for group in groups if group]
+    return (float(np.mean(means)), len(means)) if len(means) > 1 else None
+
+
+def numbers(results: Mapping[str, Entry], start: str) -> dict[Number, float]:
+    """Returns the medians of an initialization, of every set and metric."""
+    values = {}
+    for name, entry in results.items():
+        if start == BAG_OF_WORDS:
+            found = entry.get("bag_of_words", {})
+            values |= {(name, metric): value for metric, value in found.items()}
+        elif scored := entry["starts"].get(start):
+            parts = {entry["metric"]: scored} | scored["others"]
+            values |= {(name, m): part["median"] for m, part in parts.items()}
+    return values
+
+
+def averages(results: Mapping[str, Entry], start: str) -> dict[str, dict[str, Any]]:
+    """Returns {key of `AVERAGES`: {"title", "value"}} of an initialization's medians.
+
+    A title names the numbers that are missing, and those of a part of the benchmark's
+    rows. An average of fewer than two numbers is left out.
+    """
+    values, found = numbers(results, start), {}
+    for key, average in AVERAGES.items():
+        if (value := mean(average, values)) is None:
+            continue
+        wanted = [number for group in average.groups for number in group]
+        missing = dict.fromkeys(TITLES[n[0]] for n in wanted if n not in values)
+        used = dict.fromkeys(n[0] for n in wanted if n in values)
+        sampled = [results[n]["title"] for n in used if is_sampled(results[n])]
+        title = average.title
+        if missing:
+            title = f"{average.fewer.format(value[1])}, without {', '.join(missing)}"
+        if sampled:
+            title += f"; sampled: {', '.join(sampled)}"
+        found[key] = {"title": title, "value": value[0]}
+    return found
+
+
+def is_sampled(entry: Mapping[str, Any]) -> bool:
+    """Returns whether other rows were used than the benchmark has.
+
+    One in a thousand may differ: its distributions leave different broken lines out.
+    """
+    return any(
+        abs(entry[key] - entry[f"full_{key}"]) > entry[f"full_{key}"] / 1000 > 0
+        for key in ("train_rows", "dev_rows")
+    )
+
+
+def differences(
+    results: Mapping[str, Entry], workdir: Path, first: str, second: str
+) -> dict[str, dict[str, float]]:
+    """Returns {set: `interval`} of two initializations, each at its own best rate.
+
+    Args:
+      results: as `evaluate.evaluate` returns them.
+      workdir: with the predictions.
+      first: an initialization.
+      second: the one it is compared with.
+    """
+    found = {}
+    for name, entry in results.items():
+        if {first, second} <= set(entry["starts"]):
+            sides = [
+                load_predictions(workdir, name, s, entry["starts"][s]["best_rate"])
+                for s in (first, second)
+            ]
+            predicted = [side["predictions_TxN"] for side in sides]
+            found[name] = interval(entry["metric"], sides[0]["labels_N"], *predicted)
+    return found
+
+
+def interval(
+    metric: str, labels_N: np.ndarray, first_TxN: np.ndarray, second_TxN: np.ndarray
+) -> dict[str, float]:
+    """Returns how much better the first predictions are, and how sure that is.
+
+    A paired bootstrap: each draw takes as many dev rows and trials as there are, with
+    replacement, the same for both sides (trial i of both has the same order of rows
+    and the same dropout).
+
+    Returns:
+      {"difference" (of the trials' mean scores, first minus second), "low" and "high"
+      (of the interval that holds `LEVEL` of the draws)}
+    """
+    generator = np.random.default_rng(0)
+    trials, rows = min(len(first_TxN), len(second_TxN)), len(labels_N)
+
+    def difference(rows_N: np.ndarray, trials_T: np.ndarray) -> float:
+        gains = [
+            score(metric, labels_N[rows_N], first_TxN[t, rows_N])
+            - score(metric, labels_N[rows_N], second_TxN[t, rows_N])
+            for t in trials_T
+        ]
+        return float(np.mean(gains))
+
+    drawn = [
+        difference(
+            generator.integers(0, rows, rows), generator.integers(0, trials, trials)
+        )
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    whole = difference(np.arange(rows), np.arange(trials))
+    return {"difference": whole, "low": float(low), "high": float(high)}
 
 
 def save_predictions(
@@ -138,21 +371,20 @@ def _npz(workdir: Path, name: str, start: str, rate: float) -> Path:
     return workdir / PREDICTIONS / f"{name}-{start}-{rate:g}.npz"
 
 
-def write_submission(
-    workdir: Path, entry: dict[str, Any], start: str, name: str
-) -> None:
+def write_submission(workdir: Path, entry: Entry, start: str, name: str) -> None:
     """Writes submission/<start>/<name>.tsv for GLUE's server.
 
     The predictions are those of the trial whose dev score is the median (of an even
-    number the lower one of the middle two) at the start's best rate. There is no
-    submission if trials diverged at that rate, that is, at every rate.
+    number the lower one of the middle two) at the initialization's best rate. There is
+    no submission if trials diverged at that rate.
     """
     path = workdir / SUBMISSION / start / f"{name}.tsv"
-    rate = entry["starts"][start]["best_rate"]
-    if entry["starts"][start].get("diverged", {}).get(f"{rate:g}"):
+    scored = entry["starts"][start]
+    rate = scored["best_rate"]
+    if has_diverged(scored):
         path.unlink(missing_ok=True)  # of scores that were deleted
         return
-    trials = entry["starts"][start]["scores"][f"{rate:g}"]
+    trials = scored["scores"][f"{rate:g}"]
     trial = int(np.argsort(trials, kind="stable")[(len(trials) - 1) // 2])
     chosen_N = load_predictions(workdir, f"{name}-test", start, rate)["predictions_TxN"]
     labels = entry["labels"]

@@ -1,13 +1,77 @@
-"""Scores as Markdown, beside the paper's."""
+"""Scores as Markdown, beside the paper's and by its rules (arXiv 2212.14034)."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from cramjax.glue import averages, paper, scores, tasks
-from cramjax.glue.averages import AVERAGES, BAG_OF_WORDS, is_sampled
-from cramjax.glue.difference import DRAWS, LEVEL
-from cramjax.schema import Config, GlueConfig
+from cramjax.config import Config, GlueConfig
+from cramjax.glue import scores, tasks
+from cramjax.glue.scores import AVERAGES, BAG_OF_WORDS, NINE
+
+# Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
+PROTOCOL = {
+    "trials": 5,
+    "max_length": 128,
+    "empty_second": True,
+    "epochs": 5,
+    "batch_size": 16,
+    "learning_rates": (4e-5,),
+    "b1": 0.9,
+    "b2": 0.98,
+    "eps": 1e-6,
+    "weight_decay": 0.0,
+    "warmup_share": 0.1,
+    "warmup_steps": 0,
+    "dropout": 0.1,
+    "head_width": 1024,
+}
+
+# Tables 3 and 6: GLUE dev sets, medians of five trials. The last row scores the
+# authors' published checkpoint, as its repository reports it.
+# {row: (the nine numbers, their mean as printed)}
+PAPER_GLUE = {
+    "BERT-base, fully trained": (
+        (83.3, 83.5, 92.0, 86.7, 58.8, 90.6, 87.8, 89.3, 56.9),
+        81.0,
+    ),
+    "BERT-base, no pretraining": (
+        (34.1, 34.1, 79.9, 17.8, 47.3, 50.0, 68.6, 77.9, 0.0),
+        45.5,
+    ),
+    "crammed, 2080 Ti": ((82.5, 82.8, 91.6, 86.2, 56.7, 89.1, 87.1, 88.3, 48.3), 79.2),
+    "crammed, A4000": ((82.7, 83.1, 91.5, 86.4, 56.5, 88.8, 86.9, 88.2, 48.6), 79.2),
+    "crammed, A6000": ((84.0, 84.4, 92.3, 87.0, 57.4, 90.0, 87.7, 89.0, 51.8), 80.4),
+    "Izsak recipe, A6000": (
+        (76.7, 76.9, 87.4, 78.7, 50.9, 85.9, 84.5, 81.8, 39.8),
+        73.6,
+    ),
+    "BERT recipe stopped, A6000": (
+        (64.4, 63.9, 79.3, 20.8, 49.8, 58.3, 75.1, 74.2, 7.7),
+        54.8,
+    ),
+    "authors' published checkpoint": (
+        (84.1, 84.6, 92.0, 87.4, 58.5, 90.2, 87.5, 88.9, 53.3),
+        80.7,
+    ),
+}
+
+# {row: mean of the ten numbers of SuperGLUE}
+PAPER_SUPERGLUE = {"BERT-base, fully trained": 56.6, "crammed, A6000": 54.2}
+
+# Parts of the names of public texts that a trained model has chosen or written. Not
+# here are the paper's texts and FineWeb: they are filtered by heuristics and by small
+# classifiers, of the language or (The Pile's web pages) of the quality, and the paper
+# takes such text as raw.
+MODEL_FILTERED = (
+    "fineweb-edu",
+    "ultra-fineweb",
+    "dclm",
+    "nemotron-cc",
+    "cosmopedia",
+    "smollm-corpus",
+)
 
 SAMPLED = " (sampled)"
+DIVERGED = " (diverged)"  # beside what is of trials that diverged; `notes` explains it
 EXPLAINED = (
     "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
     "many is in the last table), so not to be compared with the paper's."
@@ -31,7 +95,7 @@ def page(
     Args:
       results: as `evaluate.evaluate` returns them.
       config: of the run, or of the fine-tuning alone.
-      differences: {"first - second": what `difference.between` returns}.
+      differences: {"first - second": what `scores.differences` returns}.
       imported: the weights are those of another project's model.
     """
     glue = config.glue
@@ -42,7 +106,7 @@ def page(
         f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue, below),
         averages_table(results, glue, below),
-        _differences(results, differences, below),
+        _differences(results, glue, differences, below),
         "## Every trial",
         _trials(results),
         below,
@@ -65,8 +129,8 @@ def how_chosen(glue: GlueConfig) -> str:
 
 def conditions(config: Config, imported: bool = False) -> str:
     """Returns what stands under every table of scores: the track and the protocol."""
-    broken = paper.broken_rules(config, imported)
-    changed = paper.departures(config.glue)
+    broken = broken_rules(config, imported)
+    changed = departures(config.glue)
     track = f"**open** ({', '.join(broken)})" if broken else "**rules**"
     return f"Track: {track}. " + (
         f"Not the paper's protocol: {', '.join(changed)}."
@@ -76,11 +140,8 @@ def conditions(config: Config, imported: bool = False) -> str:
 
 
 def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns what a bag of words is, and where it is as good as a model; or "".
-
-    The models are those of all starts but "random", unless that is the only one.
-    """
-    baseline = averages.numbers(results, BAG_OF_WORDS)
+    """Returns what a bag of words is, and where it is as good as a model; or ""."""
+    baseline = scores.numbers(results, BAG_OF_WORDS)
     if not baseline:
         return ""
     sentences = [
@@ -88,8 +149,8 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
     ]
-    for start in [s for s in glue.starts if s != "random"] or glue.starts:
-        medians = averages.numbers(results, start)
+    for start in models_beside_baselines(glue):
+        medians = scores.numbers(results, start)
         titles = [
             entry["title"]
             for name, entry in results.items()
@@ -105,6 +166,11 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
     return " ".join(sentences)
 
 
+def models_beside_baselines(glue: GlueConfig) -> list[str]:
+    """Returns all initializations but "random", unless it is the only one."""
+    return [s for s in glue.starts if s != "random"] or [*glue.starts]
+
+
 def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
     """Returns what a bag of words and the most frequent class score in a metric."""
     bag = entry.get("bag_of_words", {}).get(metric or entry["metric"])
@@ -113,6 +179,18 @@ def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
         "-" if bag is None else f"{bag:.1f}",
         f"{entry['majority']:.1f}" if headline else "-",
     ]
+
+
+def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> str:
+    """Returns the mark of a number that one of these sets makes doubtful, or "".
+
+    Args:
+      results: as `evaluate.evaluate` returns them.
+      start: the initialization.
+      names: of the scored sets.
+    """
+    scored = [results[n]["starts"].get(start) for n in names if n in results]
+    return DIVERGED if any(s and scores.has_diverged(s) for s in scored) else ""
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -127,25 +205,33 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
     What is of a part of the benchmark's rows says so beside its number, and so does a
     mean over such.
     """
-    names = {name for name, _ in paper.NINE}
+    names = {name for name, _ in NINE}
     if not names & results.keys():
         return ""
-    parts = {name for name in names & results.keys() if is_sampled(results[name])}
+    parts = {
+        name for name in names & results.keys() if scores.is_sampled(results[name])
+    }
     rows = []
     for start in (*glue.starts, BAG_OF_WORDS):
-        values = averages.numbers(results, start)
-        found = [values.get(number) for number in paper.NINE]
+        values = scores.numbers(results, start)
+        found = [values.get(number) for number in NINE]
         complete = None not in found
-        mean = averages.mean(AVERAGES["nine"], values) if complete else None
+        mean = scores.mean(AVERAGES["nine"], values) if complete else None
         cells = [
-            "-" if value is None else f"{value:.1f}{SAMPLED if name in parts else ''}"
-            for value, (name, _) in zip(found, paper.NINE, strict=True)
+            "-"
+            if value is None
+            else f"{value:.1f}{SAMPLED if name in parts else ''}"
+            f"{diverged_mark(results, start, [name])}"
+            for value, (name, _) in zip(found, NINE, strict=True)
         ]
-        whole = f"{mean[0]:.1f}{SAMPLED if parts else ''}" if mean else "-"
+        whole = "-"
+        if mean:
+            marks = (SAMPLED if parts else "") + diverged_mark(results, start, names)
+            whole = f"{mean[0]:.1f}{marks}"
         rows.append([f"**{start}**", *cells, whole])
-    for name, (values, mean) in paper.GLUE.items():
+    for name, (values, mean) in PAPER_GLUE.items():
         rows.append([name, *(f"{value:.1f}" for value in values), f"{mean:.1f}"])
-    header = [averages.TITLES[name] for name, _ in paper.NINE]
+    header = [scores.TITLES[name] for name, _ in NINE]
     return (
         "## Beside the paper\n\n"
         + table(["", *header, "mean"], rows)
@@ -159,16 +245,19 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
 def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
     """Returns the averages of each start's medians, or "" if there are none."""
     starts = (*glue.starts, BAG_OF_WORDS)
-    by_start = {start: averages.of(results, start) for start in starts}
+    by_start = {start: scores.averages(results, start) for start in starts}
     keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
     rows = []
     for key in keys:
         found = [of.get(key) for of in by_start.values()]
+        names = {name for group in AVERAGES[key].groups for name, _ in group}
         # A start that is not scored in all tasks yet has a mean of fewer: another row.
         for title in dict.fromkeys(mean["title"] for mean in found if mean):
             cells = [
-                f"{mean['value']:.1f}" if mean and mean["title"] == title else "-"
-                for mean in found
+                f"{mean['value']:.1f}{diverged_mark(results, start, names)}"
+                if mean and mean["title"] == title
+                else "-"
+                for start, mean in zip(starts, found, strict=True)
             ]
             rows.append([title, *cells])
     if not rows:
@@ -176,44 +265,67 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
     text = table(["average of medians", *starts], rows) + f"\n\n{below}"
     if "superglue" in keys:
         text += "\n\nSuperGLUE in the paper: " + "; ".join(
-            f"{name} {value}" for name, value in paper.SUPERGLUE.items()
+            f"{name} {value}" for name, value in PAPER_SUPERGLUE.items()
         )
     return text
 
 
 def _differences(
-    results: dict[str, Any], differences: dict[str, Any], below: str
+    results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any], below: str
 ) -> str:
-    """Returns a row per set, with a column per pair of starts, or ""."""
+    """Returns a row per set, with a column per pair of initializations, or "".
+
+    And one per initialization beside a bag of words, which is fitted once and whose
+    difference therefore has no interval.
+    """
     if not any(differences.values()):
         return ""
+    baseline = scores.numbers(results, BAG_OF_WORDS)
+    models = models_beside_baselines(glue) if baseline else []
+
+    def marks(name: str, *starts: str) -> str:
+        return max(diverged_mark(results, start, [name]) for start in starts)
+
+    def over_bag_of_words(name: str, entry: dict[str, Any], start: str) -> str:
+        bag = baseline.get((name, entry["metric"]))
+        if bag is None or start not in entry["starts"]:
+            return "-"
+        gain = entry["starts"][start]["mean"] - bag
+        return f"{gain:+.1f}{marks(name, start)}"
+
     rows = [
         [
             entry["title"],
             entry["metric"],
             *(
                 f"{found[name]['difference']:+.1f} ({found[name]['low']:+.1f} to "
-                f"{found[name]['high']:+.1f})"
+                f"{found[name]['high']:+.1f}){marks(name, *pair.split(' - '))}"
                 if name in found
                 else "-"
-                for found in differences.values()
+                for pair, found in differences.items()
             ),
+            *(over_bag_of_words(name, entry, start) for start in models),
         ]
         for name, entry in results.items()
     ]
+    columns = [f"{start} - {BAG_OF_WORDS}" for start in models]
     return (
         "## Between initializations\n\n"
-        + table(["task", "metric", *differences], rows)
-        + f"\n\nDifferences of the trials' means, with the interval of {LEVEL:.0%} of "
-        f"{DRAWS:,} paired bootstrap draws of dev rows and trials.\n\n{below}"
+        + table(["task", "metric", *differences, *columns], rows)
+        + f"\n\nDifferences of the trials' means, with the interval of "
+        f"{scores.LEVEL:.0%} of {scores.DRAWS:,} paired bootstrap draws of dev rows "
+        "and trials."
+        + (" A bag of words is fitted once: no interval." if models else "")
+        + f"\n\n{below}"
     )
 
 
 def _trials(results: dict[str, Any]) -> str:
     """Returns a row per set, metric and start, with the score of every trial."""
     rows = []
-    for entry in results.values():
+    for name, entry in results.items():
         for start, scored in entry["starts"].items():
+            mark = diverged_mark(results, start, [name])
             parts = {entry["metric"]: scored} | scored["others"]
             for metric, part in parts.items():
                 trials = part["scores"][f"{scored['best_rate']:g}"]
@@ -224,7 +336,7 @@ def _trials(results: dict[str, Any]) -> str:
                         metric,
                         start,
                         f"{scored['best_rate']:g}",
-                        f"**{part['median']:.1f}**",
+                        f"**{part['median']:.1f}**{mark}",
                         f"{part['mean']:.1f}",
                         std,
                         ", ".join(f"{score:.1f}" for score in trials),
@@ -256,3 +368,38 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
         if task.name not in scored
     ]
     return [f"{note}." for note in dict.fromkeys(found)]
+
+
+def departures(glue: GlueConfig) -> list[str]:
+    """Returns what of a protocol is not the paper's: "epochs 20 (5)", ..."""
+
+    def plain(value: Any) -> str:
+        return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    found = [
+        f"{key} {plain(getattr(glue, key))} ({plain(value)})"
+        for key, value in PROTOCOL.items()
+        if getattr(glue, key) != value
+    ]
+    if len(glue.learning_rates) > 1:
+        found.append("the learning rate is chosen for each task (one for all)")
+    return found
+
+
+def broken_rules(config: Config, imported: bool) -> list[str]:
+    """Returns which rules of cramming (section 2) the scores break, as far as is known.
+
+    Args:
+      config: of the run, or of the fine-tuning alone.
+      imported: the weights are those of another project's model.
+    """
+    sources = [source.lower().replace("_", "-") for source in config.data.sources]
+    filtered = any(name in source for name in MODEL_FILTERED for source in sources)
+    rules = {
+        "an imported model": imported,
+        "text that a model has filtered": filtered and not imported,
+        "more than 24 hours of pretraining": config.budget.hours > 24 and not imported,
+        "more than 5 epochs of fine-tuning": config.glue.epochs > 5,
+        "another learning rate for each task": len(config.glue.learning_rates) > 1,
+    }
+    return [rule for rule, is_broken in rules.items() if is_broken]

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from cramjax.config import GlueConfig
 from cramjax.errors import UserError
-from cramjax.glue import metrics
-from cramjax.schema import GlueConfig
 
 Columns = tuple[str, ...] | tuple[int, ...]
 Record = dict[str, Any]  # of a JSON file
+
+# Metrics of a regression, and of a label with two values.
+OF_NUMBERS = ("pearson", "spearman")
+OF_TWO_CLASSES = ("f1", "f1a")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Scored:
       name: in glue.json.
       title: as printed.
       split: its rows.
-      metrics: keys of `metrics.METRICS`; the first one chooses the learning rate.
+      metrics: keys of `scores.METRICS`; the first one chooses the learning rate.
       rows: how many the benchmark has; 0 = not known.
     """
 
@@ -72,9 +75,6 @@ class Scored:
     split: Split
     metrics: tuple[str, ...]
     rows: int = 0
-
-    def __post_init__(self):
-        assert set(self.metrics) <= set(metrics.METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,38 @@ class Task:
     @property
     def regression(self) -> bool:
         """Whether a number is predicted."""
-        return self.dev[0].metrics[0] in metrics.OF_NUMBERS
+        return self.dev[0].metrics[0] in OF_NUMBERS
+
+
+class Incomplete(UserError):
+    """A task's training set or its dev sets are missing.
+
+    Attributes:
+      key: of the config, names the folder where they would be.
+      note: a sentence about it, for where other tasks are scored.
+    """
+
+    def __init__(self, key: str, message: str, note: str = ""):
+        """The note is the message if it is left out."""
+        super().__init__(message)
+        self.key = key
+        self.note = note or message
+
+
+class Row(NamedTuple):
+    """A row: its line in the file (from 1), its texts, and the label as it is there."""
+
+    line: int
+    texts: tuple[str, ...]
+    label: str | None
+
+
+class Table(NamedTuple):
+    """A split as it was found: where, its rows, and how many were left out."""
+
+    where: str
+    rows: list[Row]
+    left_out: int = 0
 
 
 BINARY = ("0", "1")
@@ -294,12 +325,7 @@ _LIST = (
         tfds_texts=PAIR,
     ),
     _glue(
-        "stsb",
-        "STS-B",
-        Form(PAIR, "score"),
-        (),
-        ("pearson", "spearman"),
-        (5749, 1500),
+        "stsb", "STS-B", Form(PAIR, "score"), (), ("pearson", "spearman"), (5749, 1500)
     ),
     _glue(
         "qqp",
@@ -319,23 +345,9 @@ _LIST = (
         ("accuracy",),
         (104743, 5463),
     ),
-    _glue(
-        "rte",
-        "RTE",
-        Form(PAIR, "label"),
-        ENTAILMENT,
-        ("accuracy",),
-        (2490, 277),
-    ),
+    _glue("rte", "RTE", Form(PAIR, "label"), ENTAILMENT, ("accuracy",), (2490, 277)),
     # In no average: rows of its training and dev sets contradict each other.
-    _glue(
-        "wnli",
-        "WNLI",
-        Form(PAIR, "label"),
-        BINARY,
-        ("accuracy",),
-        (635, 71),
-    ),
+    _glue("wnli", "WNLI", Form(PAIR, "label"), BINARY, ("accuracy",), (635, 71)),
     # The order of three and more texts is the one of the authors' implementation.
     _superglue(
         "cb",

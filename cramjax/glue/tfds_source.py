@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cramjax.config import GlueConfig
 from cramjax.data.tfds import downloading, reason
-from cramjax.glue.readers import Incomplete, Row, Table
-from cramjax.glue.tasks import Split, Task
-from cramjax.schema import GlueConfig
+from cramjax.glue.tasks import Incomplete, Row, Split, Table, Task
 
 ANSWER_S = 5.0  # a host gets so long to say that it has a file
 # The files of the one task that is not an archive.

@@ -19,11 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cramjax.config import ModelConfig
 from cramjax.model import initializers
 from cramjax.model.layers import ACTIVATIONS, dense, drop, norm
 from cramjax.model.mixing import MIXING
 from cramjax.model.positions import ADDED
-from cramjax.schema import ModelConfig
 from cramjax.tokens import PAD, SEP
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from cramjax.schema import ModelConfig
+from cramjax.config import ModelConfig
 
 
 def predicted_positions(mask_rate: float, length: int) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cramjax.schema import ModelConfig
+from cramjax.config import ModelConfig
 
 ROLES = ("plain", "branch", "output")
 

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cramjax.config import ModelConfig
 from cramjax.model import initializers
 from cramjax.model.norms import LayerNorm
-from cramjax.schema import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),

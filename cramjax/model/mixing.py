@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cramjax.config import ModelConfig
 from cramjax.model import positions
 from cramjax.model.layers import dense, drop
-from cramjax.schema import ModelConfig
 
 
 class Attention(nn.Module):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.config import ModelConfig
 from cramjax.model import initializers
-from cramjax.schema import ModelConfig
 
 # The longest wavelength is this many times 2 pi positions (arXiv 1706.03762, section
 # 3.5, and arXiv 2104.09864, section 3.2.2).
@@ -70,7 +70,7 @@ class Learned(nn.Module):
         return self.param("table", initializers.embedding(self.config), shape)[:length]
 
 
-# By the names of `schema.model.ADDED_POSITIONS`. Rotary positions are not added:
+# By the names of `config.model.ADDED_POSITIONS`. Rotary positions are not added:
 # `rotate` turns queries and keys in every layer.
 ADDED = {
     "scaled_sinusoidal": ScaledSinusoidal,

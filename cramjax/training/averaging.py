@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cramjax.schema import AveragingConfig
+from cramjax.config import AveragingConfig
 
 
 @flax.struct.dataclass

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from cramjax.schema import BudgetConfig
+from cramjax.config import BudgetConfig
 
 # What a second can go to. "training" is all that is not said to be something else, data
 # loading included; "lost" is work that a crash or a step back took with it.

@@ -10,8 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cramjax.config import CheckpointConfig
 from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
-from cramjax.schema import CheckpointConfig
 
 # Leaves of the state that earlier versions stored under another name.
 EARLIER_NAMES = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cramjax.schema import CurriculumConfig
+from cramjax.config import CurriculumConfig
 
 
 def sequence_length(

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.config import Config
 from cramjax.data.corpus import Corpus
-from cramjax.data.ordering import BlockStream
+from cramjax.data.order import BlockStream
 from cramjax.device.compile import MicroStep, abstract
 from cramjax.device.monitor import Throughput
 from cramjax.errors import DiskFull, TrainingFailed, UserError
 from cramjax.model.flops import train_flops_per_token
-from cramjax.schema import Config
 from cramjax.training import curriculum, train_step
 from cramjax.training.budget import BudgetClock
 from cramjax.training.checkpoint import CheckpointStore

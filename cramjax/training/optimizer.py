@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from cramjax.schema import OptimizerConfig, ScheduleConfig
+from cramjax.config import OptimizerConfig, ScheduleConfig
 from cramjax.training import schedules
 
 

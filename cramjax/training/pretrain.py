@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 from cramjax import files, word_order
+from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.device import host_memory, monitor
 from cramjax.device.compile import Ahead, MicroStep, abstract
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
-from cramjax.schema import Config
 from cramjax.training import averaging, metrics_log, train_step
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.checkpoint import CheckpointStore

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from cramjax.schema import BudgetConfig
+from cramjax.config import BudgetConfig
 from cramjax.training.budget import BudgetClock
 from cramjax.training.counters import Counters
 

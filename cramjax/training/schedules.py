@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cramjax.schema import ScheduleConfig
+from cramjax.config import ScheduleConfig
 
 
 def factor(progress: jax.Array, schedule: ScheduleConfig) -> jax.Array:

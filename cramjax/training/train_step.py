@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cramjax.config import Config
 from cramjax.data import tokenizer
-from cramjax.data.packing import token_dtype
 from cramjax.device.compile import MicroStep
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.model.flops import predicted_positions
-from cramjax.schema import Config
+from cramjax.tokens import token_dtype
 from cramjax.training import averaging, loss_scale, losses, schedules
 from cramjax.training.masking import mask_tokens
 from cramjax.training.optimizer import make_optimizer

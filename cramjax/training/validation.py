@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.model.encoder import MaskedLM, document_mask
-from cramjax.schema import Config
 from cramjax.training.losses import cross_entropies
 from cramjax.training.masking import mask_tokens
 

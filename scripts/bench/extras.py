@@ -13,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.timing import READ_ROWS, Deadline, alternate, ratios, read_speed
-from cramjax.config import load
+from cramjax.config import Config, load
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import FIRST_TOKEN
-from cramjax.glue import batches
 from cramjax.glue.data import Encoded
-from cramjax.glue.finetune import finetune
-from cramjax.schema import Config
+from cramjax.glue.finetune import CHUNK, finetune, padded_length
 from cramjax.training import metrics_log, train_step
 from cramjax.training.counters import Counters
 from cramjax.training.loop import Loop, begin
@@ -142,7 +140,7 @@ def trials(config: Config, tokens_per_s: float, deadline: Deadline) -> dict[str,
     """
     glue = config.glue
     tokens = TRIALS * glue.batch_size * glue.max_length  # of one step of all trials
-    steps = min(max(round(TRIALS_S * tokens_per_s / tokens), 2), batches.CHUNK)
+    steps = min(max(round(TRIALS_S * tokens_per_s / tokens), 2), CHUNK)
     rows = random_rows(config, steps * glue.batch_size)
     # Predicting one short row costs next to nothing, and waits for the training.
     short = Encoded(rows.tokens_NxL[:1, :8], rows.labels_N[:1])
@@ -171,7 +169,7 @@ def trials(config: Config, tokens_per_s: float, deadline: Deadline) -> dict[str,
         "trials": TRIALS,
         "steps": steps,
         "rows": glue.batch_size,
-        "length": batches.padded_length(rows.tokens_NxL, glue.max_length),
+        "length": padded_length(rows.tokens_NxL, glue.max_length),
     }
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from bench.extras import CONFIGS
 from bench.step import TrainingStep, float32_loss_and_norm, masked_rows
 from bench.timing import Deadline, alternate, ratios, seconds_of
-from cramjax.config import load
+from cramjax.config import Config, load
 from cramjax.errors import one_line
 from cramjax.model.flops import train_flops_by_part
-from cramjax.schema import Config
 
 ROUNDS = 5
 BESIDE = " (beside ours; pass a smaller --config.micro_batch)"

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 from bench.timing import Deadline, seconds_of
+from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.device.compile import planned_bytes
 from cramjax.device.monitor import peak_memory_bytes
 from cramjax.errors import UserError
 from cramjax.model.encoder import MaskedLM
-from cramjax.schema import Config, ModelConfig
 from cramjax.training import losses, train_step
 from cramjax.training.masking import Masked, mask_tokens
 

@@ -11,13 +11,12 @@ import jax
 from bench import extras, peer, report
 from bench.step import TrainingStep, check, variant
 from bench.timing import Deadline, alternate
-from cramjax.config import to_dict
+from cramjax.config import Config, to_dict
 from cramjax.device import monitor, tuning
 from cramjax.device.monitor import GpuStats
 from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.model.flops import train_flops_per_token
 from cramjax.run import check_platform
-from cramjax.schema import Config
 from cramjax.training import train_step
 
 WINDOWS = 3

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from cramjax.data.corpus import Corpus
-from cramjax.data.ordering import BlockStream
+from cramjax.data.order import BlockStream
 
 READ_ROWS = 128  # blocks of a batch, where reading is timed
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.model.flops import predicted_positions
 from cramjax.model.positions import sinusoids
-from cramjax.schema import Config, ModelConfig
 
 
 class Layer(nn.Module):

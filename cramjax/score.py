@@ -8,14 +8,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cramjax import files, imports
-from cramjax.arguments import overridden
 from cramjax.config import (
     OPERATIONAL_KEYS,
+    Config,
     flatten,
-    from_recorded,
-    parse_command_line,
+    from_dict,
     read_recorded,
     record,
+    require,
     to_dict,
 )
 from cramjax.data import tokenizer
@@ -23,10 +23,10 @@ from cramjax.data.corpus import TOKENIZER
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
+from cramjax.flags import overridden, parse_command_line
 from cramjax.glue import evaluate
 from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, in_use
-from cramjax.schema import Config, require
 from cramjax.training.pretrain import SUMMARY, read_back
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
@@ -128,7 +128,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     values["glue"] = to_dict(config.glue)
     if "seed" in given:
         values["seed"] = config.seed
-    return from_recorded(values)
+    return from_dict(values)
 
 
 def _of_foreign(config: Config, given: set[str], foreign: imports.Imported) -> Config:
