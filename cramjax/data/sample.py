@@ -53,7 +53,7 @@ def read(config: Config, say: Callable[[str], None]) -> Sample:
             raise UserError(
                 f"config.data.sources: no text at the beginning of {name!r}{notes}; "
                 "see data.txt_documents, data.text_field and data.keep in "
-                "configs/default.py for what is a document"
+                "cramjax/config/data.py for what is a document"
             )
         say(
             f"{name}: {len(found):,} documents at the beginning of {len(opened):,} of "
