@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from cramjax import convert, files
 from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
-from cramjax.model.positions import BASE
+from cramjax.model.variants import BASE
 from cramjax.schema import ModelConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cramjax.data import tokenizer
 from cramjax.flops import predicted_positions
-from cramjax.model.positions import sinusoids
+from cramjax.model.variants import sinusoids
 from cramjax.schema import Config, ModelConfig
 
 
