@@ -14,7 +14,7 @@ from conftest import unpacked
 
 import cramjax
 from cramjax import config as config_module
-from cramjax import convert
+from cramjax.checkpoints import convert
 from cramjax.config import FORMAT, NEUTRAL, flatten, to_dict
 from cramjax.errors import UserError
 from cramjax.glue import standalone
