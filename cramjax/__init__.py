@@ -4,7 +4,7 @@ from typing import Any
 
 
 def load(path: Any) -> Any:
-    """Returns the finished model of a workdir, see `cramjax.pretrained.load`."""
-    from cramjax import pretrained  # imports JAX, which takes a moment
+    """Returns the finished model of a workdir, see `cramjax.checkpoints.load`."""
+    from cramjax.checkpoints.load import load as read  # imports JAX: takes a moment
 
-    return pretrained.load(path)
+    return read(path)

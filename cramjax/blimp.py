@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from cramjax.checkpoints.load import Pretrained
 from cramjax.errors import UserError
 from cramjax.likelihood import percent_preferred
-from cramjax.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cramjax import files, imports
+from cramjax import files
+from cramjax.checkpoints.load import WEIGHTS as FOREIGN_WEIGHTS
+from cramjax.checkpoints.load import Pretrained, load_foreign
 from cramjax.config import (
     OPERATIONAL_KEYS,
     Config,
@@ -25,7 +27,6 @@ from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
 from cramjax.flags import overridden, parse_command_line
 from cramjax.glue import evaluate
-from cramjax.imports import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, in_use
 from cramjax.training.pretrain import SUMMARY, read_back
 
@@ -55,7 +56,7 @@ def score(argv: Sequence[str]) -> str:
     foreign = None  # another project's model
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
         if (checkpoint / FOREIGN_WEIGHTS).is_file():
-            foreign = imports.load(checkpoint)
+            foreign = load_foreign(checkpoint)
             config = _of_foreign(config, overridden(argv), foreign)
         else:
             config = _of_checkpoint(config, overridden(argv), checkpoint)
@@ -70,7 +71,7 @@ def score(argv: Sequence[str]) -> str:
     use_cache(config.compilation_cache)
     complete = evaluate.fetch(config, found)
     if foreign:
-        weights, words = {"pretrained": foreign.params}, foreign.words
+        weights, words = {"pretrained": foreign.params}, foreign.tokenizer
         whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
     else:
         weights, words, whose = (
@@ -131,7 +132,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
     return from_dict(values)
 
 
-def _of_foreign(config: Config, given: set[str], foreign: imports.Imported) -> Config:
+def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:

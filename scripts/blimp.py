@@ -28,10 +28,11 @@ def score(argv: Sequence[str]) -> None:
     if not (given["max_pairs"] or "0").isdigit():
         raise UserError(f"--max_pairs={given['max_pairs']}: must be a number, 0 = all")
     path = files.to_be_written("json", given["json"])
-    from cramjax import blimp, pretrained  # imports JAX
+    from cramjax import blimp  # imports JAX
+    from cramjax.checkpoints.load import load
 
     paradigms = blimp.read(Path(given["data"]))
-    model = pretrained.load(given["checkpoint"])
+    model = load(given["checkpoint"])
     results = blimp.score(model, paradigms, int(given["max_pairs"] or 0))
     for name, percent in results["phenomena"].items():
         print(f"{name:40}{percent:6.1f}")

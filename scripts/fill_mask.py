@@ -27,7 +27,7 @@ def fill(argv: Sequence[str]) -> None:
             'no text with <mask>: pass one, "the capital of france is <mask>." say, or '
             "two without to compare"
         )
-    from cramjax.pretrained import load  # imports JAX
+    from cramjax.checkpoints.load import load  # imports JAX
 
     model = load(given["checkpoint"])
     for text in masked:

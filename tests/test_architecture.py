@@ -12,9 +12,9 @@ from conftest import start
 
 from cramjax.config import load, module
 from cramjax.errors import UserError
+from cramjax.model import fused
 from cramjax.model.encoder import Encoder, MaskedLM
 from cramjax.model.flops import predicted_positions, train_flops_per_token
-from cramjax.training import losses
 from cramjax.training.optimizer import decay_mask
 
 architecture = module("ablations/architecture")
@@ -141,7 +141,7 @@ def test_parameters_and_flops(row):
     assert sum(math.prod(x.shape) for x in leaves) == PARAMETERS[row]
 
     def loss_of(params, tokens, positions, targets):
-        return losses.cross_entropy(
+        return fused.cross_entropy(
             MaskedLM(model).apply(params, tokens, positions), targets
         )
 

@@ -1,5 +1,6 @@
 """Parity with the authors' implementation and Hugging Face's, through conversion."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,11 +11,12 @@ import pytest
 from conftest import start
 from safetensors.numpy import save_file
 
-from cramjax import convert
+from cramjax.checkpoints import convert
 from cramjax.config import load
 from cramjax.errors import UserError
+from cramjax.model import fused
 from cramjax.model.encoder import Classifier, Encoder, MaskedLM
-from cramjax.training import losses, train_step
+from cramjax.training import train_step
 from cramjax.training.masking import Masked
 
 CUT = Path(__file__).parent / "golden"
@@ -58,37 +60,68 @@ def crammed_config(row, *overrides):
     return load(path, ["glue.max_length=16", *overrides])
 
 
-def init(model):
-    tokens = np.zeros((1, 16), np.int32)
-    return MaskedLM(model).init(jax.random.key(0), tokens, tokens[:, :1])["params"]
+@functools.cache
+def random_params(model):
+    """Values that differ everywhere, so that a round trip mixes nothing up."""
+    tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    init = MaskedLM(model).init
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens)["params"]
+    draw = np.random.default_rng(0)
+    return jax.tree.map(lambda x: draw.normal(size=x.shape).astype("f4"), shapes)
 
 
 def crammed_tensors(golden, group, model):
     """A group's tensors; what the cut leaves out is as in the group crammed."""
-    names = convert.to_crammed(init(model), model)
+    names = convert.to_crammed(random_params(model), model)
     keys = ((f"{g}/params/{name}", name) for g in ("crammed", group) for name in names)
     return {name: golden[key] for key, name in keys if key in golden}
 
 
-def masked_loss(params, model, tokens_BxL, labels_BxL, mask_BxL=None):
-    """Mean cross-entropy where a label is; as many in every row, or all positions."""
-    positions = np.tile(np.arange(tokens_BxL.shape[1]), (len(tokens_BxL), 1))
+def computed(model, params, tokens_BxL, labels_BxL, mask_BxL=None):
+    """Returns hidden states, loss, gradients and logits_BxLxV.
+
+    The loss is the mean cross-entropy where a label is, computed at as many positions
+    as every row has labels, or at all of them.
+    """
+    positions_BxP = np.tile(np.arange(tokens_BxL.shape[1]), (len(tokens_BxL), 1))
     predicted = labels_BxL >= 0
     count = predicted.sum(axis=1)
     if (count == count[0]).all():
-        positions = np.argsort(~predicted, axis=1, kind="stable")[:, : count[0]]
-    logits = MaskedLM(model).apply({"params": params}, tokens_BxL, positions, mask_BxL)
-    labels = np.take_along_axis(labels_BxL, positions, 1)
-    each = optax.softmax_cross_entropy_with_integer_labels(
-        logits, np.maximum(labels, 0)
-    )
-    return jnp.sum(each * (labels >= 0)) / (labels >= 0).sum()
+        positions_BxP = np.argsort(~predicted, axis=1, kind="stable")[:, : count[0]]
+    labels_BxP = np.take_along_axis(labels_BxL, positions_BxP, 1)
+    return _compute(model, params, tokens_BxL, positions_BxP, labels_BxP, mask_BxL)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compute(model, params, tokens_BxL, positions_BxP, labels_BxP, mask_BxL):
+    lm = MaskedLM(model)
+
+    def loss(params):
+        arguments = (tokens_BxL, positions_BxP, mask_BxL)
+        logits_BxPxV = lm.apply({"params": params}, *arguments)
+        each_BxP = optax.softmax_cross_entropy_with_integer_labels(
+            logits_BxPxV, jnp.maximum(labels_BxP, 0)
+        )
+        has_label = labels_BxP >= 0
+        return jnp.sum(each_BxP * has_label) / has_label.sum()
+
+    hidden_BxLxD = Encoder(model).apply({"params": params}, tokens_BxL, mask_BxL)
+    logits_BxLxV = lm.apply({"params": params}, hidden_BxLxD, method="logits")
+    return hidden_BxLxD, *jax.value_and_grad(loss)(params), logits_BxLxV
 
 
 def assert_close(ours, golden, tolerance):
     """Relative to the largest entry; of the cut's arrays, at the rows it has."""
     ours = np.asarray(ours)[:: len(ours) // len(golden)] if np.ndim(ours) else ours
     assert np.abs(ours - golden).max() <= tolerance * np.abs(golden).max()
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Small programs that run once: optimizing them would take longer."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +136,13 @@ def test_every_variant_computes_what_the_authors_does(folder, variant):
     tokens, labels = golden["inputs"][0], golden["labels"][0]
 
     expected = golden[f"{variant}/hidden"]
-    hidden = Encoder(model).apply({"params": params}, tokens)[: len(expected)]
+    hidden, loss, grads, _ = computed(model, params, tokens, labels)
+    hidden = hidden[: len(expected)]
     np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5)
-    loss, grads = jax.value_and_grad(masked_loss)(params, model, tokens, labels)
     np.testing.assert_allclose(loss, golden[f"{variant}/loss"], rtol=0, atol=1e-5)
+    squares = [np.sum(np.square(x, dtype="f8")) for x in jax.tree.leaves(grads)]
     norm = golden[f"{variant}/grad_norm"]
-    np.testing.assert_allclose(optax.tree.norm(grads), norm, rtol=1e-4)
+    np.testing.assert_allclose(np.sqrt(np.sum(squares)), norm, rtol=1e-4)
     grads = convert.to_crammed(grads, model)
     for ours, theirs in (
         ("encoder.embedding.word_embedding.weight", "word_embedding"),
@@ -182,7 +216,8 @@ def test_the_head_on_the_first_position_is_the_authors(kind):
             "bias": golden[f"{kind}/params/{theirs}.bias"],
         }
     classes = params["head"]["bias"].size
-    logits = Classifier(model, classes=classes, head_width=48).apply(
+    classifier = Classifier(model, classes=classes, head_width=48)
+    logits = jax.jit(classifier.apply)(
         {"params": params},
         golden[f"{kind}/input_ids"],
         golden[f"{kind}/attention_mask"],
@@ -190,7 +225,7 @@ def test_the_head_on_the_first_position_is_the_authors(kind):
     np.testing.assert_allclose(logits, golden[f"{kind}/logits"], rtol=0, atol=1e-5)
     targets = golden[f"{kind}/targets"]
     if kind == "classify":
-        loss = losses.cross_entropy(logits, targets)
+        loss = fused.cross_entropy(logits, targets)
     else:
         loss = jnp.mean((logits[:, 0] - targets) ** 2)
     np.testing.assert_allclose(loss, golden[f"{kind}/loss"], rtol=0, atol=1e-5)
@@ -225,18 +260,15 @@ def test_hugging_faces_models(folder, name):
         np.testing.assert_array_equal(back[key], tensor)
 
     tokens, mask = golden["input_ids"], golden["attention_mask"]
-    hidden = Encoder(model).apply({"params": params}, tokens, mask)
+    labels = golden["labels"]
+    hidden, loss, grads, logits = computed(model, params, tokens, labels, mask)
     rows, valid = len(golden["hidden"]), mask == 1
     np.testing.assert_allclose(
         hidden[:rows][valid[:rows]], golden["hidden"][valid[:rows]], rtol=0, atol=1e-5
     )
-    labels = golden["labels"]
-    loss, grads = jax.value_and_grad(masked_loss)(params, model, tokens, labels, mask)
     np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=1e-5)
     assert_close(to_hf(grads, model)[word_name], golden["grad_word_embedding"], 1e-4)
     if "logits" in golden:
-        everywhere = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
-        logits = MaskedLM(model).apply({"params": params}, tokens, everywhere, mask)
         np.testing.assert_allclose(
             logits[valid], golden["logits"][valid], rtol=0, atol=1e-5
         )
@@ -246,7 +278,7 @@ def test_hugging_faces_models(folder, name):
 def test_encoder_only_files(name, tmp_path):
     """Without a head there is no prefix; a file's head is left aside if asked to."""
     model, from_hf, to_hf, word_name = HUGGING_FACE[name]
-    params = jax.tree.map(np.asarray, init(model))
+    params = random_params(model)
     with_head, without = to_hf(params, model), to_hf(params, model, head=False)
     assert not any(key.startswith(("bert.", "model.")) for key in without)
     save_file(without, tmp_path / "encoder.safetensors")
@@ -269,7 +301,7 @@ def test_encoder_only_files(name, tmp_path):
 
 def test_what_old_bert_files_have_besides():
     model, from_hf, to_hf, _ = HUGGING_FACE["hf_bert_tiny"]
-    params = jax.tree.map(np.asarray, init(model))
+    params = random_params(model)
     old = {
         key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -284,7 +316,7 @@ def test_what_old_bert_files_have_besides():
 
 def test_the_buffers_of_the_authors_are_left_out_and_nothing_else():
     model = tiny_model()
-    params = jax.tree.map(np.asarray, init(model))
+    params = random_params(model)
     tensors = convert.to_crammed(params, model)
     attention = "encoder.layers.1.attn.self_attention"
     buffers = {
@@ -303,7 +335,7 @@ def test_the_buffers_of_the_authors_are_left_out_and_nothing_else():
 
 def test_all_that_does_not_fit_is_listed(tmp_path):
     model = tiny_model()
-    tensors = convert.to_crammed(init(model), model)
+    tensors = convert.to_crammed(random_params(model), model)
     del tensors["encoder.final_norm.bias"]
     tensors["encoder.layers.1.attn.dense.weight"] = np.zeros((32, 31))
     tensors["encoder.layers.2.norm1.weight"] = np.zeros(32)
@@ -322,11 +354,11 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
 def test_a_model_that_a_format_cannot_hold_is_refused():
     factorised = tiny_model("embedding_width=16")
     with pytest.raises(UserError, match=r"no place for embedding\.projection\.kernel"):
-        convert.to_crammed(init(factorised), factorised)
+        convert.to_crammed(random_params(factorised), factorised)
     model = tiny_model()
     with pytest.raises(
         UserError, match=r"norm_placement is 'pre': Hugging Face's BERT"
     ):
-        convert.to_hf_bert(init(model), model)
+        convert.to_hf_bert(random_params(model), model)
     with pytest.raises(UserError, match=r"positions is 'scaled_sinusoidal': Hugging"):
-        convert.to_hf_modernbert(init(model), model)
+        convert.to_hf_modernbert(random_params(model), model)

@@ -14,7 +14,8 @@ from conftest import unpacked
 
 import cramjax
 from cramjax import config as config_module
-from cramjax import convert, score
+from cramjax import score
+from cramjax.checkpoints import convert
 from cramjax.config import ABSENT, FORMAT, flatten, to_dict
 from cramjax.errors import UserError
 from cramjax.run import check_workdir, run

@@ -88,7 +88,7 @@ def test_another_projects_model(tmp_path, monkeypatch):
                 "--config.glue.starts=('pretrained',)",
             )
         )
-    words = cramjax.load(folder).words
+    words = cramjax.load(folder).tokenizer
     first, second, third = (words.token_to_id(w) for w in ("w1", "w2", "w3"))
     assert seen[0][0].token_types == 2
     assert seen[0][1] == [4, first, second, 5, third, 5]

@@ -19,8 +19,9 @@ from test_train_step import tokens_of
 from cramjax.device import tuning
 from cramjax.glue import finetune
 from cramjax.glue.data import Encoded
+from cramjax.model import fused
 from cramjax.model.encoder import MaskedLM
-from cramjax.training import losses, pretrain, train_step
+from cramjax.training import pretrain, train_step
 
 ON_GPU = jax.default_backend() == "gpu"
 pytestmark = [
@@ -69,7 +70,7 @@ def loss_and_grads(model, params, masked):
         logits = MaskedLM(model).apply(
             {"params": params}, masked.tokens_BxL, masked.positions_BxP
         )
-        return losses.cross_entropy(logits, masked.targets_BxP)
+        return fused.cross_entropy(logits, masked.targets_BxP)
 
     return jax.value_and_grad(loss_of)(params)
 

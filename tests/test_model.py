@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -11,15 +13,14 @@ import pytest
 from cramjax.config import load
 from cramjax.errors import UserError
 from cramjax.model.encoder import (
+    Block,
     Classifier,
     Encoder,
     MaskedLM,
-    PreNormBlock,
     second_segment,
 )
 from cramjax.model.flops import train_flops_per_token
-from cramjax.model.mixing import FourierMixing
-from cramjax.model.positions import rotate, sinusoids
+from cramjax.model.variants import FourierMixing, rotate, sinusoids
 
 
 def random_tokens(rows, length, vocab, seed=0):
@@ -90,7 +91,7 @@ def test_attention_and_ffn_against_numpy(tiny):
 
     config = dataclasses.replace(tiny.model, init_std=0.3)
     x = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
-    block = PreNormBlock(config)
+    block = Block(config)
     params = block.init(jax.random.key(0), x[0], 5, None)["params"]
     p = jax.tree.map(np.asarray, params)
 
@@ -302,3 +303,15 @@ def test_the_second_segment_is_the_last_text():
         ([4, 9, 9, 5, 5, 0, 0], [0, 0, 0, 0, 1, 1, 1]),  # an empty B
     ):
         assert second_segment(jnp.array([row])).tolist() == [expected]
+
+
+def test_the_encoder_can_be_imported_alone():
+    """A functional encoder needs neither tokenizers nor what is above the model."""
+    command = "import sys, cramjax.model.encoder; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    above = ("data", "training", "glue", "device", "checkpoints")
+    loaded = done.stdout.splitlines()
+    assert "cramjax.model.encoder" in loaded
+    assert not {"tokenizers", *(f"cramjax.{name}" for name in above)} & set(loaded)

@@ -1,4 +1,3 @@
-import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -21,11 +20,12 @@ from tokenizers import (
 )
 
 import cramjax
-from cramjax import blimp, convert, imports, score
+from cramjax import blimp, score
+from cramjax.checkpoints import convert
+from cramjax.checkpoints.load import load_foreign
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM
-from cramjax.run import run
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -92,13 +92,13 @@ def foreign(request, tmp_path):
 def test_an_imported_model_gives_its_numbers_with_our_ids(foreign):
     folder, values = foreign
     loaded = cramjax.load(folder)
-    assert [loaded.words.token_to_id(t) for t in ("[CLS]", "[SEP]", "[MASK]")] == [
+    assert [loaded.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[MASK]")] == [
         CLS,
         SEP,
         MASK,
     ]
-    assert loaded.words.get_vocab_size() == 96
-    ours = loaded.words.get_vocab()
+    assert loaded.tokenizer.get_vocab_size() == 96
+    ours = loaded.tokenizer.get_vocab()
     new_ids_V = np.array([ours[word] for word in VOCABULARY])
     assert sorted(new_ids_V) == list(range(96))
     tokens_BxL = new_ids_V[values["input_ids"]]
@@ -137,10 +137,13 @@ def test_special_tokens_that_are_only_added_ones(tmp_path):
     words.save(str(folder / "tokenizer.json"))
     model = cramjax.load(folder)
     named = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
-    assert {token: model.words.token_to_id(token) for token in named} == named
-    assert sorted(model.words.get_vocab().values()) == list(range(size + 5))
+    assert {token: model.tokenizer.token_to_id(token) for token in named} == named
+    assert sorted(model.tokenizer.get_vocab().values()) == list(range(size + 5))
     theirs = words.encode(" another cat", add_special_tokens=False).tokens
-    assert model.words.encode(" another cat", add_special_tokens=False).tokens == theirs
+    assert (
+        model.tokenizer.encode(" another cat", add_special_tokens=False).tokens
+        == theirs
+    )
     [found] = model.fill_mask("a <mask> ran", top=200)
     assert len(found) == size and {"sat", "ran"} < dict(found).keys()
     assert not any("\u0120" in word for word, _ in found)  # a byte-level space
@@ -394,7 +397,7 @@ def test_the_authors_checkpoint_has_the_authors_template(tmp_path):
             if name.startswith("crammed/params/"):
                 tensors[name.removeprefix("crammed/params/")] = file[name]
     facts = authors_facts(width=32, ffn_width=128, layers=2, heads=4, vocab_size=96)
-    found = imports.load(write_folder(tmp_path / "theirs", facts, tensors))
+    found = load_foreign(write_folder(tmp_path / "theirs", facts, tensors))
     assert found.has_head
     assert found.empty_second  # "<cls> A <sep> <sep>"
     assert found.first == SEP  # in their packed text, which has no <cls>
@@ -442,17 +445,8 @@ def test_missing_files(tmp_path):
         cramjax.load(folder)
 
 
-@pytest.fixture(scope="module")
-def workdir(tiny, corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    del corpus
-    glue = dataclasses.replace(tiny.glue, tasks=())
-    run(dataclasses.replace(tiny, glue=glue), folder)
-    return folder
-
-
-def test_a_workdir(workdir):
-    model = cramjax.load(workdir)
+def test_a_workdir(finished):
+    model = cramjax.load(finished[0])
     assert model.config.seed == 1
     with pytest.warns(UserWarning, match="1 of 2 texts"):
         vectors = model.encode(["the king", "the queen " * 40])

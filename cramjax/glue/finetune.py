@@ -20,8 +20,9 @@ from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue.data import Encoded, padded_length, resized
+from cramjax.model import fused
 from cramjax.model.encoder import Classifier
-from cramjax.training import loss_scale, losses, schedules
+from cramjax.training import loss_scale, schedules
 from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
@@ -391,9 +392,7 @@ def _step(static, trial, key, tokens_BxL, labels_B, step, progress, peak):
 def _gradients(static, params, scale, dropout_key, tokens_BxL, labels_B):
     """Returns the loss and its gradients, computed at `scale` times the loss."""
     classifier = static.classifier(static.glue.dropout)
-    loss_function = (
-        losses.squared_error if static.outputs == 1 else losses.cross_entropy
-    )
+    loss_function = fused.squared_error if static.outputs == 1 else fused.cross_entropy
 
     def loss_of(params):
         logits_BxC = classifier.apply(

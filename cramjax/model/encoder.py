@@ -1,65 +1,61 @@
-"""The encoder crammed-bert, its variants, and its two heads.
+"""The encoder crammed-bert (arXiv 2212.14034, section 4.2) and its two heads.
 
-Read with the defaults of `config.ModelConfig` it is crammed-bert (arXiv 2212.14034,
-section 4.2); the other values of a key are the rows of the paper's Table 11, one small
-class or table entry each, here or in `mixing`, `positions`, `layers`, `initializers`.
+This file reads top to bottom with the defaults of `config.ModelConfig`. What a key's
+other values choose, the rows of the paper's Table 11, is in `variants`.
 
 Axes, one capital letter each, as suffixes of array names and in einsum strings:
     B batch        L query position   M key position   D width       H heads
     K head dim     F feed-forward     V vocabulary     P predicted   C classes
-    E embedding width, D unless it is factorised       N rows, B L of them
+    E embedding width, D unless it is factorized       N rows, B L of them
 
 Parameters and norm statistics are float32; everything else computes in `config.dtype`,
 except the softmax over keys and the logits, which are float32.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cramjax.config import ModelConfig
-from cramjax.model import initializers
-from cramjax.model.layers import ACTIVATIONS, dense, drop, norm
-from cramjax.model.mixing import MIXING
-from cramjax.model.positions import ADDED
+from cramjax.model.variants import (
+    ACTIVATIONS,
+    ADDED_POSITIONS,
+    FourierMixing,
+    PlainFeedForward,
+    dense,
+    drop,
+    embedding_init,
+    norm,
+    rotate,
+)
 from cramjax.tokens import PAD, SEP
 
 
-def on_any_device(config: ModelConfig) -> ModelConfig:
-    """Returns the same model, with the attention that every device has.
-
-    Attention itself has no parameters, so that they, and their shapes, are the same. A
-    model that was trained with cuDNN's attention is read and used elsewhere like this.
-    """
-    return dataclasses.replace(config, attention="xla")
-
-
 class Embedding(nn.Module):
-    """Words plus positions, norm, dropout; and the same words as the decoder."""
+    """Token embedding plus positions, norm, dropout; and the decoder tied to it."""
 
     config: ModelConfig
     dropout: float = 0.0
 
     def setup(self):
         config = self.config
-        self.word = self.param(
-            "word",
-            initializers.word_embedding(config),
-            (config.vocab_size, config.embedding_dim),
-        )
+
+        def without_pad(key, shape):
+            return embedding_init(config)(key, shape).at[PAD].set(0.0)
+
+        width = config.embedding_dim
+        self.word = self.param("word", without_pad, (config.vocab_size, width))
         if config.added_positions:
-            self.positions = ADDED[config.added_positions](config)
+            self.positions = ADDED_POSITIONS[config.added_positions](config)
         if config.token_types:
-            self.token_type = self.param(
-                "token_type",
-                initializers.embedding(config),
-                (config.token_types, config.embedding_dim),
-            )
+            shape = (config.token_types, width)
+            self.token_type = self.param("token_type", embedding_init(config), shape)
         if config.embedding_norm:
             self.norm = norm(config)
-        if config.embedding_dim != config.width:
+        if width != config.width:
             self.projection = dense(config, config.width, bias=config.linear_bias)
         self.drop = drop(self.dropout)
 
@@ -69,7 +65,7 @@ class Embedding(nn.Module):
         """Returns x_BxLxD for integer tokens; token types are 0 unless given."""
         config = self.config
         x_BxLxE = jnp.take(self.word, tokens_BxL.astype(jnp.int32), axis=0)
-        # As everywhere else, <pad> learns as an answer, not where it is read.
+        # As in the original, <pad> gets a gradient as an answer, not as an input.
         pad_BxLx1 = (tokens_BxL == PAD)[..., None]
         x_BxLxE = jnp.where(pad_BxLx1, jax.lax.stop_gradient(x_BxLxE), x_BxLxE)
         if config.added_positions:
@@ -88,11 +84,59 @@ class Embedding(nn.Module):
         )
 
     def logits(self, hidden_BxPxE: jax.Array) -> jax.Array:
-        """Returns float32 logits_BxPxV: the decoder is tied to the word embedding."""
+        """Returns float32 logits_BxPxV."""
         dtype = self.config.dtype
         return jnp.einsum(
             "BPE,VE->BPV", hidden_BxPxE.astype(dtype), self.word.astype(dtype)
         ).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions."""
+
+    config: ModelConfig
+    dropout: float = 0.0
+
+    def setup(self):
+        config = self.config
+        bias = config.qkv_bias
+        self.query = dense(config, config.width, bias=bias)
+        self.key = dense(config, config.width, bias=bias)
+        self.value = dense(config, config.width, bias=bias, role="branch")
+        self.output = dense(
+            config, config.width, bias=config.linear_bias, role="output"
+        )
+        self.drop = drop(self.dropout)
+
+    def __call__(
+        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+    ) -> jax.Array:
+        """Returns x_NxD; the mask is 1 where L may attend to M; its L may be 1."""
+        shape = (-1, length, self.config.heads, self.config.head_dim)
+        q_BxLxHxK = self.query(x_NxD).reshape(shape)
+        k_BxMxHxK = self.key(x_NxD).reshape(shape)
+        v_BxMxHxK = self.value(x_NxD).reshape(shape)
+        if self.config.rotary:
+            q_BxLxHxK, k_BxMxHxK = rotate(q_BxLxHxK), rotate(k_BxMxHxK)
+        if self.config.attention == "cudnn" and mask_BxLxM is None and not self.dropout:
+            mixed_BxLxHxK = jax.nn.dot_product_attention(
+                q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
+            )
+        else:
+            mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM)
+        return self.output(mixed_BxLxHxK.reshape(x_NxD.shape))
+
+    def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM):
+        scores_BxHxLxM = jnp.einsum("BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK)
+        scores_BxHxLxM = scores_BxHxLxM.astype(jnp.float32) * self.config.head_dim**-0.5
+        if mask_BxLxM is not None:
+            # The original adds -10000; in float32 the result is the same exact zero.
+            mask_Bx1xLxM = mask_BxLxM.astype(bool)[:, None]
+            scores_BxHxLxM = jnp.where(mask_Bx1xLxM, scores_BxHxLxM, -10000.0)
+        probs_BxHxLxM = self.drop(jax.nn.softmax(scores_BxHxLxM, axis=-1))
+        return jnp.einsum(
+            "BHLM,BMHK->BLHK", probs_BxHxLxM.astype(v_BxMxHxK.dtype), v_BxMxHxK
+        )
 
 
 class GatedFeedForward(nn.Module):
@@ -110,29 +154,17 @@ class GatedFeedForward(nn.Module):
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
         """Returns x_NxD."""
         activation = ACTIVATIONS[self.config.activation]
-        # Backward computes the activation again: to read it back is more traffic.
+        # The backward pass computes the product again: reading it is more traffic.
         gated = jax.checkpoint(lambda gate, value: activation(gate) * value)
         return self.output(gated(self.gate(x_NxD), self.value(x_NxD)))
 
 
-class PlainFeedForward(nn.Module):
-    """Dense to ffn_width, activation, dense."""
-
-    config: ModelConfig
-
-    def setup(self):
-        config = self.config
-        bias = config.linear_bias
-        self.value = dense(config, config.ffn_width, bias=bias, role="branch")
-        self.output = dense(config, config.width, bias=bias, role="output")
-
-    def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        """Returns x_NxD."""
-        return self.output(ACTIVATIONS[self.config.activation](self.value(x_NxD)))
+MIXING = {"attention": Attention, "fourier": FourierMixing}
+FEED_FORWARD = {"gated": GatedFeedForward, "plain": PlainFeedForward}
 
 
-class PreNormBlock(nn.Module):
-    """Norm, attention, residual; norm, feed-forward, residual.
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm and a residual connection.
 
     Attributes:
       config: the shape.
@@ -158,48 +190,21 @@ class PreNormBlock(nn.Module):
         self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
     ) -> jax.Array:
         """Returns x_NxD, N = B L."""
-        first = not (self.index or self.config.first_norm)
-        normed_NxD = x_NxD if first else self.attention_norm(x_NxD)
-        x_NxD += self.drop(self.attention(normed_NxD, length, mask_BxLxM))
+
+        def attention(x_NxD):
+            return self.attention(x_NxD, length, mask_BxLxM)
+
+        normed = self.index or self.config.first_norm
+        attention_norm = self.attention_norm if normed else lambda x_NxD: x_NxD
+        x_NxD = self._add(x_NxD, attention, attention_norm)
         if self.config.has_ffn(self.index):
-            x_NxD += self.drop(self.ffn(self.ffn_norm(x_NxD)))
+            x_NxD = self._add(x_NxD, self.ffn, self.ffn_norm)
         return x_NxD
 
-
-class PostNormBlock(PreNormBlock):
-    """Attention, residual, norm; feed-forward, residual, norm (arXiv 1706.03762)."""
-
-    def __call__(
-        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
-    ) -> jax.Array:
-        """Returns x_NxD, N = B L."""
-        mixed_NxD = self.attention(x_NxD, length, mask_BxLxM)
-        x_NxD = self.attention_norm(x_NxD + self.drop(mixed_NxD))
-        if self.config.has_ffn(self.index):
-            x_NxD = self.ffn_norm(x_NxD + self.drop(self.ffn(x_NxD)))
-        return x_NxD
-
-
-FEED_FORWARD = {"gated": GatedFeedForward, "plain": PlainFeedForward}
-BLOCK = {"pre": PreNormBlock, "post": PostNormBlock}
-
-
-def document_mask(tokens_BxL: jax.Array) -> jax.Array:
-    """Returns mask_BxLxM: 1 within a document of a packed block, whose end is <sep>."""
-    ends_BxL = (tokens_BxL == SEP).astype(jnp.int32)
-    document_BxL = jnp.cumsum(ends_BxL, axis=1) - ends_BxL
-    return document_BxL[:, :, None] == document_BxL[:, None, :]
-
-
-def second_segment(tokens_BxL: jax.Array) -> jax.Array:
-    """Returns types_BxL: 1 from the last text of `<cls> A <sep> B <sep>` on, else 0.
-
-    A may hold further `<sep>`; a row with one `<sep>` has no second segment.
-    """
-    ends_BxL = (tokens_BxL == SEP).astype(jnp.int32)
-    before_BxL = jnp.cumsum(ends_BxL, axis=1) - ends_BxL
-    first_of_b_Bx1 = jnp.maximum(ends_BxL.sum(axis=1, keepdims=True) - 1, 1)
-    return (before_BxL >= first_of_b_Bx1).astype(jnp.int32)
+    def _add(self, x_NxD: jax.Array, part: Callable, norm: Callable) -> jax.Array:
+        if self.config.norm_placement == "post":  # arXiv 1706.03762
+            return norm(x_NxD + self.drop(part(x_NxD)))
+        return x_NxD + self.drop(part(norm(x_NxD)))
 
 
 class Encoder(nn.Module):
@@ -220,10 +225,7 @@ class Encoder(nn.Module):
     def setup(self):
         config = self.config
         self.embedding = Embedding(config, self.dropout)
-        self.layers = [
-            BLOCK[config.norm_placement](config, self.dropout, index)
-            for index in range(config.layers)
-        ]
+        self.layers = [Block(config, self.dropout, i) for i in range(config.layers)]
         if config.final_norm:
             self.final_norm = norm(config)
 
@@ -241,12 +243,6 @@ class Encoder(nn.Module):
             may attend to M, see `document_mask`.
           token_types_BxL: 0 or 1, if the config has token types.
         """
-        return self.encode(tokens_BxL, attention_mask_BxL, token_types_BxL)
-
-    def encode(
-        self, tokens_BxL, attention_mask_BxL=None, token_types_BxL=None
-    ) -> jax.Array:
-        """Returns hidden_BxLxD, for subclasses whose `__call__` goes on to a head."""
         x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
         mask_BxLxM = attention_mask_BxL
         if mask_BxLxM is not None and mask_BxLxM.ndim == 2:
@@ -284,10 +280,12 @@ class MaskedLM(Encoder):
         attention_mask_BxL: jax.Array | None = None,
     ) -> jax.Array:
         """Returns float32 logits_BxPxV."""
-        hidden_BxLxD = self.encode(tokens_BxL, attention_mask_BxL)
+        hidden_BxLxD = super().__call__(tokens_BxL, attention_mask_BxL)
         if not self.config.sparse_prediction:
-            return _pick(self.logits(hidden_BxLxD), positions_BxP)
-        return self.logits(_pick(hidden_BxLxD, positions_BxP))
+            logits_BxLxV = self.logits(hidden_BxLxD)
+            return jnp.take_along_axis(logits_BxLxV, positions_BxP[..., None], 1)
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxLxD, positions_BxP[..., None], 1)
+        return self.logits(hidden_BxPxD)
 
     def logits(self, hidden_BxPxD: jax.Array) -> jax.Array:
         """Returns float32 logits_BxPxV of hidden states."""
@@ -302,10 +300,6 @@ class MaskedLM(Encoder):
         if config.decoder_bias:
             logits_BxPxV += self.decoder_bias[None, None]
         return logits_BxPxV
-
-
-def _pick(x_BxLxX: jax.Array, positions_BxP: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x_BxLxX, positions_BxP[..., None], 1)
 
 
 class HeadTransform(nn.Module):
@@ -324,17 +318,15 @@ class HeadTransform(nn.Module):
 
 
 class Classifier(Encoder):
-    """Tokens to class logits: position 0, dense, tanh, dropout, dense (P 5)."""
+    """Tokens to class logits: position 0, dense, tanh, dropout, dense (section 5)."""
 
     classes: int = 2
     head_width: int = 1024
 
     def setup(self):
         super().setup()
-        init = nn.initializers.normal(self.config.init_std)
-        self.pooler = nn.Dense(
-            self.head_width, dtype=self.config.dtype, kernel_init=init
-        )
+        config, init = self.config, nn.initializers.normal(self.config.init_std)
+        self.pooler = nn.Dense(self.head_width, dtype=config.dtype, kernel_init=init)
         self.head = nn.Dense(self.classes, dtype=jnp.float32, kernel_init=init)
         self.drop = drop(self.dropout)
 
@@ -343,6 +335,37 @@ class Classifier(Encoder):
     ) -> jax.Array:
         """Returns float32 logits_BxC."""
         types_BxL = second_segment(tokens_BxL) if self.config.token_types > 1 else None
-        hidden_BxLxD = self.encode(tokens_BxL, attention_mask_BxL, types_BxL)
+        hidden_BxLxD = super().__call__(tokens_BxL, attention_mask_BxL, types_BxL)
         first_BxD = hidden_BxLxD[:, 0]
         return self.head(self.drop(jnp.tanh(self.pooler(first_BxD))))
+
+
+def document_mask(tokens_BxL: jax.Array) -> jax.Array:
+    """Returns mask_BxLxM: 1 within a document of a packed block; it ends in <sep>."""
+    document_BxL = _ends_before(tokens_BxL)
+    return document_BxL[:, :, None] == document_BxL[:, None, :]
+
+
+def second_segment(tokens_BxL: jax.Array) -> jax.Array:
+    """Returns types_BxL: 1 from the last text of `<cls> A <sep> B <sep>` on, else 0.
+
+    A may hold further `<sep>`; a row with one `<sep>` has no second segment.
+    """
+    count_Bx1 = (tokens_BxL == SEP).astype(jnp.int32).sum(axis=1, keepdims=True)
+    first_of_b_Bx1 = jnp.maximum(count_Bx1 - 1, 1)
+    return (_ends_before(tokens_BxL) >= first_of_b_Bx1).astype(jnp.int32)
+
+
+def _ends_before(tokens_BxL: jax.Array) -> jax.Array:
+    """Returns count_BxL: how many <sep> come before a position."""
+    ends_BxL = (tokens_BxL == SEP).astype(jnp.int32)
+    return jnp.cumsum(ends_BxL, axis=1) - ends_BxL
+
+
+def on_any_device(config: ModelConfig) -> ModelConfig:
+    """Returns the same model with the attention that every device can compute.
+
+    Attention itself has no parameters, so they and their shapes stay the same. A model
+    that was trained with cuDNN's attention is read and used elsewhere like this.
+    """
+    return dataclasses.replace(config, attention="xla")

@@ -14,10 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.device.compile import MicroStep
+from cramjax.model import fused
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.model.flops import predicted_positions
 from cramjax.tokens import token_dtype
-from cramjax.training import averaging, loss_scale, losses, schedules
+from cramjax.training import averaging, loss_scale, schedules
 from cramjax.training.masking import mask_tokens
 from cramjax.training.optimizer import make_optimizer
 
@@ -125,9 +126,7 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = losses.cross_entropy(
-            logits_BxPxV, masked.targets_BxP, masked.weights_BxP
-        )
+        loss = fused.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_BxP)
         return loss * scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):

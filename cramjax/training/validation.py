@@ -12,7 +12,7 @@ from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.model.encoder import MaskedLM, document_mask
-from cramjax.training.losses import cross_entropies
+from cramjax.model.fused import cross_entropies
 from cramjax.training.masking import mask_tokens
 
 KEY = 15  # of the masks: the same for every run, whatever its seed

@@ -17,8 +17,9 @@ from cramjax.data import tokenizer
 from cramjax.device.compile import planned_bytes
 from cramjax.device.monitor import peak_memory_bytes
 from cramjax.errors import UserError
+from cramjax.model import fused
 from cramjax.model.encoder import MaskedLM
-from cramjax.training import losses, train_step
+from cramjax.training import train_step
 from cramjax.training.masking import Masked, mask_tokens
 
 LEARNING_STEPS = 50
@@ -186,7 +187,7 @@ def _loss(params: Any, model: ModelConfig, masked: Masked) -> jax.Array:
     logits_BxPxV = MaskedLM(model).apply(
         {"params": params}, masked.tokens_BxL, masked.positions_BxP
     )
-    return losses.cross_entropy(logits_BxPxV, masked.targets_BxP)
+    return fused.cross_entropy(logits_BxPxV, masked.targets_BxP)
 
 
 _loss_and_grads = jax.jit(jax.value_and_grad(_loss), static_argnums=1)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.model.flops import predicted_positions
-from cramjax.model.positions import sinusoids
+from cramjax.model.variants import sinusoids
 
 
 class Layer(nn.Module):

@@ -1,0 +1,374 @@
+"""Our parameter tree <-> the tensors of other implementations, by name.
+
+Three formats: the authors' PyTorch crammed-bert (arXiv 2212.14034), and Hugging Face's
+BERT and ModernBERT. Each is a table of `_Rule`s that follows from the model's config
+and covers every parameter exactly once; reading and writing go through the same table.
+
+All `from_*` take a mapping of names to arrays or the path of a safetensors file, and
+return float32 parameters; the dtype of `model` does not matter. They raise a UserError
+that lists every tensor that is missing, unknown or of another shape. With `head=False`
+the masked-LM head is left out, and the parameters are those of `encoder.Encoder`.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cramjax.config import ModelConfig
+from cramjax.errors import UserError
+from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
+
+Tensors = Mapping[str, np.ndarray] | str | os.PathLike
+
+# What the authors' state dicts hold besides parameters: the scale of attention scores,
+# rotary frequencies and the indices of learned positions.
+_CRAMMED_BUFFERS = re.compile(
+    r"encoder\.layers\.\d+\.attn\.self_attention\.(norm_factor|rotary_emb\.inv_freq)"
+    r"|encoder\.embedding\.pos_embedding\.position_ids"
+)
+
+# Keys of the model that have one value in these formats.
+HF_FORM: dict[str, Any] = {
+    "mixing": "attention",
+    "norm": "layernorm",
+    "embedding_norm": True,
+    "embedding_width": 0,
+    "ffn_every": 1,
+    "repeats": 1,
+}
+BERT_FORM = HF_FORM | {
+    "norm_placement": "post",
+    "positions": "learned",
+    "ffn": "plain",
+    "qkv_bias": True,
+    "linear_bias": True,
+    "first_norm": True,
+    "final_norm": False,
+}
+MODERNBERT_FORM = HF_FORM | {
+    "norm_placement": "pre",
+    "positions": "rotary",
+    "ffn": "gated",
+    "first_norm": False,
+    "final_norm": True,
+    "token_types": 0,
+}
+
+
+def from_crammed(tensors: Tensors, model: ModelConfig) -> dict[str, Any]:
+    """Returns the parameters of `encoder.MaskedLM` from the authors' tensors.
+
+    Their buffers, which follow from the architecture, are left out.
+    """
+    learned = {
+        name: tensor
+        for name, tensor in load_tensors(tensors).items()
+        if not _CRAMMED_BUFFERS.fullmatch(name)
+    }
+    return _read(learned, _crammed_rules(model), model, head=True)
+
+
+def to_crammed(params: Mapping[str, Any], model: ModelConfig) -> dict[str, np.ndarray]:
+    """Returns the authors' tensors; `from_crammed` gives the parameters back."""
+    return _write(params, _crammed_rules(model), model, head=True)
+
+
+def from_hf_bert(
+    tensors: Tensors, model: ModelConfig, head: bool = True
+) -> dict[str, Any]:
+    """Returns parameters from Hugging Face's `BertForMaskedLM` or `BertModel`.
+
+    The pooler and the next-sentence head, which this model lacks, are left out. The
+    config's form is the row `original-bert` of `configs/ablations/architecture.py`.
+    """
+    renamed = {}
+    for name, tensor in load_tensors(tensors).items():
+        name = name.removeprefix("bert.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        unused = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
+        if name.startswith(unused) or (not head and name.startswith("cls.")):
+            continue
+        renamed[name] = tensor
+    return _read(renamed, _bert_rules(model, head), model, head)
+
+
+def to_hf_bert(
+    params: Mapping[str, Any], model: ModelConfig, head: bool = True
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of `BertForMaskedLM`, or of `BertModel` without the head."""
+    tensors = _write(params, _bert_rules(model, head), model, head)
+    return _prefixed(tensors, "bert.", but="cls.") if head else tensors
+
+
+def from_hf_modernbert(
+    tensors: Tensors, model: ModelConfig, head: bool = True
+) -> dict[str, Any]:
+    """Returns parameters from `ModernBertForMaskedLM` or `ModernBertModel`.
+
+    All layers attend everywhere, with a rotary base of 10000: other settings give other
+    numbers, and cannot be seen from the tensors. The config's form is the row `modern`
+    of `configs/ablations/architecture.py`.
+    """
+    renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
+    if not head:
+        of_head = ("head.", "decoder.")
+        renamed = {n: t for n, t in renamed.items() if not n.startswith(of_head)}
+    return _read(renamed, _modernbert_rules(model, head), model, head)
+
+
+def to_hf_modernbert(
+    params: Mapping[str, Any], model: ModelConfig, head: bool = True
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of `ModernBertForMaskedLM`, or of `ModernBertModel`."""
+    tensors = _write(params, _modernbert_rules(model, head), model, head)
+    return _prefixed(tensors, "model.", but=("head.", "decoder.")) if head else tensors
+
+
+def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Returns the tensors, read from the file if it is a path.
+
+    Raises:
+      UserError: it cannot be read as safetensors.
+    """
+    if isinstance(tensors, Mapping):
+        return dict(tensors)
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(Path(tensors).expanduser())
+    except Exception as error:  # missing, cut, or not safetensors at all
+        raise UserError(f"{tensors} cannot be read as safetensors: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """One of their tensors, and the parameters of ours that it holds.
+
+    Attributes:
+      name: of their tensor.
+      leaves: of our tree, for example "layers_0.ffn.gate.kernel".
+      join: from our arrays to theirs.
+      split: from their array to ours, the inverse.
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    join: Callable[..., np.ndarray]
+    split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+def _same(name: str, leaf: str) -> _Rule:
+    return _Rule(name, (leaf,), lambda x: x, lambda x: (x,))
+
+
+def _stacked(name: str, *leaves: str, heads: int) -> _Rule:
+    """Kernels, theirs (out, in) and ours (in, out), or biases, as one tensor.
+
+    Its rows are ordered (head, leaf, channel).
+    """
+
+    def join(*xs):
+        by_head = [x.T.reshape(heads, -1, *x.T.shape[1:]) for x in xs]
+        return np.stack(by_head, axis=1).reshape(-1, *xs[0].T.shape[1:])
+
+    def split(x):
+        by_head = x.reshape(heads, len(leaves), -1, *x.shape[1:])
+        parts = (by_head[:, i] for i in range(len(leaves)))
+        return tuple(part.reshape(-1, *x.shape[1:]).T for part in parts)
+
+    return _Rule(name, leaves, join, split)
+
+
+def _dense(name: str, *layers: str, bias: bool, heads: int = 1) -> Iterator[_Rule]:
+    """One dense layer of theirs, which holds one or more of ours."""
+    kernels = (f"{layer}.kernel" for layer in layers)
+    yield _stacked(f"{name}.weight", *kernels, heads=heads)
+    if bias:
+        biases = (f"{layer}.bias" for layer in layers)
+        yield _stacked(f"{name}.bias", *biases, heads=heads)
+
+
+def _norm(name: str, layer: str, model: ModelConfig) -> Iterator[_Rule]:
+    if model.norm == "rmsnorm":
+        yield _same(f"{name}.learnable_scale", f"{layer}.scale")
+    else:
+        yield _same(f"{name}.weight", f"{layer}.scale")
+        yield _same(f"{name}.bias", f"{layer}.bias")
+
+
+def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
+    _require(model, "the authors' crammed-bert", mixing="attention", token_types=0)
+    bias = model.linear_bias
+    embedding = "encoder.embedding"
+    yield _same(f"{embedding}.word_embedding.weight", "embedding.word")
+    positions = f"{embedding}.pos_embedding"
+    if model.added_positions == "scaled_sinusoidal":
+        yield _same(f"{positions}.scale_factor", "embedding.positions.scale")
+    if model.added_positions == "learned":
+        yield _same(f"{positions}.embedding.weight", "embedding.positions.table")
+    if model.embedding_norm:
+        yield from _norm(f"{embedding}.norm", "embedding.norm", model)
+    for index in range(model.layers):
+        theirs, ours = f"encoder.layers.{index}", f"layers_{index}"
+        if index or model.first_norm:
+            yield from _norm(f"{theirs}.norm1", f"{ours}.attention_norm", model)
+        qkv = (f"{ours}.attention.{n}" for n in ("query", "key", "value"))
+        yield from _dense(
+            f"{theirs}.attn.self_attention.query_key_value",
+            *qkv,
+            bias=model.qkv_bias,
+            heads=model.heads,
+        )
+        yield from _dense(f"{theirs}.attn.dense", f"{ours}.attention.output", bias=bias)
+        if not model.has_ffn(index):
+            continue
+        yield from _norm(f"{theirs}.norm2", f"{ours}.ffn_norm", model)
+        # The second half of a gated layer's input kernel goes through the activation.
+        names = ("value", "gate") if model.ffn == "gated" else ("value",)
+        inputs = (f"{ours}.ffn.{n}" for n in names)
+        yield from _dense(f"{theirs}.ffn.dense_in", *inputs, bias=bias)
+        yield from _dense(f"{theirs}.ffn.dense_out", f"{ours}.ffn.output", bias=bias)
+    if model.final_norm:
+        yield from _norm("encoder.final_norm", "final_norm", model)
+    if model.head_transform:
+        yield from _dense("prediction_head.dense", "transform.dense", bias=bias)
+        yield from _norm("prediction_head.norm", "transform.norm", model)
+    if model.decoder_bias:
+        yield _same("decoder.bias", "decoder_bias")
+
+
+def _bert_rules(model: ModelConfig, head: bool) -> Iterator[_Rule]:
+    heads = {"head_transform": True, "decoder_bias": True} if head else {}
+    _require(model, "Hugging Face's BERT", **BERT_FORM, **heads)
+    yield _same("embeddings.word_embeddings.weight", "embedding.word")
+    positions = "embedding.positions.table"
+    yield _same("embeddings.position_embeddings.weight", positions)
+    if model.token_types:
+        types = "embedding.token_type"
+        yield _same("embeddings.token_type_embeddings.weight", types)
+    yield from _norm("embeddings.LayerNorm", "embedding.norm", model)
+    for index in range(model.layers):
+        layer, ours = f"encoder.layer.{index}", f"layers_{index}"
+        for theirs, part in (
+            ("attention.self.query", "attention.query"),
+            ("attention.self.key", "attention.key"),
+            ("attention.self.value", "attention.value"),
+            ("attention.output.dense", "attention.output"),
+            ("intermediate.dense", "ffn.value"),
+            ("output.dense", "ffn.output"),
+        ):
+            yield from _dense(f"{layer}.{theirs}", f"{ours}.{part}", bias=True)
+        theirs = f"{layer}.attention.output.LayerNorm"
+        yield from _norm(theirs, f"{ours}.attention_norm", model)
+        yield from _norm(f"{layer}.output.LayerNorm", f"{ours}.ffn_norm", model)
+    if head:
+        theirs = "cls.predictions.transform"
+        yield from _dense(f"{theirs}.dense", "transform.dense", bias=True)
+        yield from _norm(f"{theirs}.LayerNorm", "transform.norm", model)
+        yield _same("cls.predictions.bias", "decoder_bias")
+
+
+def _modernbert_rules(model: ModelConfig, head: bool) -> Iterator[_Rule]:
+    bias = model.linear_bias
+    heads = {"head_transform": True} if head else {}
+    form = MODERNBERT_FORM | {"qkv_bias": bias} | heads
+    _require(model, "Hugging Face's ModernBERT", **form)
+    yield _same("embeddings.tok_embeddings.weight", "embedding.word")
+    yield from _norm("embeddings.norm", "embedding.norm", model)
+    for index in range(model.layers):
+        theirs, ours = f"layers.{index}", f"layers_{index}"
+        if index:
+            yield from _norm(f"{theirs}.attn_norm", f"{ours}.attention_norm", model)
+        inputs = (f"{ours}.attention.{n}" for n in ("query", "key", "value"))
+        yield from _dense(f"{theirs}.attn.Wqkv", *inputs, bias=bias)
+        yield from _dense(f"{theirs}.attn.Wo", f"{ours}.attention.output", bias=bias)
+        yield from _norm(f"{theirs}.mlp_norm", f"{ours}.ffn_norm", model)
+        # The first half of the input kernel goes through the activation.
+        inputs = (f"{ours}.ffn.{n}" for n in ("gate", "value"))
+        yield from _dense(f"{theirs}.mlp.Wi", *inputs, bias=bias)
+        yield from _dense(f"{theirs}.mlp.Wo", f"{ours}.ffn.output", bias=bias)
+    yield from _norm("final_norm", "final_norm", model)
+    if head:
+        yield from _dense("head.dense", "transform.dense", bias=bias)
+        yield from _norm("head.norm", "transform.norm", model)
+        if model.decoder_bias:
+            yield _same("decoder.bias", "decoder_bias")
+
+
+def _require(model: ModelConfig, name: str, **values: Any) -> None:
+    for key, value in values.items():
+        if (found := getattr(model, key)) != value:
+            raise UserError(f"config.model.{key} is {found!r}: {name} has {value!r}")
+
+
+def _read(
+    theirs: dict[str, np.ndarray], rules, model: ModelConfig, head: bool
+) -> dict[str, Any]:
+    rules, shapes = _complete(rules, model, head)
+    flat: dict[str, np.ndarray] = {}
+    wrong = []
+    for rule in rules:
+        parts = [np.zeros(shapes[leaf], np.bool_) for leaf in rule.leaves]
+        expected = rule.join(*parts).shape
+        if rule.name not in theirs:
+            wrong.append(f"{rule.name} is missing")
+            continue
+        tensor = np.asarray(theirs.pop(rule.name), np.float32)
+        if tensor.shape != expected:
+            wrong.append(f"{rule.name} is {tensor.shape}, not {expected}")
+            continue
+        arrays = (np.ascontiguousarray(x) for x in rule.split(tensor))
+        flat |= dict(zip(rule.leaves, arrays, strict=True))
+    # The decoder is tied: a file may hold its weights and bias a second time.
+    copies = {"decoder.weight": "embedding.word", "decoder.bias": "decoder_bias"}
+    for name, tensor in theirs.items():
+        original = flat.get(copies.get(".".join(name.split(".")[-2:]), ""))
+        if original is None or not np.array_equal(tensor, original):
+            wrong.append(f"{name} {np.shape(tensor)} is unknown")
+    if wrong:
+        raise UserError(f"these tensors do not fit the model: {'; '.join(wrong)}")
+    return unflatten_dict(flat, sep=".")
+
+
+def _write(
+    params: Mapping[str, Any], rules, model: ModelConfig, head: bool
+) -> dict[str, np.ndarray]:
+    rules, _ = _complete(rules, model, head)
+    flat = flatten_dict(params, sep=".")
+    tensors = {}
+    for rule in rules:
+        arrays = (np.asarray(flat[leaf], np.float32) for leaf in rule.leaves)
+        tensors[rule.name] = np.ascontiguousarray(rule.join(*arrays))
+    return tensors
+
+
+def _complete(
+    rules: Iterator[_Rule], model: ModelConfig, head: bool
+) -> tuple[list[_Rule], dict[str, tuple[int, ...]]]:
+    """Returns the rules and the shape of each of our parameters.
+
+    Raises:
+      UserError: the rules leave a parameter out.
+    """
+    rules = list(rules)
+    tokens_1x8 = jnp.zeros((1, 8), jnp.int32)
+    arguments = (tokens_1x8, tokens_1x8[:, :1]) if head else (tokens_1x8,)
+    module = (MaskedLM if head else Encoder)(on_any_device(model))
+    tree = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
+    shapes = {leaf: x.shape for leaf, x in flatten_dict(tree, sep=".").items()}
+    if left_out := shapes.keys() - {leaf for rule in rules for leaf in rule.leaves}:
+        raise UserError(f"the format has no place for {', '.join(sorted(left_out))}")
+    return rules, shapes
+
+
+def _prefixed(tensors, prefix: str, but: str | tuple[str, ...]):
+    return {n if n.startswith(but) else prefix + n: t for n, t in tensors.items()}

@@ -1,0 +1,441 @@
+"""A finished model, ready to use: vectors of texts, masked tokens, likelihoods.
+
+import cramjax
+
+model = cramjax.load("runs/quickstart")
+vectors_NxD = model.encode(["a first text", "a second one"])
+model.fill_mask("the capital of france is <mask>.")
+
+It is read from a workdir of cramjax, or from a folder of another project: config.json,
+model.safetensors and tokenizer.json, as on the Hugging Face hub. The vocabulary of such
+a model is reordered so that the special tokens have their ids of `cramjax.tokens`;
+nothing else needs to know where a model came from.
+"""
+
+import dataclasses
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from cramjax import config as config_module
+from cramjax import files, likelihood
+from cramjax.checkpoints import convert
+from cramjax.config import Config, ModelConfig
+from cramjax.data import tokenizer as tokenizer_module
+from cramjax.errors import UserError
+from cramjax.model.encoder import Encoder, on_any_device
+from cramjax.model.variants import BASE
+from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
+from cramjax.training.pretrain import SUMMARY, read_back
+
+BATCH = 64
+
+# In both kinds of folder.
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS = "model.safetensors"  # in another project's
+AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
+HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
+
+# Names of the special tokens here and elsewhere; <unk> alone may be missing.
+_NAMES = {
+    "<pad>": ("<pad>", "[PAD]"),
+    "<unk>": ("<unk>", "[UNK]"),
+    "<cls>": ("<cls>", "[CLS]"),
+    "<sep>": ("<sep>", "[SEP]"),
+    "<mask>": ("<mask>", "[MASK]"),
+}
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())  # by all their names
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights and tokenizer.
+
+    A text that is too long for the model is cut, and one UserWarning says how many
+    were. Predicting tokens raises a UserError if there is no masked-LM head.
+
+    Attributes:
+      model: its shape.
+      params: of `encoder.MaskedLM`, or of `encoder.Encoder` if `has_head` is False.
+      tokenizer: with the special tokens' ids of `cramjax.tokens`.
+      has_head: whether it can predict tokens.
+      first: id of the token that a text begins with, as it did in pretraining: <cls>
+        if the corpus had it, otherwise the <sep> that ended the text before.
+      empty_second: of its template in fine-tuning, see `glue.empty_second`.
+      config: all settings of the run; None for other projects' models.
+    """
+
+    model: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    has_head: bool
+    first: int
+    empty_second: bool
+    config: Config | None
+
+    def ids(self, text: str) -> list[int]:
+        """Returns a text's tokens between the first one and <sep>."""
+        return self._rows([text])[0]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns `ids` of each text."""
+        room = self.model.max_length - 2
+        rows = [self.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
+        if cut := sum(len(ids) > room for ids in rows):
+            warnings.warn(
+                f"{cut:,} of {len(rows):,} texts are longer than the model's "
+                f"{self.model.max_length} tokens and were cut: split them, or the "
+                "result leaves out their ends",
+                stacklevel=3,
+            )
+        return [[self.first, *ids[:room], SEP] for ids in rows]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 vectors_NxD: the mean of each text's hidden states."""
+        if isinstance(texts, str):
+            raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
+        rows = self._rows(texts)
+        vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
+        for places, tokens_BxL in likelihood.batches(
+            rows, BATCH, self.model.max_length
+        ):
+            vectors_BxD = _mean(self.model, self.params, tokens_BxL)
+            vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
+        return vectors_NxD
+
+    def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
+        """Returns the likeliest tokens for each "<mask>" in a text.
+
+        Args:
+          text: with one or more "<mask>" (or "[MASK]").
+          top: how many tokens.
+
+        Returns:
+          For each mask the (token, probability) pairs, likeliest first.
+
+        Raises:
+          UserError: there is no mask, or the text is too long: cut, it could lose one.
+        """
+        self._require_head()
+        parts = text.replace("[MASK]", "<mask>").split("<mask>")
+        if len(parts) < 2:
+            raise UserError(f"{text!r} has no <mask>: write one for a missing word")
+        row, places = [self.first], []
+        for number, part in enumerate(parts):
+            if number:
+                places.append(len(row))
+                row.append(MASK)
+            if number < len(parts) - 1:  # a byte-level token begins with its space
+                part = part.rstrip()
+            row += self.tokenizer.encode(part, add_special_tokens=False).ids
+        row.append(SEP)
+        if len(row) > self.model.max_length:
+            raise UserError(
+                f"the text has {len(row)} tokens, more than the model's "
+                f"{self.model.max_length}: shorten it"
+            )
+        tokens_1xL = likelihood.padded([row], self.model.max_length)
+        logits_PxV = likelihood.logits(
+            self.model, self.params, tokens_1xL, np.array([places])
+        )[0]
+        vocabulary = self.tokenizer.get_vocab()
+        # Sorted: the tokenizer's order changes with every call, and so would the sums.
+        answers = sorted(i for token, i in vocabulary.items() if token not in SPECIAL)
+        answers_A = np.array(answers)
+        probs_PxA = np.asarray(jax.nn.softmax(logits_PxV[:, answers_A]))
+        decode = functools.partial(self.tokenizer.decode, skip_special_tokens=False)
+        return [
+            [
+                (decode([int(answers_A[i])]).strip(), float(probs_A[i]))
+                for i in np.argsort(-probs_A)[:top]
+            ]
+            for probs_A in probs_PxA
+        ]
+
+    def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`."""
+        self._require_head()
+        rows = self._rows(texts)
+        return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
+
+    def _require_head(self) -> None:
+        if not self.has_head:
+            raise UserError("this model has no masked-LM head: it cannot predict words")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
+    mask_BxL = tokens_BxL != PAD
+    hidden_BxLxD = Encoder(model).apply({"params": params}, tokens_BxL, mask_BxL)
+    weights_BxL = mask_BxL / mask_BxL.sum(axis=1, keepdims=True)
+    return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
+
+
+def load(path: str | Path) -> Pretrained:
+    """Reads a finished model.
+
+    Args:
+      path: a workdir of `cramjax.main`, or a folder with another project's checkpoint,
+        see `load_foreign`.
+
+    Raises:
+      UserError: it is neither, or not finished, or a file is damaged.
+    """
+    folder = Path(path).expanduser()
+    if (folder / WEIGHTS).exists():
+        return load_foreign(folder)
+    if not (folder / SUMMARY).exists():
+        raise UserError(
+            f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
+            f"cramjax, nor {WEIGHTS}, as another project's"
+        )
+    values = config_module.read_recorded(folder / CONFIG, "bring it back")
+    config = config_module.from_dict(values)
+    weights, _ = read_back(config, folder)
+    return Pretrained(
+        # On a CPU it is float32 mathematics anyway.
+        dataclasses.replace(on_any_device(config.model), dtype="float32"),
+        weights["pretrained"],
+        tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
+        has_head=True,
+        first=CLS if config.data.cls else SEP,
+        empty_second=config.glue.empty_second,
+        config=config,
+    )
+
+
+def load_foreign(folder: Path) -> Pretrained:
+    """Reads a checkpoint of Hugging Face's BERT or ModernBERT, or of the authors.
+
+    Raises:
+      UserError: a file is missing or damaged, or the model is of another kind or uses
+        what this encoder lacks.
+    """
+    facts = files.read_json(folder / CONFIG, HINT)
+    kind = facts.get("model_type")
+    if kind not in _FORMATS:
+        raise UserError(
+            f"{folder / CONFIG}: model_type is {kind!r}, readable are "
+            f"{', '.join(_FORMATS)}"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder / WEIGHTS} is missing: {HINT}")
+    keys_of, params_of = _FORMATS[kind]
+    tensors = convert.load_tensors(folder / WEIGHTS)
+    # The authors' head is the tied decoder, which has no tensors of its own.
+    of_head = ("cls.predictions.", "head.")
+    has_head = kind == AUTHORS or any(name.startswith(of_head) for name in tensors)
+    try:
+        keys = _NEUTRAL | keys_of(facts)
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG} has no {error}") from error
+    if not has_head:
+        keys |= {"head_transform": False, "decoder_bias": False}
+    model = ModelConfig(**keys)
+    params = params_of(tensors, model, has_head)
+    tokenizer, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
+    params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
+    if "decoder_bias" in params:
+        params["decoder_bias"] = params["decoder_bias"][old_ids_V]
+    template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
+    has_cls = bool(set(template[:1]) & set(_NAMES["<cls>"]))
+    return Pretrained(
+        model,
+        params,
+        tokenizer,
+        has_head,
+        # The authors' packed text has <sep> after every entry, and no <cls>.
+        first=CLS if has_cls or kind != AUTHORS else SEP,
+        empty_second=kind == AUTHORS,
+        config=None,
+    )
+
+
+def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
+    """Returns the tokenizer with our special ids, and each new id's old one."""
+    content = files.read_json(path, HINT)
+    content |= {"post_processor": None, "truncation": None, "padding": None}
+    try:
+        theirs = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} cannot be read ({error}): {HINT}") from error
+    if theirs.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
+            f"{vocab_size:,} rows: {HINT}"
+        )
+    old_ids_V = np.arange(vocab_size)
+    for token, names in _NAMES.items():
+        ids = [theirs.token_to_id(name) for name in names]
+        old = next((i for i in ids if i is not None), None)
+        if old is not None:
+            new = SPECIAL_TOKENS.index(token)
+            place = int(np.flatnonzero(old_ids_V == old)[0])
+            old_ids_V[[new, place]] = old_ids_V[[place, new]]
+        elif token != "<unk>":
+            raise UserError(f"{path} has none of the tokens {names}")
+    new_ids_V = np.argsort(old_ids_V)
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, dict):
+        # The library would choose ids of its own for added tokens outside of it.
+        vocab = {added["content"]: added["id"] for added in content["added_tokens"]} | (
+            vocab
+        )
+        vocab = {token: int(new_ids_V[i]) for token, i in vocab.items()}
+    elif len(vocab) <= old_ids_V[: len(SPECIAL_TOKENS)].max():
+        raise UserError(f"{path} has special tokens that are not in its vocabulary")
+    else:  # [[token, score], ...], in the order of their ids
+        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
+    content["model"]["vocab"] = vocab
+    for added in content["added_tokens"]:
+        added["id"] = int(new_ids_V[added["id"]])
+    ours = Tokenizer.from_str(json.dumps(content))
+    ours.encode_special_tokens = True
+    return ours, old_ids_V
+
+
+# Keys of the model that mean nothing once there are weights, or are the same in all.
+_NEUTRAL: dict[str, Any] = convert.HF_FORM | {
+    "dtype": "float32",
+    "attention": "xla",
+    "activation": "gelu",
+    "sparse_prediction": True,
+    "init": "normal",
+    "init_std": 0.02,
+}
+
+
+def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "width": facts["hidden_size"],
+        "layers": facts["num_hidden_layers"],
+        "heads": facts["num_attention_heads"],
+        "vocab_size": facts["vocab_size"],
+        "max_length": facts["max_position_embeddings"],
+        "head_transform": True,
+    }
+
+
+def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
+    _require(facts, position_embedding_type="absolute", hidden_act="gelu")
+    return _hf_sizes(facts) | {
+        **convert.BERT_FORM,
+        "ffn_width": facts["intermediate_size"],
+        "token_types": facts["type_vocab_size"],
+        "norm_eps": facts["layer_norm_eps"],
+        "decoder_bias": True,
+    }
+
+
+def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
+    _require_attention_everywhere(facts)
+    _require(facts, hidden_activation="gelu")
+    bias = bool(facts.get("mlp_bias", False))
+    _require(facts, attention_bias=bias, classifier_bias=bias)
+    return _hf_sizes(facts) | {
+        **convert.MODERNBERT_FORM,
+        "ffn_width": 2 * facts["intermediate_size"],
+        "norm_eps": facts.get("norm_eps", 1e-5),
+        "qkv_bias": bias,
+        "linear_bias": bias,
+        "decoder_bias": bool(facts.get("decoder_bias", True)),
+    }
+
+
+def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
+    """A norm without a bias (`norm_bias` is false) is one whose bias is 0."""
+    zeros = {
+        name.removesuffix("weight") + "bias": np.zeros_like(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith("norm.weight")
+    }
+    return convert.from_hf_modernbert(zeros | tensors, model, head)
+
+
+def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
+    """Refuses local layers and another rotary base, as ModernBERT-base has them.
+
+    The defaults are those of Hugging Face's library: every third layer attends
+    everywhere, with a base of 160,000.
+    """
+    layers = facts["num_hidden_layers"]
+    every = facts.get("global_attn_every_n_layers", 3)
+    # Older files count the layers, newer ones list them and the bases.
+    kinds = facts.get("layer_types") or [
+        "sliding_attention" if layer % every else "full_attention"
+        for layer in range(layers)
+    ]
+    rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
+    theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
+    scaling = rotary.get("rope_type", "default")
+    found = []
+    if local := sum(kind != "full_attention" for kind in kinds):
+        window = facts.get("local_attention", 128)
+        found.append(f"{local} of {layers} layers that see {window} tokens around each")
+    if theta != BASE:
+        found.append(f"a rotary theta of {theta:g}")
+    if scaling != "default":
+        found.append(f"rotary positions of the type {scaling!r}")
+    if found:
+        raise UserError(
+            f"{CONFIG}: this ModernBERT has {' and '.join(found)}; readable are those "
+            f"with layers that all see all tokens and a rotary theta of {BASE:g}, and "
+            "BERT"
+        )
+
+
+def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The final model of arXiv 2212.14034, section 4.2, of any size.
+
+    Other biases, norms or heads show in the tensors; what does not is required here.
+    """
+    arch = facts["arch"]
+    embedding, attention = arch["embedding"], arch["attention"]
+    _require(arch, norm="LayerNorm", norm_scheme="pre", nonlin="GELUglu")
+    _require(embedding, pos_embedding="scaled-sinusoidal")
+    _require(attention, rotary_embedding=False, causal_attention=False)
+    _require(attention, sequence_op="torch-softmax")
+    return {
+        "width": arch["hidden_size"],
+        "ffn_width": arch["intermed_size"],
+        "layers": arch["num_transformer_layers"],
+        "heads": attention["num_attention_heads"],
+        "vocab_size": embedding["vocab_size"],
+        "max_length": embedding["max_seq_length"],
+        "token_types": 0,
+        "norm_eps": arch["norm_eps"],
+        "ffn": "gated",
+        "positions": "scaled_sinusoidal",
+        "norm_placement": "pre",
+        "first_norm": True,
+        "final_norm": True,
+        "qkv_bias": False,
+        "linear_bias": False,
+        "head_transform": False,
+        "decoder_bias": False,
+    }
+
+
+def _require(facts: Mapping[str, Any], **values: Any) -> None:
+    for key, value in values.items():
+        if facts.get(key, value) != value:
+            raise UserError(
+                f"{CONFIG}: {key} is {facts[key]!r}, this encoder has {value!r} only"
+            )
+
+
+# By the model_type of config.json: its keys of a `ModelConfig`, and parameters from
+# (tensors, model, head).
+_FORMATS: dict[str, tuple[Callable, Callable]] = {
+    "bert": (_bert, convert.from_hf_bert),
+    "modernbert": (_modernbert, _read_modernbert),
+    AUTHORS: (_crammed, lambda tensors, model, _: convert.from_crammed(tensors, model)),
+}
