@@ -24,7 +24,8 @@ from cramjax.run import (
     note_corpus,
     run,
 )
-from cramjax.training import metrics_log, pretrain
+from cramjax.training import log as metrics_log
+from cramjax.training import pretrain
 
 
 def test_every_config_key_is_read(finished, tiny):
