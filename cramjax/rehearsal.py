@@ -157,7 +157,7 @@ def _sample(config: Config) -> tuple[list[str], float]:
             raise UserError(
                 f"config.data.sources: no text at the beginning of {name!r}{notes}; "
                 "see data.txt_documents, data.text_field and data.keep in "
-                "configs/default.py for what is a document"
+                "cramjax/config/data.py for what is a document"
             )
         _say(
             "text",

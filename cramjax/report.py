@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cramjax import config as config_module
 from cramjax import word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.glue import tables
@@ -298,16 +297,16 @@ def _origin_section(
 
 def _settings_section(config: Config) -> str:
     """Returns the keys that are not as in the paper's recipe."""
-    recipe = flatten(to_dict(config_module.defaults()))
+    recipe = flatten(to_dict(Config()))
     rows = [
         [key, _value(value), _value(recipe[key])]
         for key, value in flatten(to_dict(config)).items()
         if value != recipe[key] and key not in OPERATIONAL_KEYS
     ]
     if not rows:
-        return "All settings are those of the paper's recipe, `configs/default.py`."
+        return "All settings are those of the paper's recipe."
     return (
-        "## Settings\n\nThese differ from the paper's recipe, `configs/default.py`:\n\n"
+        "## Settings\n\nThese differ from the paper's recipe (`cramjax/config/`):\n\n"
         + table(["key", "this run", "recipe"], rows)
     )
 

@@ -192,8 +192,10 @@ def test_no_token_is_lost_or_invented_between_encoding_and_blocks(documents, len
     assert writer.token_counts_V.sum() == len(blocks) * length
 
 
-def test_unigram_entropy():
-    assert unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
+def test_unigram_entropy_is_of_what_may_be_asked_for():
+    counts_V = np.array([0, 0, 0, 0, 5, 9, 0, 4, 4])
+    assert [SPECIAL_TOKENS[i] for i in (4, 5)] == ["<cls>", "<sep>"]
+    assert unigram_entropy(counts_V) == pytest.approx(np.log(2))
 
 
 def test_blocks_are_the_documents_tokens(corpus, tiny):

@@ -18,7 +18,7 @@ from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.readers import File
 from cramjax.errors import UserError
-from cramjax.tokens import token_dtype
+from cramjax.tokens import CLS, SEP, token_dtype
 from cramjax.version import code_version
 
 MANIFEST = "manifest.json"
@@ -314,6 +314,10 @@ def blocks(shards: Iterable[Mapping[str, Any]]) -> int:
 
 
 def unigram_entropy(counts_V: np.ndarray) -> float:
-    """Returns the entropy of the tokens' frequencies, in nats."""
+    """Returns the entropy of the tokens' frequencies, in nats.
+
+    <cls> and <sep> are left out, because the held-out loss asks for neither.
+    """
+    counts_V = np.delete(counts_V, (CLS, SEP))
     p = counts_V[counts_V > 0] / counts_V.sum()
     return float(-(p * np.log(p)).sum())

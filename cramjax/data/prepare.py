@@ -394,6 +394,6 @@ def _no_text(records: Records) -> UserError:
     found = "; ".join(records.problems)
     return UserError(
         f"config.data.sources: no text in {data.sources} ({found}); see "
-        "data.txt_documents, data.text_field and data.keep in configs/default.py for "
-        "what is a document"
+        "data.txt_documents, data.text_field and data.keep in cramjax/config/data.py "
+        "for what is a document"
     )

@@ -1,6 +1,6 @@
 """The encoder crammed-bert, its variants, and its two heads.
 
-Read with the values of `configs/default.py` it is crammed-bert (arXiv 2212.14034,
+Read with the defaults of `config.ModelConfig` it is crammed-bert (arXiv 2212.14034,
 section 4.2); the other values of a key are the rows of the paper's Table 11, one small
 class or table entry each, here or in `mixing`, `positions`, `layers`, `initializers`.
 

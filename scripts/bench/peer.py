@@ -20,7 +20,7 @@ ROUNDS = 5
 BESIDE = " (beside ours; pass a smaller --config.micro_batch)"
 TOLERANCE = 1e-3  # nats of the loss; of the gradient's norm, a fraction
 
-# The peer is crammed-bert as configs/default.py has it, but for these keys.
+# The peer is crammed-bert as the defaults have it, but for these keys.
 _SIZES = ("width", "ffn_width", "layers", "heads", "vocab_size", "max_length")
 _FREE = (*_SIZES, "attention", "norm_eps", "init", "init_std", "mask_rate")
 _FREE += ("mask_share", "random_share", "lawa_every")
