@@ -33,12 +33,7 @@ from cramjax.run import as_recorded, look, nearest_folder, run
 from cramjax.tokens import token_dtype
 from cramjax.training import log, train_step
 from cramjax.training.clock import tokens_bought
-from cramjax.training.pretrain import (
-    CHECKPOINTS,
-    METRICS,
-    out_of_memory_explained,
-    read_back,
-)
+from cramjax.training.pretrain import CHECKPOINTS, METRICS, read_back
 
 UPDATES = 8
 PREFIX = ".rehearsal-"  # of the folder
@@ -81,7 +76,8 @@ def _scratch(parent: Path) -> Iterator[Path]:
       UserError: it cannot be made.
     """
     for left in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(Timeout, OSError), FileLock(left / "lock", timeout=0):
+        lock = FileLock(left / "lock", blocking=False)
+        with contextlib.suppress(Timeout, OSError), lock:
             shutil.rmtree(left)
     try:
         folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
@@ -106,13 +102,12 @@ def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
     _say("corpus", f"{chars:,} characters make {blocks:,} blocks")
     all_tokens = all_chars * sum(corpus.manifest["tokens"].values()) / chars
     _check_corpus_disk(config, all_tokens)
-    with out_of_memory_explained(config):
-        config = tuning.choose(config, train_step.build)
-        small = _shrunken(config, data, complete)
-        shape = f"{config.micro_batch} x {config.model.max_length}"
-        _say("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
-        with contextlib.redirect_stdout(io.StringIO()):
-            weights = run(small, scratch / "run")
+    config = tuning.choose(config, train_step.build)
+    small = _shrunken(config, data, complete)
+    shape = f"{config.micro_batch} x {config.model.max_length}"
+    _say("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
+    with contextlib.redirect_stdout(io.StringIO()):
+        weights = run(small, scratch / "run")
     seconds_per_step, compile_s = _report_training(small, weights, scratch / "run")
     if complete:
         tried = json.loads((scratch / "run" / evaluate.RESULTS).read_text())["tasks"]
