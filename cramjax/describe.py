@@ -10,7 +10,7 @@ from cramjax.config import Config
 from cramjax.device.cards import CARDS
 from cramjax.model.flops import train_flops_by_part
 from cramjax.training import schedules, train_step
-from cramjax.training.budget import tokens_bought
+from cramjax.training.clock import tokens_bought
 
 
 def describe(config: Config, mfu: float) -> dict[str, Any]:

@@ -11,12 +11,15 @@ Any key of the config can be overridden: --config.budget.hours=0.5
 rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
 """
 
+import contextlib
+import dataclasses
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cramjax.config import to_dict
 from cramjax.device import host_memory
@@ -33,28 +36,29 @@ FLAGS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job with these arguments or the program's; returns the exit code."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv, __doc__)
-
-
-def _run(argv: Sequence[str]) -> None:
     begun = time.monotonic()
-    config, extras = parse_command_line(
-        argv, FLAGS, switches=["print_config", "rehearse"]
-    )
-    if extras["print_config"]:
-        print(json.dumps(to_dict(config), indent=1))
-        return
-    workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
-    print(f"workdir: {workdir}", flush=True)
-    # These import JAX: a mistyped flag need not wait for it.
-    if extras["rehearse"]:
-        from cramjax.rehearsal import rehearse
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_help(argv, __doc__):
+        return 0
+    with errors_explained() as outcome:
+        config, extras = parse_command_line(
+            argv, FLAGS, switches=["print_config", "rehearse"]
+        )
+        if extras["print_config"]:
+            print(json.dumps(to_dict(config), indent=1))
+            return 0
+        workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
+        print(f"workdir: {workdir}", flush=True)
+        # These import JAX, for which a mistyped flag need not wait.
+        if extras["rehearse"]:
+            from cramjax.rehearsal import rehearse
 
-        rehearse(config, workdir)
-    else:
-        from cramjax.run import run
+            rehearse(config, workdir)
+        else:
+            from cramjax.run import run
 
-        run(config, workdir, begun)
+            run(config, workdir, begun)
+    return outcome.exit_code
 
 
 def default_workdir(config: str) -> Path:
@@ -64,29 +68,52 @@ def default_workdir(config: str) -> Path:
 
 
 def guarded(
-    command: Callable[[Sequence[str]], None], argv: Sequence[str], usage: str
+    command: Callable[[Sequence[str]], Any], argv: Sequence[str], usage: str
 ) -> int:
-    """Runs a command; returns its exit code, and says why on stderr if it is not 0.
-
-    2 for a user's mistakes, a line for each; 128 plus the signal's number for an
-    interruption.
-    """
-    if {"-h", "--help"} & set(argv):
-        print(usage.strip())
+    """Runs another command as `main` runs this one; returns its exit code."""
+    if asks_for_help(argv, usage):
         return 0
+    with errors_explained() as outcome:
+        command(argv)
+    return outcome.exit_code
+
+
+def asks_for_help(argv: Sequence[str], usage: str) -> bool:
+    """Prints the usage if the arguments ask for it."""
+    asked = bool({"-h", "--help"} & set(argv))
+    if asked:
+        print(usage.strip())
+    return asked
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a command ended."""
+
+    exit_code: int = 0
+
+
+@contextlib.contextmanager
+def errors_explained() -> Iterator[Outcome]:
+    """Turns what ends the block early into an exit code and a message on stderr.
+
+    The code is 2 for a user's mistakes, a line for each; 128 plus the signal's number
+    for an interruption.
+    """
+    outcome = Outcome()
     host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
-        command(argv)
+        yield outcome
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 2
+        outcome.exit_code = 2
     except Interrupted as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        outcome.exit_code = error.exit_code
     except (OSError, ValueError) as error:
         if not is_disk_full(error):
             raise
@@ -95,16 +122,15 @@ def guarded(
             "with what is complete",
             file=sys.stderr,
         )
-        return 2
+        outcome.exit_code = 2
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         print("interrupted: what was complete is kept", file=sys.stderr)
-        return 128 + number
+        outcome.exit_code = 128 + number
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def _terminate(number, frame):

@@ -25,7 +25,7 @@ from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
 from cramjax.errors import UserError
 from cramjax.hlo import Kernel, kernels
 from cramjax.model.flops import train_flops_per_token
-from cramjax.training import budget, train_step
+from cramjax.training import clock, train_step
 
 # {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}};
 # scripts/check_gpu.py adds to it.
@@ -221,7 +221,7 @@ def _row(config: Config, card: Card, step: Step, factor: float) -> dict[str, Any
         speeds = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
         return row | dict.fromkeys(speeds)
     tokens_per_s = factor * step.tokens / seconds(step.kernels, card)
-    tokens = budget.tokens_bought(config.budget, tokens_per_s, flops_per_token)
+    tokens = clock.tokens_bought(config.budget, tokens_per_s, flops_per_token)
     sequences = step.tokens // config.model.max_length
     return row | {
         "tokens_per_s": tokens_per_s,

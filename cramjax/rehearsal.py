@@ -1,47 +1,46 @@
-"""Every stage for a moment, on the real config, before a day is spent on it."""
+"""A whole run for a moment, before a day is spent on it: `run` on a shrunken config."""
 
 import contextlib
 import dataclasses
 import io
+import json
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import jax
 import numpy as np
 from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
 
-from cramjax.config import BudgetConfig, Config
-from cramjax.data import sample
-from cramjax.data.corpus import MANIFEST, Corpus
-from cramjax.data.sample import Sample
+from cramjax.config import BudgetConfig, Config, DataConfig
+from cramjax.data import sources
+from cramjax.data.corpus import MANIFEST, TOKENIZER
+from cramjax.data.prepare import prepare, train_tokenizer
+from cramjax.data.readers import Records
 from cramjax.describe import state_bytes
 from cramjax.device import monitor, tuning
-from cramjax.device.compile import Ahead, seconds_per_step, use_cache
+from cramjax.device.compile import use_cache
 from cramjax.errors import Interrupted, UserError
 from cramjax.glue import evaluate, tasks
 from cramjax.model.flops import train_flops_per_token
-from cramjax.run import as_recorded, look, nearest_folder
+from cramjax.run import as_recorded, look, nearest_folder, run
 from cramjax.tokens import token_dtype
-from cramjax.training import train_step
-from cramjax.training.pretrain import (
-    CHECKPOINTS,
-    check_memory,
-    out_of_memory_explained,
-    pretrain,
-    read_back,
-)
+from cramjax.training import log, train_step
+from cramjax.training.clock import tokens_bought
+from cramjax.training.pretrain import CHECKPOINTS, METRICS, read_back
 
-UPDATES = 4
+UPDATES = 8
 PREFIX = ".rehearsal-"  # of the folder
-INTERRUPTED = "interrupted: a rehearsal leaves nothing behind"
-YOUNG_S = 10.0  # so old is a folder that has a lock, if it will have one
-MEASURED_S = 5.0
+SAMPLE_CHARS = 2_000_000  # of text, from all sources together
+PARTS_OPENED = 8  # of a source, spread over it
+PIECES = 100  # the sample becomes so many documents or more: some are held out
+CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
 
 
 def rehearse(config: Config, workdir: Path) -> None:
@@ -53,62 +52,73 @@ def rehearse(config: Config, workdir: Path) -> None:
     Raises:
       UserError: what would end the run (a line for each thing that can be seen without
         trying), or its disk being too small.
-      Interrupted: a signal came.
+      Interrupted: a signal arrived.
     """
     config = as_recorded(config, workdir)
     found = look(config, workdir, partial(_check_workdirs_disk, config, workdir))
     use_cache(config.compilation_cache)
-    place = nearest_folder(workdir)
+    message = "interrupted: a rehearsal leaves nothing behind"
     try:
-        with _scratch(place) as scratch:
+        with _scratch(nearest_folder(workdir)) as scratch:
             _try_all(config, found, scratch)
     except Interrupted as error:
-        raise Interrupted(INTERRUPTED, error.exit_code - 128) from error
+        raise Interrupted(message, error.exit_code - 128) from error
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        raise Interrupted(INTERRUPTED, number) from error
+        raise Interrupted(message, number) from error
 
 
 @contextlib.contextmanager
-def _scratch(place: Path) -> Iterator[Path]:
-    """Makes a folder that is gone after the block, and so are those of killed ones.
+def _scratch(parent: Path) -> Iterator[Path]:
+    """Makes a folder for the block, and removes those of rehearsals that were killed.
 
     Raises:
       UserError: it cannot be made.
     """
-    for left in place.glob(f"{PREFIX}*"):
-        with contextlib.suppress(Timeout, OSError):
-            if time.time() - left.stat().st_mtime > YOUNG_S:
-                FileLock(left / "lock", blocking=False).acquire().lock.release()
-                shutil.rmtree(left)
+    for left in parent.glob(f"{PREFIX}*"):
+        lock = FileLock(left / "lock", blocking=False)
+        with contextlib.suppress(Timeout, OSError), lock:
+            shutil.rmtree(left)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=place)
+        folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
     except OSError as error:
         raise UserError(
-            f"--workdir: {place} cannot be written ({error.strerror}); pass another one"
+            f"--workdir: {parent} cannot be written ({error.strerror}); pass another "
+            "one"
         ) from error
     with folder as name, FileLock(Path(name) / "lock"):
         yield Path(name)
 
 
 def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
-    text = sample.read(config, lambda line: _say("text", line))
+    texts, all_chars = _sample(config)
     complete = evaluate.fetch(config, found, partial(_say, "fine-tuning data"))
     named = ", ".join(task.title for task in complete)
     _say("fine-tuning data", f"readable: {named}" if named else "no tasks")
-    corpus = sample.pack(config, text, scratch)
-    blocks = len(corpus.train) + len(corpus.held_out)
-    _say("corpus", f"{text.chars:,} characters make {blocks:,} blocks")
-    all_tokens = _tokens(text, corpus)
+    data = _sample_data(config, texts, scratch)
+    with contextlib.redirect_stdout(io.StringIO()):
+        corpus = prepare(dataclasses.replace(config, data=data))
+    blocks, chars = len(corpus.train) + len(corpus.held_out), sum(map(len, texts))
+    _say("corpus", f"{chars:,} characters make {blocks:,} blocks")
+    all_tokens = all_chars * sum(corpus.manifest["tokens"].values()) / chars
     _check_corpus_disk(config, all_tokens)
     config = tuning.choose(config, train_step.build)
-    with Ahead() as ahead, out_of_memory_explained(config):
-        config = _each_step_an_update(config)
-        ahead.start(train_step.build(config))
-        seconds_per_step = _try_step(config, ahead)
-        weights = _try_training(config, corpus, scratch, ahead)
-    _try_fine_tuning(config, weights, corpus, complete)
-    compile_s = ahead.result().compile_s
+    small = _shrunken(config, data, complete)
+    shape = f"{config.micro_batch} x {config.model.max_length}"
+    _say("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
+    with contextlib.redirect_stdout(io.StringIO()):
+        weights = run(small, scratch / "run")
+    seconds_per_step, compile_s = _report_training(small, weights, scratch / "run")
+    if complete:
+        tried = json.loads((scratch / "run" / evaluate.RESULTS).read_text())["tasks"]
+        titles = ", ".join(scored["title"] for scored in tried.values())
+        hours = evaluate.estimate_s(config, complete, corpus.tokenizer) / 3600
+        whole = f"{hours:.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
+        _say(
+            "fine-tuning",
+            f"one step of {config.glue.trials} trials, scored on {titles}; an estimate "
+            f"of the whole: {whole}",
+        )
     _say("budget", estimate(config, seconds_per_step, compile_s, all_tokens))
 
 
@@ -116,158 +126,186 @@ def _say(stage: str, text: str) -> None:
     print(f"rehearsal: {stage}: {text}", flush=True)
 
 
-def _tokens(text: Sample, corpus: Corpus) -> float | None:
-    """Returns how many all of the text has, about; None if that is not known."""
-    if text.all_chars is None:
-        return None
-    return text.all_chars * sum(corpus.manifest["tokens"].values()) / text.chars
-
-
-def _check_workdirs_disk(config: Config, workdir: Path) -> None:
-    """Compares the checkpoints with what is free.
+def _sample(config: Config) -> tuple[list[str], float]:
+    """Returns the first documents of every source, and about all sources' characters.
 
     Raises:
-      UserError: they will not fit.
+      UserError: a source is missing, or its first documents have no text.
     """
-    state = sum(state_bytes(config).values())
-    there = [p for p in (workdir / CHECKPOINTS).rglob("*") if p.is_file()]
-    # A new checkpoint is whole before the oldest one is deleted.
-    needed = (config.checkpoint.keep + 1) * state
-    needed = max(needed - sum(path.stat().st_size for path in there), state)
-    place = nearest_folder(workdir)
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise UserError(
-            f"config.checkpoint.keep is {config.checkpoint.keep}: checkpoints take "
-            f"{_size(needed)}, and {place} has {_size(free)} left: make room, or pass "
-            "another --workdir"
+    found = [file for file in sources.resolve(config.data) if file.max_chars != 0]
+    texts = []
+    for number, name in enumerate(config.data.sources):
+        of_source = [file for file in found if file.source == number]
+        opened = of_source[:: max(-(-len(of_source) // PARTS_OPENED), 1)]
+        records, count = Records(config.data), len(texts)
+        for file in opened:
+            left = SAMPLE_CHARS // len(config.data.sources) // len(opened)
+            for text in file.documents(records):
+                texts.append(text[:left])
+                left -= len(text)
+                if left <= 0:
+                    break
+        notes = "".join(
+            f"; {what}: {n:,}" for what, n in sorted(records.problems.items())
         )
-    _say("disk", f"checkpoints take {_size(needed)} of {_size(free)} free")
-
-
-def _check_corpus_disk(config: Config, tokens: float | None) -> None:
-    """Compares the corpus with what is free.
-
-    Raises:
-      UserError: it will not fit.
-    """
-    folder = Path(config.data.dir).expanduser()
-    free = shutil.disk_usage(nearest_folder(folder)).free
-    if tokens is None:
-        _say("disk", f"the corpus takes, not known how much, of {_size(free)} free")
-        return
-    needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    if needed > free and not any(folder.glob(f"*/{MANIFEST}")):
-        raise UserError(
-            f"config.data.dir is {config.data.dir!r}: it has {_size(free)} left, and "
-            f"the corpus takes {_size(needed)} or so: make room, or pass another one"
+        if opened and count == len(texts):
+            raise UserError(
+                f"config.data.sources: no text at the beginning of {name!r}{notes}; "
+                "see data.txt_documents, data.text_field and data.keep in "
+                "cramjax/config/data.py for what is a document"
+            )
+        _say(
+            "text",
+            f"{name}: {len(texts) - count:,} documents at the beginning of "
+            f"{len(opened):,} of {len(of_source):,} parts{notes}",
         )
-    _say("disk", f"the corpus takes {_size(needed)} or so of {_size(free)} free")
+    document_chars = sum(map(len, texts)) / max(len(texts), 1)
+    return texts, sum(file.expected_chars(document_chars) for file in found)
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def _sample_data(config: Config, texts: list[str], scratch: Path) -> DataConfig:
+    """Returns the data section with the sample as its text, in small documents.
 
-
-def _each_step_an_update(config: Config) -> Config:
-    batch = dataclasses.replace(
-        config.batch, sequences=config.micro_batch, ramp_share=0.0
-    )
-    stages = dataclasses.replace(config.curriculum, lengths=(), starts=())
-    return dataclasses.replace(config, batch=batch, curriculum=stages)
-
-
-def _try_step(config: Config, ahead: Ahead) -> float:
-    """Returns the seconds of a micro-step.
-
-    Raises:
-      UserError: it is too large for the host's memory.
+    A sample fills no large vocabulary: its tokenizer gets entries without text.
     """
-    rows, length = config.micro_batch, config.model.max_length
-    _say("training step", f"compiling it for {rows} x {length} tokens ...")
-    step = ahead.result()
-    check_memory(config, step)
-    seconds = seconds_per_step(step, MEASURED_S)
-    tokens = rows * length
-    per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
-    mfu = monitor.mfu(tokens * per_token, seconds)
-    _say(
-        "training step",
-        f"compiled in {step.compile_s:.0f} s; it needs {_size(step.needed_bytes)} of "
-        f"the {_size(tuning.device_bytes())} there are; "
-        f"{tokens / seconds:,.0f} tokens/s" + (f", mfu {mfu:.0%}" if mfu else ""),
+    chars = sum(map(len, texts))
+    piece = max(chars // PIECES, 200)
+    with (scratch / "sample.jsonl").open("w") as file:
+        for text in texts:
+            for start in range(0, len(text), piece):
+                print(json.dumps({"text": text[start : start + piece]}), file=file)
+    given = config.data
+    data = DataConfig(
+        sources=(str(scratch / "sample.jsonl"),),
+        dir=str(scratch / "data"),
+        normalizer=given.normalizer,
+        tokenizer=given.tokenizer,
+        tokenizer_kind=given.tokenizer_kind,
+        cls=given.cls,
+        sep=given.sep,
+        order=given.order,
+        max_tokens_per_char=0.0,
+        held_out_share=0.2,
     )
-    return seconds
+    if data.tokenizer:
+        return data
+    size = config.model.vocab_size
+    entries = min(size, max(chars // CHARS_PER_ENTRY, 512))
+    model = dataclasses.replace(config.model, vocab_size=entries)
+    few = dataclasses.replace(config, data=data, model=model)
+    trained = Tokenizer.from_str(train_tokenizer(few, sources.resolve(data)))
+    trained.add_tokens([f"<unused-{i}>" for i in range(size - entries)])
+    path = str(scratch / TOKENIZER)
+    trained.save(path)
+    return dataclasses.replace(data, tokenizer=path)
 
 
-def _try_training(
-    config: Config, corpus: Corpus, scratch: Path, ahead: Ahead
-) -> dict[str, Any]:
-    """Returns the weights after a few updates, written and read back.
+def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> Config:
+    """Returns the config for a few updates, and one step of the smallest task."""
+    rows = config.micro_batch
+    glue = dataclasses.replace(config.glue, tasks=())
+    if complete:
+        smallest = min(complete, key=lambda task: sum(s.rows for s in task.dev))
+        glue = dataclasses.replace(
+            config.glue,
+            tasks=(smallest.name,),
+            max_train_rows=config.glue.batch_size,
+            epochs=1,
+            trials_at_once=config.glue.trials_at_once or config.glue.trials,
+            starts=config.glue.starts[:1],
+            learning_rates=config.glue.learning_rates[:1],
+        )
+    return dataclasses.replace(
+        config,
+        data=data,
+        glue=glue,
+        budget=BudgetConfig(
+            hours=0.0, tokens=UPDATES * rows * config.model.max_length, flops=0.0
+        ),
+        batch=dataclasses.replace(config.batch, sequences=rows, ramp_share=0.0),
+        curriculum=dataclasses.replace(config.curriculum, lengths=(), starts=()),
+        guard=dataclasses.replace(config.guard, max_loss=0.0),
+        log=dataclasses.replace(config.log, every_steps=1),
+        validation=dataclasses.replace(config.validation, max_blocks=rows),
+    )
+
+
+def _report_training(
+    config: Config, weights: dict, workdir: Path
+) -> tuple[float, float]:
+    """Prints how training went; returns seconds of a step, and of compilation.
 
     Raises:
       UserError: what was read is not what was written.
     """
-    tokens = UPDATES * config.micro_batch * config.model.max_length
-    trial = dataclasses.replace(
-        config,
-        budget=BudgetConfig(hours=0.0, tokens=tokens, flops=0.0),
-        guard=dataclasses.replace(config.guard, max_loss=0.0),
-        validation=dataclasses.replace(
-            config.validation, max_blocks=config.micro_batch
-        ),
-    )
-    workdir = scratch / "run"
-    workdir.mkdir()
-    with contextlib.redirect_stdout(io.StringIO()):
-        weights, summary = pretrain(trial, corpus, workdir, ahead)
+    restored, summary = read_back(config, workdir)
+    lines = [line for line in log.read(workdir / METRICS) if "event" not in line]
+    seconds = median(b["elapsed_s"] - a["elapsed_s"] for a, b in pairwise(lines))
+    mfu = monitor.mfu(summary["model_flops"] / UPDATES, seconds)
+    peak = summary["peak_memory_bytes"]
+    compile_s = summary["seconds"]["compilation"]
     _say(
         "training",
-        f"{summary['updates']} updates, loss {summary['train_loss']:.2f}, held out "
+        f"compiled in {compile_s:.0f} s; "
+        + (f"{_size(peak)} of {_size(tuning.device_bytes())} used; " if peak else "")
+        + f"{summary['tokens'] / UPDATES / seconds:,.0f} tokens/s"
+        + (f", mfu {mfu:.0%}" if mfu else "")
+        + f"; {summary['updates']} updates, loss {summary['train_loss']:.2f}, held out "
         f"{summary['held_out_loss']:.2f}",
     )
-    start = time.monotonic()
-    restored, _ = read_back(trial, workdir)
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), weights, restored)
     if not all(jax.tree.leaves(equal)):
         raise UserError(
             f"{workdir / CHECKPOINTS} is not read as it was written: pass a --workdir "
             "on another disk"
         )
-    files = (workdir / CHECKPOINTS).rglob("*")
-    size = sum(path.stat().st_size for path in files if path.is_file())
-    _say(
-        "checkpoint",
-        f"{size / 1e9:.2f} GB written in {summary['seconds']['checkpoints']:.1f} s, "
-        f"read back equal in {time.monotonic() - start:.1f} s",
-    )
-    return weights
+    written = (workdir / CHECKPOINTS).rglob("*")
+    size = sum(path.stat().st_size for path in written if path.is_file())
+    write_s = summary["seconds"]["checkpoints"]
+    _say("checkpoint", f"{_size(size)} written in {write_s:.1f} s, read back equal")
+    return seconds, compile_s
 
 
-def _try_fine_tuning(
-    config: Config, weights: dict[str, Any], corpus: Corpus, complete: list[tasks.Task]
-) -> None:
-    """Takes one step of the first task, predicts, and estimates the whole time."""
-    if not complete:
-        return
-    [task, *_] = complete
-    _say("fine-tuning", f"one step of {config.glue.trials} trials of {task.title} ...")
-    start = time.monotonic()
-    rows = evaluate.try_out(config, task, weights.get("pretrained"), corpus.tokenizer)
-    took_s = time.monotonic() - start
-    hours = evaluate.estimate_s(config, complete, corpus.tokenizer) / 3600
-    whole = f"{hours:.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
-    _say(
-        "fine-tuning",
-        f"{rows} rows predicted, {took_s:.0f} s; an estimate of the whole: {whole}",
-    )
+def _check_workdirs_disk(config: Config, workdir: Path) -> None:
+    state = sum(state_bytes(config).values())
+    existing = [p for p in (workdir / CHECKPOINTS).rglob("*") if p.is_file()]
+    # A new checkpoint is whole before the oldest one is deleted.
+    needed = (config.checkpoint.keep + 1) * state
+    needed = max(needed - sum(path.stat().st_size for path in existing), state)
+    wrong = f"config.checkpoint.keep is {config.checkpoint.keep}"
+    _check_disk(workdir, "checkpoints", needed, wrong, "--workdir")
+
+
+def _check_corpus_disk(config: Config, tokens: float) -> None:
+    folder = Path(config.data.dir).expanduser()
+    needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
+    if not any(folder.glob(f"*/{MANIFEST}")):
+        wrong = f"config.data.dir is {config.data.dir!r}"
+        _check_disk(folder, "the corpus", needed, wrong, "--config.data.dir")
+
+
+def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -> None:
+    """Compares what will be written to a folder with what is free there.
+
+    Raises:
+      UserError: it will not fit.
+    """
+    nearest = nearest_folder(folder)
+    free = shutil.disk_usage(nearest).free
+    if needed > free:
+        raise UserError(
+            f"{wrong}: {what} will take {_size(needed)}, and {nearest} has "
+            f"{_size(free)} left: make room, or pass another {flag}"
+        )
+    _say("disk", f"{what} will take {_size(needed)} of {_size(free)} free")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def estimate(
-    config: Config,
-    seconds_per_step: float,
-    compile_s: float,
-    all_tokens: float | None = None,
+    config: Config, seconds_per_step: float, compile_s: float, all_tokens: float
 ) -> str:
     """Returns what the budget will buy, or take, at this speed.
 
@@ -275,19 +313,17 @@ def estimate(
       config: with the budget.
       seconds_per_step: of a micro-batch.
       compile_s: what compiling takes of the budget.
-      all_tokens: that the text has, about, where it is known.
+      all_tokens: about how many the text has.
     """
-    tokens_per_s = config.micro_batch * config.model.max_length / seconds_per_step
     budget = config.budget
-
-    def passes(tokens: float) -> str:
-        count = tokens / all_tokens if all_tokens else 0.0
-        return f", {count:.2g} passes over the text" if count > 1 else ""
-
-    if budget.kind == "hours":
-        tokens = max(budget.hours * 3600 - compile_s, 0) * tokens_per_s
-        return f"{budget.hours:g} hours buy about {tokens:.2g} tokens{passes(tokens)}"
+    tokens_per_s = config.micro_batch * config.model.max_length / seconds_per_step
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
-    tokens = budget.tokens or budget.flops / per_token
-    minutes = (tokens / tokens_per_s + compile_s) / 60
-    return f"{tokens:.3g} tokens take about {minutes:,.1f} minutes{passes(tokens)}"
+    tokens = tokens_bought(budget, tokens_per_s, per_token)
+    if budget.kind == "hours":
+        tokens = max(tokens - compile_s * tokens_per_s, 0)
+        bought = f"{budget.hours:g} hours buy about {tokens:.2g} tokens"
+    else:
+        minutes = (tokens / tokens_per_s + compile_s) / 60
+        bought = f"{tokens:.3g} tokens take about {minutes:,.1f} minutes"
+    passes = tokens / all_tokens
+    return bought + (f", {passes:.2g} passes over the text" if passes > 1 else "")

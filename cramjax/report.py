@@ -13,8 +13,8 @@ from cramjax import word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.glue import tables
 from cramjax.glue.tables import table
-from cramjax.training import metrics_log
-from cramjax.training.budget import CHARGED, FREE
+from cramjax.training import log as metrics_log
+from cramjax.training.clock import CHARGED, FREE
 from cramjax.training.loop import RESUMED, STEPPED_BACK
 from cramjax.training.pretrain import METRICS
 

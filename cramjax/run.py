@@ -33,17 +33,18 @@ from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
+from cramjax.training.clock import tokens_bought
 from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
-LOCK = "lock"  # of the process that works there
+LOCK = "lock"  # of the process that works in the folder
 FROM_THE_CORPUS = (
     f"bring it back from the folder of the corpus, where {CORPUS} is {MANIFEST}"
 )
 
 
-def run(config: Config, workdir: Path, begun: float | None = None) -> None:
+def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, Any]:
     """Does what is left to do in a workdir, and writes report.md.
 
     Args:
@@ -51,9 +52,12 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
       workdir: its folder.
       begun: `time.monotonic()` when the session began; now if it is left out.
 
+    Returns:
+      The pretrained parameters, and the averages that are on, by name.
+
     Raises:
       UserError: a mistake that can be seen before compute is spent.
-      Interrupted: a signal came during pretraining; the state is saved.
+      Interrupted: a signal arrived during pretraining; the state is saved.
     """
     ahead = Ahead(begun)
     config = as_recorded(config, workdir)
@@ -61,31 +65,38 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> None:
     use_cache(config.compilation_cache)
     start = time.monotonic()
     complete = evaluate.fetch(config, found)
-    ahead.begun += time.monotonic() - start  # downloading is not getting ready to train
+    ahead.begun += time.monotonic() - start  # downloading does not prepare training
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
         weights, summary = read_back(config, workdir)
     else:
-        weights, summary = _pretrain(config, workdir, ahead)
-        config = as_recorded(config, workdir)
+        with ahead:
+            corpus = _prepare(config, workdir, ahead)
+            with lock_workdir(workdir):
+                config = tuning.choose(config, train_step.build)
+                record(workdir / CONFIG, config)
+                ahead.start(train_step.build(config))
+                weights, summary = pretrain(config, corpus, workdir, ahead)
     if "word_order" in summary:  # older versions did not measure it
         print(word_order.line(summary["word_order"]))
     print(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    words = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+    trained = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
-    with in_use(workdir):
-        results = evaluate.evaluate(config, weights, words, workdir, chosen=complete)
+    with lock_workdir(workdir):
+        results = evaluate.evaluate(config, weights, trained, workdir, chosen=complete)
         if missing := sorted(report.NEEDED - summary.keys()):
             print(
                 f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
                 f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
             )
-            return
-        path = report.write(config, manifest, summary, results, workdir)
-    print(f"report: {path}")
+        else:
+            print(
+                f"report: {report.write(config, manifest, summary, results, workdir)}"
+            )
+    return weights
 
 
 def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.Found:
@@ -101,7 +112,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
       What there is to fine-tune on.
 
     Raises:
-      UserError: what is wrong, all of it, a line each.
+      UserError: all that is wrong, a line each.
     """
     checks = [partial(check_workdir, workdir, config), *more]
     if not (workdir / SUMMARY).exists():
@@ -110,7 +121,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:
-    """Returns the config with what the workdir's run has chosen where it says so."""
+    """Returns the config with what an earlier session has chosen for the device."""
     path = workdir / CONFIG
     if not tuning.is_asked_for(config) or not path.exists():
         return config
@@ -118,29 +129,21 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     return tuning.as_recorded(config, values)
 
 
-def _pretrain(
-    config: Config, workdir: Path, ahead: Ahead
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what `pretrain.pretrain` does, on the corpus, built if missing."""
+def _prepare(config: Config, workdir: Path, ahead: Ahead) -> Corpus:
+    """Returns the corpus, built if missing; notes it in the workdir."""
     path = corpus_path(config)
     check_corpus(workdir, path.name)
-    found = (path / MANIFEST).exists()
-    with ahead:
-        if found and not tuning.is_asked_for(config):
-            # While the corpus's checksums are compared.
-            ahead.start(train_step.build(config))
-        start = time.monotonic()
-        corpus = prepare(config)
-        if not found:  # building it is not getting ready to train
-            ahead.begun += time.monotonic() - start
-        note_corpus(workdir, corpus)
-        if passes := more_than_one_pass(config, corpus):
-            print(passes)
-        with in_use(workdir):
-            config = tuning.choose(config, train_step.build)
-            record(workdir / CONFIG, config)
-            ahead.start(train_step.build(config))
-            return pretrain(config, corpus, workdir, ahead)
+    exists = (path / MANIFEST).exists()
+    if exists and not tuning.is_asked_for(config):
+        ahead.start(train_step.build(config))  # while checksums are compared
+    start = time.monotonic()
+    corpus = prepare(config)
+    if not exists:
+        ahead.begun += time.monotonic() - start  # nor does building a corpus
+    note_corpus(workdir, corpus)
+    if passes := more_than_one_pass(config, corpus):
+        print(passes)
+    return corpus
 
 
 def check_platform(config: Config) -> None:
@@ -151,7 +154,8 @@ def check_platform(config: Config) -> None:
         for one; or one that is too old for cuDNN's attention.
     """
     attention = config.model.attention
-    if jax.default_backend() == "gpu":
+    backend = jax.default_backend()
+    if backend == "gpu":
         require(
             attention != "cudnn" or tuning.has_cudnn(),
             "model.attention",
@@ -160,20 +164,19 @@ def check_platform(config: Config) -> None:
             "capability 8.0",
         )
         return
-    asked = [
-        ("platform", config.platform, "any"),
-        ("model.attention", attention, "xla"),
-    ]
-    asked = [row for row in asked if row[1] in ("gpu", "cudnn")]
-    if asked:
-        key, value, other = asked[0]
-        flags = " ".join(f"--config.{key}={other}" for key, _, other in asked)
+    instead = {}
+    if config.platform == "gpu":
+        instead["platform"] = "any"
+    if attention == "cudnn":
+        instead["model.attention"] = "xla"
+    flags = " ".join(f"--config.{key}={value}" for key, value in instead.items())
+    for key, value in instead.items():
         require(
             False,
             key,
-            value,
-            f"{other!r} where JAX sees only {jax.default_backend()}: pass {flags}, or "
-            "install the extra cuda12 or cuda13",
+            flatten(to_dict(config))[key],
+            f"{value!r} where JAX sees only {backend}: pass {flags}, or install the "
+            "extra cuda12 or cuda13",
         )
 
 
@@ -183,8 +186,7 @@ def check_text(config: Config) -> None:
     Raises:
       UserError: a source cannot be had, or `config.data.dir` cannot be written.
     """
-    folder = Path(config.data.dir).expanduser()
-    nearest = nearest_folder(folder)
+    nearest = nearest_folder(Path(config.data.dir).expanduser())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UserError(
             f"config.data.dir is {config.data.dir!r}: cannot be written; pass another "
@@ -196,29 +198,25 @@ def check_text(config: Config) -> None:
 def more_than_one_pass(config: Config, corpus: Corpus) -> str:
     """Returns a line that says how often the budget goes through the text, or "".
 
-    How much a budget of hours will see is not known beforehand; report.md says it.
+    How much a budget of hours buys is not known beforehand; report.md has it.
     """
-    rate = config.objective.max_mask_rate
-    tokens = {
-        "hours": 0.0,
-        "tokens": config.budget.tokens,
-        "flops": config.budget.flops / train_flops_per_token(config.model, rate),
-    }[config.budget.kind]
-    there = len(corpus.train) * corpus.train.length
-    if tokens <= there:
+    per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
+    tokens = tokens_bought(config.budget, 0.0, per_token)
+    in_corpus = len(corpus.train) * corpus.train.length
+    if tokens <= in_corpus:
         return ""
     return (
-        f"budget: {tokens:,.0f} tokens, {tokens / there:.1f} passes over the corpus's "
-        f"{there:,}"
+        f"budget: {tokens:,.0f} tokens, {tokens / in_corpus:.1f} passes over the "
+        f"corpus's {in_corpus:,}"
     )
 
 
 @contextlib.contextmanager
-def in_use(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps other processes from working in the workdir while the block runs.
 
     Raises:
-      UserError: another process is there.
+      UserError: another process works there.
     """
     lock = FileLock(workdir / LOCK, blocking=False)
     try:
@@ -277,13 +275,12 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
 
 
 def _checksums(manifest: Mapping[str, Any]) -> list[int | None]:
-    """Returns those of a corpus's tokenizer and shards."""
     shards = itertools.chain.from_iterable(manifest["shards"].values())
     return [manifest["tokenizer_crc32"], *(shard["crc32"] for shard in shards)]
 
 
 def nearest_folder(path: Path) -> Path:
-    """Returns the path, or the nearest one above it that is there."""
+    """Returns the path, or the nearest one above it that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
@@ -302,17 +299,17 @@ def check_workdir(workdir: Path, config: Config) -> None:
     if not os.access(nearest, os.W_OK):
         raise UserError(f"--workdir={workdir}: {nearest} cannot be written")
     if (workdir / LOCK).exists():
-        with in_use(workdir):
+        with lock_workdir(workdir):
             pass
     path = workdir / CONFIG
     if not path.exists():
         return
     old = flatten(read_recorded(path, "pass another --workdir"))
     unfinished = (workdir / CHECKPOINTS).exists() and not (workdir / SUMMARY).exists()
-    if (begun_in := old.pop("format")) != FORMAT and unfinished:
+    if (written_in := old.pop("format")) != FORMAT and unfinished:
         raise UserError(
             f"--workdir={workdir} holds an unfinished run of an earlier version of "
-            f"cramjax ({CONFIG} has the format {begun_in}, this version writes "
+            f"cramjax ({CONFIG} has the format {written_in}, this version writes "
             f"{FORMAT}): finish it with that version, or pass another --workdir"
         )
     new = flatten(to_dict(config))
@@ -321,8 +318,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
         of_glue = key.startswith("glue.")
         if old.get(key) == new.get(key) or (of_glue and not scores.exists()):
             continue
-        way_out = f"delete {scores} to score again" if of_glue else "that value"
+        hint = f"delete {scores} to score again" if of_glue else "that value"
         raise UserError(
             f"--workdir={workdir} holds a run with config.{key}={old.get(key)!r}, "
-            f"not {new.get(key)!r}: pass another --workdir, or {way_out}"
+            f"not {new.get(key)!r}: pass another --workdir, or {hint}"
         )

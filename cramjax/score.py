@@ -27,7 +27,7 @@ from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
 from cramjax.flags import overridden, parse_command_line
 from cramjax.glue import evaluate
-from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, in_use
+from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, lock_workdir
 from cramjax.training.pretrain import SUMMARY, read_back
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
@@ -78,7 +78,7 @@ def score(argv: Sequence[str]) -> str:
             _trained(config, checkpoint) if checkpoint else _random(config)
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    with in_use(workdir):
+    with lock_workdir(workdir):
         _note_weights(workdir, whose)
         record(workdir / CONFIG, config)
         evaluate.evaluate(

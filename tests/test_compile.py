@@ -19,7 +19,8 @@ from cramjax.device.compile import (
     tree_bytes,
     use_cache,
 )
-from cramjax.training import masking, metrics_log, pretrain, train_step
+from cramjax.training import log as metrics_log
+from cramjax.training import masking, pretrain, train_step
 
 # Compiles the step of a tiny model, takes three and prints how long and what came out.
 PROGRAM = """

@@ -13,8 +13,10 @@ from cramjax import report
 from cramjax.config import BudgetConfig
 from cramjax.device import cards, monitor
 from cramjax.device.monitor import Throughput
-from cramjax.training import metrics_log, pretrain, progress
-from cramjax.training.budget import BudgetClock
+from cramjax.training import log as metrics_log
+from cramjax.training import pretrain
+from cramjax.training.clock import Clock
+from cramjax.training.log import ProgressLine, Readings
 
 BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
 
@@ -71,12 +73,12 @@ def h200(monkeypatch):
 
 def test_a_line_is_of_the_time_since_the_line_before(h200):
     time = FakeTime()
-    clock = BudgetClock(BUDGET, now=time)
+    clock = Clock(BUDGET, now=time)
     throughput = Throughput(clock, 0.5)
     time.now += 8
     with clock.measure("checkpoints"):
         time.now += 2
-    clock.add(1_000_000, 989.4e12 * 4)  # of the peak's 10 seconds
+    clock.advance(1, 1_000_000, 989.4e12 * 4)  # of the peak's 10 seconds
     h200.joules += 3.6e6
     assert throughput.latest == {}
     assert throughput.line(clock) == {
@@ -87,7 +89,7 @@ def test_a_line_is_of_the_time_since_the_line_before(h200):
         "energy_kwh": pytest.approx(1.5),
     }
     time.now += 5
-    clock.add(1_000_000, 0)
+    clock.advance(1, 1_000_000, 0)
     line = throughput.line(clock)
     assert line["tokens_per_s"] == 200_000
     assert line["mfu"] == line["not_training"] == 0
@@ -96,14 +98,14 @@ def test_a_line_is_of_the_time_since_the_line_before(h200):
 
 def test_on_a_cpu_what_is_not_known_is_left_out():
     time = FakeTime()
-    clock = BudgetClock(BUDGET, now=time)
+    clock = Clock(BUDGET, now=time)
     throughput = Throughput(clock, None)
     time.now += 1
     assert throughput.line(clock) == {"tokens_per_s": 0, "not_training": 0}
 
 
 def test_the_progress_line_shows_it_in_short(capsys):
-    counters = SimpleNamespace(latest={"skipped": 0}, window=[], last_loss=2.0)
+    readings = Readings(last_loss=2.0)
     line = {
         "tokens_per_s": 52_100.0,
         "mfu": 0.367,
@@ -112,14 +114,14 @@ def test_the_progress_line_shows_it_in_short(capsys):
         "energy_kwh": 1.206,
     }
     clock = SimpleNamespace(tokens=0, progress=lambda: 1.0)
-    with progress.Progress(BUDGET, 1) as shown:
-        shown.update(clock, counters, {})
-        shown.update(clock, counters, line)
+    with ProgressLine(BUDGET, 1) as shown:
+        shown.update(clock, readings, {})
+        shown.update(clock, readings, line)
     assert "  52.1k tokens/s  " in (out := capsys.readouterr().out)
     assert out.endswith("  mfu 37%  not training 2%  9.8 GB  1.21 kWh\n")
-    with progress.Progress(BUDGET, 1) as shown:
+    with ProgressLine(BUDGET, 1) as shown:
         for _ in range(2):
-            shown.update(clock, counters, {"not_training": 0.004})
+            shown.update(clock, readings, {"not_training": 0.004})
     assert capsys.readouterr().out.endswith("  left 0:00\n")
 
 
@@ -158,10 +160,10 @@ def test_sessions_killed_at_once_forget_nothing(tiny, corpus, tmp_path):
             pretrain.CheckpointStore(tmp_path / "checkpoints", tiny.checkpoint) as kept,
             metrics_log.MetricsLog(path) as log,
         ):
-            loop = pretrain._take_up(tiny, corpus, kept, log, tmp_path, None)
-        assert loop.counters.energy_kwh == 2.0
-        assert 60 <= loop.clock.seconds["lost"] < 61
-        assert 100 <= loop.clock.seconds["idle"] < 160
+            session = pretrain.resume(tiny, corpus, kept, log, tmp_path)
+        assert session.throughput.energy_kwh == 2.0
+        assert 60 <= session.clock.seconds["lost"] < 61
+        assert 100 <= session.clock.seconds["idle"] < 160
 
 
 def test_the_report_has_what_is_known(tiny):

@@ -19,24 +19,24 @@ from cramjax.model.flops import train_flops_per_token
 from cramjax.training import (
     checkpoint,
     loop,
-    metrics_log,
     pretrain,
-    progress,
     train_step,
     validation,
 )
+from cramjax.training import log as metrics_log
+from cramjax.training.log import ProgressLine, Readings
 
 
 def stop_after(step, config, corpus, workdir, monkeypatch):
     """Pretrains until SIGINT comes after a step."""
-    update = loop.Progress.update
+    update = loop.ProgressLine.update
 
-    def update_then_signal(self, clock, counters, line):
-        update(self, clock, counters, line)
-        if counters.step == step:
+    def update_then_signal(self, clock, readings, throughput):
+        update(self, clock, readings, throughput)
+        if clock.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Progress, "update", update_then_signal)
+    monkeypatch.setattr(loop.ProgressLine, "update", update_then_signal)
     with pytest.raises(Interrupted, match="SIGINT.*the same command goes on") as error:
         pretrain.pretrain(config, corpus, workdir)
     assert error.value.exit_code == 130
@@ -275,7 +275,7 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, caps
         return SimpleNamespace(free=free.pop(0))
 
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
-    monkeypatch.setattr(loop, "WAIT_S", 0.2)
+    monkeypatch.setattr(checkpoint, "WAIT_S", 0.2)
     _, summary = pretrain.pretrain(config, corpus, tmp_path)
     assert summary["micro_steps"] == saved_state(config, tmp_path).step == 3
     assert summary["seconds"]["idle"] >= 0.4  # not charged
@@ -301,7 +301,7 @@ def test_a_write_that_fails_in_the_background_is_done_again(
         return save(self, *args, **kwargs)
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", failing)
-    monkeypatch.setattr(loop, "WAIT_S", 0.01)
+    monkeypatch.setattr(checkpoint, "WAIT_S", 0.01)
     pretrain.pretrain(
         dataclasses.replace(
             config, budget=dataclasses.replace(config.budget, tokens=512)
@@ -326,7 +326,7 @@ def test_waiting_for_room_is_given_up_by_hand_only(
         checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0)
     )
     monkeypatch.setattr(
-        loop.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
+        checkpoint.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
     )
     with pytest.raises(UserError, match="no room .* given up; .* goes on from step 0"):
         pretrain.pretrain(config, corpus, tmp_path)
@@ -398,17 +398,17 @@ class Clock:
 
 
 def test_a_budget_of_hours_says_how_many_passes_once_it_knows(tiny, capsys):
-    counters = SimpleNamespace(latest={"skipped": 0}, window=[], last_loss=None)
+    readings = Readings()
     hours = dataclasses.replace(tiny.budget, tokens=0, hours=1.0)
     for budget, corpus_tokens, expected in (
         (hours, 400, "at this speed 2.5 passes over the corpus"),
         (hours, 1010, None),  # less than one
         (tiny.budget, 400, None),  # of tokens: known, and said, beforehand
     ):
-        shown = progress.Progress(budget, corpus_tokens)
+        shown = ProgressLine(budget, corpus_tokens)
         with shown:
             for used, tokens in ((0.0, 0), (0.04, 40), (0.1, 100), (0.2, 200)):
-                shown.update(Clock(used, tokens), counters, {})
+                shown.update(Clock(used, tokens), readings, {})
         lines = [
             line for line in capsys.readouterr().out.splitlines() if "pass" in line
         ]

@@ -17,11 +17,10 @@ from filelock import FileLock
 
 from cramjax import rehearsal
 from cramjax.config import BudgetConfig
-from cramjax.data import sample
 from cramjax.device import host_memory
 from cramjax.errors import UserError
 from cramjax.main import main
-from cramjax.training import loop
+from cramjax.training import loop, pretrain
 
 
 def command(folder, *overrides):
@@ -46,22 +45,21 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
     stages = [line.split(": ")[1] for line in out]
     assert all(line.startswith("rehearsal: ") for line in out)
     assert stages == [
-        *("disk", "text", "fine-tuning data", "corpus", "disk", "training step"),
-        *("training step", "training", "checkpoint", "fine-tuning", "fine-tuning"),
-        "budget",
+        *("disk", "text", "fine-tuning data", "corpus", "disk", "run", "training"),
+        *("checkpoint", "fine-tuning", "budget"),
     ]
-    assert "checkpoints take 1.9 MB of " in out[0]
+    assert "checkpoints will take 1.9 MB of " in out[0]
     assert "embedded:books: " in out[1] and "1 of 1 parts" in out[1]
     assert out[2].endswith("readable: Intents, 10 examples per class")
-    assert "compiling it for 4 x 32 tokens" in out[5]
-    assert " tokens/s" in out[6] and "it needs " in out[6]
-    assert "training: 4 updates, loss 5." in out[7]
-    assert "read back equal" in out[8]
-    assert "one step of 2 trials of Intents, 10 examples per class" in out[9]
+    assert "8 steps of 4 x 32 tokens" in out[5]
+    assert " tokens/s; 8 updates, loss 5." in out[6]
+    assert "read back equal" in out[7]
     assert re.search(
-        r"128 rows predicted, \d+ s; an estimate of the whole: 0\.\d minutes", out[10]
+        r"one step of 2 trials, scored on Intents, 10 examples per class; "
+        r"an estimate of the whole: \d+\.\d minutes",
+        out[8],
     )
-    assert "5.12e+03 tokens take about " in out[11]
+    assert "5.12e+03 tokens take about " in out[9]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,10 +81,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, override, message, c
 
 
 def test_too_large_a_micro_batch_is_one_line(tmp_path, monkeypatch, capsys):
-    def seconds_per_step(*_):
+    def train(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(rehearsal.tuning, "seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(pretrain, "train", train)
     assert main(command(tmp_path)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: config.micro_batch is 4: too much for the memory")
@@ -105,16 +103,14 @@ def test_what_the_host_has_no_memory_for_is_not_run(tmp_path, monkeypatch, capsy
 
 
 def test_what_a_killed_rehearsal_left_goes_and_what_is_in_use_stays(tmp_path):
-    for name in ("killed", "running", "young"):
-        (tmp_path / f".rehearsal-{name}" / "run").mkdir(parents=True)
     for name in ("killed", "running"):
-        long_ago = time.time() - 60
-        os.utime(tmp_path / f".rehearsal-{name}", (long_ago, long_ago))
-    with FileLock(tmp_path / ".rehearsal-running" / "lock"):
-        os.utime(tmp_path / ".rehearsal-running", (long_ago, long_ago))
-        with rehearsal._scratch(tmp_path) as scratch:
-            names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".rehearsal-running", ".rehearsal-young", scratch.name}
+        (tmp_path / f".rehearsal-{name}" / "run").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / ".rehearsal-running" / "lock"),
+        rehearsal._scratch(tmp_path) as scratch,
+    ):
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".rehearsal-running", scratch.name}
     assert not scratch.exists()
 
 
@@ -130,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("moment", ["read", "pretrain"])
+@pytest.mark.parametrize("moment", ["sample", "training"])
 def test_an_interrupted_rehearsal_says_that_nothing_stays(
     tmp_path, monkeypatch, capsys, moment
 ):
@@ -138,9 +134,10 @@ def test_an_interrupted_rehearsal_says_that_nothing_stays(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
-    owner = {"read": sample, "pretrain": loop.Loop}[moment]
-    name = {"read": "read", "pretrain": "_check_numbers"}[moment]
-    monkeypatch.setattr(owner, name, interrupt)
+    if moment == "sample":
+        monkeypatch.setattr(rehearsal, "_sample", interrupt)
+    else:
+        monkeypatch.setattr(loop, "has_bad_numbers", interrupt)
     assert main(command(tmp_path)) == 143
     error = capsys.readouterr().err
     assert error.endswith("interrupted: a rehearsal leaves nothing behind\n")
@@ -164,7 +161,7 @@ def test_a_task_without_a_training_set_is_not_said_to_be_readable(
     out = capsys.readouterr().out
     assert "fine-tuning data: RTE is not scored: there is no RTE/train.tsv\n" in out
     assert "fine-tuning data: readable: Intents, 10 examples per class\n" in out
-    assert "trials of Intents, 10 examples per class" in out
+    assert "trials, scored on Intents, 10 examples per class" in out
 
 
 def test_the_flag_is_a_switch(tmp_path, capsys):
@@ -175,16 +172,7 @@ def test_the_flag_is_a_switch(tmp_path, capsys):
     assert "did you mean --rehearse?" in capsys.readouterr().err
 
 
-@pytest.fixture
-def text():
-    """100 characters of the 4 GB there are, in 50 tokens."""
-    return sample.Sample(["a" * 100], 4e9)
-
-
-HALF_A_TOKEN = SimpleNamespace(manifest={"tokens": {"train": 40, "held_out": 10}})
-
-
-def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_seen_beforehand(tiny, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(
         tiny, data=dataclasses.replace(tiny.data, dir=str(tmp_path / "data"))
     )
@@ -198,20 +186,17 @@ def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
 
-    tokens = rehearsal._tokens(text, HALF_A_TOKEN)
-    rehearsal._check_corpus_disk(config, tokens)
-    # 4e9 characters in 2e9 tokens of 2 bytes.
-    assert "corpus takes 4.0 GB or so of 5.0 GB free" in capsys.readouterr().out
+    rehearsal._check_corpus_disk(config, 2e9)  # tokens of 2 bytes
+    assert "corpus will take 4.0 GB of 5.0 GB free" in capsys.readouterr().out
     free["corpus"] = 3 * 10**9
-    with pytest.raises(UserError, match=r"it has 3\.0 GB left.* takes 4\.0 GB or so"):
-        rehearsal._check_corpus_disk(config, tokens)
+    with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB, .* 3\.0 GB left"):
+        rehearsal._check_corpus_disk(config, 2e9)
     (tmp_path / "data" / "books-1").mkdir(parents=True)
     (tmp_path / "data" / "books-1" / "manifest.json").touch()
-    rehearsal._check_corpus_disk(config, tokens)  # one is there already
+    rehearsal._check_corpus_disk(config, 2e9)  # one is there already
     state = 3  # more than so many numbers of 4 bytes for each parameter
     parameters = 256 * 32
     free["checkpoints"] = 3 * state * 4 * parameters
-    rehearsal._check_corpus_disk(config, None)
     with pytest.raises(UserError, match=r"config\.checkpoint\.keep is 2: .*make room"):
         rehearsal._check_workdirs_disk(config, workdir)
     free["checkpoints"] = 10**6
@@ -223,21 +208,13 @@ def test_a_full_disk_is_seen_beforehand(tiny, text, tmp_path, monkeypatch, capsy
     rehearsal._check_workdirs_disk(config, workdir)
 
 
-def test_a_checkpoint_that_is_read_otherwise_is_named(
-    tiny, corpus, tmp_path, monkeypatch
-):
-    read_back = rehearsal.read_back
-
-    def changed(config, workdir):
-        weights, summary = read_back(config, workdir)
-        scale = weights["pretrained"]["final_norm"]["scale"]
-        weights["pretrained"]["final_norm"]["scale"] = scale.at[3].add(1e-6)
-        return weights, summary
-
-    monkeypatch.setattr(rehearsal, "read_back", changed)
-    config = rehearsal._each_step_an_update(tiny)
+def test_a_checkpoint_that_is_read_otherwise_is_named(finished, tiny):
+    weights, _ = pretrain.read_back(tiny, finished[0])
+    rehearsal._report_training(tiny, weights, finished[0])
+    scale = weights["pretrained"]["final_norm"]["scale"]
+    weights["pretrained"]["final_norm"]["scale"] = scale.at[3].add(1e-6)
     with pytest.raises(UserError, match="not read as it was written"):
-        rehearsal._try_training(config, corpus, tmp_path, ahead=None)
+        rehearsal._report_training(tiny, weights, finished[0])
 
 
 def test_what_the_budget_buys(tiny):
@@ -250,11 +227,11 @@ def test_what_the_budget_buys(tiny):
         config = dataclasses.replace(tiny, budget=BudgetConfig(**nothing | budget))
         assert rehearsal.estimate(config, 0.01, 100.0, 1e7) == expected
     config = dataclasses.replace(tiny, budget=BudgetConfig(2.0, 0, 0.0))
-    short = rehearsal.estimate(config, 0.01, 100.0)
+    short = rehearsal.estimate(config, 0.01, 100.0, 1e9)
     assert short == "2 hours buy about 9.1e+07 tokens"
 
 
-def test_the_beginning_of_every_source_is_read(tmp_path, data_dir):
+def test_the_beginning_of_every_source_is_read(tmp_path, data_dir, capsys):
     """Of nine parts every second one, and no more of each than its share."""
     for number in range(9):
         record = json.dumps({"text": f"{number} " + "long " * 20_000})
@@ -263,23 +240,20 @@ def test_the_beginning_of_every_source_is_read(tmp_path, data_dir):
     config = tiny_config(
         data_dir, f"data.sources=('{tmp_path}/?.jsonl','{tmp_path}/one.txt')"
     )
-    said = []
-    found = sample.read(config, said.append)
-    assert [text[0] for text in found.texts[::2]] == ["0", "2", "4", "6", "8", "a"]
-    assert found.texts[-2:] == ["a text", "another"]
-    per_part = sample.SAMPLE_CHARS // 2 // 5
-    assert found.chars == 5 * per_part + len("a textanother")
-    assert said[0].endswith("10 documents at the beginning of 5 of 9 parts")
-    sizes = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert found.all_chars == sizes
+    texts, all_chars = rehearsal._sample(config)
+    assert [text[0] for text in texts[::2]] == ["0", "2", "4", "6", "8", "a"]
+    assert texts[-2:] == ["a text", "another"]
+    per_part = rehearsal.SAMPLE_CHARS // 2 // 5
+    assert sum(map(len, texts)) == 5 * per_part + len("a textanother")
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("10 documents at the beginning of 5 of 9 parts")
+    assert all_chars == sum(path.stat().st_size for path in tmp_path.iterdir())
     data = dataclasses.replace(config.data, max_chars=1000)
-    capped = dataclasses.replace(config, data=data)
-    assert sample.read(capped, said.append).all_chars == 1000
+    assert rehearsal._sample(dataclasses.replace(config, data=data))[1] == 1000
 
 
 def test_compressed_text_is_more_than_its_bytes(tmp_path, data_dir):
     path = tmp_path / "text.txt.gz"
     path.write_bytes(gzip.compress(b"some text"))
     config = tiny_config(data_dir, f"data.sources={path}")
-    found = sample.read(config, lambda line: None)
-    assert found.all_chars == 2.5 * path.stat().st_size
+    assert rehearsal._sample(config)[1] == 2.5 * path.stat().st_size

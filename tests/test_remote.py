@@ -16,7 +16,8 @@ from conftest import tiny_config
 from fake_hub import FakeHub
 from pyarrow import parquet
 
-from cramjax.data import encode, prepare, remote, sample, sources
+from cramjax import rehearsal
+from cramjax.data import encode, prepare, remote, sources
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import Records
 from cramjax.errors import SourceLost, UserError
@@ -202,7 +203,7 @@ def test_without_a_network_one_line_says_so_at_once(hub, tmp_path):
         (prepare.check, config),
         (prepare.check, other),
         (prepare.prepare, other),
-        (lambda config: sample.read(config, print), other),
+        (rehearsal._sample, other),
     ):
         with pytest.raises(
             UserError, match="refused.*the connection, or pass loc"

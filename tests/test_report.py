@@ -8,7 +8,7 @@ from conftest import tiny_config
 
 from cramjax import report
 from cramjax.config import CurriculumConfig
-from cramjax.training.budget import CHARGED, FREE
+from cramjax.training.clock import CHARGED, FREE
 
 SUMMARY = {
     "held_out_loss": 4.0,

@@ -19,12 +19,13 @@ from cramjax.run import (
     check_corpus,
     check_platform,
     check_workdir,
-    in_use,
+    lock_workdir,
     more_than_one_pass,
     note_corpus,
     run,
 )
-from cramjax.training import metrics_log, pretrain
+from cramjax.training import log as metrics_log
+from cramjax.training import pretrain
 
 
 def test_every_config_key_is_read(finished, tiny):
@@ -138,7 +139,7 @@ def test_a_workdir_in_use_is_refused_at_once(finished, data_dir, tmp_path, capsy
         (tmp_path / "new", flags),
         (finished[0], command(finished[0], data_dir)),
     ):
-        with in_use(folder):
+        with lock_workdir(folder):
             assert main(given) == 2
         assert "is in use by another process" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
@@ -147,9 +148,9 @@ def test_a_workdir_in_use_is_refused_at_once(finished, data_dir, tmp_path, capsy
 def test_two_processes_do_not_train_in_one_workdir(tmp_path):
     for _ in range(2):
         with (
-            in_use(tmp_path),
+            lock_workdir(tmp_path),
             pytest.raises(UserError, match="in use by another process"),
-            in_use(tmp_path),
+            lock_workdir(tmp_path),
         ):
             pass
 

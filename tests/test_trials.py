@@ -10,7 +10,8 @@ import pytest
 
 from cramjax.glue import data, evaluate, journal, scores, tasks
 from cramjax.glue import finetune as finetuning
-from cramjax.training import loss_scale, metrics_log
+from cramjax.training import log as metrics_log
+from cramjax.training import loss_scale
 
 NO_SCALE = jnp.float32(1)
 

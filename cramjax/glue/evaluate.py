@@ -14,7 +14,7 @@ from cramjax import files
 from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
-from cramjax.glue.finetune import EVAL_BATCH, finetune, seconds_per_row
+from cramjax.glue.finetune import finetune, seconds_per_row
 from cramjax.glue.journal import Job, Journal
 
 RESULTS = "glue.json"
@@ -126,32 +126,6 @@ def _read(config: Config, task: tasks.Task) -> tuple[str, ...]:
             f"{config.glue.max_train_rows})"
         )
     return loaded.notes
-
-
-def try_out(
-    config: Config, task: tasks.Task, pretrained: Any | None, words: Tokenizer
-) -> int:
-    """Takes one step of all trials of a task, together; returns the rows predicted.
-
-    Of each scored set these are one batch at most.
-    """
-    sets = _load(config, task, words)
-    few = [rows[:EVAL_BATCH] for rows in sets.dev.values()]
-    glue = config.glue
-    glue = dataclasses.replace(
-        glue, epochs=1, trials_at_once=glue.trials_at_once or glue.trials
-    )
-    finetune(
-        config.model,
-        glue,
-        sets.train[: glue.batch_size],
-        few,
-        sets.outputs,
-        pretrained=pretrained,
-        learning_rate=glue.learning_rates[0],
-        seed=config.seed,
-    )
-    return sum(map(len, few))
 
 
 def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> float:

@@ -22,7 +22,7 @@ from cramjax.config import Config
 from cramjax.glue import scores
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import EVAL_BATCH, Group, Watch
-from cramjax.training.metrics_log import MetricsLog
+from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
 
 LOG = "finetune.jsonl"

@@ -1,8 +1,14 @@
-"""Checkpoints with Orbax: the training state, and the host's counters beside it."""
+"""Checkpoints with Orbax: the device's state, and the host's beside it.
+
+A full disk must neither end a run nor cost its last checkpoint: see `save` and
+`save_at_last`.
+"""
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.config import CheckpointConfig
 from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
+from cramjax.training.clock import Clock
 
+WAIT_S = 1.0  # between two looks at a full disk
 # Leaves of the state that earlier versions stored under another name.
 EARLIER_NAMES = {
     ("params", "embedding", "positions", "scale"): (
@@ -45,8 +53,68 @@ class CheckpointStore:
         self.wait()
         self._manager.close()
 
-    def check_room(self, state: Any) -> None:
-        """Raises `DiskFull` if the disk has no room for a checkpoint now."""
+    def warn_if_full(self, state: Any, say: Callable[[str], None]) -> None:
+        """Warns if the disk has no room for a checkpoint now."""
+        try:
+            self._check_room(state)
+        except DiskFull as error:
+            say(f"{error}; going on, make room")
+
+    def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
+        """Copies the state off the device and writes it in the background.
+
+        On a full disk there is no checkpoint this time: there may be room later.
+        """
+        try:
+            self._save(step, state, host)
+        except DiskFull as error:
+            print(f"{error}; going on, make room", flush=True)
+
+    def save_at_last(
+        self,
+        state: Any,
+        host: Callable[[], dict[str, Any]],
+        clock: Clock,
+        signals: list[int],
+    ) -> None:
+        """Returns when the state is on disk, and waits for room: it has cost much.
+
+        Args:
+          state: of the device.
+          host: returns what is kept beside it.
+          clock: of the run; the time spent waiting is not charged.
+          signals: that have arrived; another SIGINT or SIGTERM gives the state up.
+
+        Raises:
+          UserError: it was given up.
+        """
+        before, announced = len(signals), False
+        while True:
+            try:
+                with clock.measure("checkpoints"):
+                    self._save(clock.step, state, host())
+                    with self._room_explained():
+                        self._manager.wait_until_finished()
+                return
+            except DiskFull as error:
+                if not announced:
+                    print(f"{error}; waiting for room, Ctrl-C gives up", flush=True)
+                announced = True
+                if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
+                    step = self.latest_step() or 0
+                    raise UserError(
+                        f"{error}: the state was given up; make room, and the same "
+                        f"command goes on from step {step}, what was lost is charged"
+                    ) from error
+            with clock.measure("idle"):
+                time.sleep(WAIT_S)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk, or did not fit there."""
+        with contextlib.suppress(DiskFull), self._room_explained():
+            self._manager.wait_until_finished()
+
+    def _check_room(self, state: Any) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
         if needed > free:
@@ -55,35 +123,24 @@ class CheckpointStore:
                 f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
             )
 
-    def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
-        """Copies the state off the device and writes it in the background.
-
-        A step that is there already is kept: it is the same state.
+    def _save(self, step: int, state: Any, host: dict[str, Any]) -> None:
+        """Saves unless the step exists, which is the same state.
 
         Raises:
           DiskFull: there is no room for it, or was none for the one before.
         """
         if step == self._manager.latest_step():
             return
-        self.check_room(state)
+        self._check_room(state)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )
         with self._room_explained():
             self._manager.save(step, args=arguments, force=True)
 
-    def wait(self) -> None:
-        """Returns when all that was saved is on disk.
-
-        Raises:
-          DiskFull: the last checkpoint could not be written.
-        """
-        with self._room_explained():
-            self._manager.wait_until_finished()
-
     @contextlib.contextmanager
     def _room_explained(self) -> Iterator[None]:
-        """Orbax says once, at the next call, that a write in the background failed."""
+        """Orbax reports a failed write in the background once, at the next call."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -98,7 +155,7 @@ class CheckpointStore:
         return self._manager.latest_step()
 
     def host(self, step: int) -> dict[str, Any]:
-        """Returns the host's counters of a checkpoint.
+        """Returns what a checkpoint keeps beside the device's state.
 
         Raises:
           UserError: it is damaged.

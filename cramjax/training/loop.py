@@ -1,12 +1,14 @@
-"""The host loop: one budget, one stream of blocks, one jitted micro-step."""
+"""The host's loop: one clock, one stream of blocks, one jitted micro-step."""
 
 import contextlib
+import dataclasses
 import functools
-import math
+import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +19,13 @@ from cramjax.data.corpus import Corpus
 from cramjax.data.order import BlockStream
 from cramjax.device.compile import MicroStep, abstract
 from cramjax.device.monitor import Throughput
-from cramjax.errors import DiskFull, TrainingFailed, UserError
+from cramjax.errors import TrainingFailed
 from cramjax.model.flops import train_flops_per_token
-from cramjax.training import curriculum, train_step
-from cramjax.training.budget import BudgetClock
+from cramjax.training import schedules, train_step
 from cramjax.training.checkpoint import CheckpointStore
-from cramjax.training.counters import Counters
-from cramjax.training.metrics_log import MetricsLog
-from cramjax.training.progress import Progress
-from cramjax.training.signals import stop_signals
+from cramjax.training.clock import Clock
+from cramjax.training.log import MetricsLog, ProgressLine, Readings
 from cramjax.training.validation import score
-
-WAIT_S = 1.0  # between two looks at a disk that is full
 
 # Events of metrics.jsonl.
 STEPPED_BACK = "stepped_back"
@@ -36,314 +33,362 @@ RESUMED = "resumed"
 FIRST_STEP = "first_step"
 
 
-class _Place(NamedTuple):
-    """Of a micro-step: its number, its first block, and the budget used before it."""
+class Step(NamedTuple):
+    """A micro-step on the device, and the budget that was spent before it."""
 
     step: int
     position: int
     used: float
+    metrics: dict[str, jax.Array]
 
 
-class Loop:
-    """The loop's moving parts: device state, host counters and the step in flight.
+@dataclasses.dataclass
+class Session:
+    """What one process reads and changes while it trains.
 
     Attributes:
+      config: of the run.
+      corpus: to train and to validate on.
+      workdir: of the run; a batch with bad numbers is written there.
+      store: of the checkpoints.
+      log: metrics.jsonl.
+      micro_step: compiled for the batches of `micro_step.shapes`.
       state: a `train_step.TrainState` on the device.
-      counters: of the host, up to date after `run`.
-      clock: the budget's.
-      throughput: of the lines of metrics.jsonl.
-      first_step_s: from `MicroStep.begun` to the end of this session's first
-        step; None before that.
+      clock: the run's progress.
+      readings: what the micro-steps reported.
+      throughput: measures the time between two lines of the log.
+      steps_back: how often training went back to a checkpoint.
+      compiled: shapes of the batches that the micro-step is compiled for.
+      last_read: the micro-step whose metrics were read last in this session.
+      first_step_s: from `MicroStep.begun` to the end of this session's first step.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: Corpus,
-        store: CheckpointStore,
-        log: MetricsLog,
-        workdir: Path,
-        state: train_step.TrainState,
-        counters: Counters,
-        steps_back: int,
-        micro_step: MicroStep,
-    ):
-        """Takes up training where `state` and `counters` are; see `begin`."""
-        self._config, self._corpus = config, corpus
-        self._store, self._log, self._workdir = store, log, workdir
-        self.state, self.counters = state, counters
-        self._steps_back = steps_back
-        self._micro_step, self._compiled = micro_step, set(micro_step.shapes)
-        self._stream = BlockStream(corpus, config.data.order, config.seed)
-        self.clock = BudgetClock(
-            config.budget,
-            seconds=counters.seconds,
-            tokens=counters.tokens,
-            flops=counters.flops,
+    config: Config
+    corpus: Corpus
+    workdir: Path
+    store: CheckpointStore
+    log: MetricsLog
+    micro_step: MicroStep
+    state: train_step.TrainState
+    clock: Clock
+    readings: Readings
+    throughput: Throughput
+    steps_back: int = 0
+    compiled: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    last_read: Step | None = None
+    first_step_s: float | None = None
+
+    @functools.cached_property
+    def stream(self) -> BlockStream:
+        """The training blocks, in the config's order."""
+        return BlockStream(self.corpus, self.config.data.order, self.config.seed)
+
+
+def train(session: Session) -> int | None:
+    """Steps until the budget is spent (None), or a signal arrives (its number).
+
+    When it returns the state is on disk: a second signal cannot prevent that.
+
+    Raises:
+      TrainingFailed: bad numbers again after a step back, or too high a loss.
+      UserError: the disk is full, and the user does not wait for room.
+    """
+    config, clock, store = session.config, session.clock, session.store
+    blocks = session.corpus.train
+    line = ProgressLine(config.budget, len(blocks) * blocks.length)
+    validation = Timer(config.validation.every_minutes)
+    checkpoint = Timer(config.checkpoint.every_minutes)
+    compiled_before_s = clock.seconds["compilation"] - session.micro_step.compile_s
+    session.compiled |= session.micro_step.shapes
+    in_flight = None
+    with stop_signals() as signals, line:
+        store.warn_if_full(session.state, line.print)
+        while (used := clock.progress()) < 1 and not signals:
+            # The device works on this step while the host reads the one before it: it
+            # never waits for the host, and the host is at most one step ahead of it.
+            previous, in_flight = in_flight, dispatch(session, used)
+            read_metrics(session, previous)
+            logs = clock.step % config.log.every_steps == 0
+            validates, saves = validation.is_due(), checkpoint.is_due()
+            if logs or validates or saves:
+                read_metrics(session, in_flight)
+                in_flight = None
+            if session.first_step_s is None and session.last_read:
+                note_first_step(session, line, compiled_before_s)
+            line.update(clock, session.readings, session.throughput.latest)
+            if has_bad_numbers(session):
+                in_flight = None
+                step_back(session)
+                continue
+            if logs:
+                write_line(session)
+                check_loss(session)
+            if validates:
+                validate(session, line)
+                validation.restart()
+            if saves:
+                save(session)
+                checkpoint.restart()
+        read_metrics(session, in_flight)
+        finished = clock.progress() >= 1
+        if finished and clock.step % config.log.every_steps:
+            write_line(session)
+        store.save_at_last(session.state, lambda: host_state(session), clock, signals)
+        if not finished:  # the last write is charged, too
+            event = {"step": clock.step, "elapsed_s": clock.elapsed_s}
+            session.log.write(event="stopped", **event)
+    return signals[0] if signals else None
+
+
+class Timer:
+    """Is due every so many minutes; never if these are 0."""
+
+    def __init__(self, every_minutes: float):
+        """Starts now."""
+        self._every_s = 60 * every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts again."""
+        self._start = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Returns whether the time is over."""
+        return 0 < self._every_s < time.monotonic() - self._start
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM and SIGHUP in the block instead of ending the process.
+
+    A closed terminal sends SIGHUP; under `nohup` it is ignored, and stays so.
+    """
+    received: list[int] = []
+
+    def note(number, frame):
+        del frame
+        received.append(number)
+        # Not `print`, which the signal may have interrupted; and stderr may be closed.
+        with contextlib.suppress(OSError):
+            text = f"{signal.Signals(number).name}: stopping ...\n"
+            os.write(2, text.encode())
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def dispatch(session: Session, used: float) -> Step:
+    """Hands the next micro-step to the device, and counts it."""
+    config, clock = session.config, session.clock
+    tokens_BxL = batch(session, clock.position, used)
+    rows, length = tokens_BxL.shape
+    compiles = (rows, length) not in session.compiled
+    session.compiled.add((rows, length))
+    with clock.measure("compilation" if compiles else "training"):
+        session.state, metrics = session.micro_step.function(
+            session.state, tokens_BxL, np.float32(used)
         )
-        # In whole, though it may have been done while the corpus was checked.
-        self._compiled_before_s = self.clock.seconds["compilation"]
-        self.clock.charge("compilation", micro_step.compile_s)
-        self.first_step_s: float | None = None
-        self._in_flight: tuple[_Place, dict[str, jax.Array]] | None = None
-        self._read: _Place | None = None  # of the metrics read last
-        self._last_save = self._last_validation = time.monotonic()
-        self.throughput = Throughput(self.clock, counters.energy_kwh)
-
-    def run(self) -> int | None:
-        """Steps until the budget is used (None), or a signal comes (its number).
-
-        When it returns the state is on disk: a second signal cannot prevent that.
-
-        Raises:
-          TrainingFailed: bad numbers again after a step back, or too high a loss.
-          UserError: the disk is full, and nobody wants to wait for room.
-        """
-        log_every = self._config.log.every_steps
-        blocks = self._corpus.train
-        progress = Progress(self._config.budget, len(blocks) * blocks.length)
-        with stop_signals() as stop, progress:
-            try:
-                self._store.check_room(self.state)
-            except DiskFull as error:
-                progress.say(f"{error}; going on, make room")
-            while (used := self.clock.progress()) < 1 and not stop:
-                self._step(used)
-                if self.first_step_s is None and self._read is not None:
-                    self._note_first_step(progress)
-                progress.update(self.clock, self.counters, self.throughput.latest)
-                self._check_numbers()
-                if self.counters.step % log_every == 0:
-                    self._write_line()
-                    self._check_loss()
-                if self._is_due(
-                    self._last_validation, self._config.validation.every_minutes
-                ):
-                    self._validate(progress)
-                if self._is_due(self._last_save, self._config.checkpoint.every_minutes):
-                    self._save_if_it_fits()
-            finished = self.clock.progress() >= 1
-            if finished and self.counters.step % log_every:
-                self._write_line()
-            self._save_at_last(stop)
-            if not finished:  # what the last write took is charged, too
-                step, elapsed_s = self.counters.step, self.clock.elapsed_s
-                self._log.write(event="stopped", step=step, elapsed_s=elapsed_s)
-        return stop[0] if stop else None
-
-    def _is_due(self, last: float, every_minutes: float) -> bool:
-        return every_minutes > 0 and time.monotonic() - last > every_minutes * 60
-
-    def _step(self, used: float) -> None:
-        counters = self.counters
-        tokens_BxL = self._batch(counters.position, used)
-        compiles = tokens_BxL.shape not in self._compiled
-        self._compiled.add(tokens_BxL.shape)
-        with self.clock.measure("compilation" if compiles else "training"):
-            self.state, metrics = self._micro_step.function(
-                self.state, tokens_BxL, np.float32(used)
-            )
-        # The device works on this step while the host reads the one before it: it never
-        # waits for the host, and the host runs at most one step ahead of it.
-        self._read_metrics()
-        self._in_flight = _Place(counters.step, counters.position, used), metrics
-        self.clock.add(tokens_BxL.size, self._flops(tokens_BxL.shape))
-        counters.step += 1
-        counters.position += self._config.micro_batch
-        counters.tokens, counters.flops = self.clock.tokens, self.clock.flops
-
-    def _batch(self, position: int, used: float) -> np.ndarray:
-        stages = self._config.curriculum
-        blocks_BxL = self._stream.batch(position, self._config.micro_batch)
-        length = curriculum.sequence_length(used, stages, blocks_BxL.shape[1])
-        return curriculum.cut(blocks_BxL, length, stages.unfold)
-
-    def _flops(self, shape: tuple[int, int]) -> float:
-        rows, length = shape
-        rate = self._config.objective.max_mask_rate
-        per_token = train_flops_per_token(self._config.model, rate, length)
-        return rows * length * per_token
-
-    def _read_metrics(self) -> None:
-        """Waits for the step in flight and counts it."""
-        if self._in_flight is None:
-            return
-        self._read, on_device = self._in_flight
-        self._in_flight = None
-        metrics = {name: np.asarray(x).item() for name, x in on_device.items()}
-        self.counters.updates += metrics["updated"]
-        if metrics["finite"]:
-            self.counters.window.append(metrics["loss"])
-        self.counters.latest = {
-            "learning_rate": metrics["learning_rate"],
-            "grad_norm": metrics["grad_norm"],
-            "batch_size": metrics["accumulate"] * self._config.micro_batch,
-            "skipped": metrics["skipped"],
-            "bad_in_a_row": metrics["bad_in_a_row"],
-        }
-
-    def _note_first_step(self, progress: Progress) -> None:
-        self.first_step_s = time.monotonic() - self._micro_step.begun
-        compile_s = self.clock.seconds["compilation"] - self._compiled_before_s
-        progress.say(
-            f"first step after {self.first_step_s:.1f} s, "
-            f"{compile_s:.1f} s of compilation"
-        )
-        self._log.write(
-            event=FIRST_STEP,
-            step=self.counters.step,
-            elapsed_s=self.clock.elapsed_s,
-            first_step_s=self.first_step_s,
-            compile_s=compile_s,
-        )
-
-    def _write_line(self) -> None:
-        self._read_metrics()
-        counters = self.counters
-        if counters.window:
-            counters.last_loss = math.fsum(counters.window) / len(counters.window)
-        counters.window = []
-        self._log.write(
-            step=counters.step,
-            updates=counters.updates,
-            progress=self.clock.progress(),
-            tokens=self.clock.tokens,
-            elapsed_s=self.clock.elapsed_s,
-            loss=counters.last_loss,
-            **self.throughput.line(self.clock),
-            **counters.latest,
-        )
-
-    def _validate(self, progress: Progress) -> None:
-        self._read_metrics()
-        with self.clock.measure("validation"):
-            weights = train_step.weights(self._config, self.state)
-            scores = score(self._config, weights, self._corpus)
-        self._log.write(
-            event="validation",
-            step=self.counters.step,
-            tokens=self.clock.tokens,
-            elapsed_s=self.clock.elapsed_s,
-            **scores,
-        )
-        progress.say(
-            f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
-            f"{self._corpus.manifest['unigram_entropy']:.3f}) after "
-            f"{self.clock.tokens:,} tokens, {self.clock.progress():.1%} of the budget"
-        )
-        self._last_validation = time.monotonic()
-
-    def _save_if_it_fits(self) -> None:
-        """Goes on without a checkpoint if the disk is full: room may be made later."""
-        try:
-            self._save()
-        except DiskFull as error:
-            print(f"{error}; going on, make room", flush=True)
-            self._last_save = time.monotonic()
-
-    def _save_at_last(self, signals: list[int]) -> None:
-        """Returns when the state is on the disk, and waits for room: it cost much.
-
-        Raises:
-          UserError: another SIGINT or SIGTERM came meanwhile.
-        """
-        before, told = len(signals), False
-        while True:
-            try:
-                self._save()
-                self._store.wait()
-                return
-            except DiskFull as error:
-                if not told:
-                    print(f"{error}; waiting for room, Ctrl-C gives up", flush=True)
-                told = True
-                if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
-                    step = self._store.latest_step() or 0
-                    raise UserError(
-                        f"{error}: the state was given up; make room, and the same "
-                        f"command goes on from step {step}, what was lost is charged"
-                    ) from error
-            with self.clock.measure("idle"):
-                time.sleep(WAIT_S)
-
-    def _save(self) -> None:
-        self._read_metrics()
-        with self.clock.measure("checkpoints"):
-            self.counters.seconds = self.clock.seconds
-            self.counters.energy_kwh = self.throughput.energy_kwh
-            self._store.save(self.counters.step, self.state, self.counters.to_dict())
-        self._last_save = time.monotonic()
-
-    def _check_loss(self) -> None:
-        """Stops a run that does not learn."""
-        guard, loss = self._config.guard, self.counters.last_loss
-        if not guard.max_loss or self.clock.progress() < guard.max_loss_after:
-            return
-        if loss is not None and loss > guard.max_loss:
-            self._save_if_it_fits()
-            raise TrainingFailed(
-                f"the training loss is {loss:.2f} after {self.clock.progress():.1%} of "
-                f"the budget, above config.guard.max_loss={guard.max_loss:g}: try a "
-                "lower --config.optimizer.learning_rate in another --workdir, or raise "
-                "the limit (0 = none)"
-            )
-
-    def _check_numbers(self) -> None:
-        """Goes back to the last checkpoint when too many steps in a row are bad."""
-        counters, guard = self.counters, self._config.guard
-        place = self._read
-        if place is None or counters.latest["bad_in_a_row"] < guard.max_bad_steps:
-            return
-        dump = self._workdir / f"bad_batch-{place.step}.npz"
-        tokens_BxL = self._batch(place.position, place.used)
-        np.savez(dump, tokens=tokens_BxL, **place._asdict())
-        what = (
-            f"{counters.latest['bad_in_a_row']} micro-batches in a row had gradients "
-            f"that are not finite, the last one is in {dump}"
-        )
-        if self._steps_back:
-            raise TrainingFailed(
-                f"{what}; the learning rate was already lowered once: pass a lower "
-                "--config.optimizer.learning_rate and another --workdir"
-            )
-        self._step_back(what)
-
-    def _step_back(self, why: str) -> None:
-        self._in_flight = self._read = None
-        self._steps_back += 1
-        with contextlib.suppress(DiskFull):  # then the one before it serves
-            self._store.wait()
-        state, self.counters = begin(self._config, self._store, self._steps_back)
-        self.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
-        self.counters.latest["bad_in_a_row"] = 0
-        self.clock.tokens = self.counters.tokens
-        self.clock.flops = self.counters.flops
-        self.clock.lose(self.counters.seconds)
-        self.throughput.restart(self.clock)
-        step, elapsed_s = self.counters.step, self.clock.elapsed_s
-        self._log.cut(
-            step,
-            event=STEPPED_BACK,
-            step=step,
-            elapsed_s=elapsed_s,
-            energy_kwh=self.throughput.energy_kwh,
-            why=why,
-        )
-        print(
-            f"{why}: going on from step {step} with the learning rate times "
-            f"{self._config.guard.rate_factor:g}",
-            flush=True,
-        )
+    step = Step(clock.step, clock.position, used, metrics)
+    rate = config.objective.max_mask_rate
+    flops_per_token = train_flops_per_token(config.model, rate, length)
+    clock.advance(config.micro_batch, rows * length, rows * length * flops_per_token)
+    return step
 
 
-def begin(
-    config: Config, store: CheckpointStore, steps_back: int
-) -> tuple[train_step.TrainState, Counters]:
-    """Returns the newest checkpoint's state and counters, or fresh ones.
+def batch(session: Session, position: int, used: float) -> np.ndarray:
+    """Returns tokens_BxL: blocks from a position on, as long as the curriculum says."""
+    blocks_BxL = session.stream.batch(position, session.config.micro_batch)
+    stages = session.config.curriculum
+    length = schedules.sequence_length(used, stages, blocks_BxL.shape[1])
+    return cut(blocks_BxL, length, stages.unfold)
+
+
+def cut(blocks_BxL: np.ndarray, length: int, unfold: bool) -> np.ndarray:
+    """Returns sequences of `length` tokens.
 
     Args:
-      config: the run's.
-      store: where checkpoints are.
+      blocks_BxL: packed blocks.
+      length: at most L; a divisor of L if unfolding.
+      unfold: whether a block becomes L / length sequences, (B * L / length) x length,
+        or its first `length` tokens are taken and the others lost, B x length.
+    """
+    return blocks_BxL.reshape(-1, length) if unfold else blocks_BxL[:, :length]
+
+
+def read_metrics(session: Session, step: Step | None) -> None:
+    """Waits for a micro-step, if there is one, and takes in what it reports."""
+    if step is None:
+        return
+    metrics = {name: np.asarray(x).item() for name, x in step.metrics.items()}
+    session.last_read = step
+    session.clock.updates += metrics["updated"]
+    if metrics["finite"]:
+        session.readings.window.append(metrics["loss"])
+    session.readings.latest = {
+        "learning_rate": metrics["learning_rate"],
+        "grad_norm": metrics["grad_norm"],
+        "batch_size": metrics["accumulate"] * session.config.micro_batch,
+        "skipped": metrics["skipped"],
+        "bad_in_a_row": metrics["bad_in_a_row"],
+    }
+
+
+def note_first_step(
+    session: Session, line: ProgressLine, compiled_before_s: float
+) -> None:
+    """Reports how long it took until the session's first step was done."""
+    clock = session.clock
+    session.first_step_s = time.monotonic() - session.micro_step.begun
+    compile_s = clock.seconds["compilation"] - compiled_before_s
+    line.print(
+        f"first step after {session.first_step_s:.1f} s, "
+        f"{compile_s:.1f} s of compilation"
+    )
+    session.log.write(
+        event=FIRST_STEP,
+        step=clock.step,
+        elapsed_s=clock.elapsed_s,
+        first_step_s=session.first_step_s,
+        compile_s=compile_s,
+    )
+
+
+def write_line(session: Session) -> None:
+    """Writes a line of measurements."""
+    clock = session.clock
+    session.readings.close_window()
+    session.log.write(
+        step=clock.step,
+        updates=clock.updates,
+        progress=clock.progress(),
+        tokens=clock.tokens,
+        elapsed_s=clock.elapsed_s,
+        loss=session.readings.last_loss,
+        **session.throughput.line(clock),
+        **session.readings.latest,
+    )
+
+
+def validate(session: Session, line: ProgressLine) -> None:
+    """Scores the weights on held-out text."""
+    clock, corpus = session.clock, session.corpus
+    with clock.measure("validation"):
+        weights = train_step.weights(session.config, session.state)
+        scores = score(session.config, weights, corpus)
+    session.log.write(
+        event="validation",
+        step=clock.step,
+        tokens=clock.tokens,
+        elapsed_s=clock.elapsed_s,
+        **scores,
+    )
+    line.print(
+        f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
+        f"{corpus.manifest['unigram_entropy']:.3f}) after {clock.tokens:,} tokens, "
+        f"{clock.progress():.1%} of the budget"
+    )
+
+
+def save(session: Session) -> None:
+    """Writes a checkpoint, unless the disk is full."""
+    with session.clock.measure("checkpoints"):
+        session.store.save(session.clock.step, session.state, host_state(session))
+
+
+def host_state(session: Session) -> dict[str, Any]:
+    """Returns what a checkpoint keeps beside the device's state, as JSON values."""
+    return {
+        **session.clock.saved(),
+        **dataclasses.asdict(session.readings),
+        "energy_kwh": session.throughput.energy_kwh,
+    }
+
+
+def check_loss(session: Session) -> None:
+    """Stops a run that does not learn."""
+    guard, loss = session.config.guard, session.readings.last_loss
+    used = session.clock.progress()
+    if not guard.max_loss or used < guard.max_loss_after:
+        return
+    if loss is not None and loss > guard.max_loss:
+        save(session)
+        raise TrainingFailed(
+            f"the training loss is {loss:.2f} after {used:.1%} of the budget, above "
+            f"config.guard.max_loss={guard.max_loss:g}: try a lower "
+            "--config.optimizer.learning_rate in another --workdir, or raise the limit "
+            "(0 = none)"
+        )
+
+
+def has_bad_numbers(session: Session) -> bool:
+    """Returns whether too many micro-steps in a row had gradients that are not finite.
+
+    Only those of this session count: a run that was stopped there can be resumed.
+    """
+    bad = session.readings.latest["bad_in_a_row"]
+    return bool(session.last_read) and bad >= session.config.guard.max_bad_steps
+
+
+def step_back(session: Session) -> None:
+    """Goes back to the last checkpoint with a lower learning rate, once.
+
+    Raises:
+      TrainingFailed: it went back before.
+    """
+    config, clock, last = session.config, session.clock, session.last_read
+    dump = session.workdir / f"bad_batch-{last.step}.npz"
+    tokens_BxL = batch(session, last.position, last.used)
+    np.savez(
+        dump, tokens=tokens_BxL, step=last.step, position=last.position, used=last.used
+    )
+    why = (
+        f"{session.readings.latest['bad_in_a_row']} micro-batches in a row had "
+        f"gradients that are not finite, the last one is in {dump}"
+    )
+    if session.steps_back:
+        raise TrainingFailed(
+            f"{why}; the learning rate was already lowered once: pass a lower "
+            "--config.optimizer.learning_rate and another --workdir"
+        )
+    session.steps_back += 1
+    session.store.wait()
+    state, saved = restore_or_init(config, session.store, session.steps_back)
+    session.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
+    session.readings = Readings.restored(saved)
+    session.readings.latest["bad_in_a_row"] = 0
+    session.last_read = None
+    clock.go_back(saved)
+    session.throughput.restart(clock)
+    session.log.cut(
+        clock.step,
+        event=STEPPED_BACK,
+        step=clock.step,
+        elapsed_s=clock.elapsed_s,
+        energy_kwh=session.throughput.energy_kwh,
+        why=why,
+    )
+    print(
+        f"{why}: going on from step {clock.step} with the learning rate times "
+        f"{config.guard.rate_factor:g}",
+        flush=True,
+    )
+
+
+def restore_or_init(
+    config: Config, store: CheckpointStore, steps_back: int
+) -> tuple[train_step.TrainState, dict[str, Any]]:
+    """Returns the newest checkpoint's state and `host_state`, or a fresh state and {}.
+
+    Args:
+      config: of the run.
+      store: of the checkpoints.
       steps_back: how often training went back to a checkpoint because of bad numbers;
         each time lowers the learning rate by `guard.rate_factor`.
     """
@@ -351,10 +396,10 @@ def begin(
     make = functools.partial(train_step.init_state, config)
     step = store.latest_step()
     if step is None:
-        state, counters = jax.jit(make, out_shardings=sharding)(), Counters()
+        state, saved = jax.jit(make, out_shardings=sharding)(), {}
     else:
         state = store.state(step, abstract(make, sharding))
-        counters = Counters(**store.host(step))
-    # The checkpoint may be from before the step back.
+        saved = store.host(step)
+    # The checkpoint may have been written before the step back.
     scale = jnp.float32(config.guard.rate_factor**steps_back)
-    return state.replace(rate_scale=jax.device_put(scale, sharding)), counters
+    return state.replace(rate_scale=jax.device_put(scale, sharding)), saved

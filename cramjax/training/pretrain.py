@@ -1,4 +1,4 @@
-"""Pretraining as a stage: take up or start, train for the budget, score, sum up."""
+"""Pretraining as a stage: start or resume, train for the budget, score, summarize."""
 
 import contextlib
 import signal
@@ -14,16 +14,18 @@ from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.device import host_memory, monitor
 from cramjax.device.compile import Ahead, MicroStep, abstract
+from cramjax.device.monitor import Throughput
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
-from cramjax.training import averaging, metrics_log, train_step
-from cramjax.training.budget import CHARGED, FREE
+from cramjax.training import averaging, train_step
+from cramjax.training import log as metrics_log
 from cramjax.training.checkpoint import CheckpointStore
-from cramjax.training.loop import RESUMED, STEPPED_BACK, Loop, begin
-from cramjax.training.metrics_log import MetricsLog
+from cramjax.training.clock import Clock
+from cramjax.training.log import MetricsLog, Readings
+from cramjax.training.loop import RESUMED, STEPPED_BACK, Session, restore_or_init, train
 from cramjax.training.validation import score
 from cramjax.version import code_version, command_line, library_versions
 
-# In the workdir; the summary is there if and only if pretraining is finished.
+# In the workdir; the summary exists if and only if pretraining is finished.
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 SUMMARY = "pretrain.json"
@@ -49,7 +51,7 @@ def pretrain(
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
-      TrainingFailed: the numbers are bad, or the loss too high; see `loop.Loop.run`.
+      TrainingFailed: the numbers are bad, or the loss too high; see `loop.train`.
       UserError: the device has too little memory.
     """
     with (
@@ -57,74 +59,89 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        loop = _take_up(config, corpus, store, log, workdir, ahead)
-        stopped_by = loop.run()
+        session = resume(config, corpus, store, log, workdir, ahead)
+        clock = session.clock
+        stopped_by = train(session)
         if stopped_by is not None:
             raise Interrupted(
                 f"stopped by {signal.Signals(stopped_by).name} after "
-                f"{loop.clock.tokens:,} tokens ({loop.clock.progress():.1%} of the "
-                "budget); the same command goes on from here",
+                f"{clock.tokens:,} tokens ({clock.progress():.1%} of the budget); the "
+                "same command goes on from here",
                 stopped_by,
             )
-        if not loop.counters.tokens:
+        if not clock.tokens:
             raise UserError(
                 f"--workdir={workdir}: all of the budget went to work that was lost, "
                 "nothing is trained; pass another --workdir"
             )
-        with loop.clock.measure("validation"):
-            weights = train_step.weights(config, loop.state)
+        with clock.measure("validation"):
+            weights = train_step.weights(config, session.state)
             scores = score(config, weights, corpus)
             scores["word_order"] = word_order.score(
                 config, weights["pretrained"], corpus
             )
-    summary = _summary(corpus, loop, scores)
+        summary = _summary(session, scores)
     files.write_json(workdir / SUMMARY, summary)
     return weights, summary
 
 
-def _take_up(
+def resume(
     config: Config,
     corpus: Corpus,
     store: CheckpointStore,
     log: MetricsLog,
     workdir: Path,
-    ahead: Ahead | None,
-) -> Loop:
-    """Returns the loop where an earlier session left it, with what it used charged."""
+    ahead: Ahead | None = None,
+) -> Session:
+    """Returns a session that goes on from the last checkpoint, or a fresh one.
+
+    Whatever was done after the checkpoint is charged: a crash gains no time.
+    """
     lines = metrics_log.read(workdir / METRICS)
     steps_back = sum(line.get("event") == STEPPED_BACK for line in lines)
-    state, counters = begin(config, store, steps_back)
+    state, saved = restore_or_init(config, store, steps_back)
+    clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
     if lines:
-        seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | counters.seconds
-        kept_s = sum(seconds[kind] for kind in CHARGED)
         logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
-        # Work lost since the checkpoint is charged: a crash gains no time.
-        seconds["lost"] += max(logged_s - kept_s, 0.0)
+        clock.charge("lost", max(logged_s - clock.elapsed_s, 0.0))
         idle_s = max(line.get("idle_s", 0.0) for line in lines)
-        seconds["idle"] = max(seconds["idle"], idle_s)
-        seconds["idle"] += max(time.time() - lines[-1].get("time", time.time()), 0.0)
-        counters.seconds = seconds
-        drawn = (counters.energy_kwh, *(line.get("energy_kwh") for line in lines))
-        known = (kwh for kwh in drawn if kwh is not None)
-        counters.energy_kwh = max(known, default=None)  # of lost work, too
-        elapsed_s = sum(seconds[kind] for kind in CHARGED)
+        idle_s = max(idle_s - clock.seconds["idle"], 0.0)
+        since_s = time.time() - lines[-1].get("time", time.time())
+        clock.charge("idle", idle_s + max(since_s, 0.0))
+        drawn = (energy_kwh, *(line.get("energy_kwh") for line in lines))
+        energy_kwh = max((kwh for kwh in drawn if kwh is not None), default=None)
         log.cut(
-            counters.step,
+            clock.step,
             event=RESUMED,
-            step=counters.step,
-            elapsed_s=elapsed_s,
-            energy_kwh=counters.energy_kwh,
-            idle_s=seconds["idle"],
+            step=clock.step,
+            elapsed_s=clock.elapsed_s,
+            energy_kwh=energy_kwh,
+            idle_s=clock.seconds["idle"],
         )
     step = ahead.result() if ahead else train_step.build(config)
     check_memory(config, step)
-    return Loop(config, corpus, store, log, workdir, state, counters, steps_back, step)
+    clock.restart()
+    # All of it, although the corpus may have been checked at the same time.
+    clock.charge("compilation", step.compile_s)
+    return Session(
+        config,
+        corpus,
+        workdir,
+        store,
+        log,
+        step,
+        state,
+        clock,
+        Readings.restored(saved),
+        Throughput(clock, energy_kwh),
+        steps_back,
+    )
 
 
 def check_memory(config: Config, step: MicroStep) -> None:
     """Refuses a step that is too large for the host's memory.
 
-    A GPU says so by itself; on a CPU the system kills the process without a word.
+    A GPU says so by itself; on a CPU the system kills the process silently.
 
     Raises:
       UserError: it is.
@@ -192,31 +209,31 @@ def _scored(config: Config) -> dict[str, Any]:
     return {"params": state.params, "averages": kept}
 
 
-def _summary(corpus: Corpus, loop: Loop, scores: dict[str, Any]) -> dict[str, Any]:
-    counters, clock = loop.counters, loop.clock
-    elapsed_s = sum(counters.seconds[kind] for kind in CHARGED)
+def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
+    clock, blocks = session.clock, session.corpus.train
+    elapsed_s = clock.elapsed_s
     return {
         "held_out_loss": scores["loss"],
         "held_out_accuracy": scores["accuracy"],
         "bits_per_byte": scores["bits_per_byte"],
         "averages": scores["averages"],
         "word_order": scores["word_order"],
-        "unigram_entropy": corpus.manifest["unigram_entropy"],
-        "train_loss": counters.last_loss,
-        "tokens": counters.tokens,
-        "passes": counters.position / len(corpus.train),
-        "micro_steps": counters.step,
-        "updates": counters.updates,
+        "unigram_entropy": session.corpus.manifest["unigram_entropy"],
+        "train_loss": session.readings.last_loss,
+        "tokens": clock.tokens,
+        "passes": clock.position / len(blocks),
+        "micro_steps": clock.step,
+        "updates": clock.updates,
         "elapsed_s": elapsed_s,
-        "first_step_s": loop.first_step_s,
+        "first_step_s": session.first_step_s,
         "seconds": clock.seconds,
-        "tokens_per_s": counters.tokens / elapsed_s,
-        "model_flops": counters.flops,
-        "mfu": monitor.mfu(counters.flops, elapsed_s),
+        "tokens_per_s": clock.tokens / elapsed_s,
+        "model_flops": clock.flops,
+        "mfu": monitor.mfu(clock.flops, elapsed_s),
         "peak_memory_bytes": monitor.peak_memory_bytes(),
-        "energy_kwh": loop.throughput.energy_kwh,
-        "parameters": sum(x.size for x in jax.tree.leaves(loop.state.params)),
-        "skipped": counters.latest["skipped"],
+        "energy_kwh": session.throughput.energy_kwh,
+        "parameters": sum(x.size for x in jax.tree.leaves(session.state.params)),
+        "skipped": session.readings.latest["skipped"],
         "device": jax.devices()[0].device_kind,
         "code": code_version(),
         "versions": library_versions(),

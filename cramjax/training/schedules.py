@@ -1,7 +1,7 @@
-"""Pure curves over progress, the used share of the budget in [0, 1].
+"""Pure functions of progress, the fraction of the budget that is spent, in [0, 1].
 
-Every function takes a Python or a traced number and returns a traced one. Where
-progress comes from (hours, tokens, FLOPs, updates) is the clock's business.
+Curves take a Python or a traced number and return a traced one. Where progress comes
+from (hours, tokens, FLOPs, updates) is the clock's business.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cramjax.config import ScheduleConfig
+from cramjax.config import CurriculumConfig, ScheduleConfig
 
 
 def factor(progress: jax.Array, schedule: ScheduleConfig) -> jax.Array:
-    """Returns the learning rate as a share of its peak.
+    """Returns the learning rate as a fraction of its peak.
 
     The curve `schedule.curve` runs from the end of the warm-up to the end of the
     budget. Before it the rate rises linearly from 0 to where the curve starts; over the
@@ -170,3 +170,16 @@ def accumulation_steps(
         return jnp.full(jnp.shape(progress), last, jnp.int32)
     grown = jnp.floor(progress * (batch_size / (ramp_share * micro_batch))) + 1
     return jnp.minimum(grown, last).astype(jnp.int32)
+
+
+def sequence_length(
+    progress: float, curriculum: CurriculumConfig, block_length: int
+) -> int:
+    """Returns the tokens of a sequence: short ones first, in stages.
+
+    Stage i begins when progress is above `starts[i]`; the first one also holds before
+    that. Without stages it is the length of a block.
+    """
+    lengths = curriculum.lengths or (block_length,)
+    begun = sum(progress > start for start in curriculum.starts)
+    return lengths[max(begun - 1, 0)]

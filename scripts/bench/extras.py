@@ -18,12 +18,14 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import FIRST_TOKEN
+from cramjax.device.monitor import Throughput
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import CHUNK, finetune, padded_length
-from cramjax.training import metrics_log, train_step
-from cramjax.training.counters import Counters
-from cramjax.training.loop import Loop, begin
-from cramjax.training.metrics_log import MetricsLog
+from cramjax.training import log as metrics_log
+from cramjax.training import train_step
+from cramjax.training.clock import Clock
+from cramjax.training.log import MetricsLog, Readings
+from cramjax.training.loop import Session, train
 
 HOST_S = 30.0  # what `host` takes: it packs a corpus, too
 LOOP_S = 6.0
@@ -73,17 +75,10 @@ def _for_loop(config: Config) -> Config:
 class _NoStore:
     """Keeps no checkpoints."""
 
-    def latest_step(self) -> None:
-        return None
-
-    def check_room(self, state: Any) -> None:
+    def nothing(self, *_: Any) -> None:
         pass
 
-    def save(self, *_: Any) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
+    warn_if_full = save = save_at_last = nothing
 
 
 def idle_step(config: Config) -> Any:
@@ -109,11 +104,22 @@ def idle_step(config: Config) -> Any:
 def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
     path, store = workdir / "metrics.jsonl", _NoStore()
     with MetricsLog(path) as log:
-        state, _ = begin(config, store, 0)
         idle = dataclasses.replace(train_step.build(config), function=idle_step(config))
-        loop = Loop(config, corpus, store, log, workdir, state, Counters(), 0, idle)
+        state, clock = idle.fresh_state(), Clock(config.budget)
+        session = Session(
+            config,
+            corpus,
+            workdir,
+            store,
+            log,
+            idle,
+            state,
+            clock,
+            Readings(),
+            Throughput(clock, None),
+        )
         with contextlib.redirect_stdout(io.StringIO()):  # hides its progress
-            stopped_by = loop.run()
+            stopped_by = train(session)
     if stopped_by is not None:
         raise KeyboardInterrupt(stopped_by)
     # The first line has the compilation in it, the last one may be of a few steps.

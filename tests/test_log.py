@@ -2,8 +2,8 @@
 
 import pytest
 
-from cramjax.training import metrics_log
-from cramjax.training.metrics_log import MetricsLog
+from cramjax.training import log as metrics_log
+from cramjax.training.log import MetricsLog
 
 
 @pytest.mark.parametrize("whole", ["", '{"time": 1.0, "step": 0}\n'])
