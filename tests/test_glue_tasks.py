@@ -317,13 +317,14 @@ def test_own_regression(tmp_path):
 
 
 def test_embedded_tasks_and_subsample():
-    task = tasks.TASKS["intents10"]
-    rows = data.load(task, GLUE).train
-    assert len(rows) == 2088
-    few = data.subsample(rows, task, 0, seed=0)
-    assert list(np.bincount(few.labels_N)) == [10] * 7
-    assert len(data.subsample(rows, task, 50, seed=0)) == 50
-    capped = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
+    ten, whole = (
+        data.load(tasks.TASKS[name], GLUE) for name in ("intents10", "intents")
+    )
+    assert len(ten.train) == ten.all_train_rows == 2088
+    few = data.subsample(ten, 0, seed=0)
+    assert list(np.bincount(few.train.labels_N)) == [10] * 7
+    assert few.all_train_rows == 2088
+    assert len(data.subsample(ten, 50, seed=0).train) == 50
+    capped, again = (data.subsample(whole, 300, seed=0).train for _ in range(2))
     assert len(set(capped.texts)) > 290
-    again = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
     assert capped.texts == again.texts

@@ -38,8 +38,8 @@ class Form:
     texts_key: str = ""
     label_key: str = ""
 
-    def way_out(self, column: str | int) -> str:
-        """Returns the end of a message about a column that is not as it should be."""
+    def hint(self, column: str | int) -> str:
+        """Returns the end of a message about a column: the key that names it, or ""."""
         key = self.label_key if column == self.label else self.texts_key
         return f"; name another column in --config.{key}" if key else ""
 
