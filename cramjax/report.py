@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cramjax import word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.glue import tables
-from cramjax.glue.tables import table
+from cramjax.markdown import table
 from cramjax.training import metrics_log
 from cramjax.training.budget import CHARGED, FREE
 from cramjax.training.loop import RESUMED, STEPPED_BACK
@@ -313,7 +313,7 @@ def _settings_section(config: Config) -> str:
 
 def _value(value: Any) -> str:
     shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return shown.replace("|", "\\|") or "-"
+    return shown or "-"
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -6,6 +6,7 @@ from typing import Any
 from cramjax.config import Config, GlueConfig
 from cramjax.glue import scores, tasks
 from cramjax.glue.scores import AVERAGES, BAG_OF_WORDS, NINE
+from cramjax.markdown import table
 
 # Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
 PROTOCOL = {
@@ -191,12 +192,6 @@ def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> 
     """
     scored = [results[n]["starts"].get(start) for n in names if n in results]
     return DIVERGED if any(s and scores.has_diverged(s) for s in scored) else ""
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
