@@ -377,7 +377,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         "RTE is not scored: there is no RTE/train.tsv",
     ]
     # Nothing is left to score: one line for each folder.
-    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is not there; pass"
+    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is missing; pass"
     with pytest.raises(UserError, match=message) as error:
         evaluate.look(having("stsb", "rte", "cb"))
     first, second = str(error.value).splitlines()
@@ -409,7 +409,7 @@ def test_what_is_scored_needs_no_files(scoring_mnli, corpus, glue_folder, tmp_pa
     (glue_folder / "MNLI" / "train.tsv").unlink()
     found = evaluate.look(scoring_mnli, tmp_path)
     assert ([task.name for task in found.complete], found.notes) == (["mnli"], [])
-    with pytest.raises(UserError, match=r"MNLI/train\.tsv is not there"):
+    with pytest.raises(UserError, match=r"MNLI/train\.tsv is missing"):
         evaluate.look(with_a_rate_more(scoring_mnli), tmp_path)
 
 

@@ -206,7 +206,7 @@ def test_missing_files_and_tasks(tmp_path):
     with pytest.raises(UserError, match=r"superglue_dir is 'nowhere': .*leave 'cb' ou"):
         data.load(tasks.TASKS["cb"], glue)
     write(tmp_path, "CoLA/train.tsv", COLA)
-    with pytest.raises(UserError, match=r"data_dir is .*CoLA/dev\.tsv is not there"):
+    with pytest.raises(UserError, match=r"data_dir is .*CoLA/dev\.tsv is missing"):
         data.load(tasks.TASKS["cola"], glue)
     with pytest.raises(UserError, match=r"config\.glue\.tasks: 'colla' is not one of"):
         tasks.get(having(tasks=("colla",)))
@@ -259,7 +259,7 @@ def test_own_labels_are_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"own_dir": ""}, "own_dir is '': train.tsv or train.jsonl is not there"),
+        ({"own_dir": ""}, "own_dir is '': train.tsv or train.jsonl is missing"),
         (
             {"own_texts": ("a",)},
             "has no column 'a'; it has ['text', 'label']; name ano",

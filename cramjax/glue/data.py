@@ -272,7 +272,7 @@ def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
     names = " or ".join(str(folder / file) for file in split.files)
     return Incomplete(
         key,
-        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass "
+        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is missing; pass "
         f"--config.glue.{key}=FOLDER, the one that holds it, or leave {task.name!r} "
         'out of --config.glue.tasks ("()" = no fine-tuning)',
         _not_scored(task.title, split),
