@@ -294,7 +294,7 @@ def test_mistakes_in_an_own_task_name_the_key(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_field_that_an_own_task_has_not_names_the_key(tmp_path):
+def test_a_field_that_an_own_task_lacks_names_the_key(tmp_path):
     for name in ("train.jsonl", "dev.jsonl"):
         write(tmp_path, name, jsonl({"text": "a", "label": None}))
     for changes, message in (
