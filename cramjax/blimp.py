@@ -20,7 +20,7 @@ class Paradigm:
 
     Attributes:
       name: e.g. "wh_island".
-      phenomenon: what it belongs to, e.g. "island_effects".
+      phenomenon: the group it belongs to, e.g. "island_effects".
       pairs: (acceptable, unacceptable) sentences.
     """
 
@@ -33,7 +33,7 @@ def read(folder: Path) -> list[Paradigm]:
     """Reads BLiMP's `*.jsonl`, a file for each paradigm.
 
     Raises:
-      UserError: there is none, or a line has not the fields needed.
+      UserError: the folder has none, or a line lacks a field.
     """
     paths = sorted(folder.expanduser().glob("*.jsonl"))
     if not paths:
@@ -66,7 +66,7 @@ def score(
     max_pairs: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Counts how often the acceptable sentence is the likelier one.
+    """Counts how often the acceptable sentence is more likely than the other one.
 
     Likelihood is the pseudo-log-likelihood, see
     `Pretrained.pseudo_log_likelihoods`; a tie counts half.
@@ -74,7 +74,7 @@ def score(
     Args:
       model: with a masked-LM head.
       paradigms: as `read` returns them.
-      max_pairs: of each paradigm, from its beginning; 0 = all.
+      max_pairs: of each paradigm, the first ones; 0 = all.
       say: called with a line per paradigm.
 
     Returns:

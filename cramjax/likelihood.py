@@ -22,14 +22,14 @@ def pseudo_log_likelihoods(
     rows: Sequence[Sequence[int]],
     length_step: int = LENGTH_STEP,
 ) -> np.ndarray:
-    """Returns log-probabilities_N: of every token with only itself masked, summed.
+    """Returns each row's sum of log-probabilities of its tokens, masked one at a time.
 
     "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659).
 
     Args:
       model: the model's shape.
       params: of `encoder.MaskedLM`.
-      rows: tokens; the first and the last of each row are not scored.
+      rows: tokens; the first and the last token of each row are not scored.
       length_step: rows are padded to a multiple of it.
     """
     masked, answers, row_R = [], [], []
@@ -55,7 +55,7 @@ def percent_preferred(scores_N: np.ndarray) -> float:
     A tie counts half.
 
     Args:
-      scores_N: of the first pair's first and second text, then of the next pair's.
+      scores_N: the first pair's first and second text, then the next pair's.
     """
     first_P, second_P = scores_N[::2], scores_N[1::2]
     return 100 * float(np.mean((first_P > second_P) + 0.5 * (first_P == second_P)))
@@ -81,7 +81,7 @@ def batches(
 def padded(
     rows: Sequence[Sequence[int]], max_length: int, length_step: int = LENGTH_STEP
 ) -> np.ndarray:
-    """Returns tokens_BxL, L a multiple of the step or the longest that is allowed."""
+    """Returns tokens_BxL; L is a multiple of the step, or `max_length`."""
     longest = max(map(len, rows))
     length = min(-(-longest // length_step) * length_step, max_length)
     tokens_BxL = np.full((len(rows), length), PAD)
@@ -94,7 +94,7 @@ def padded(
 def logits(
     model: ModelConfig, params: Any, tokens_BxL: jax.Array, places_BxP: jax.Array
 ) -> jax.Array:
-    """Returns logits_BxPxV at some places of padded rows."""
+    """Returns logits_BxPxV at some positions of padded rows."""
     mask_BxL = tokens_BxL != PAD
     return MaskedLM(model).apply({"params": params}, tokens_BxL, places_BxP, mask_BxL)
 

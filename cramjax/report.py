@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from cramjax import word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.glue import tables
-from cramjax.glue.tables import table
+from cramjax.markdown import table
 from cramjax.training import log as metrics_log
 from cramjax.training.clock import CHARGED, FREE
 from cramjax.training.loop import RESUMED, STEPPED_BACK
 from cramjax.training.pretrain import METRICS
 
 REPORT = "report.md"
-# Of pretrain.json, what earlier versions did not write in it.
+# Keys of pretrain.json that earlier versions did not write.
 NEEDED = {
     "averages",
     "bits_per_byte",
@@ -32,8 +32,8 @@ NEEDED = {
     "seconds",
     "skipped",
 }
-# A loss is clearly below the unigram entropy from this fraction of it on. Models that
-# have learned word frequencies and little else stay 2 to 4 % below it for long.
+# A loss is clearly below the unigram entropy if it is lower by this fraction. Models
+# that have learned little more than word frequencies stay 2 to 4 % below it for long.
 CLEARLY = 0.05
 
 
@@ -160,7 +160,7 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
 
 
 def _verdict(summary: dict[str, Any]) -> str:
-    """Returns what the numbers mean, in words."""
+    """Returns a sentence about what the numbers mean."""
     entropy, order = summary["unigram_entropy"], summary.get("word_order")
     gap = 1 - summary["held_out_loss"] / entropy
     knows_order = False
@@ -225,7 +225,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
 
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Returns what is known of start-up and device."""
+    """Returns what was measured of start-up and device."""
     rows = {
         "first_step_s": (
             "start of the last session to its first step, without building the corpus",
@@ -260,7 +260,7 @@ def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
 def _origin_section(
     config: Config, manifest: dict[str, Any], summary: dict[str, Any]
 ) -> str:
-    """Returns what the model was made of, and how."""
+    """Returns the model's shape, text, software, hardware and command."""
     model, documents = config.model, manifest["documents"]
     ffn = f"{model.ffn} feed-forward width {model.ffn_width}"
     repeats = f", gone through {model.repeats} times" if model.repeats > 1 else ""
@@ -296,7 +296,7 @@ def _origin_section(
 
 
 def _settings_section(config: Config) -> str:
-    """Returns the keys that are not as in the paper's recipe."""
+    """Returns a table of the keys that differ from the paper's recipe."""
     recipe = flatten(to_dict(Config()))
     rows = [
         [key, _value(value), _value(recipe[key])]
@@ -313,7 +313,7 @@ def _settings_section(config: Config) -> str:
 
 def _value(value: Any) -> str:
     shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return shown.replace("|", "\\|") or "-"
+    return shown or "-"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -375,13 +375,13 @@ def _mark(
     events: Sequence[dict[str, Any]],
     x_of: Callable[[dict[str, Any]], float],
 ) -> None:
-    """Draws a line where a stage of the curriculum begins, and where training broke.
+    """Marks the stages of the curriculum, and where training was interrupted.
 
     Args:
-      axes: to draw on.
+      axes: the axes to draw on.
       config: its `curriculum` is read.
-      events: of metrics.jsonl.
-      x_of: from a line of numbers to its place on the x-axis.
+      events: the lines of metrics.jsonl.
+      x_of: returns the position of a measurement on the x-axis.
     """
     lines = [line for line in events if "progress" in line]
     if not lines:

@@ -1,11 +1,8 @@
-"""Scores of weights that are there already, or of random ones, without a run."""
+"""Scores of existing weights, or of random ones, without a run."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
 
 from cramjax import files
 from cramjax.checkpoints.load import WEIGHTS as FOREIGN_WEIGHTS
@@ -46,10 +43,10 @@ SHORTCUTS = {
 
 
 def score(argv: Sequence[str]) -> str:
-    """Fine-tunes and scores as the arguments say; returns glue.md and where it is.
+    """Fine-tunes and scores as the arguments ask; returns glue.md and its path.
 
     Raises:
-      UserError: a mistake that can be seen before compute is spent.
+      UserError: a mistake was found before compute is spent.
     """
     config, extras = parse_command_line(argv, FLAGS, SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
@@ -71,28 +68,39 @@ def score(argv: Sequence[str]) -> str:
     use_cache(config.compilation_cache)
     complete = evaluate.fetch(config, found)
     if foreign:
-        weights, words = {"pretrained": foreign.params}, foreign.tokenizer
-        whose = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
+        weights, vocabulary = {"pretrained": foreign.params}, foreign.tokenizer
+        source = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
+    elif checkpoint:
+        weights, _ = read_back(config, checkpoint)
+        vocabulary = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
+        # The manifest of a corpus that was copied by hand has no name.
+        name = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS).get("name", "")
+        source = {"checkpoint": str(checkpoint.resolve()), "corpus": name}
     else:
-        weights, words, whose = (
-            _trained(config, checkpoint) if checkpoint else _random(config)
-        )
+        corpus = prepare(config)
+        weights, vocabulary = {}, corpus.tokenizer
+        source = {"checkpoint": "", "corpus": corpus.path.name}
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
-        _note_weights(workdir, whose)
+        _note_source(workdir, source)
         record(workdir / CONFIG, config)
         evaluate.evaluate(
-            config, weights, words, workdir, imported=bool(foreign), chosen=complete
+            config,
+            weights,
+            vocabulary,
+            workdir,
+            imported=bool(foreign),
+            chosen=complete,
         )
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
 
 
 def _check_not_a_runs(workdir: Path) -> None:
-    """Keeps the scores and the config of a pretraining as they are.
+    """Protects the scores and the config of a pretraining.
 
     Raises:
-      UserError: the workdir is one's.
+      UserError: the workdir is that of a pretraining.
     """
     if (workdir / CORPUS).exists():
         raise UserError(
@@ -103,22 +111,22 @@ def _check_not_a_runs(workdir: Path) -> None:
 
 
 def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
-    """Returns the config that the checkpoint was trained with, and `config.glue`.
+    """Returns the config that the checkpoint was trained with, with `config.glue`.
 
     Raises:
-      UserError: it is not there, or another key than those of `glue` was given with
-        another value.
+      UserError: the checkpoint is missing, or a key outside `glue` was given with
+        another value than the checkpoint's.
     """
     if not (checkpoint / SUMMARY).is_file():
         raise UserError(
-            f"--checkpoint={checkpoint}: no finished pretraining is there; pass the "
-            f"--workdir of one, which has {SUMMARY}"
+            f"--checkpoint={checkpoint}: no finished pretraining in this folder; pass "
+            f"the --workdir of one, which has {SUMMARY}"
         )
     values = read_recorded(checkpoint / CONFIG, "bring it back")
     trained = flatten(values)
     asked = flatten(to_dict(config))
     for key, left_to_device in (("micro_batch", 0), ("model.attention", "auto")):
-        if asked[key] == left_to_device:  # which has chosen
+        if asked[key] == left_to_device:  # the run has chosen it
             asked[key] = trained.get(key)
     for key in sorted(given - OPERATIONAL_KEYS - {"seed"}):
         if not key.startswith("glue.") and asked[key] != trained.get(key):
@@ -136,7 +144,8 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:
-      UserError: `config.glue.max_length` is too long for it, or a start has no weights.
+      UserError: `config.glue.max_length` is too long for the model, or there are no
+        weights for an initialization.
     """
     for start in config.glue.starts:
         require(
@@ -156,36 +165,19 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     return dataclasses.replace(config, model=model, glue=glue)
 
 
-def _trained(
-    config: Config, checkpoint: Path
-) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
-    """Returns weights, their tokenizer, and what tells them from others."""
-    words = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
-    # A manifest that was copied there by hand has no name.
-    corpus = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS).get("name", "")
-    weights, _ = read_back(config, checkpoint)
-    return weights, words, {"checkpoint": str(checkpoint.resolve()), "corpus": corpus}
-
-
-def _random(config: Config) -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
-    """Returns no weights, and the tokenizer of the corpus, built if missing."""
-    corpus = prepare(config)
-    return {}, corpus.tokenizer, {"checkpoint": "", "corpus": corpus.path.name}
-
-
-def _note_weights(workdir: Path, whose: dict[str, str]) -> None:
-    """Refuses to mix scores of different weights.
+def _note_source(workdir: Path, source: dict[str, str]) -> None:
+    """Records which weights are scored; refuses to mix scores of different ones.
 
     Raises:
-      UserError: the workdir has scores of others.
+      UserError: the workdir has scores of other weights.
     """
     path = workdir / WEIGHTS
     if (workdir / evaluate.RESULTS).exists():
         before = files.read_json(path, "pass another --workdir")
-        for key, value in whose.items():
+        for key, value in source.items():
             if before.get(key) != value:
                 raise UserError(
                     f"--workdir={workdir} has the scores of the {key} "
                     f"{before.get(key)!r}, not {value!r}: pass another --workdir"
                 )
-    files.write_json(path, whose)
+    files.write_json(path, source)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cramjax import files
+from cramjax import files, markdown
 from cramjax.config import Config, load
 from cramjax.errors import TrainingFailed, UserError
 from cramjax.run import run
@@ -103,12 +103,16 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
     """
     base_name = next(iter(study.rows))
     base = results.get(base_name, {})
-    lines = [
-        "| row | seeds | held-out loss, mean (lowest to highest) | standard deviation "
-        "| difference to the first row, paired: mean (standard deviation) "
-        "| word order, mean (bigram model) | tokens |",
-        "|---|---|---|---|---|---|---|",
+    header = [
+        "row",
+        "seeds",
+        "held-out loss, mean (lowest to highest)",
+        "standard deviation",
+        "difference to the first row, paired: mean (standard deviation)",
+        "word order, mean (bigram model)",
+        "tokens",
     ]
+    lines = []
     for row, by_seed in results.items():
         tokens = max((summary["tokens"] for summary in by_seed.values()), default=0)
         for name, losses in _losses(row, by_seed).items():
@@ -122,12 +126,17 @@ def table(study: Study, results: dict[str, dict[int, dict[str, Any]]]) -> str:
             )
             gap = f"{gaps.mean():+.3f} ({_spread(gaps)})" if len(gaps) else "-"
             lines.append(
-                f"| {name} | {len(values)} | {values.mean():.3f} ({values.min():.3f} "
-                f"to {values.max():.3f}) | {_spread(values)} | "
-                f"{'-' if name == base_name else gap} | "
-                f"{_word_order(by_seed) if name == row else '-'} | {tokens:,} |"
+                [
+                    name,
+                    f"{len(values)}",
+                    f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})",
+                    _spread(values),
+                    "-" if name == base_name else gap,
+                    _word_order(by_seed) if name == row else "-",
+                    f"{tokens:,}",
+                ]
             )
-    return "\n".join(lines)
+    return markdown.table(header, lines)
 
 
 def _losses(

@@ -1,8 +1,9 @@
 """Word order: what a little pretraining teaches beyond the frequencies of words.
 
-A sentence of held-out text is set against the same sentence with two neighbouring words
-swapped, after the bigram shift of SentEval (Conneau et al. 2018, arXiv 1805.01070). The
-score is how often a model finds the original more likely; chance is 50 %.
+A sentence of held-out text is compared with the same sentence with two neighbouring
+words swapped, after the bigram shift of SentEval (Conneau et al. 2018, arXiv
+1805.01070). The score is how often a model finds the original more likely; chance is
+50 %.
 """
 
 import math
@@ -24,8 +25,8 @@ MIN_PAIRS = 50  # with fewer the interval is wider than +-14 points
 WORDS = range(6, 17)  # in a sentence, without punctuation marks
 MAX_LENGTH = 32  # tokens of a row, special ones included: all rows have one shape
 KEY = 16  # of the places: the same for every run, whatever its seed
-# Text is read in stretches of consecutive blocks: so many tokens at most, so many in a
-# stretch; from the held-out part to find sentences, from the other to count bigrams.
+# Text is read in stretches of consecutive blocks: the maximum number of tokens in all,
+# and in a stretch. Sentences are held-out text, bigrams are counted in training text.
 HELD_OUT_TOKENS, HELD_OUT_STRETCH = 1 << 19, 1 << 12
 TRAIN_TOKENS, TRAIN_STRETCH = 50_000_000, 1 << 18
 PRIOR = 100.0  # of the bigram model's smoothing, see `bigram_log_likelihoods`
@@ -44,7 +45,7 @@ def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
 
     Returns:
       {"model", "bigram" (how often each prefers the original, in percent), "pairs"
-      (how many there are)}; None if the held-out part has fewer than `MIN_PAIRS`.
+      (their number)}; None if the held-out part has fewer than `MIN_PAIRS`.
     """
     longest = min(MAX_LENGTH, config.model.max_length)
     pairs = make_pairs(corpus, longest - 2, PAIRS)
@@ -98,9 +99,9 @@ def make_pairs(
     exclamation or question mark. The two words differ.
 
     Args:
-      corpus: to take sentences from.
+      corpus: its held-out part has the sentences.
       max_tokens: longer sentences are left out.
-      max_pairs: how many, at most.
+      max_pairs: how many pairs at most.
     """
     spelled = tokenizer.spellings(corpus.tokenizer)
     found = []
@@ -128,14 +129,15 @@ def bigram_log_likelihoods(
     """Returns log-probabilities_N of sentences under a bigram model of tokens.
 
     P(b|a) = (count(ab) + `PRIOR` P(b)) / (count(a) + `PRIOR`): counts are interpolated
-    with the frequencies P(b), which have 1 added to every count, the more the rarer a
-    is (a Dirichlet prior: MacKay and Peto 1995). The first token has P(b) alone.
+    with the frequencies P(b), the more the rarer a is (a Dirichlet prior: MacKay and
+    Peto 1995). Frequencies have 1 added to every count; the first token has P(b) alone.
 
     Args:
-      blocks: to count in; `TRAIN_TOKENS` at most, evenly spread. Only the sentences'
-        bigrams are counted, so memory does not grow with the vocabulary's square.
-      sentences: to score.
-      vocab_size: of the tokens.
+      blocks: the text to count in; at most `TRAIN_TOKENS`, evenly spread. Only the
+        sentences' bigrams are counted, so that memory does not grow with the square of
+        the vocabulary.
+      sentences: the ones to score.
+      vocab_size: the number of different tokens.
     """
     pairs_S = [np.array([s[:-1], s[1:]], np.int64) for s in sentences]
     needed = np.unique(np.concatenate([a * vocab_size + b for a, b in pairs_S]))
@@ -179,18 +181,18 @@ def _words(
             text, tokens = "", []
         text += piece
         tokens.append(token)
-    # The last one may go on in a block that was not read.
+    # The last word may continue in a block that was not read.
 
 
 def _sentences(
     words: Iterable[tuple[str, list[int]]],
 ) -> Iterator[list[tuple[str, list[int]]]]:
-    """Yields whole sentences: both their ends were read.
+    """Yields sentences that were read from beginning to end.
 
-    Quotation marks and brackets before the first word are left out, because those that
-    close the sentence before are among them.
+    Quotation marks and brackets before the first word are left out, because some of
+    them close the previous sentence.
     """
-    sentence = None  # the text begins somewhere in one
+    sentence = None  # the text begins in the middle of one
     for text, tokens in words:
         if tokens[0] < len(SPECIAL_TOKENS):
             sentence = [] if tokens[0] in (CLS, SEP) else None
@@ -204,7 +206,7 @@ def _sentences(
 
 
 def _places(sentence: list[tuple[str, list[int]]]) -> list[int]:
-    """Returns where a word may change places with the next one."""
+    """Returns the positions of words that may be swapped with the next word."""
     words = [text for text, _ in sentence]
     if sum(bool(re.search(r"\w", word)) for word in words) not in WORDS:
         return []

@@ -3,23 +3,21 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
-from conftest import TINY, run_script, tiny_config
+from conftest import TINY, run_script
 from test_pretrained import BERT, golden, write_folder
 
 import cramjax
 from cramjax import score
 from cramjax.errors import UserError
 from cramjax.glue import evaluate
-from cramjax.run import run
 
 
 @pytest.fixture(scope="module")
-def trained(data_dir, tmp_path_factory):
+def trained(finished):
     """The workdir of a run that has scored the intents."""
-    workdir = tmp_path_factory.mktemp("runs") / "trained"
-    run(tiny_config(data_dir), workdir)
-    return workdir
+    return finished[0]
 
 
 def flags(*more):
@@ -46,11 +44,10 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
 
     # More tasks join; what is scored is not scored again.
     calls = []
-    finetune = evaluate.finetune
 
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return finetune(*args, **kwargs)
+    def counted(model, glue, train, sets, outputs, **_):
+        calls.append(train)
+        return [np.zeros((2, len(rows), outputs)) for rows in sets]
 
     monkeypatch.setattr(evaluate, "finetune", counted)
     score.score(flags("--tasks=acceptability,intents10", *more))
@@ -176,7 +173,9 @@ def test_scores_of_other_weights_are_not_mixed(trained, tmp_path):
     more = [f"--workdir={workdir}", "--tasks=intents10"]
     score.score(flags(f"--checkpoint={trained}", *more))
     other = shutil.copytree(trained, tmp_path / "other")
-    message = r"has the scores of the checkpoint '.*trained', not '.*other': pass anoth"
+    message = (
+        r"has the scores of the checkpoint '.*finished', not '.*other': pass anoth"
+    )
     with pytest.raises(UserError, match=message):
         score.score(flags(f"--checkpoint={other}", *more))
 

@@ -66,12 +66,17 @@ def loss(outputs_NxC, labels_N):
     return -np.asarray(jax.nn.log_softmax(outputs_NxC))[range(len(labels_N)), labels_N]
 
 
-def twenty_steps(tiny, **glue):
-    """Returns outputs_TxNxC after 20 steps of 4 rows, at a rate that moves them."""
+def twenty_steps(tiny, at_once=3, learning_rate=1e-3):
+    """Returns outputs_TxNxC after 20 steps of 4 rows, at a rate that moves them.
+
+    All calls share their compiled programs: they differ only in what these are given.
+    """
     glue = dataclasses.replace(
-        tiny.glue, epochs=2, batch_size=4, trials=3, max_length=48, **glue
+        tiny.glue, epochs=2, batch_size=4, trials=3, max_length=48
     )
     rows = rows_of_two_lengths(40)
+    watch = finetuning.Watch()
+    watch.at_once = at_once
     (found,) = finetune(
         tiny.model,
         glue,
@@ -79,35 +84,36 @@ def twenty_steps(tiny, **glue):
         [rows],
         2,
         pretrained=None,
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         seed=3,
+        watch=watch,
     )
     return found, rows.labels_N
 
 
 def test_trials_in_one_program_are_those_that_run_alone(tiny):
-    together, labels_N = twenty_steps(tiny, trials_at_once=3)
+    together, labels_N = twenty_steps(tiny)
     assert together.shape == (3, 40, 2)
     for at_once in (1, 2):  # two, then one
-        apart, _ = twenty_steps(tiny, trials_at_once=at_once)
+        apart, _ = twenty_steps(tiny, at_once)
         for one, other in zip(together, apart, strict=True):
             difference = loss(one, labels_N) - loss(other, labels_N)
             assert np.abs(difference).max() < 1e-5
     assert np.abs(together[0] - together[1]).max() > 1e-3  # they do differ
-    moved = together - twenty_steps(tiny, trials_at_once=3, warmup_steps=10**9)[0]
+    moved = together - twenty_steps(tiny, learning_rate=0.0)[0]
     assert np.abs(moved).max() > 1e-2  # 20 steps make a difference
 
 
 def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
-    whole, _ = twenty_steps(tiny, trials_at_once=3)
+    whole, _ = twenty_steps(tiny)
     monkeypatch.setattr(finetuning, "CHUNK", 1)
-    single, _ = twenty_steps(tiny, trials_at_once=3)
+    single, _ = twenty_steps(tiny)
     np.testing.assert_allclose(whole, single, atol=1e-6)
 
 
 def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
     """Of three trials together, seen in prediction only: then two, then one."""
-    whole, _ = twenty_steps(tiny, trials_at_once=3)
+    whole, _ = twenty_steps(tiny)
     predict, fits = finetuning._predict_all, 1
 
     def predict_if_it_fits(static, params_T, rows):
@@ -116,11 +122,11 @@ def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
         return predict(static, params_T, rows)
 
     monkeypatch.setattr(finetuning, "_predict_all", predict_if_it_fits)
-    split, _ = twenty_steps(tiny, trials_at_once=3)
+    split, _ = twenty_steps(tiny)
     np.testing.assert_allclose(split, whole, atol=1e-4)
     fits = 0  # also if that is seen when one trial is measured
     with pytest.raises(UserError, match=r"config\.glue\.batch_size is .* one trial"):
-        twenty_steps(tiny, trials_at_once=3)
+        twenty_steps(tiny)
 
 
 def test_the_faster_way_is_chosen_and_fewer_if_memory_is_short(tiny, monkeypatch):
@@ -377,7 +383,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         "RTE is not scored: there is no RTE/train.tsv",
     ]
     # Nothing is left to score: one line for each folder.
-    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is not there; pass"
+    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is missing; pass"
     with pytest.raises(UserError, match=message) as error:
         evaluate.look(having("stsb", "rte", "cb"))
     first, second = str(error.value).splitlines()
@@ -409,7 +415,7 @@ def test_what_is_scored_needs_no_files(scoring_mnli, corpus, glue_folder, tmp_pa
     (glue_folder / "MNLI" / "train.tsv").unlink()
     found = evaluate.look(scoring_mnli, tmp_path)
     assert ([task.name for task in found.complete], found.notes) == (["mnli"], [])
-    with pytest.raises(UserError, match=r"MNLI/train\.tsv is not there"):
+    with pytest.raises(UserError, match=r"MNLI/train\.tsv is missing"):
         evaluate.look(with_a_rate_more(scoring_mnli), tmp_path)
 
 

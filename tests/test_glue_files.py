@@ -67,5 +67,5 @@ def test_real_stsb():
 
 
 def test_real_boolq_has_no_training_set():
-    with pytest.raises(UserError, match=r"BoolQ/train\.jsonl is not there"):
+    with pytest.raises(UserError, match=r"BoolQ/train\.jsonl is missing"):
         full(tasks.TASKS["boolq"])

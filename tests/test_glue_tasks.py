@@ -206,7 +206,7 @@ def test_missing_files_and_tasks(tmp_path):
     with pytest.raises(UserError, match=r"superglue_dir is 'nowhere': .*leave 'cb' ou"):
         data.load(tasks.TASKS["cb"], glue)
     write(tmp_path, "CoLA/train.tsv", COLA)
-    with pytest.raises(UserError, match=r"data_dir is .*CoLA/dev\.tsv is not there"):
+    with pytest.raises(UserError, match=r"data_dir is .*CoLA/dev\.tsv is missing"):
         data.load(tasks.TASKS["cola"], glue)
     with pytest.raises(UserError, match=r"config\.glue\.tasks: 'colla' is not one of"):
         tasks.get(having(tasks=("colla",)))
@@ -259,7 +259,7 @@ def test_own_labels_are_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"own_dir": ""}, "own_dir is '': train.tsv or train.jsonl is not there"),
+        ({"own_dir": ""}, "own_dir is '': train.tsv or train.jsonl is missing"),
         (
             {"own_texts": ("a",)},
             "has no column 'a'; it has ['text', 'label']; name ano",
@@ -294,7 +294,7 @@ def test_mistakes_in_an_own_task_name_the_key(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_field_that_an_own_task_has_not_names_the_key(tmp_path):
+def test_a_field_that_an_own_task_lacks_names_the_key(tmp_path):
     for name in ("train.jsonl", "dev.jsonl"):
         write(tmp_path, name, jsonl({"text": "a", "label": None}))
     for changes, message in (
@@ -317,13 +317,14 @@ def test_own_regression(tmp_path):
 
 
 def test_embedded_tasks_and_subsample():
-    task = tasks.TASKS["intents10"]
-    rows = data.load(task, GLUE).train
-    assert len(rows) == 2088
-    few = data.subsample(rows, task, 0, seed=0)
-    assert list(np.bincount(few.labels_N)) == [10] * 7
-    assert len(data.subsample(rows, task, 50, seed=0)) == 50
-    capped = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
+    ten, whole = (
+        data.load(tasks.TASKS[name], GLUE) for name in ("intents10", "intents")
+    )
+    assert len(ten.train) == ten.all_train_rows == 2088
+    few = data.subsample(ten, 0, seed=0)
+    assert list(np.bincount(few.train.labels_N)) == [10] * 7
+    assert few.all_train_rows == 2088
+    assert len(data.subsample(ten, 50, seed=0).train) == 50
+    capped, again = (data.subsample(whole, 300, seed=0).train for _ in range(2))
     assert len(set(capped.texts)) > 290
-    again = data.subsample(rows, tasks.TASKS["intents"], 300, seed=0)
     assert capped.texts == again.texts

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from test_budget import FakeTime
+from test_clock import FakeTime
 
 from cramjax import report
 from cramjax.config import BudgetConfig

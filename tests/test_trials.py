@@ -31,6 +31,12 @@ def separable(count=32):
     return data.Encoded(tokens, labels)
 
 
+def task_of(config, train, dev=None):
+    """Returns the own task with these rows."""
+    (task,) = tasks.get(config.glue)
+    return data.TaskRows(task, train, dev or {}, {}, ("0", "1"), len(train), ())
+
+
 def error_of(found, expected):
     norms = [
         np.sqrt(sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(tree)))
@@ -271,14 +277,14 @@ def test_an_interruption_keeps_finished_trials(
 def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     own_config, corpus, tmp_path, monkeypatch
 ):
-    sets = evaluate._load(own_config, *tasks.get(own_config.glue), corpus.tokenizer)
+    rows = data.load(*tasks.get(own_config.glue), own_config.glue)
+    rows = data.encode_all(rows, corpus.tokenizer, own_config.glue)
+    fewer = dataclasses.replace(rows, train=rows.train[1:])
     weights = {"embedding": np.ones(3, np.float32)}
     group = finetuning.Group(range(1), 1, [np.ones((1, 8, 2))], np.array([4]))
 
-    def journal_of(config=own_config, train=sets.train, weights=weights):
-        dev = sets.dev
-        job = journal.Job(config, "own", "Own", "random", 1e-3, train, dev, {})
-        return journal.Journal(job, weights, tmp_path, 0)
+    def journal_of(config=own_config, rows=rows, weights=weights):
+        return journal.Journal(config, rows, "random", 1e-3, weights, tmp_path, 0)
 
     journal_of().finished(group)
     again = journal_of()
@@ -288,7 +294,7 @@ def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     np.testing.assert_array_equal(found.outputs[0], group.outputs[0])
     for other in (
         journal_of(weights={"embedding": np.zeros(3, np.float32)}),
-        journal_of(train=sets.train[1:]),
+        journal_of(rows=fewer),
         journal_of(with_glue(own_config, epochs=3)),
     ):
         assert other.kept(0) is None
@@ -305,9 +311,8 @@ def test_a_finished_job_leaves_no_trials(own_config, tmp_path):
 
     def journal_of(rate, **glue):
         config = with_glue(own_config, **glue)
-        rows = separable()
-        job = journal.Job(config, "own", "Own", "random", rate, rows, {}, {})
-        return journal.Journal(job, None, tmp_path, 0)
+        rows = task_of(config, separable())
+        return journal.Journal(config, rows, "random", rate, None, tmp_path, 0)
 
     for first in (0, 4):
         trials = range(first, first + 1)
@@ -334,15 +339,11 @@ def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):
     )
 
 
-def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, corpus):
-    rows = separable(3000)
-    job = journal.Job(
-        *(own_config, "own", "Own", "random", 1e-3, rows[:2000]),
-        {"few": rows[:130], "many": rows},
-        {"few": ("accuracy",), "many": ("accuracy",)},
-    )
-    assert job.metrics.keys() == job.scored.keys()
-    assert journal.every(job) == (1, 8)  # at most 2000 / 5
+def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_path):
+    part = separable(3000)
+    rows = task_of(own_config, part[:2000], {"few": part[:130], "many": part})
+    of = journal.Journal(own_config, rows, "random", 1e-3, None, tmp_path, 0)
+    assert of.every == (1, 8)  # at most 2000 / 5
 
 
 def test_a_line_every_half_minute_where_there_is_no_terminal(
@@ -350,17 +351,17 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
 ):
     now = [0.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    job = journal.Job(*(own_config, "own", "Own", "random", 1e-3, separable(), {}, {}))
-    with journal.Journal(job, None, tmp_path, 0) as watch:
+    rows = task_of(own_config, separable())
+    with journal.Journal(own_config, rows, "random", 1e-3, None, tmp_path, 0) as watch:
         for step in range(10, 50, 10):  # of 100; half a trial in two
             now[0] += 16
             watch.stepped(range(1, 3), step, 100, 0.5)
     # Of 300 trial-steps 140 are done at 32 s, 20 of them in the last 16 s.
     assert capsys.readouterr().out.splitlines() == [
-        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 20 of "
-        "100, loss 0.500, 47% done, 0:02:08 left",
-        "fine-tuning Own (random, learning rate 0.001): trials 2 to 3 of 3, step 40 of "
-        "100, loss 0.500, 60% done, 0:01:36 left",
+        "fine-tuning Own task (random, learning rate 0.001): trials 2 to 3 of 3, step "
+        "20 of 100, loss 0.500, 47% done, 0:02:08 left",
+        "fine-tuning Own task (random, learning rate 0.001): trials 2 to 3 of 3, step "
+        "40 of 100, loss 0.500, 60% done, 0:01:36 left",
     ]
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cramjax import files
 from cramjax.data.corpus import Corpus, total
+from cramjax.markdown import table
 
 REPORT, FIGURE = "report.md", "lengths.png"
 SAMPLES = 5
@@ -84,11 +85,10 @@ def write(
     lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
     settings = manifest["settings"]
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     files.write_text(
         corpus.path / REPORT,
         f"# {corpus.path.name.removesuffix('.partial')}\n\n"
-        f"| what | value |\n|---|---|\n{table}\n\n"
+        f"{table(['what', 'value'], rows.items())}\n\n"
         f"![tokens of the documents]({FIGURE})\n\n"
         "## Settings\n\n"
         + "".join(f"    {key}: {value}\n" for key, value in settings.items())

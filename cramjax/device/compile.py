@@ -167,12 +167,28 @@ def recomputes(program: jax.stages.Compiled, limit_bytes: float) -> bool:
 
 def seconds_per_step(step: MicroStep, at_least_s: float = MEASURED_S) -> float:
     """Returns the median time of a micro-step, from a fresh state on random tokens."""
-    state, [tokens_BxL] = step.fresh_state(), step.random_batches(1)
+    [tokens_BxL] = step.random_batches(1)
+    return seconds_per_call(
+        lambda state: step.function(state, tokens_BxL, np.float32(0))[0],
+        step.fresh_state(),
+        at_least_s,
+    )
+
+
+def seconds_per_call(
+    function: Callable[[Any], Any], state: Any, at_least_s: float = 0.0
+) -> float:
+    """Returns the median time of at least three calls that each update a state.
+
+    Args:
+      function: returns the next state; its first call compiles and does not count.
+      state: what the first call is given.
+      at_least_s: of all calls that count.
+    """
     seconds: list[float] = []
-    while len(seconds) < 4 or sum(seconds[1:]) < at_least_s:  # the first one compiles
+    while len(seconds) < 4 or sum(seconds[1:]) < at_least_s:
         start = time.monotonic()
-        state, metrics = step.function(state, tokens_BxL, np.float32(0))
-        jax.block_until_ready((state, metrics))
+        state = jax.block_until_ready(function(state))
         seconds.append(time.monotonic() - start)
     return median(seconds[1:])
 

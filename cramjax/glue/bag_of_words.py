@@ -10,9 +10,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge, SGDClassifier
 
-from cramjax.config import Config
 from cramjax.glue import data, scores
-from cramjax.glue.tasks import Task
 
 TOKENS = r"\w+|[^\w\s]"  # words and punctuation marks
 STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all tasks
@@ -20,31 +18,27 @@ STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all
 
 def add(
     entries: dict[str, dict[str, Any]],
-    task: Task,
-    config: Config,
+    rows: data.TaskRows[data.Rows],
     say: Callable[[str], None],
 ) -> None:
-    """Puts {metric: score} as "bag_of_words" into a task's entries of glue.json."""
+    """Adds {metric: score} as "bag_of_words" to a task's entries of glue.json."""
     if all("bag_of_words" in entry for entry in entries.values()):
         return
-    rows = data.load(task, config.glue)
-    train = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
+    task, train = rows.task, rows.train
     say(f"{task.title}: bag of words: fitting it to {len(train):,} training rows")
-    begun = time.monotonic()
+    begin = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
-    seconds = time.monotonic() - begun
-    for scored in task.dev:
-        if scored.name in entries:
-            found = {
-                metric: scores.score(
-                    metric, rows.dev[scored.name].labels_N, predictions[scored.name]
-                )
-                for metric in scored.metrics
-            }
-            entries[scored.name]["bag_of_words"] = found
-            first = scored.metrics[0]
-            score = f"{first} {found[first]:.1f}"
-            say(f"{scored.title}: bag of words: {score} ({seconds:.0f}s)")
+    elapsed_s = time.monotonic() - begin
+    for scored in rows.scored:
+        labels_N, predictions_N = (
+            rows.dev[scored.name].labels_N,
+            predictions[scored.name],
+        )
+        found = {m: scores.score(m, labels_N, predictions_N) for m in scored.metrics}
+        entries[scored.name]["bag_of_words"] = found
+        first = scored.metrics[0]
+        result = f"{first} {found[first]:.1f} ({elapsed_s:.0f}s)"
+        say(f"{scored.title}: bag of words: {result}")
 
 
 def predict(

@@ -5,13 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.config import GlueConfig
-from cramjax.data import tokenizer
+from cramjax.data.tokenizer import CLS, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.glue import tfds_source
 from cramjax.glue.tasks import (
@@ -19,6 +19,7 @@ from cramjax.glue.tasks import (
     Form,
     Incomplete,
     Row,
+    Scored,
     Split,
     Table,
     Task,
@@ -69,7 +70,7 @@ def _read_tsv(path: Path, form: Form) -> Table:
         for name in columns:
             if name not in names:
                 raise UserError(
-                    f"{path} has no column {name!r}; it has {names}{form.way_out(name)}"
+                    f"{path} has no column {name!r}; it has {names}{form.hint(name)}"
                 )
         width = len(names)
         columns = [names.index(name) for name in columns]
@@ -113,12 +114,10 @@ def _field(record: Any, name: str, where: str, form: Form) -> str:
     value = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"{where} has no {name!r}{form.way_out(name)}")
+            raise UserError(f"{where} has no {name!r}{form.hint(name)}")
         value = value[part]
     if not isinstance(value, (str, bool, int, float)):
-        raise UserError(
-            f"{where} has no text or number in {name!r}{form.way_out(name)}"
-        )
+        raise UserError(f"{where} has no text or number in {name!r}{form.hint(name)}")
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -129,7 +128,7 @@ READERS = {".tsv": _read_tsv, ".jsonl": _read_jsonl}
 class Rows:
     """A split as text: a tuple of texts and a label per row.
 
-    Labels are class ids (int32) or, of a regression, numbers (float32); 0 in a test
+    Labels are class ids (int32) or, in a regression, numbers (float32); 0 in a test
     set.
     """
 
@@ -138,25 +137,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.texts)
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskRows:
-    """All rows of a task.
-
-    Attributes:
-      train: to train on.
-      dev: {name of a scored set: its rows}, what is there.
-      test: {name of a submission: its rows}, what is there.
-      labels: in the order of the class ids; () = numbers.
-      notes: what is missing or was left out, a sentence each.
-    """
-
-    train: Rows
-    dev: dict[str, Rows]
-    test: dict[str, Rows]
-    labels: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +153,47 @@ class Encoded:
         return Encoded(self.tokens_NxL[rows], self.labels_N[rows])
 
 
-def load(task: Task, glue: GlueConfig) -> TaskRows:
-    """Reads all splits of a task that are there.
+_Part = TypeVar("_Part", Rows, Encoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRows(Generic[_Part]):
+    """All rows of a task, as text or as tokens.
+
+    Attributes:
+      task: the task.
+      train: the rows to train on.
+      dev: {name of a scored set: its rows}, without sets that are missing.
+      test: {name of a submission: its rows}, likewise.
+      labels: in the order of the class ids; () = numbers.
+      all_train_rows: how many rows the training file has.
+      notes: what is missing or was left out, a sentence each.
+    """
+
+    task: Task
+    train: _Part
+    dev: dict[str, _Part]
+    test: dict[str, _Part]
+    labels: tuple[str, ...]
+    all_train_rows: int
+    notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes, or 1 for a regression."""
+        return len(self.labels) or 1
+
+    @property
+    def scored(self) -> list[Scored]:
+        """The dev sets that are not missing."""
+        return [scored for scored in self.task.dev if scored.name in self.dev]
+
+
+def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
+    """Reads all splits of a task that exist.
 
     Raises:
-      Incomplete: there is no training set, or no dev set.
+      Incomplete: the training set is missing, or all dev sets are.
       UserError: a file cannot be used; it names the file and the line.
     """
     notes: list[str] = []
@@ -191,31 +207,25 @@ def load(task: Task, glue: GlueConfig) -> TaskRows:
             )
         return table
 
-    table = find(task.train)
-    scored_tables = {scored.name: find(scored.split) for scored in task.dev}
-    if table is None or not any(scored_tables.values()):
-        raise _missing(task, task.dev[0].split if table else task.train, glue)
+    train_table = find(task.train)
+    dev_tables = {scored.name: find(scored.split) for scored in task.dev}
+    if train_table is None or not any(dev_tables.values()):
+        raise _missing(task, task.dev[0].split if train_table else task.train, glue)
     labels = task.labels
     if not labels and not task.regression:
-        for row in table.rows:
-            if not (row.label or "").strip():
-                raise UserError(
-                    f"{table.where}:{row.line} has no label in {glue.own_label!r}"
-                    f"{task.train.form.way_out(glue.own_label)}"
-                )
-        labels = tuple(sorted({row.label for row in table.rows}))
-        _check_found(task, labels, glue)
-    train = _rows(table, labels, task, labelled=True)
+        labels = _own_labels(train_table, task, glue)
+    train = _rows(train_table, labels, task)
     dev, test = {}, {}
     for scored in task.dev:
-        if (table := scored_tables[scored.name]) is not None:
-            dev[scored.name] = _rows(table, labels, task, labelled=True)
+        if table := dev_tables[scored.name]:
+            dev[scored.name] = _rows(table, labels, task)
         else:
             notes.append(_not_scored(scored.title, scored.split))
     for name, split in task.test.items() if glue.test_sets else ():
-        if (table := find(split)) is not None:
-            test[name] = _rows(table, labels, task, labelled=False)
-    return TaskRows(train, dev, test, labels, tuple(notes))
+        if table := find(split):
+            zeros_N = np.zeros(len(table.rows), train.labels_N.dtype)
+            test[name] = Rows([row.texts for row in table.rows], zeros_N)
+    return TaskRows(task, train, dev, test, labels, len(train), tuple(notes))
 
 
 def _folder(task: Task, glue: GlueConfig) -> tuple[str, Path]:
@@ -231,11 +241,11 @@ def _folder(task: Task, glue: GlueConfig) -> tuple[str, Path]:
 
 
 def is_from_tfds(task: Task, glue: GlueConfig) -> bool:
-    """Returns whether TFDS is asked for a task, and not a folder with its files.
+    """Returns whether a task is read from TFDS, not from a folder with its files.
 
-    That is so for GLUE's tasks if `glue.tfds_dir` is given or there is no folder
-    `glue.data_dir`. The two are not mixed: a task that the folder lacks is not taken
-    from TFDS but left out, for it may be another copy of the benchmark.
+    GLUE's tasks are if `glue.tfds_dir` is given or the folder `glue.data_dir` does not
+    exist. The two are not mixed: a task that the folder lacks is left out and not taken
+    from TFDS, which may have another copy of the benchmark.
     """
     own_files = not glue.tfds_dir and Path(glue.data_dir).expanduser().is_dir()
     return task.source == "glue" and not own_files
@@ -257,20 +267,31 @@ def _not_scored(title: str, without: Split) -> str:
 
 
 def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
-    """Returns an error about a training or dev set that is not there."""
+    """Returns an error about a training or dev set that is missing."""
     key, folder = _folder(task, glue)
     names = " or ".join(str(folder / file) for file in split.files)
     return Incomplete(
         key,
-        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is not there; pass "
+        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is missing; pass "
         f"--config.glue.{key}=FOLDER, the one that holds it, or leave {task.name!r} "
         'out of --config.glue.tasks ("()" = no fine-tuning)',
         _not_scored(task.title, split),
     )
 
 
-def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
-    """Refuses labels that the metric cannot tell apart."""
+def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
+    """Returns the labels in the training rows of the user's task, sorted.
+
+    Raises:
+      UserError: a row has none, or the metric cannot tell them apart.
+    """
+    for row in table.rows:
+        if not row.label.strip():
+            raise UserError(
+                f"{table.where}:{row.line} has no label in {glue.own_label!r}"
+                f"{task.train.form.hint(glue.own_label)}"
+            )
+    labels = tuple(sorted({row.label for row in table.rows}))
     two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
@@ -278,38 +299,33 @@ def _check_found(task: Task, labels: tuple[str, ...], glue: GlueConfig) -> None:
             f"{len(labels)} labels in {glue.own_label!r} (config.glue.own_label), "
             f"needed are {'exactly 2' if two else '2 or more'}"
         )
+    return labels
 
 
-def _rows(table: Table, labels: tuple[str, ...], task: Task, labelled: bool) -> Rows:
-    """Turns labels into class ids or numbers, or all into 0 if there are none."""
-    ids = {label: i for i, label in enumerate(labels)}
-    labels_N = np.zeros(len(table.rows), np.float32 if task.regression else np.int32)
-    for i, row in enumerate(table.rows if labelled else ()):
-        value = _number(row.label) if task.regression else ids.get(row.label)
-        if value is None:
-            allowed = "a number" if task.regression else _one_of(labels)
+def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
+    """Turns labels into class ids, or into numbers.
+
+    Raises:
+      UserError: a label is not allowed.
+    """
+    if task.regression:
+        dtype, of_label, allowed = np.float32, _number, "a number"
+    else:
+        dtype, of_label = np.int32, {label: i for i, label in enumerate(labels)}.get
+        allowed = f"one of {', '.join(map(repr, labels[:SOME]))}"
+        allowed += ", ..." if len(labels) > SOME else ""
+    values = []
+    for row in table.rows:
+        values.append(of_label(row.label))
+        if values[-1] is None:
+            hint = task.train.form.hint(task.train.form.label)
+            if hint and task.regression:
+                hint += ", or another --config.glue.own_metric"
             raise UserError(
                 f"{table.where}:{row.line} has the label {row.label!r}, not {allowed}"
-                f"{_label_way_out(task)}"
+                f"{hint}"
             )
-        labels_N[i] = value
-    return Rows([row.texts for row in table.rows], labels_N)
-
-
-def _one_of(labels: tuple[str, ...]) -> str:
-    some = ", ".join(map(repr, labels[:SOME]))
-    return f"one of {some}" + (", ..." if len(labels) > SOME else "")
-
-
-def _label_way_out(task: Task) -> str:
-    """Returns the end of a message about a label; "" if the task is a benchmark's."""
-    form = task.train.form
-    end = form.way_out(form.label)
-    return (
-        f"{end}, or another --config.glue.own_metric"
-        if end and task.regression
-        else end
-    )
+    return Rows([row.texts for row in table.rows], np.array(values, dtype))
 
 
 def _number(text: str) -> float | None:
@@ -320,45 +336,65 @@ def _number(text: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def subsample(rows: Rows, task: Task, max_rows: int, seed: int) -> Rows:
-    """Returns `rows_per_class` of each class if the task says so, then at most a cap.
+def subsample(rows: TaskRows[Rows], max_rows: int, seed: int) -> TaskRows[Rows]:
+    """Returns the task with at most `max_rows` training rows; 0 = no limit.
 
-    The sample depends on the seed alone; the file's order is kept.
+    Before that, with `rows_per_class` of each class if the task limits them. The sample
+    depends on the seed alone; the file's order is kept.
     """
-    chosen = np.arange(len(rows))
+    task, train = rows.task, rows.train
+    chosen = np.arange(len(train))
     shuffled = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
     if task.rows_per_class:
         by_class = [
-            shuffled[rows.labels_N[shuffled] == c][: task.rows_per_class]
+            shuffled[train.labels_N[shuffled] == c][: task.rows_per_class]
             for c in range(len(task.labels))
         ]
         chosen = np.sort(np.concatenate(by_class))
     if max_rows and len(chosen) > max_rows:
         chosen = np.sort(shuffled[np.isin(shuffled, chosen)][:max_rows])
-    return Rows([rows.texts[i] for i in chosen], rows.labels_N[chosen])
+    sample = Rows([train.texts[i] for i in chosen], train.labels_N[chosen])
+    return dataclasses.replace(rows, train=sample)
+
+
+def encode_all(
+    rows: TaskRows[Rows], tokenizer: Tokenizer, glue: GlueConfig
+) -> TaskRows[Encoded]:
+    """Returns the task with tokens instead of texts."""
+
+    def encoded(part: Rows) -> Encoded:
+        return encode(part, tokenizer, glue.max_length, glue.empty_second)
+
+    return dataclasses.replace(
+        rows,
+        train=encoded(rows.train),
+        dev={name: encoded(part) for name, part in rows.dev.items()},
+        test={name: encoded(part) for name, part in rows.test.items()},
+    )
 
 
 def encode(
-    rows: Rows, words: Tokenizer, max_length: int, empty_second: bool = True
+    rows: Rows, tokenizer: Tokenizer, max_length: int, empty_second: bool = True
 ) -> Encoded:
     """Returns `<cls> A <sep> B <sep>` of every row (arXiv 2212.14034, section 5).
 
-    Of one text B is empty; or, without `empty_second`, it is `<cls> A <sep>`, as in
-    BERT (arXiv 1810.04805). Of three or more the last one is B, and the others, joined
-    with `<sep>`, are A. Truncated to `max_length` with the special tokens, longer side
-    first, from its right end; of two equally long ones A keeps the odd token.
+    With one text, B is empty; without `empty_second` the row is `<cls> A <sep>`, as in
+    BERT (arXiv 1810.04805). With three or more texts, the last one is B, and the
+    others, joined with `<sep>`, are A. Rows are truncated to `max_length` tokens,
+    special ones included: the longer side first, from its right end; of two equally
+    long sides A keeps the odd token.
     """
     sides: list[list[list[int]]] = []  # [text][row]
     for i in range(len(rows.texts[0])):
         texts = [row[i] for row in rows.texts]
-        encodings = words.encode_batch(texts, add_special_tokens=False)
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
         sides.append([encoding.ids for encoding in encodings])
     token_rows = [
         template(ids, max_length, empty_second) for ids in zip(*sides, strict=True)
     ]
     longest = max(map(len, token_rows))
-    dtype = token_dtype(words.get_vocab_size())
-    tokens_NxL = np.full((len(token_rows), longest), tokenizer.PAD, dtype)
+    dtype = token_dtype(tokenizer.get_vocab_size())
+    tokens_NxL = np.full((len(token_rows), longest), PAD, dtype)
     for i, row in enumerate(token_rows):
         tokens_NxL[i, : len(row)] = row
     return Encoded(tokens_NxL, rows.labels_N)
@@ -368,31 +404,30 @@ def template(
     texts: Sequence[Sequence[int]], max_length: int, empty_second: bool = True
 ) -> list[int]:
     """Returns one row's ids, see `encode`."""
-    cls, sep = [tokenizer.CLS], [tokenizer.SEP]
     a, *others = texts
     if not others and not empty_second:
-        return [*cls, *a[: max_length - 2], *sep]
+        return [CLS, *a[: max_length - 2], SEP]
     b = others.pop() if others else []
     for text in others:
-        a = [*a, *sep, *text]
+        a = [*a, SEP, *text]
     room = max_length - 3
     # The longer side gives way until both fit, or until they are equal.
     length_a = min(len(a), max(room - len(b), room - room // 2))
     length_b = min(len(b), room - length_a)
-    return [*cls, *a[:length_a], *sep, *b[:length_b], *sep]
+    return [CLS, *a[:length_a], SEP, *b[:length_b], SEP]
 
 
 def padded_length(tokens: np.ndarray, max_length: int) -> int:
     """Returns the longest row's length, rounded up to LENGTH_STEP.
 
-    Not beyond `max_length`: there may be no more learned positions than that.
+    At most `max_length`: the model may have no more learned positions.
     """
-    longest = int((tokens != tokenizer.PAD).sum(axis=-1).max())
+    longest = int((tokens != PAD).sum(axis=-1).max())
     return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
 
 
 def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
     """Cuts or pads the rows."""
     missing = max(length - tokens_NxL.shape[1], 0)
-    widths = [(0, 0), (0, missing)]
-    return np.pad(tokens_NxL, widths, constant_values=tokenizer.PAD)[:, :length]
+    padded = np.pad(tokens_NxL, [(0, 0), (0, missing)], constant_values=PAD)
+    return padded[:, :length]

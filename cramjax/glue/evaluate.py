@@ -14,23 +14,25 @@ from cramjax import files
 from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
+from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import finetune, seconds_per_row
-from cramjax.glue.journal import Job, Journal
+from cramjax.glue.journal import Journal
 
 RESULTS = "glue.json"
 TABLE = "glue.md"
 ESTIMATED_ROWS = 1024  # of a task, from which the length of its batches is estimated
+DELETE_IT = "delete it to score again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What there is to fine-tune on.
+    """The tasks that can be fine-tuned on.
 
     Attributes:
-      complete: tasks with a training and a dev set, all files of which were read, and
-        those that are scored already.
+      complete: tasks that are already scored, and tasks whose training and dev sets
+        were read.
       downloadable: tasks that TFDS will have to download and prepare.
-      download_bytes: what is to be downloaded for them.
+      download_bytes: the size of these downloads.
       notes: which tasks are not scored, and what else is missing; a sentence each.
     """
 
@@ -43,19 +45,19 @@ class Found:
 def look(config: Config, workdir: Path | None = None) -> Found:
     """Reads every task's files, so that a mistake in them costs no training.
 
-    Nothing is downloaded: of what TFDS has to, it only finds out whether it could.
-    Tasks that are scored in the workdir already are not looked for.
+    Downloads nothing: it only finds out whether TFDS could. Files of tasks that are
+    already scored in the workdir are not needed.
 
     Raises:
-      UserError: an unknown task, files that cannot be used (a line for each), or no
-        task has a training and a dev set.
+      UserError: a task is unknown, files cannot be used (a line for each), or no task
+        has a training and a dev set.
     """
-    results = _so_far(workdir / RESULTS) if workdir else {}
+    results = _earlier(workdir / RESULTS) if workdir else {}
     scored = [t for t in tasks.get(config.glue) if not _jobs(results, t, config)]
     chosen = [task for task in tasks.get(config.glue) if task not in scored]
     of_tfds = [task for task in chosen if data.is_from_tfds(task, config.glue)]
     tfds = tfds_source.look(of_tfds, config.glue)
-    # Errors, one of each folder that lacks something.
+    # Errors, one for each folder that lacks something.
     lines: dict[Any, str] = dict(enumerate(tfds.why))
     found = Found(scored, tfds.downloadable, tfds.download_bytes, [*tfds.why])
     faults = []
@@ -63,7 +65,7 @@ def look(config: Config, workdir: Path | None = None) -> Found:
         if task in (*tfds.downloadable, *tfds.lacking):
             continue
         try:
-            found.notes.extend(_read(config, task))
+            found.notes.extend(_read(config, task).notes)
             found.complete.append(task)
         except data.Incomplete as error:
             lines.setdefault(error.key, str(error))
@@ -80,13 +82,13 @@ def look(config: Config, workdir: Path | None = None) -> Found:
 def fetch(
     config: Config, found: Found, say: Callable[[str], None] = print
 ) -> list[tasks.Task]:
-    """Downloads and prepares what can be, and says what will not be scored.
+    """Downloads and prepares what is missing; prints which tasks will not be scored.
 
     Returns:
       The tasks that have a training and a dev set.
 
     Raises:
-      UserError: there are none, or their files cannot be used.
+      UserError: no task has, or their files cannot be used.
     """
     complete, notes = list(found.complete), list(found.notes)
     wanted = (*found.complete, *found.downloadable)
@@ -99,7 +101,7 @@ def fetch(
         )
     for task in found.downloadable:
         try:
-            notes += _read(config, task)
+            notes += _read(config, task).notes
             complete.append(task)
         except data.Incomplete as error:
             notes.append(error.note)
@@ -110,25 +112,25 @@ def fetch(
     return [task for task in tasks.get(config.glue) if task in complete]
 
 
-def _read(config: Config, task: tasks.Task) -> tuple[str, ...]:
-    """Reads a task's files; returns what is missing or left out, a sentence each.
+def _read(config: Config, task: tasks.Task) -> TaskRows[Rows]:
+    """Returns a task's rows, with the training rows that the config samples.
 
     Raises:
-      Incomplete: there is no training set, or no dev set.
+      Incomplete: the training set or the dev set is missing.
       UserError: they cannot be used, or have too few rows for a batch.
     """
-    loaded = data.load(task, config.glue)
-    rows = data.subsample(loaded.train, task, config.glue.max_train_rows, config.seed)
-    if len(rows) < config.glue.batch_size:
+    glue = config.glue
+    rows = data.subsample(data.load(task, glue), glue.max_train_rows, config.seed)
+    if len(rows.train) < glue.batch_size:
         raise UserError(
-            f"config.glue.batch_size is {config.glue.batch_size}: {task.title} has "
-            f"only {len(rows)} training rows (config.glue.max_train_rows="
-            f"{config.glue.max_train_rows})"
+            f"config.glue.batch_size is {glue.batch_size}: {task.title} has only "
+            f"{len(rows.train)} training rows (config.glue.max_train_rows="
+            f"{glue.max_train_rows})"
         )
-    return loaded.notes
+    return rows
 
 
-def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> float:
+def estimate_s(config: Config, chosen: list[tasks.Task], tokenizer: Tokenizer) -> float:
     """Estimates how long all trials, initializations and learning rates take.
 
     A step of the largest task is timed, and the others count by their padded tokens.
@@ -137,25 +139,16 @@ def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> fl
     glue = config.glue
     tokens, lengths = [], []
     for task in chosen:
-        rows = data.load(task, glue)
-        train = data.subsample(rows.train, task, glue.max_train_rows, config.seed)
-        some = data.encode(
-            data.subsample(train, task, ESTIMATED_ROWS, config.seed),
-            words,
-            glue.max_length,
-            glue.empty_second,
-        )
-        steps = -(-len(some) // (glue.batch_size * glue.trials))
+        rows = _read(config, task)
+        few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
+        few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
+        steps = -(-len(few) // (glue.batch_size * glue.trials))
+        batches = [few.tokens_NxL[step::steps] for step in range(steps)]
         lengths.append(
-            np.mean(
-                [
-                    data.padded_length(some.tokens_NxL[step::steps], glue.max_length)
-                    for step in range(steps)
-                ]
-            )
+            np.mean([data.padded_length(b, glue.max_length) for b in batches])
         )
         predicted = sum(map(len, (*rows.dev.values(), *rows.test.values())))
-        tokens.append((glue.epochs * len(train) + predicted / 3) * lengths[-1])
+        tokens.append((glue.epochs * len(rows.train) + predicted / 3) * lengths[-1])
     length = round(lengths[int(np.argmax(tokens))])
     per_token = seconds_per_row(config.model, glue, length) / length
     jobs = glue.trials * len(glue.starts) * len(glue.learning_rates)
@@ -165,7 +158,7 @@ def estimate_s(config: Config, chosen: list[tasks.Task], words: Tokenizer) -> fl
 def evaluate(
     config: Config,
     weights: dict[str, Any],
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     workdir: Path,
     say: Callable[[str], None] = print,
     imported: bool = False,
@@ -173,34 +166,34 @@ def evaluate(
 ) -> dict[str, Any]:
     """Fine-tunes on every task of the config and scores its dev sets.
 
-    Results go to glue.json as they come; what is there already is not repeated. Beside
-    it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, of test sets,
-    submission/. A task without a training set or without dev sets is named, and left
-    out.
+    Results are written to glue.json after every job; jobs with results are skipped.
+    Beside it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, for test
+    sets, submission/. A task without a training set or without dev sets is named, and
+    left out.
 
     Args:
       config: its `glue` and `model` sections.
-      weights: parameters of `encoder.MaskedLM` for every start but "random".
-      words: the tokenizer they were trained with.
-      workdir: where glue.json is.
-      say: called with a line per start and learning rate.
+      weights: parameters of `encoder.MaskedLM` for every initialization but "random".
+      tokenizer: the one they were trained with.
+      workdir: the folder of glue.json.
+      say: called with a line per initialization and learning rate.
       imported: the weights are those of another project's model.
-      chosen: the tasks, as `fetch` returns them; all of the config's if left out.
+      chosen: the tasks, as `fetch` returns them; by default all of the config's.
 
     Returns:
-      What glue.json has as "tasks": {scored set: {"task", "title", "metric", "labels",
-      "train_rows" and "dev_rows" (used), "full_train_rows" and "full_dev_rows" (of the
-      benchmark; 0 = not known), "all_train_rows" (in the file), "majority" (score of
-      always predicting the most frequent training label), "bag_of_words" ({metric:
-      score}), "notes", "trials_at_once" (that one program trained), "starts": {start:
-      {"scores" ({rate: score of each trial, in percent}), "diverged" ({rate: number of
-      trials whose outputs are not finite}), "skipped" ({rate: updates of each trial
-      that were left out because a gradient was not finite}), "best_rate" (see
-      `scores.summarise`), "median", "mean", "std", "min", "max" (at that rate),
-      "others" ({further metric: the same})}}}}
+      The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
+      "labels", "train_rows" and "dev_rows" (used), "full_train_rows" and
+      "full_dev_rows" (of the benchmark; 0 = not known), "all_train_rows" (in the file),
+      "majority" (score of always predicting the most frequent training label),
+      "bag_of_words" ({metric: score}), "notes", "trials_at_once" (in one program),
+      "starts": {initialization: {"scores" ({rate: score of each trial, in percent}),
+      "diverged" ({rate: number of trials whose outputs are not finite}), "skipped"
+      ({rate: each trial's number of updates that were left out because a gradient was
+      not finite}), "best_rate" (see `scores.summarise`), "median", "mean", "std",
+      "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results = _so_far(path)
+    results = _earlier(path)
     new = not (workdir / TABLE).exists()
     for task in tasks.get(config.glue) if chosen is None else chosen:
         jobs = _jobs(results, task, config)
@@ -208,42 +201,43 @@ def evaluate(
             continue
         new = True
         try:
-            sets = _load(config, task, words)
+            rows = _read(config, task)
         except data.Incomplete as error:
             say(error.note)
             continue
-        for note in sets.notes if chosen is None else ():
+        for note in rows.notes if chosen is None else ():
             say(note)
-        entries = _of_task(results, task) or sets.entries
-        if entries.keys() != sets.entries.keys():
-            raise UserError(
-                f"{path} has scores of {', '.join(entries)}, and the files are now of "
-                f"{', '.join(sets.entries)}: delete it to score again"
-            )
+        entries = _entries(path, results, rows)
         results |= entries
-        _check_rows(path, entries, sets.entries)
-        bag_of_words.add(entries, task, config, say)
+        bag_of_words.add(entries, rows, say)
+        encoded = data.encode_all(rows, tokenizer, config.glue)
+        del rows  # the texts of a large task
         for start, rate in jobs:
             begin = time.monotonic()
-            job = Job(
-                config,
-                task.name,
-                task.title,
-                start,
-                rate,
-                sets.train,
-                sets.dev | sets.test,
-                sets.metrics,
-            )
-            # What was measured for the first job of a task holds for the others.
-            measured = next(iter(entries.values())).get("trials_at_once", 0)
+            # The measurement for the first job of a task holds for the others.
+            measured = next(iter(entries.values())).get("trials_at_once")
             at_once = measured or config.glue.trials_at_once
-            with Journal(job, weights.get(start), workdir, at_once) as journal:
-                _one(job, sets, entries, weights.get(start), workdir, journal)
+            pretrained = weights.get(start)
+            journal = Journal(
+                config, encoded, start, rate, pretrained, workdir, at_once
+            )
+            with journal:
+                outputs = finetune(
+                    config.model,
+                    config.glue,
+                    encoded.train,
+                    [*encoded.dev.values(), *encoded.test.values()],
+                    encoded.outputs,
+                    pretrained=pretrained,
+                    learning_rate=rate,
+                    seed=config.seed,
+                    watch=journal,
+                )
+                _note(entries, encoded, outputs, journal, workdir)
                 _write(path, results, config)
                 journal.clear()
             for entry in entries.values():
-                say(_scores_line(entry, job, time.monotonic() - begin))
+                say(_scores_line(entry, start, rate, time.monotonic() - begin))
     if results and new:
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
@@ -255,48 +249,113 @@ def evaluate(
     return results
 
 
-def _scores_line(entry: dict[str, Any], job: Job, seconds: float) -> str:
+def _entries(
+    path: Path, results: dict[str, Any], rows: TaskRows[Rows]
+) -> dict[str, dict[str, Any]]:
+    """Returns a task's entries of glue.json: an earlier session's, or new ones.
+
+    Raises:
+      UserError: the files have changed since the earlier session.
+    """
+    new = {}
+    train_N = rows.train.labels_N
+    for scored in rows.scored:
+        labels_N = rows.dev[scored.name].labels_N
+        constant = (
+            train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()
+        )
+        majority_N = np.full_like(labels_N, constant)
+        new[scored.name] = {
+            "task": rows.task.name,
+            "title": scored.title,
+            "metric": scored.metrics[0],
+            "labels": rows.labels,
+            "train_rows": len(train_N),
+            "all_train_rows": rows.all_train_rows,
+            "full_train_rows": rows.task.train_rows,
+            "dev_rows": len(labels_N),
+            "full_dev_rows": scored.rows,
+            "majority": scores.score(scored.metrics[0], labels_N, majority_N),
+            "notes": rows.notes,
+            "starts": {},
+        }
+    entries = _of_task(results, rows.task) or new
+    if entries.keys() != new.keys():
+        raise UserError(
+            f"{path} has scores of {', '.join(entries)}, and the files are now of "
+            f"{', '.join(new)}: {DELETE_IT}"
+        )
+    for name, entry in entries.items():
+        for key in ("train_rows", "dev_rows", "all_train_rows"):
+            if entry.get(key, new[name][key]) != new[name][key]:
+                raise UserError(
+                    f"{path} has scores of {entry['title']} with {key}="
+                    f"{entry[key]:,}, and the files now give {new[name][key]:,}: bring "
+                    f"them back, or {DELETE_IT}"
+                )
+    return entries
+
+
+def _note(
+    entries: dict[str, dict[str, Any]],
+    rows: TaskRows[Encoded],
+    outputs: list[np.ndarray],
+    journal: Journal,
+    workdir: Path,
+) -> None:
+    """Adds a job's scores to the entries; writes predictions and submissions."""
+    start, rate = journal.start, journal.rate
+    # The dev sets come first.
+    for (name, part), outputs_TxNxC in zip(rows.dev.items(), outputs, strict=False):
+        predictions_TxN = scores.predictions(outputs_TxNxC)
+        metrics = next(s.metrics for s in rows.scored if s.name == name)
+        trials = scores.of_trials(metrics, part.labels_N, outputs_TxNxC)
+        scores.add(entries[name], start, rate, trials)
+        scores.save_predictions(
+            *(workdir, name, start, rate),
+            predictions_TxN=predictions_TxN,
+            labels_N=part.labels_N,
+        )
+    for name, outputs_TxNxC in zip(rows.test, outputs[len(rows.dev) :], strict=True):
+        predictions_TxN = scores.predictions(outputs_TxNxC)
+        scores.save_predictions(
+            *(workdir, f"{name}-test", start, rate), predictions_TxN=predictions_TxN
+        )
+    first, *_ = of_task = list(entries.values())
+    for entry in of_task:
+        scored = entry["starts"][start]
+        scored.setdefault("diverged", {})[f"{rate:g}"] = scores.diverged(outputs)
+        scored.setdefault("skipped", {})[f"{rate:g}"] = journal.skipped
+        entry["trials_at_once"] = journal.at_once
+    scores.summarise(of_task, start)
+    for name in rows.test:
+        scores.write_submission(workdir, first, start, name)
+
+
+def _scores_line(entry: dict[str, Any], start: str, rate: float, seconds: float) -> str:
     """Returns a line about one set's scores at one rate."""
-    scored, rate = entry["starts"][job.start], f"{job.rate:g}"
+    scored, rate = entry["starts"][start], f"{rate:g}"
     trials = scored["scores"][rate]
     remarks = [f"{seconds:.0f}s"]
-    if "trials_at_once" in entry:
-        remarks.append(f"{entry['trials_at_once']} of {len(trials)} trials at once")
+    remarks.append(f"{entry['trials_at_once']} of {len(trials)} trials at once")
     if any(skipped := scored["skipped"][rate]):
         remarks.append(f"updates skipped: {', '.join(map(str, skipped))}")
     if diverged := scored["diverged"][rate]:
         remarks.append(f"{diverged} diverged: their outputs are not finite")
     numbers = ", ".join(f"{score:.1f}" for score in trials)
     return (
-        f"{entry['title']}: {job.start} at {rate}: {entry['metric']} {numbers} "
+        f"{entry['title']}: {start} at {rate}: {entry['metric']} {numbers} "
         f"({'; '.join(remarks)})"
     )
 
 
-def _check_rows(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to score one start on other rows than another.
-
-    Raises:
-      UserError: the files have changed since an earlier session.
-    """
-    for name, entry in before.items():
-        for key in ("train_rows", "dev_rows", "all_train_rows"):
-            if entry.get(key, now[name][key]) != now[name][key]:
-                raise UserError(
-                    f"{path} has scores of {entry['title']} with {key}="
-                    f"{entry[key]:,}, and the files now give {now[name][key]:,}: bring "
-                    "them back, or delete it to score again"
-                )
-
-
-def _so_far(path: Path) -> dict[str, Any]:
+def _earlier(path: Path) -> dict[str, Any]:
     """Returns the scores of an earlier session."""
     if not path.exists():
         return {}
-    again = "delete it to score again"
-    found = files.read_json(path, again)
+    found = files.read_json(path, DELETE_IT)
     if "tasks" not in found:
-        raise UserError(f"{path} is of an earlier version of cramjax: {again}")
+        raise UserError(f"{path} is of an earlier version of cramjax: {DELETE_IT}")
     return found["tasks"]
 
 
@@ -332,104 +391,5 @@ def _jobs(
 
 
 def _of_task(results: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
-    """Returns what there is of the sets of a task."""
+    """Returns the entries of a task's sets."""
     return {n: entry for n, entry in results.items() if entry["task"] == task.name}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sets:
-    """A task as tokens, and what glue.json says about it apart from scores."""
-
-    train: data.Encoded
-    dev: dict[str, data.Encoded]
-    test: dict[str, data.Encoded]
-    entries: dict[str, dict[str, Any]]
-    outputs: int
-    metrics: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
-
-
-def _load(config: Config, task: tasks.Task, words: Tokenizer) -> _Sets:
-    """Returns the training and dev rows, and what does not depend on a model."""
-    rows = data.load(task, config.glue)
-    chosen = data.subsample(rows.train, task, config.glue.max_train_rows, config.seed)
-    scored = {s.name: s for s in task.dev if s.name in rows.dev}
-    train, *others = (
-        data.encode(part, words, config.glue.max_length, config.glue.empty_second)
-        for part in (chosen, *rows.dev.values(), *rows.test.values())
-    )
-    dev = dict(zip(rows.dev, others, strict=False))
-    test = dict(zip(rows.test, others[len(dev) :], strict=True))
-    entries = {}
-    for name, s in scored.items():
-        constant = (
-            train.labels_N.mean()
-            if task.regression
-            else np.bincount(train.labels_N).argmax()
-        )
-        majority_N = np.full_like(dev[name].labels_N, constant)
-        entries[name] = {
-            "task": task.name,
-            "title": s.title,
-            "metric": s.metrics[0],
-            "labels": rows.labels,
-            "train_rows": len(train),
-            "all_train_rows": len(rows.train),
-            "full_train_rows": task.train_rows,
-            "dev_rows": len(dev[name]),
-            "full_dev_rows": s.rows,
-            "majority": scores.score(s.metrics[0], dev[name].labels_N, majority_N),
-            "notes": rows.notes,
-            "starts": {},
-        }
-    return _Sets(
-        train,
-        dev,
-        test,
-        entries,
-        1 if task.regression else len(rows.labels),
-        {name: s.metrics for name, s in scored.items()},
-        rows.notes,
-    )
-
-
-def _one(
-    job: Job,
-    sets: _Sets,
-    entries: dict[str, dict[str, Any]],
-    pretrained: Any | None,
-    workdir: Path,
-    journal: Journal,
-) -> None:
-    """Fine-tunes all trials of a job, and scores them."""
-    start, rate, config = job.start, job.rate, job.config
-    outputs = finetune(
-        config.model,
-        config.glue,
-        job.train,
-        list(job.scored.values()),
-        sets.outputs,
-        pretrained=pretrained,
-        learning_rate=rate,
-        seed=config.seed,
-        watch=journal,
-    )
-    for (name, rows), outputs_TxNxC in zip(job.scored.items(), outputs, strict=True):
-        predictions = {"predictions_TxN": scores.predictions(outputs_TxNxC)}
-        if name in sets.dev:
-            predictions["labels_N"] = rows.labels_N
-            trials = scores.of_trials(job.metrics[name], rows.labels_N, outputs_TxNxC)
-            scores.add(entries[name], start, rate, trials)
-        else:
-            name = f"{name}-test"
-        scores.save_predictions(workdir, name, start, rate, **predictions)
-    first, *_ = of_task = list(entries.values())
-    for entry in of_task:
-        scored = entry["starts"][start]
-        scored.setdefault("diverged", {})[f"{rate:g}"] = scores.diverged(outputs)
-        scored.setdefault("skipped", {})[f"{rate:g}"] = journal.skipped
-        if journal.at_once:
-            entry["trials_at_once"] = journal.at_once
-    scores.summarise(of_task, start)
-    for name in sets.test:
-        scores.write_submission(workdir, first, start, name)

@@ -6,7 +6,7 @@ Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows;
 
 import dataclasses
 import functools
-import time
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +18,7 @@ import optax
 
 from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
+from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue.data import Encoded, padded_length, resized
 from cramjax.model import fused
@@ -27,12 +28,13 @@ from cramjax.training.optimizer import decay_mask
 
 EVAL_BATCH = 128
 CHUNK = 64  # steps of a compiled loop, at most: small batches are not bound by Python
+TIMED = 4  # steps of a chunk that is timed
 _FOREVER = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What the compiled programs depend on; hashable."""
+    """The settings that the compiled programs depend on; hashable."""
 
     model: ModelConfig
     glue: GlueConfig
@@ -57,13 +59,13 @@ class _Static:
 
 @flax.struct.dataclass
 class _Trial:
-    """What a step of one trial reads and writes.
+    """The state of one trial.
 
     Attributes:
       params: float32, the tree of `encoder.Classifier`.
-      opt_state: of `optax.apply_if_finite`, which skips and counts updates whose
-        gradients are not finite.
-      scale: of the loss, 1 unless the model computes in float16.
+      opt_state: of `optax.apply_if_finite`, which skips and counts updates with
+        gradients that are not finite.
+      scale: of the loss; 1 unless the model computes in float16.
       finite_steps: steps since the scale last changed, int32.
       loss: sum over the steps of the current chunk.
     """
@@ -80,7 +82,7 @@ class Group:
     """Trials that one program has trained.
 
     Attributes:
-      trials: which ones.
+      trials: their numbers.
       at_once: how many a program should train; the last group may have fewer.
       outputs: outputs_TxNxC on each of the scored sets.
       skipped_T: updates that were left out because a gradient was not finite.
@@ -93,22 +95,22 @@ class Group:
 
 
 class Watch:
-    """Follows a fine-tuning; this one does nothing, see `journal.Journal`.
+    """Follows a fine-tuning; this one does nothing, `journal.Journal` does.
 
     Attributes:
-      at_once: how many trials a program should train, if that has been chosen before.
-      every: of the first scored sets, every so-many-th row is predicted after each
-        epoch.
+      at_once: how many trials a program should train; 0 if that is not chosen yet.
+      every: after each epoch, every n-th row of a set is predicted; n for each of the
+        first scored sets.
     """
 
     at_once = 0
     every: tuple[int, ...] = ()
 
     def kept(self, first: int) -> Group | None:
-        """Returns the group that begins with this trial if it is finished already."""
+        """Returns the group that begins with this trial, if it is already finished."""
 
     def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
-        """Notes how far a group is, with the mean loss of its latest steps."""
+        """Notes the progress of a group, with the mean loss of its latest steps."""
 
     def epoch(
         self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
@@ -140,17 +142,17 @@ def finetune(
 
     Args:
       model: the encoder.
-      glue: the protocol's numbers.
-      train: training rows, at least one batch of them.
+      glue: the protocol's settings.
+      train: training rows, at least one batch.
       scored: sets of rows to predict.
       outputs: number of classes; 1 = a regression, with the mean squared error.
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
-      watch: follows it, and may have groups of trials that are finished already.
+      watch: follows it, and may have groups of trials from an earlier session.
 
     Raises:
-      UserError: fewer training rows than one batch, or too little memory.
+      UserError: there are fewer training rows than one batch, or too little memory.
     """
     if len(train) < glue.batch_size:
         raise UserError(
@@ -165,7 +167,7 @@ def finetune(
     few = [rows[::n] for rows, n in zip(scored, watch.every, strict=False)]
 
     def trained(trials: range, at_once: int) -> Group:
-        """Trains a group, whose weights are gone before the next one's come."""
+        """Trains a group; its weights are freed before the next group's are made."""
         of_epoch = _train(
             static, train, pretrained, trials, learning_rate, seed, watch.stepped
         )
@@ -212,34 +214,33 @@ def finetune(
 def trials_at_once(static: _Static, train: Encoded) -> int:
     """Returns how many trials one program should train.
 
-    `glue.trials_at_once`, or the faster of all and one, as measured; fewer if their
-    memory is not enough. Together they fill a large device, which a batch of 16 rows
-    does not.
+    `glue.trials_at_once`, or the faster of all and one, as measured; fewer if memory is
+    short. Together they fill a large device, which a batch of 16 rows does not.
     """
     glue = static.glue
     if glue.trials_at_once or glue.trials == 1:
         return min(glue.trials_at_once or 1, glue.trials)
     longest = padded_length(train.tokens_NxL, glue.max_length)
-    # One measurement serves all tasks of these shapes: only the last layer differs.
-    seconds = _seconds(dataclasses.replace(static, outputs=2, warmup=0.1), longest)
-    return min(seconds, key=seconds.__getitem__)
+    return _fastest(static.model, glue, longest)[0]
 
 
 def seconds_per_row(model: ModelConfig, glue: GlueConfig, length: int) -> float:
     """Measures how long one trial trains on a row of this length, on made-up rows."""
-    static = _Static(model, glue, 2, 0.1)
-    if count := min(glue.trials_at_once, glue.trials):
-        seconds = _seconds_per_step(static, count, length) / count
-    else:
-        seconds = min(_seconds(static, length).values())
-    return seconds / glue.batch_size
+    return _fastest(model, glue, length)[1] / glue.batch_size
 
 
 @functools.cache
-def _seconds(static: _Static, length: int) -> dict[int, float]:
-    """Returns {trials at once: seconds of a step for each}, of one and of many."""
-    seconds: dict[int, float] = {1: _seconds_per_step(static, 1, length)}
-    count = static.glue.trials
+def _fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, float]:
+    """Returns how many trials to train at once, and the seconds of a step for each.
+
+    One measurement serves all tasks with rows of this length, because only the last
+    layer differs.
+    """
+    static = _Static(model, glue, outputs=2, warmup=0.1)
+    if count := min(glue.trials_at_once, glue.trials):
+        return count, _seconds_per_step(static, count, length) / count
+    seconds = {1: _seconds_per_step(static, 1, length)}
+    count = glue.trials
     while count > 1:
         try:
             seconds[count] = _seconds_per_step(static, count, length) / count
@@ -248,29 +249,24 @@ def _seconds(static: _Static, length: int) -> dict[int, float]:
             if not is_out_of_memory(error):
                 raise
             count = -(-count // 2)
-    return seconds
+    return min(seconds.items(), key=lambda item: item[1])
 
 
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
-    """Measures a training step of so many trials, on made-up rows."""
+    """Measures a training step of this many trials, on made-up rows."""
     batch = static.glue.batch_size
     tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)
     keys_T = jax.random.split(jax.random.key(0), count)
-    trials_T = _init(static, keys_T, None)
     rows_SxTxB = np.zeros((CHUNK, count, batch), np.int32)
-    best = float("inf")
-    for steps in (1, 4, 4):  # the first one compiles
-        jax.block_until_ready(trials_T)
-        start = time.monotonic()
-        trials_T = _train_chunk(
-            *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
-            *(rows_SxTxB, np.int32(steps), np.int32(0), np.float32(8), np.float32(0)),
+
+    def take_steps(trials_T: _Trial) -> _Trial:
+        return _train_chunk(
+            *(static, length, trials_T, keys_T, tokens_NxL, labels_N, rows_SxTxB),
+            *(np.int32(TIMED), np.int32(0), np.float32(8), np.float32(0)),
         )
-        jax.block_until_ready(trials_T)
-        if steps > 1:
-            best = min(best, (time.monotonic() - start) / steps)
-    return best
+
+    return seconds_per_call(take_steps, _init(static, keys_T, None)) / TIMED
 
 
 def _train(
@@ -284,8 +280,8 @@ def _train(
 ) -> Iterator[tuple[_Trial, np.ndarray]]:
     """Yields some of the trials and their mean loss_T after every epoch.
 
-    The rows' tokens stay on the device. What is yielded must be used before the next
-    epoch, which overwrites it.
+    The rows' tokens stay on the device. The next epoch overwrites the trials that were
+    yielded.
     """
     glue = static.glue
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
@@ -304,7 +300,7 @@ def _train(
             *(rows_SxTxB, np.int32(count), np.int32(step)),
             *(np.float32(steps), np.float32(learning_rate)),
         )
-        # An interruption waits for one chunk only, because this waits for it, too.
+        # Waiting here for every chunk lets an interruption wait for one only.
         chunk_loss_T = np.asarray(trials_T.loss)
         loss_T = loss_T + chunk_loss_T
         step += count
@@ -316,11 +312,11 @@ def _train(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> _Trial:
-    """Returns untrained trials; the head is random in any case."""
+    """Returns untrained trials; the head is always random."""
     tokens_1xL = jnp.zeros((1, static.glue.max_length), jnp.int32)
 
     def one_trial(key):
-        # With a mask, so that cuDNN's attention, which needs a GPU, is not asked for.
+        # A mask keeps cuDNN's attention, which needs a GPU, from being chosen.
         params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
         encoder = {k: v for k, v in (pretrained or {}).items() if k in params}
         params |= encoder
@@ -435,27 +431,24 @@ def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array
 def chunks(
     train: Encoded, glue: GlueConfig, trials: range, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (length, rows_SxTxB): steps in a row of the same length, at most CHUNK.
+    """Yields (length, rows_SxTxB): consecutive steps of the same length, at most CHUNK.
 
-    A chunk ends where its epoch does.
-
-    A step is as long as the longest row of all trials' batches, rounded up to
-    LENGTH_STEP, also where only some of the trials are asked for: dropout depends on
-    the shape. Rows are not grouped by length, which would be another shuffle.
+    A chunk ends where its epoch does. The length of a step is that of the longest row
+    in the batches of all trials, rounded up to LENGTH_STEP, even if only some trials
+    are wanted: dropout depends on the shape. Rows are not grouped by length, which
+    would be another shuffle.
     """
-    waiting: list[np.ndarray] = []
-    length = 0
-    steps_per_epoch = len(train) // glue.batch_size
-    for step, rows_TxB in enumerate(batches(len(train), glue, seed)):
-        needed = padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
-        new_epoch = step % steps_per_epoch == 0
-        if waiting and (needed != length or len(waiting) == CHUNK or new_epoch):
-            yield length, np.stack(waiting)
-            waiting = []
-        length = needed
-        waiting.append(rows_TxB[trials.start : trials.stop])
-    if waiting:
-        yield length, np.stack(waiting)
+
+    def length_of(rows_TxB: np.ndarray) -> int:
+        return padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
+
+    steps = batches(len(train), glue, seed)
+    for _ in range(glue.epochs):
+        epoch = itertools.islice(steps, len(train) // glue.batch_size)
+        for length, same_length in itertools.groupby(epoch, length_of):
+            wanted = (rows_TxB[trials.start : trials.stop] for rows_TxB in same_length)
+            while chunk := list(itertools.islice(wanted, CHUNK)):
+                yield length, np.stack(chunk)
 
 
 def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:

@@ -1,10 +1,9 @@
-"""What fine-tuning shows, logs and keeps while it runs."""
+"""Progress, log and finished trials of a fine-tuning while it runs."""
 
 import dataclasses
 import datetime
 import functools
 import hashlib
-import io
 import math
 import sys
 import time
@@ -20,77 +19,64 @@ from rich.text import Text
 from cramjax import files
 from cramjax.config import Config
 from cramjax.glue import scores
-from cramjax.glue.data import Encoded
+from cramjax.glue.data import Encoded, TaskRows
 from cramjax.glue.finetune import EVAL_BATCH, Group, Watch
 from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
 
 LOG = "finetune.jsonl"
 PLAIN_EVERY_S = 30.0
-# After an epoch at most one row is predicted for so many trained ones. Forward alone, a
-# row costs a third of a training step's: 7 % by calculation. Tasks of a few dozen rows
+# After an epoch, at most one row is predicted for this many rows of training. A forward
+# pass costs a third of a training step: 7 % by calculation. Tasks of a few dozen rows
 # pay more, 13 to 25 % (under a second) on intents10 on a CPU.
 TRAINED_PER_PREDICTED = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One task from one initialization at one learning rate.
-
-    Attributes:
-      config: of the run.
-      task: its name.
-      title: of the task, as printed.
-      start: what it starts from.
-      rate: the learning rate.
-      train: the training rows.
-      scored: all sets that are predicted, {name: rows}, the dev sets first.
-      metrics: {dev set: its metrics}.
-    """
-
-    config: Config
-    task: str
-    title: str
-    start: str
-    rate: float
-    train: Encoded
-    scored: dict[str, Encoded]
-    metrics: dict[str, tuple[str, ...]]
-
-
-def every(job: Job) -> tuple[int, ...]:
-    """Returns for each dev set how far apart the rows are that epochs are scored on."""
-    rows = max(len(job.train) // TRAINED_PER_PREDICTED, EVAL_BATCH)
-    return tuple(-(-len(job.scored[name]) // rows) for name in job.metrics)
 
 
 class Journal(Watch):
     """Follows one job: a progress line, finetune.jsonl, and finished groups of trials.
 
-    A context manager. finetune.jsonl has a line per epoch and group of trials: "task",
-    "start", "rate", "trials" (their numbers), "epoch", "loss" (mean over the epoch, of
-    each trial; null if it is not finite), "scores" ({dev set: {metric: of each trial}})
-    and "dev_rows" (how many rows these are of, spread evenly over the set; glue.json
-    has the scores on all rows). A group that was interrupted is repeated: of two
-    lines about the same epoch the later one counts.
+    A job is one task from one initialization at one learning rate. A context manager.
+
+    finetune.jsonl has a line per epoch and group of trials: "task", "start" (the
+    initialization), "rate", "trials" (their numbers), "epoch", "loss" (mean over the
+    epoch, of each trial; null if it is not finite), "scores" ({dev set: {metric: score
+    of each trial}}) and "dev_rows" (on how many rows, spread evenly over the set;
+    glue.json has the scores on all rows). A group that was interrupted is repeated: of
+    two lines about the same epoch the later one counts.
 
     Attributes:
       skipped: updates left out of each trial whose group is finished.
     """
 
-    def __init__(self, job: Job, pretrained: Any | None, workdir: Path, at_once: int):
+    def __init__(
+        self,
+        config: Config,
+        rows: TaskRows[Encoded],
+        start: str,
+        rate: float,
+        pretrained: Any | None,
+        workdir: Path,
+        at_once: int,
+    ):
         """Shows nothing yet.
 
         Args:
-          job: what is done.
-          pretrained: the weights it starts from, None for random ones.
-          workdir: for the files.
+          config: of the run.
+          rows: of the task.
+          start: the initialization.
+          rate: the learning rate.
+          pretrained: the initial weights, None for random ones.
+          workdir: the folder of the files.
           at_once: trials in one program, 0 if it is not chosen yet.
         """
-        self._job, self._pretrained, self._workdir = job, pretrained, workdir
-        self.at_once = at_once
-        self.every = every(job)
+        self._config, self._rows, self._pretrained = config, rows, pretrained
+        self.start, self.rate, self.at_once = start, rate, at_once
+        self._workdir = workdir
+        few = max(len(rows.train) // TRAINED_PER_PREDICTED, EVAL_BATCH)
+        self.every = tuple(-(-len(part) // few) for part in rows.dev.values())
         self.skipped: list[int] = []
+        self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
+        self._name = f"{rows.task.name}-{start}-{rate:g}"
         self._first: tuple[float, int] | None = None
         self._last_plain = time.monotonic()
         self._live = None
@@ -109,14 +95,9 @@ class Journal(Watch):
             self._live.stop()
         self._log.__exit__(*error)
 
-    @property
-    def _title(self) -> str:
-        job = self._job
-        return f"fine-tuning {job.title} ({job.start}, learning rate {job.rate:g})"
-
     def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
-        """Shows how far the job is, on a terminal at once, elsewhere now and then."""
-        count, now = self._job.config.glue.trials, time.monotonic()
+        """Shows the job's progress, on a terminal at once, elsewhere now and then."""
+        count, now = self._config.glue.trials, time.monotonic()
         done, whole = trials.start * steps + step * len(trials), count * steps
         if self._first is None:  # the first chunk compiles: the speed is that after it
             self._first = (now, done)
@@ -141,22 +122,22 @@ class Journal(Watch):
         self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
     ) -> None:
         """Writes a line to finetune.jsonl."""
-        scored, rows = {}, {}
-        for (name, names), every, outputs_TxNxC in zip(
-            self._job.metrics.items(), self.every, outputs, strict=True
+        scored, dev_rows = {}, {}
+        for dev, every, outputs_TxNxC in zip(
+            self._rows.scored, self.every, outputs, strict=True
         ):
-            labels_N = self._job.scored[name].labels_N[::every]
-            rows[name] = len(labels_N)
-            scored[name] = scores.of_trials(names, labels_N, outputs_TxNxC)
+            labels_N = self._rows.dev[dev.name].labels_N[::every]
+            dev_rows[dev.name] = len(labels_N)
+            scored[dev.name] = scores.of_trials(dev.metrics, labels_N, outputs_TxNxC)
         self._log.write(
-            task=self._job.task,
-            start=self._job.start,
-            rate=self._job.rate,
+            task=self._rows.task.name,
+            start=self.start,
+            rate=self.rate,
             trials=list(trials),
             epoch=epoch,
             loss=[float(loss) if math.isfinite(loss) else None for loss in loss_T],
             scores=scored,
-            dev_rows=rows,
+            dev_rows=dev_rows,
         )
 
     def kept(self, first: int) -> Group | None:
@@ -168,64 +149,60 @@ class Journal(Watch):
             return None
         if str(arrays["of"]) != self._fingerprint:
             return None
-        outputs = [arrays[f"outputs_{i}"] for i in range(len(self._job.scored))]
         skipped_T = arrays["skipped_T"]
-        trials = range(first, first + len(skipped_T))
-        return self._note(Group(trials, int(arrays["at_once"]), outputs, skipped_T))
+        sets = len(self._rows.dev) + len(self._rows.test)
+        group = Group(
+            range(first, first + len(skipped_T)),
+            int(arrays["at_once"]),
+            [arrays[f"outputs_{i}"] for i in range(sets)],
+            skipped_T,
+        )
+        self._note(group)
+        return group
 
     def finished(self, group: Group) -> None:
         """Keeps a group until the job is done, so that an interruption costs one."""
         self._note(group)
-        if len(group.trials) == self._job.config.glue.trials:
+        if len(group.trials) == self._config.glue.trials:
             return
-        buffer = io.BytesIO()
-        outputs = {f"outputs_{i}": array for i, array in enumerate(group.outputs)}
-        np.savez(
-            buffer,
-            of=self._fingerprint,
-            at_once=group.at_once,
-            skipped_T=group.skipped_T,
-            **outputs,
-        )
         path = self._path(group.trials.start)
         path.parent.mkdir(exist_ok=True)
-        files.write_bytes(path, buffer.getvalue())
+        with files.replacing(path) as file:
+            np.savez(
+                file,
+                of=self._fingerprint,
+                at_once=group.at_once,
+                skipped_T=group.skipped_T,
+                **{f"outputs_{i}": array for i, array in enumerate(group.outputs)},
+            )
 
     def clear(self) -> None:
         """Deletes the groups: the job's scores and predictions are written.
 
-        Also those that a configuration with more trials has left.
+        Also those of a configuration with more trials.
         """
         for path in self._path(0).parent.glob(f"{self._name}.trial*.npz"):
             path.unlink(missing_ok=True)
 
-    def _note(self, group: Group) -> Group:
+    def _note(self, group: Group) -> None:
         self.at_once = group.at_once
         self.skipped += group.skipped_T.tolist()
-        return group
-
-    @property
-    def _name(self) -> str:
-        return f"{self._job.task}-{self._job.start}-{self._job.rate:g}"
 
     def _path(self, first: int) -> Path:
         return self._workdir / scores.PREDICTIONS / f"{self._name}.trial{first}.npz"
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        """Tells results of these rows, weights and numbers from all others."""
-        config = self._job.config
+        """A hash of the rows, weights and settings that a group's outputs depend on."""
+        config, rows = self._config, self._rows
         # Other tasks, initializations and rates may join without changing this job.
         glue = dataclasses.replace(
-            config.glue,
-            tasks=(),
-            starts=(self._job.start,),
-            learning_rates=(self._job.rate,),
+            config.glue, tasks=(), starts=(self.start,), learning_rates=(self.rate,)
         )
-        sets = [self._job.train, *self._job.scored.values()]
-        arrays = [array for rows in sets for array in (rows.tokens_NxL, rows.labels_N)]
         numbers = (config.model, glue, config.seed, code_version(), library_versions())
         found = hashlib.sha256(repr(numbers).encode())
+        parts = (rows.train, *rows.dev.values(), *rows.test.values())
+        arrays = [array for part in parts for array in (part.tokens_NxL, part.labels_N)]
         for array in (*arrays, *jax.tree.leaves(self._pretrained)):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()

@@ -1,10 +1,9 @@
 """Scores: metrics, what trials predicted, averages over tasks, and differences.
 
-An entry is what glue.json says about a scored set, see `evaluate.evaluate`.
+An entry is the part of glue.json about a scored set, see `evaluate.evaluate`.
 """
 
 import dataclasses
-import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from cramjax.glue.tasks import TASKS
 
 PREDICTIONS = "predictions"
 SUBMISSION = "submission"
-BAG_OF_WORDS = "bag of words"  # stands for an initialization in tables and averages
+BAG_OF_WORDS = "bag of words"  # takes an initialization's place in tables and averages
 DRAWS = 500  # of the bootstrap
 LEVEL = 0.95  # of its interval
 
@@ -31,7 +30,7 @@ Entry = dict[str, Any]
 
 
 def _matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
-    """A constant side has no correlation: 0, as in arXiv 2212.14034, section 5."""
+    """Returns 0 if one side is constant, as in arXiv 2212.14034, section 5."""
     if np.ptp(labels_N) == 0 or np.ptp(predictions_N) == 0:
         return 0.0
     return matthews_corrcoef(labels_N, predictions_N)
@@ -40,7 +39,7 @@ def _matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
 def _correlation(
     function: Callable, labels_N: np.ndarray, predictions_N: np.ndarray
 ) -> float:
-    """Returns 0 where it is undefined: for a constant side or a diverged trial."""
+    """Returns 0 where it is undefined: one side is constant, or a trial diverged."""
     sides = [np.asarray(x, np.float64) for x in (labels_N, predictions_N)]
     if not all(np.isfinite(x).all() and np.ptp(x) > 0 for x in sides):
         return 0.0
@@ -90,7 +89,7 @@ def diverged(outputs: Sequence[np.ndarray]) -> int:
 
 
 def add(entry: Entry, start: str, rate: float, trials: dict[str, list[float]]) -> None:
-    """Puts {metric: score of each trial} into an entry."""
+    """Adds {metric: score of each trial} to an entry."""
     scored = entry["starts"].setdefault(start, {"scores": {}, "others": {}})
     for metric, scores in trials.items():
         part = scored
@@ -100,11 +99,11 @@ def add(entry: Entry, start: str, rate: float, trials: dict[str, list[float]]) -
 
 
 def summarise(entries: Sequence[Entry], start: str) -> None:
-    """Adds to the entries of a task what the best rate's trials scored.
+    """Adds the statistics of the best rate's trials to the entries of a task.
 
-    The first entry's first metric chooses the rate for all of them, among those by
-    which no trial diverged. If there are none, the rate is one by which the fewest
-    trials did. A diverged trial counts in medians as what it is, a constant class.
+    The first entry's first metric chooses the rate for all of them, among the rates at
+    which the fewest trials diverged. A diverged trial counts in medians as a constant
+    prediction.
     """
     first = entries[0]["starts"][start]
     scores, diverged = first["scores"], first.get("diverged", {})
@@ -126,7 +125,7 @@ def summarise(entries: Sequence[Entry], start: str) -> None:
 def has_diverged(scored: Mapping[str, Any]) -> bool:
     """Returns whether trials of an initialization diverged at its best rate.
 
-    That is so only if trials diverged at every rate.
+    If so, trials diverged at every rate.
     """
     return bool(scored.get("diverged", {}).get(f"{scored['best_rate']:g}"))
 
@@ -161,8 +160,8 @@ class Average:
 
     Attributes:
       title: of the mean of all groups.
-      fewer: its title if some are missing; `{}` becomes the count of the others.
-      groups: numbers whose means have the same weight.
+      fewer: the title if some are missing; `{}` becomes the count of the others.
+      groups: the means of the groups have the same weight.
     """
 
     title: str
@@ -227,7 +226,7 @@ TITLES = {s.name: s.title for task in TASKS.values() for s in task.dev}
 def mean(average: Average, values: Mapping[Number, float]) -> tuple[float, int] | None:
     """Returns the mean of the groups that have a number, and their count.
 
-    None for fewer than two: that is no average.
+    None if there are fewer than two.
     """
     groups = [[values[n] for n in group if n in values] for group in average.groups]
     means = [np.mean(group) for group in groups if group]
@@ -250,8 +249,8 @@ def numbers(results: Mapping[str, Entry], start: str) -> dict[Number, float]:
 def averages(results: Mapping[str, Entry], start: str) -> dict[str, dict[str, Any]]:
     """Returns {key of `AVERAGES`: {"title", "value"}} of an initialization's medians.
 
-    A title names the numbers that are missing, and those of a part of the benchmark's
-    rows. An average of fewer than two numbers is left out.
+    A title names the numbers that are missing, and the sets of which only a part of the
+    benchmark's rows was used. An average of fewer than two numbers is left out.
     """
     values, found = numbers(results, start), {}
     for key, average in AVERAGES.items():
@@ -271,9 +270,9 @@ def averages(results: Mapping[str, Entry], start: str) -> dict[str, dict[str, An
 
 
 def is_sampled(entry: Mapping[str, Any]) -> bool:
-    """Returns whether other rows were used than the benchmark has.
+    """Returns whether the number of rows is not the benchmark's.
 
-    One in a thousand may differ: its distributions leave different broken lines out.
+    One in a thousand may differ: its distributions leave out different broken lines.
     """
     return any(
         abs(entry[key] - entry[f"full_{key}"]) > entry[f"full_{key}"] / 1000 > 0
@@ -288,9 +287,9 @@ def differences(
 
     Args:
       results: as `evaluate.evaluate` returns them.
-      workdir: with the predictions.
+      workdir: the folder with predictions/.
       first: an initialization.
-      second: the one it is compared with.
+      second: the one that it is compared with.
     """
     found = {}
     for name, entry in results.items():
@@ -307,7 +306,7 @@ def differences(
 def interval(
     metric: str, labels_N: np.ndarray, first_TxN: np.ndarray, second_TxN: np.ndarray
 ) -> dict[str, float]:
-    """Returns how much better the first predictions are, and how sure that is.
+    """Returns how much better the first predictions are, with a confidence interval.
 
     A paired bootstrap: each draw takes as many dev rows and trials as there are, with
     replacement, the same for both sides (trial i of both has the same order of rows
@@ -315,7 +314,7 @@ def interval(
 
     Returns:
       {"difference" (of the trials' mean scores, first minus second), "low" and "high"
-      (of the interval that holds `LEVEL` of the draws)}
+      (the ends of the interval that holds `LEVEL` of the draws)}
     """
     generator = np.random.default_rng(0)
     trials, rows = min(len(first_TxN), len(second_TxN)), len(labels_N)
@@ -343,10 +342,10 @@ def save_predictions(
     workdir: Path, name: str, start: str, rate: float, **arrays: np.ndarray
 ) -> None:
     """Writes predictions/<name>-<start>-<rate>.npz."""
-    (workdir / PREDICTIONS).mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    files.write_bytes(_npz(workdir, name, start, rate), buffer.getvalue())
+    path = _npz(workdir, name, start, rate)
+    path.parent.mkdir(exist_ok=True)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load_predictions(
@@ -355,7 +354,7 @@ def load_predictions(
     """Returns what `save_predictions` wrote.
 
     Raises:
-      UserError: the file is gone or damaged.
+      UserError: the file is missing or damaged.
     """
     path = _npz(workdir, name, start, rate)
     try:
@@ -374,15 +373,15 @@ def _npz(workdir: Path, name: str, start: str, rate: float) -> Path:
 def write_submission(workdir: Path, entry: Entry, start: str, name: str) -> None:
     """Writes submission/<start>/<name>.tsv for GLUE's server.
 
-    The predictions are those of the trial whose dev score is the median (of an even
-    number the lower one of the middle two) at the initialization's best rate. There is
+    The predictions are those of the trial with the median dev score (of an even number
+    of trials, the lower of the middle two) at the initialization's best rate. There is
     no submission if trials diverged at that rate.
     """
     path = workdir / SUBMISSION / start / f"{name}.tsv"
     scored = entry["starts"][start]
     rate = scored["best_rate"]
     if has_diverged(scored):
-        path.unlink(missing_ok=True)  # of scores that were deleted
+        path.unlink(missing_ok=True)  # written for scores that were since deleted
         return
     trials = scored["scores"][f"{rate:g}"]
     trial = int(np.argsort(trials, kind="stable")[(len(trials) - 1) // 2])

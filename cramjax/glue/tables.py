@@ -6,6 +6,7 @@ from typing import Any
 from cramjax.config import Config, GlueConfig
 from cramjax.glue import scores, tasks
 from cramjax.glue.scores import AVERAGES, BAG_OF_WORDS, NINE
+from cramjax.markdown import table
 
 # Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
 PROTOCOL = {
@@ -57,9 +58,9 @@ PAPER_GLUE = {
 # {row: mean of the ten numbers of SuperGLUE}
 PAPER_SUPERGLUE = {"BERT-base, fully trained": 56.6, "crammed, A6000": 54.2}
 
-# Parts of the names of public texts that a trained model has chosen or written. Not
-# here are the paper's texts and FineWeb: they are filtered by heuristics and by small
-# classifiers, of the language or (The Pile's web pages) of the quality, and the paper
+# Parts of the names of public texts that a trained model has chosen or written. The
+# paper's texts and FineWeb are not listed: they are filtered by heuristics and by small
+# classifiers of the language or (The Pile's web pages) of the quality, and the paper
 # takes such text as raw.
 MODEL_FILTERED = (
     "fineweb-edu",
@@ -71,7 +72,7 @@ MODEL_FILTERED = (
 )
 
 SAMPLED = " (sampled)"
-DIVERGED = " (diverged)"  # beside what is of trials that diverged; `notes` explains it
+DIVERGED = " (diverged)"  # beside numbers of trials that diverged; see `notes`
 EXPLAINED = (
     "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
     "many is in the last table), so not to be compared with the paper's."
@@ -128,7 +129,7 @@ def how_chosen(glue: GlueConfig) -> str:
 
 
 def conditions(config: Config, imported: bool = False) -> str:
-    """Returns what stands under every table of scores: the track and the protocol."""
+    """Returns the line under every table of scores: the track and the protocol."""
     broken = broken_rules(config, imported)
     changed = departures(config.glue)
     track = f"**open** ({', '.join(broken)})" if broken else "**rules**"
@@ -140,7 +141,7 @@ def conditions(config: Config, imported: bool = False) -> str:
 
 
 def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns what a bag of words is, and where it is as good as a model; or ""."""
+    """Returns what a bag of words is, and where it does as well as a model; or ""."""
     baseline = scores.numbers(results, BAG_OF_WORDS)
     if not baseline:
         return ""
@@ -172,7 +173,7 @@ def models_beside_baselines(glue: GlueConfig) -> list[str]:
 
 
 def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
-    """Returns what a bag of words and the most frequent class score in a metric."""
+    """Returns the scores of a bag of words and of the most frequent class."""
     bag = entry.get("bag_of_words", {}).get(metric or entry["metric"])
     headline = metric in ("", entry["metric"])
     return [
@@ -182,28 +183,15 @@ def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
 
 
 def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> str:
-    """Returns the mark of a number that one of these sets makes doubtful, or "".
-
-    Args:
-      results: as `evaluate.evaluate` returns them.
-      start: the initialization.
-      names: of the scored sets.
-    """
+    """Returns a mark if trials diverged on one of the sets that are named, or ""."""
     scored = [results[n]["starts"].get(start) for n in names if n in results]
     return DIVERGED if any(s and scores.has_diverged(s) for s in scored) else ""
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
-    """Returns the nine numbers of each start, a bag of words and the paper's rows.
+    """Returns the nine numbers of each initialization, a bag of words and the paper.
 
-    What is of a part of the benchmark's rows says so beside its number, and so does a
-    mean over such.
+    Numbers from a part of the benchmark's rows, and means of them, are marked.
     """
     names = {name for name, _ in NINE}
     if not names & results.keys():
@@ -243,7 +231,7 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
 
 
 def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
-    """Returns the averages of each start's medians, or "" if there are none."""
+    """Returns the averages of each initialization's medians, or "" without any."""
     starts = (*glue.starts, BAG_OF_WORDS)
     by_start = {start: scores.averages(results, start) for start in starts}
     keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
@@ -251,7 +239,7 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
     for key in keys:
         found = [of.get(key) for of in by_start.values()]
         names = {name for group in AVERAGES[key].groups for name, _ in group}
-        # A start that is not scored in all tasks yet has a mean of fewer: another row.
+        # An initialization with fewer scored tasks has another title: another row.
         for title in dict.fromkeys(mean["title"] for mean in found if mean):
             cells = [
                 f"{mean['value']:.1f}{diverged_mark(results, start, names)}"
@@ -275,8 +263,8 @@ def _differences(
 ) -> str:
     """Returns a row per set, with a column per pair of initializations, or "".
 
-    And one per initialization beside a bag of words, which is fitted once and whose
-    difference therefore has no interval.
+    A further column compares each initialization with a bag of words, without an
+    interval, because a bag of words is fitted once.
     """
     if not any(differences.values()):
         return ""
@@ -321,7 +309,7 @@ def _differences(
 
 
 def _trials(results: dict[str, Any]) -> str:
-    """Returns a row per set, metric and start, with the score of every trial."""
+    """Returns a row per set, metric and initialization, with every trial's score."""
     rows = []
     for name, entry in results.items():
         for start, scored in entry["starts"].items():
@@ -351,14 +339,14 @@ def _trials(results: dict[str, Any]) -> str:
 
 
 def rows_used(entry: dict[str, Any], split: str) -> str:
-    """Returns how many rows were used, and of how many if these are more."""
+    """Returns how many rows were used, and the total if it is larger."""
     used, full = entry[f"{split}_rows"], entry[f"full_{split}_rows"]
     full = full or entry.get(f"all_{split}_rows", used)
     return f"{used:,}" if used == full else f"{used:,} of {full:,}"
 
 
 def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
-    """Returns what was missing or left out, a sentence each, once."""
+    """Returns sentences about sets and rows that were left out, each once."""
     found = [note for entry in results.values() for note in entry["notes"]]
     scored = {entry["task"] for entry in results.values()}
     found += [line for entry in results.values() for line in scores.divergences(entry)]
@@ -371,7 +359,7 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
 
 
 def departures(glue: GlueConfig) -> list[str]:
-    """Returns what of a protocol is not the paper's: "epochs 20 (5)", ..."""
+    """Returns the settings that are not the paper's: "epochs 20 (5)", ..."""
 
     def plain(value: Any) -> str:
         return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)

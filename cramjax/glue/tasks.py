@@ -1,4 +1,4 @@
-"""The tasks, one entry each: where the rows are, what is scored and how."""
+"""The tasks, one entry each: their files, and what is scored by which metric."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -17,17 +17,17 @@ OF_TWO_CLASSES = ("f1", "f1a")
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the rows of a file look.
+    """The format of a file's rows.
 
     Attributes:
       texts: columns of the texts: names, or numbers if the file has no header. A dot
         leads into an object within a JSON object. See `data.encode` for their order.
-      label: column of the label; None where there is none.
+      label: column of the label; None if the rows have no label.
       width: number of columns of a file without a header; 0 = it has a header.
       expand: makes several records of a line's JSON object.
       skip_short: rows with too few columns are left out and counted.
-      texts_key: of the config, names the texts; "" if they are fixed.
-      label_key: the same for the label.
+      texts_key: the config key that names the texts; "" if they are fixed.
+      label_key: likewise for the label.
     """
 
     texts: Columns
@@ -38,8 +38,8 @@ class Form:
     texts_key: str = ""
     label_key: str = ""
 
-    def way_out(self, column: str | int) -> str:
-        """Returns the end of a message about a column that is not as it should be."""
+    def hint(self, column: str | int) -> str:
+        """Returns the end of a message about a column: the key that names it, or ""."""
         key = self.label_key if column == self.label else self.texts_key
         return f"; name another column in --config.{key}" if key else ""
 
@@ -49,9 +49,9 @@ class Split:
     """Rows of one file.
 
     Attributes:
-      files: where they may be, below the folder of the task's source; the first one
-        that is there is read, tab-separated (.tsv) or a JSON object a line (.jsonl).
-      form: how they look.
+      files: candidates in the folder of the task's source; the first one that exists is
+        read, tab-separated (.tsv) or with a JSON object per line (.jsonl).
+      form: the format of the rows.
     """
 
     files: tuple[str, ...]
@@ -65,7 +65,7 @@ class Scored:
     Attributes:
       name: in glue.json.
       title: as printed.
-      split: its rows.
+      split: where its rows are.
       metrics: keys of `scores.METRICS`; the first one chooses the learning rate.
       rows: how many the benchmark has; 0 = not known.
     """
@@ -79,20 +79,20 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a classifier (or a regression) is trained on, and the sets it is scored on.
+    """A training set, and the sets that a model trained on it is scored on.
 
     Attributes:
       name: in `glue.tasks`.
       title: as printed.
-      source: "glue", "superglue", "embedded" or "own"; see `data.root`.
+      source: "glue", "superglue", "embedded" or "own": the folder of its files.
       train: the training rows.
-      dev: what is scored after training, the first one decides.
+      dev: the scored sets; the first one chooses the learning rate.
       labels: all values of the label, in the order of the class ids; () = a number
         is predicted, or the labels are those of the training rows (source "own").
       test: {name of the file for the benchmark's server: unlabelled rows}.
       train_rows: how many the benchmark has; 0 = not known.
-      tfds_texts: names of the texts in TFDS where they are not those of `train`.
-      rows_per_class: if not 0, so many training rows of each class are used.
+      tfds_texts: names of the texts in TFDS if they are not those of `train`.
+      rows_per_class: how many training rows of each class are used; 0 = all.
     """
 
     name: str
@@ -116,19 +116,19 @@ class Incomplete(UserError):
     """A task's training set or its dev sets are missing.
 
     Attributes:
-      key: of the config, names the folder where they would be.
-      note: a sentence about it, for where other tasks are scored.
+      key: the key of the config's section `glue` that names their folder.
+      note: a sentence about it, printed if other tasks are scored.
     """
 
     def __init__(self, key: str, message: str, note: str = ""):
-        """The note is the message if it is left out."""
+        """By default the note is the message."""
         super().__init__(message)
         self.key = key
         self.note = note or message
 
 
 class Row(NamedTuple):
-    """A row: its line in the file (from 1), its texts, and the label as it is there."""
+    """A row: its line in the file (from 1), its texts, and its label as text."""
 
     line: int
     texts: tuple[str, ...]
@@ -136,7 +136,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A split as it was found: where, its rows, and how many were left out."""
+    """A split as it was read: from where, its rows, and how many were left out."""
 
     where: str
     rows: list[Row]
@@ -176,7 +176,7 @@ def _glue(
 
 
 def _mnli() -> Task:
-    """Trained once, scored on both dev sets; the diagnostic set has no labels."""
+    """Has two dev sets; the diagnostic set has no labels."""
     form, test = Form(PAIR, "gold_label"), Form(PAIR, None)
 
     def dev(name: str, suffix: str, kind: str, rows: int) -> Scored:
@@ -213,7 +213,7 @@ def _superglue(
     title: str = "",
     also: tuple[Scored, ...] = (),
 ) -> Task:
-    """A task of SuperGLUE; `also` are sets that its training serves, too."""
+    """A task of SuperGLUE; `also` are further sets that its model is scored on."""
     title = title or folder
     dev = Split((f"{folder}/val.jsonl",), form)
     return Task(
@@ -294,8 +294,8 @@ _INTENTS10 = dataclasses.replace(
 )
 
 # GLUE (arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) with the first metric and the
-# numbers of rows as in arXiv 2212.14034, section 5 and appendix E. What is scored
-# besides serves the averages of others, see `averages`.
+# numbers of rows as in arXiv 2212.14034, section 5 and appendix E. Further metrics are
+# for the averages that others report, see `scores.AVERAGES`.
 _LIST = (
     _glue(
         "cola",
@@ -392,7 +392,7 @@ _LIST = (
         ("accuracy",),
         (5428, 638),
     ),
-    # The spans are told by their place, counted in words, and spelt out.
+    # Each span is given by its position, counted in words, and by its text.
     _superglue(
         "wsc",
         "WSC",
@@ -426,7 +426,7 @@ TASKS = {task.name: task for task in _LIST}
 
 
 def own(glue: GlueConfig) -> Task:
-    """Returns the user's task, in the folder `glue.own_dir`."""
+    """Returns the user's task, from the folder `glue.own_dir`."""
     form = Form(
         glue.own_texts,
         glue.own_label,
@@ -455,18 +455,11 @@ def get(glue: GlueConfig) -> list[Task]:
       UserError: an unknown name.
     """
     tasks = TASKS | {"own": own(glue)}
+    scored_by = {scored.name: task for task in tasks.values() for scored in task.dev}
     for name in glue.tasks:
-        if name in tasks:
-            continue
-        trained = _trained_by(name, tasks.values())
-        hint = f"scored by {trained!r}" if trained else f"not one of {', '.join(tasks)}"
-        raise UserError(f"config.glue.tasks: {name!r} is {hint}")
+        if name not in tasks:
+            hint = f"not one of {', '.join(tasks)}"
+            if name in scored_by:
+                hint = f"scored by {scored_by[name].name!r}"
+            raise UserError(f"config.glue.tasks: {name!r} is {hint}")
     return [tasks[name] for name in dict.fromkeys(glue.tasks)]
-
-
-def _trained_by(name: str, tasks: Iterable[Task]) -> str:
-    """Returns the task of a set that is no task, or ""."""
-    for task in tasks:
-        if name in [scored.name for scored in task.dev]:
-            return task.name
-    return ""

@@ -1,36 +1,34 @@
 """GLUE from TensorFlow Datasets, without TensorFlow."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import os
 import threading
 import time
-import types
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cramjax.config import GlueConfig
-from cramjax.data.tfds import downloading, reason
+from cramjax.data import tfds
 from cramjax.glue.tasks import Incomplete, Row, Split, Table, Task
 
-ANSWER_S = 5.0  # a host gets so long to say that it has a file
+ANSWER_S = 5.0  # how long a host may take to answer
 # The files of the one task that is not an archive.
 MRPC = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "data_mrpc_dev_ids.tsv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What TFDS has of some tasks. Those in no list are prepared already.
+    """What TFDS offers of some tasks. A task in no list is prepared already.
 
     Attributes:
-      downloadable: tasks all of whose files are here or can be downloaded.
-      download_bytes: of the files among them that are not here.
-      lacking: tasks that cannot be had.
-      why: sentences that name the lacking tasks, their files, and where to put them.
+      downloadable: tasks whose files are all present or can be downloaded.
+      download_bytes: the size of those files that are not present.
+      lacking: tasks with files that cannot be obtained.
+      why: a sentence for each reason; it names the lacking tasks, their files and where
+        to put them.
     """
 
     downloadable: list[Task]
@@ -40,26 +38,24 @@ class Found:
 
 
 def folder(glue: GlueConfig) -> Path:
-    """Returns where TFDS prepares and finds its data, for all runs."""
+    """Returns the folder where TFDS prepares and finds its data, for all runs."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return Path(glue.tfds_dir or default).expanduser()
 
 
-def look(tasks: Iterable[Task], glue: GlueConfig) -> Found:
-    """Finds out what is prepared and what could be, and downloads nothing.
+def look(tasks: Sequence[Task], glue: GlueConfig) -> Found:
+    """Finds out what is prepared and what can be prepared; downloads nothing.
 
-    The hosts are asked for all files at once, which takes `ANSWER_S` at most.
+    All files are requested at once, which takes at most `ANSWER_S`.
     """
-    place = _manual(folder(glue))
     urls: dict[str, list[str]] = {}  # of each task that is not prepared
     infos: dict[str, Any] = {}
     troubles: dict[str, list[tuple[Task, str]]] = {}  # {why: tasks and URLs}
-    tasks = list(tasks)
     for task in tasks:
         try:
             builder = _builder(task.name, folder(glue))
-        except Exception as error:  # what is there is of another kind, for instance
-            troubles.setdefault(reason(error), []).append((task, ""))
+        except Exception as error:  # for example, prepared in another file format
+            troubles.setdefault(tfds.reason(error), []).append((task, ""))
             continue
         if not builder.data_path.exists():
             urls[task.name] = [
@@ -69,22 +65,23 @@ def look(tasks: Iterable[Task], glue: GlueConfig) -> Found:
                 or (task.name == "mrpc" and info.filename in MRPC)
             ]
             infos |= builder.url_infos
+    manual = _manual(folder(glue))
     absent = {
         url
-        for url in {url for of_task in urls.values() for url in of_task}
-        if not (place / infos[url].filename).exists()
+        for of_task in urls.values()
+        for url in of_task
+        if not (manual / infos[url].filename).exists()
     }
     for url, why in sorted(_unreachable(absent).items()):
-        for task in tasks:
-            if url in urls.get(task.name, ()):
-                troubles.setdefault(why, []).append((task, url))
-    lacking = {task.name for pairs in troubles.values() for task, _ in pairs}
-    downloadable = [t for t in tasks if t.name in urls and t.name not in lacking]
+        of_url = [(task, url) for task in tasks if url in urls.get(task.name, ())]
+        troubles.setdefault(why, []).extend(of_url)
+    lacking = [task for pairs in troubles.values() for task, _ in pairs]
+    downloadable = [t for t in tasks if t.name in urls and t not in lacking]
     wanted = {url for t in downloadable for url in urls[t.name]} & absent
     return Found(
         downloadable,
         sum(infos[url].size for url in wanted),
-        [task for task in tasks if task.name in lacking],
+        lacking,
         [_sentence(why, pairs, infos, glue) for why, pairs in troubles.items()],
     )
 
@@ -92,23 +89,23 @@ def look(tasks: Iterable[Task], glue: GlueConfig) -> Found:
 def _sentence(
     why: str, pairs: Sequence[tuple[Task, str]], infos: dict[str, Any], glue: GlueConfig
 ) -> str:
-    """Returns which tasks are not scored for the same reason, and the way out."""
+    """Returns which tasks are not scored for the same reason, and what to do."""
     titles = list(dict.fromkeys(task.title for task, _ in pairs))
     names = [infos[url].filename for _, url in pairs if url]
     hosts = sorted({urllib.parse.urlsplit(url).hostname for _, url in pairs if url})
-    start = f"{', '.join(titles)} {'is' if len(titles) == 1 else 'are'} not scored"
+    affected = f"{', '.join(titles)} {'is' if len(titles) == 1 else 'are'} not scored"
     own = (
-        "pass --config.glue.tfds_dir= and put the benchmark's own folders into "
-        if glue.tfds_dir
-        else "put the benchmark's own folders into "
-    ) + f"config.glue.data_dir, {glue.data_dir!r}"
+        ("pass --config.glue.tfds_dir= and " if glue.tfds_dir else "")
+        + "put the benchmark's own folders into config.glue.data_dir, "
+        + repr(glue.data_dir)
+    )
     if not names:
         return (
-            f"{start}: {folder(glue)}/glue cannot be used ({why}); pass another "
+            f"{affected}: {folder(glue)}/glue cannot be used ({why}); pass another "
             f"--config.glue.tfds_dir, or {own}"
         )
     return (
-        f"{start}: {', '.join(names)} cannot be downloaded from {', '.join(hosts)} "
+        f"{affected}: {', '.join(names)} cannot be downloaded from {', '.join(hosts)} "
         f"({why}); put {'it' if len(names) == 1 else 'them'} into "
         f"{_manual(folder(glue))}, or {own}"
     )
@@ -142,7 +139,7 @@ def _unreachable(urls: Iterable[str]) -> dict[str, str]:
 
 
 def _cause(error: BaseException) -> str:
-    """Returns what the system said, without the libraries' words around it."""
+    """Returns the operating system's message, without what the libraries add to it."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -151,8 +148,7 @@ def _cause(error: BaseException) -> str:
 def read(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     """Returns a split's rows in the order of the original file, or None without it.
 
-    What is not prepared yet is downloaded and prepared; files in downloads/manual are
-    not downloaded.
+    Downloads and prepares what is missing, except files in downloads/manual.
 
     Raises:
       Incomplete: it cannot be prepared.
@@ -161,76 +157,41 @@ def read(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     name = Path(split.files[0]).stem.replace("dev", "validation")
     if name not in splits:
         return None
-    texts = task.tfds_texts or task.train.form.texts
-    # Rows are stored shuffled; `idx` is their place in the original file.
+    # Rows are stored shuffled; `idx` is their position in the original file.
     records = sorted(splits[name], key=lambda record: int(record["idx"]))
-    rows = [_row(record, texts, task) for record in records]
+    rows = []
+    for record in records:
+        texts = [record[key] for key in task.tfds_texts or task.train.form.texts]
+        texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
+        label = str(record["label"])
+        if task.labels:  # the same order as in TFDS; -1 in a test set
+            label = (*task.labels, "")[record["label"]]
+        rows.append(Row(int(record["idx"]) + 1, tuple(texts), label))
     return Table(f"{folder(glue)}/glue/{task.name}, {name}", rows)
 
 
-def _row(record: dict[str, Any], texts: Sequence[str], task: Task) -> Row:
-    label = str(record["label"])
-    if task.labels:  # the same order as in TFDS; -1 in a test set
-        label = (*task.labels, "")[record["label"]]
-    line = int(record["idx"]) + 1
-    return Row(line, tuple(_text(record[name]) for name in texts), label)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 def _manual(tfds_dir: Path) -> Path:
-    """Returns where files that were fetched by hand are looked for."""
+    """Returns the folder for files that were downloaded by hand."""
     return tfds_dir / "downloads" / "manual"
 
 
 def _builder(name: str, tfds_dir: Path) -> Any:
-    import tensorflow_datasets as tfds
-
     # Registers "glue"; the package's own list of imports stops before it without h5py.
-    import tensorflow_datasets.text.glue
+    import tensorflow_datasets.text.glue  # noqa: F401
 
-    # Prepared copies that others host are TFRecords, which need TensorFlow.
-    return tfds.builder(
-        f"glue/{name}",
-        data_dir=str(tfds_dir),
-        file_format="array_record",
-        try_gcs=False,
-    )
+    return tfds.builder(f"glue/{name}", tfds_dir)
 
 
 @functools.cache
 def _splits(name: str, title: str, tfds_dir: Path) -> dict[str, Any]:
-    import tensorflow_datasets as tfds
-
-    _extract_without_tensorflow()
     try:
         builder = _builder(name, tfds_dir)
-        with downloading(), contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=str(_manual(tfds_dir)), try_download_gcs=False
-                )
-            )
+        tfds.prepare(builder, _manual(tfds_dir))
         return builder.as_data_source()
     except Exception as error:  # the library and its downloads raise all kinds
         raise Incomplete(
             "tfds_dir",
             f"{title} is not scored: glue/{name} cannot be prepared in {tfds_dir} "
-            f"({reason(error)}); put its files into {_manual(tfds_dir)}, or the "
+            f"({tfds.reason(error)}); put its files into {_manual(tfds_dir)}, or the "
             "benchmark's own folders into config.glue.data_dir",
         ) from error
-
-
-def _extract_without_tensorflow() -> None:
-    """Gives the library's extractor the two functions of TensorFlow that it uses."""
-    from tensorflow_datasets.core.download import extractor
-
-    try:
-        import tensorflow  # noqa: F401
-    except ImportError:
-        extractor.tf = types.SimpleNamespace(
-            compat=types.SimpleNamespace(as_text=str),
-            io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
-        )
