@@ -8,14 +8,14 @@ import cramjax
 ROOT = Path(cramjax.__file__).parent
 # From the lowest to the highest; a module imports from its own layer or lower ones.
 LAYERS = (
-    ("errors", "files", "tokens", "output", "version"),
+    ("errors", "files", "markdown", "tokens", "output", "version"),
     ("config",),
     ("flags", "model", "hlo"),
     ("device", "data"),
-    ("likelihood", "word_order", "convert", "imports"),
+    ("likelihood", "word_order"),
     ("training",),
-    ("describe", "pretrained", "glue", "blimp"),
-    ("plan", "report", "checkpoints"),
+    ("describe", "checkpoints", "glue"),
+    ("blimp", "plan", "report"),
     ("run",),
     ("rehearsal", "score", "study"),
     ("main",),
@@ -28,7 +28,7 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
-MODULES.pop("cramjax")  # loads `pretrained` when it is asked for it
+MODULES.pop("cramjax")  # loads `checkpoints` when it is asked for it
 
 
 def imported(path):
