@@ -14,6 +14,7 @@ import pytest
 from cramjax import config as config_module
 from cramjax import word_order
 from cramjax.config import Config
+from cramjax.data.prepare import prepare
 from cramjax.run import run
 from cramjax.training import schedules, train_step
 
@@ -89,8 +90,6 @@ def tiny(data_dir) -> Config:
 
 @pytest.fixture(scope="session")
 def corpus(tiny):
-    from cramjax.data.prepare import prepare
-
     return prepare(tiny)
 
 
@@ -150,6 +149,7 @@ def finished(tiny, corpus, tmp_path_factory):
     jax.clear_caches()  # what was traced by another test would not be read again
     try:
         run(tiny, workdir)
+        prepare(tiny_config(workdir, "data.dedup_bytes=100", "data.max_chars=300000"))
         for curve in schedules.CURVES:  # a key may belong to one of them
             other = dataclasses.replace(tiny.schedule, curve=curve, warmup=0.1)
             schedules.factor(np.float32(0.5), other)

@@ -117,7 +117,7 @@ def test_what_stands_before_and_after_documents(tmp_path, cls, sep):
     assert len(ids) - blocks.size < corpus.train.length
     for needs_sep in ("data.order=fragments", "objective.separate_documents=True"):
         if not sep:
-            with pytest.raises(UserError, match="data.sep=False"):
+            with pytest.raises(UserError, match=r"data\.sep"):
                 tiny_config(tmp_path / "d", *overrides, needs_sep)
 
 
@@ -152,7 +152,7 @@ def test_damage_beside_the_shards_is_named(corpus, tmp_path):
 
 def test_a_damaged_order_is_made_again(corpus, tmp_path):
     copy = Corpus(shutil.copytree(corpus.path, tmp_path / "copy"))
-    permutation = order.first_pass(copy, "unigram", 0)
+    permutation = np.array(order.first_pass(copy, "unigram", 0))  # no map of the file
     np.save(copy.path / "order-unigram.npy", np.zeros(len(permutation), np.uint32))
     again = order.first_pass(copy, "unigram", 0)
     np.testing.assert_array_equal(again, permutation)

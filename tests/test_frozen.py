@@ -268,9 +268,9 @@ WRONG = {
     "glue.tasks=('own',) glue.own_dir={tmp} glue.own_label=mark": "train.tsv 'mark'",
 }
 ALONE = {
-    "": "config configs/a4000.py",
+    "": "config a4000",
     "--confg=configs/quickstart.py": "--confg --config",
-    "--config=configs/nowhere.py": "configs/nowhere.py configs/a4000.py",
+    "--config=configs/nowhere.py": "configs/nowhere.py a4000",
     "--config=configs/quickstart.py:row": "configs/quickstart.py:row rows",
     "--config=configs/ablations/training.py:minimall": "'minimall' 'minimal'",
     "--config=configs/data/c4.py:h20": "h20 a4000",

@@ -499,8 +499,8 @@ def test_broken_blimp_files(tmp_path):
         blimp.read(tmp_path)
 
 
-def test_the_scripts(workdir, tmp_path):
-    flag = f"--checkpoint={workdir}"
+def test_the_scripts(finished, tmp_path):
+    flag = f"--checkpoint={finished[0]}"
     done = run_script("fill_mask.py", flag, "the <mask> sea", "the king", "the queen")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
