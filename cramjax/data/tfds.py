@@ -95,7 +95,7 @@ def reason(error: Exception) -> str:
     url = ""
     if isinstance(getattr(last, "reason", None), Exception):  # the last of the retries
         url, error = f" ({last.url})", last.reason
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + url
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500] + url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
