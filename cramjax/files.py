@@ -54,18 +54,18 @@ def to_be_written(flag: str, name: str) -> Path | None:
     return path
 
 
-def read_json(path: Path, way_out: str) -> dict[str, Any]:
+def read_json(path: Path, hint: str) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: it is missing or damaged; the message ends in `way_out`.
+      UserError: it is missing or damaged; the message ends in `hint`.
     """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
+        raise UserError(f"{path} cannot be read ({error}): {hint}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object: {way_out}")
+        raise UserError(f"{path} is not a JSON object: {hint}")
     return value
 
 

@@ -37,7 +37,7 @@ class Unbroken:
             yield
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
-                return  # a full disk, say: there may be room for what comes next
+                return  # for example a full disk: there may be room for what comes next
             # Also what is still buffered goes there, when Python ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

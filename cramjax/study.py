@@ -56,7 +56,7 @@ class Study:
 def run_study(
     study: Study, workdir: Path, say: Callable[[str], None] = print
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    """Pretrains what is not there yet; returns {row: {seed: summary}}.
+    """Pretrains what is missing; returns {row: {seed: summary}}.
 
     A run lives in `workdir/<row>/seed<seed>`, so a stopped study goes on with the run
     it was in. All rows get their first seed before any gets its second: what a stopped

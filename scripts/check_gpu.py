@@ -38,6 +38,7 @@ from typing import Any
 from check_table import table
 
 from cramjax import files
+from cramjax.config import find
 from cramjax.errors import UserError
 from cramjax.flags import parse_flags
 from cramjax.main import guarded
@@ -377,14 +378,15 @@ def check_card(argv: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in PARTS]:
         raise UserError(f"--parts={values['parts']}: {unknown[0]!r} is none of a,b,c,d")
     tiny = bool(values["tiny"])
-    config = values["config"] or f"configs/{'quickstart' if tiny else 'h200'}.py"
-    if not Path(config).is_file():
-        raise UserError(f"--config={config}: no such file; pass e.g. configs/h200.py")
+    try:
+        config = find(values["config"] or ("quickstart" if tiny else "h200"))
+    except UserError as error:
+        raise UserError(f"--config={error}") from error
     data = Path(values["data"]).resolve() if values["data"] else None
     if data and not (data / "texts").is_dir():
         raise UserError(f"--data={data}: there is no folder {data / 'texts'}")
     folder = Path(values["out"] or "runs/check").resolve()
-    flags = [f"--config={Path(config).resolve()}", *(TINY if tiny else ()), *flags]
+    flags = [f"--config={config.resolve()}", *(TINY if tiny else ()), *flags]
     found = run_parts(names, folder, flags, data, tiny)
     text = table(found, {name: title for name, (title, _) in PARTS.items()})
     files.write_json(folder / "check.json", found)

@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cramjax import markdown
+
 Facts = dict[str, Any]
 
 
 def table(found: Mapping[str, Facts], titles: Mapping[str, str]) -> str:
     """Returns the results of all parts; `titles` has those that were not run, too."""
-    lines = ["| part | | took | found |", "|---|---|---|---|"]
+    rows = []
     for name, result in found.items():
         state = "passed" if result["passed"] else f"**failed**: {result['why']}"
         facts = SUMMARIES[name](result["facts"]) if result["facts"] else []
-        cells = (f"{name}: {result['title']}", state, f"{result['seconds']:.0f} s")
-        text = "; ".join(facts).replace("|", "/")
-        lines.append(f"| {' | '.join(cells)} | {text} |".replace("\n", " "))
+        title, took = f"{name}: {result['title']}", f"{result['seconds']:.0f} s"
+        cells = (title, state, took, "; ".join(facts))
+        rows.append([cell.replace("\n", " ") for cell in cells])
+    lines = [markdown.table(["part", "", "took", "found"], rows)]
     missing = [
         f"{name} ({title})" for name, title in titles.items() if name not in found
     ]

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 from conftest import TINY, run_script
 from test_pretrained import BERT, golden, write_folder
@@ -44,10 +43,11 @@ def test_a_checkpoint_scores_as_its_run_did(trained, tmp_path, monkeypatch):
 
     # More tasks join; what is scored is not scored again.
     calls = []
+    finetune = evaluate.finetune
 
-    def counted(model, glue, train, sets, outputs, **_):
-        calls.append(train)
-        return [np.zeros((2, len(rows), outputs)) for rows in sets]
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return finetune(*args, **kwargs)
 
     monkeypatch.setattr(evaluate, "finetune", counted)
     score.score(flags("--tasks=acceptability,intents10", *more))

@@ -36,6 +36,8 @@ def launch(workdir, data_dir, tokens, **environment):
             f"--workdir={workdir}",
         ],
         env=os.environ | environment,
+        # Tests that run under `nohup` ignore it, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

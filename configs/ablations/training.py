@@ -123,7 +123,7 @@ ROWS = {
     "masking-60": Row(DROPOUT | {"objective.mask_rate": 0.6}, 3.41, "80.62"),
     "lengths": Row(STAGES, 3.02, "70.06"),
     "lengths-unfolded": Row(UNFOLDED, 1.87, "80.13"),
-    # That it is unfolded, too, is read off its loss: the table does not say.
+    # The table does not say whether it is unfolded; its loss suggests that it is.
     "lengths-unfolded-later": Row(
         UNFOLDED | {"curriculum.starts": (0.2, 0.35, 0.5, 0.65, 0.85)}, 1.90, "79.86"
     ),

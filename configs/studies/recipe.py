@@ -7,7 +7,7 @@
 cores, 100 in all. All but AdamW's rows start from Muon: with AdamW so small a model is
 still close to the unigram entropy after 3M tokens, where no other change can show.
 
-Give it short documents (paragraphs, say, one an entry): in long ones hardly a block of
+Give it short documents (for example one paragraph each): in long ones hardly a block of
 32 tokens has two, and "separate documents" is the baseline again.
 """
 

@@ -110,9 +110,7 @@ class BudgetConfig(Section):
     tokens: int = key(0, at_least(0, "0 = not set"))  # that the model sees
     flops: float = key(0.0, at_least(0, "0 = not set"))  # forward and backward
 
-    def __post_init__(self):
-        """Raises a `UserError` unless exactly one is set."""
-        super().__post_init__()
+    def _relate(self) -> None:
         given = {k: v for k, v in dataclasses.asdict(self).items() if v}
         if not given:
             raise UserError(
@@ -179,6 +177,5 @@ class ValidationConfig(Section):
     )
     # Of the held-out blocks, whatever the training rate.
     mask_rate: float = key(0.15, within("(0, 1]"))
-    # Held-out blocks that are scored, at most, evenly spread over all of them; word
-    # order is scored on as many pairs, at most 400.
+    # Held-out blocks that are scored, at most, evenly spread over all of them.
     max_blocks: int = key(2048, at_least(1))

@@ -152,7 +152,8 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
                 if not path.exists():
                     building = path.with_name(f"{path.name}.partial")
                     building.mkdir(exist_ok=True)
-                    _build_or_remove(config, found, contents, building, say)
+                    with _removed_if_useless(building):
+                        _build(config, found, contents, building, say)
                     building.rename(path)
                     _remove_temporary(path)
                     return Corpus(path)
@@ -178,9 +179,8 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(
-            missing_ok=True
-        )  # a waiting process sees the corpus
+        # A waiting process sees the corpus.
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
@@ -191,16 +191,11 @@ def _remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _build_or_remove(
-    config: Config,
-    found: Sequence[File],
-    contents: Sequence[dict[str, Any]],
-    folder: Path,
-    say: Callable[[str], None],
-) -> None:
-    """Builds, and leaves nothing if the text or the settings are of no use."""
+@contextlib.contextmanager
+def _removed_if_useless(folder: Path) -> Iterator[None]:
+    """Removes what the block built if the text or the settings are of no use."""
     try:
-        _build(config, found, contents, folder, say)
+        yield
     except BrokenProcessPool as error:
         raise UserError(
             "a process that encodes text was killed (too little memory?): the same "

@@ -103,8 +103,7 @@ class File:
         """Yields the documents, stripped, without the empty ones, up to the limits.
 
         A document longer than `MAX_DOCUMENT_CHARS` becomes several, halves of surrogate
-        pairs become "?"; documents shorter than
-        `data.join_chars` are joined with the
+        pairs become "?"; documents shorter than `data.join_chars` are joined with the
         next ones by a newline.
 
         Raises:

@@ -44,7 +44,7 @@ def use_cache(folder: str) -> None:
 class MicroStep:
     """A jitted micro-step, how it is fed, and what compiling it has cost.
 
-    Training makes it (`train_step.micro_step`); the device package only compiles it.
+    Training makes it (`train_step.build`); the device package only compiles it.
 
     Attributes:
       config: the run's.

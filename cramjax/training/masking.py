@@ -41,11 +41,11 @@ def mask_tokens(
     Args:
       key: all the randomness there is.
       tokens_BxL: any integer dtype.
-      mask_rate: share of positions, static.
+      mask_rate: fraction of positions, static.
       mask_id: the id of <mask>, static.
       vocab_size: random tokens are drawn from [0, vocab_size), static.
-      mask_share: share of the P that becomes <mask>, static.
-      random_share: share of the P that becomes a random token, static.
+      mask_share: fraction of the P that becomes <mask>, static.
+      random_share: fraction of the P that becomes a random token, static.
       predicted: a number up to P, traced: only so many are corrupted and weigh in the
         loss, and the shares are of these. None means P.
       never_ids: tokens that are never predicted, static. The P positions are drawn

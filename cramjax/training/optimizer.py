@@ -27,9 +27,9 @@ def scale_by_schedule(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates by minus the learning rate.
 
-    It follows from the extra argument `progress`, the used share of the budget, or, if
-    `schedule.updates` is set, from the number of updates before this one; the extra
-    argument `rate_scale` multiplies it.
+    It follows from the extra argument `progress`, the fraction of the budget already
+    spent, or, if `schedule.updates` is set, from the number of updates before this one;
+    the extra argument `rate_scale` multiplies it.
     """
 
     def init(params):
@@ -48,7 +48,7 @@ def scale_by_schedule(
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns a tree of bools: which parameters decay, told by their names.
+    """Returns a tree of bools: which parameters decay, by their names.
 
     All do except LayerNorm's scales and biases and every other bias; the positions'
     scale does, as in the authors' implementation.

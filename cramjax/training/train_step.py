@@ -54,7 +54,7 @@ class TrainState:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis "data"; one device unless told otherwise."""
+    """Returns a mesh with one axis "data"; with one device by default."""
     return Mesh(np.asarray(devices or jax.devices()[:1]), ("data",))
 
 
@@ -106,10 +106,10 @@ def make_micro_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted `micro_step(state, tokens_BxL, progress)`.
 
-    It compiles once for each B x L: `progress`, the used share of the budget, is
-    traced, and the ramp's accumulation count lives in the state. The state is donated.
-    The batch is split over the mesh. Randomness depends on (config.seed, state.step)
-    alone.
+    It compiles once for each B x L: `progress`, the fraction of the budget already
+    spent, is traced, and the ramp's accumulation count lives in the state. The state is
+    donated. The batch is split over the mesh. Randomness depends on (config.seed,
+    state.step) alone.
 
     Returned metrics, all scalars: `loss` (nats), `finite`, `accumulate`,
     `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,

@@ -33,7 +33,6 @@ READ_S = 2.0
 TRIALS = 5
 ROUNDS = 3
 TRIALS_S = 4.0  # of one fine-tuning
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def host(config: Config) -> dict[str, float]:
@@ -49,7 +48,7 @@ def host(config: Config) -> dict[str, float]:
             f"data.dir={folder}",
             f"model.max_length={config.model.max_length}",
         ]
-        corpus = prepare(load(CONFIGS / "quickstart.py", overrides), say=lambda _: None)
+        corpus = prepare(load("quickstart", overrides), say=lambda _: None)
         order, seed = config.data.order, config.seed
         return {
             "read_tokens_per_s": read_speed(corpus, order, seed, READ_S),

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench.extras import CONFIGS
 from bench.step import TrainingStep, float32_loss_and_norm, masked_rows
 from bench.timing import Deadline, alternate, ratios, seconds_of
-from cramjax.config import Config, load
+from cramjax.config import Config
 from cramjax.errors import one_line
 from cramjax.model.flops import train_flops_by_part
 
@@ -29,7 +28,7 @@ _ALSO = {"dtype": "float32"}
 
 def unsupported(config: Config) -> str:
     """Returns why PyTorch cannot be compared with this config here, or ""."""
-    recipe = load(CONFIGS / "default.py")
+    recipe = Config()
     for section in ("model", "objective", "averaging", "optimizer"):
         ours, peers = getattr(config, section), getattr(recipe, section)
         names = [field.name for field in dataclasses.fields(ours)]
