@@ -29,19 +29,23 @@ def kills(request):
 def launch(workdir, data_dir, tokens, **environment):
     """Starts a run; its output is in a pipe."""
     overrides = (*OVERRIDES, f"data.dir={data_dir}", f"budget.tokens={tokens}")
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "cramjax.main", "--config=configs/quickstart.py"),
-            *(f"--config.{override}" for override in overrides),
-            f"--workdir={workdir}",
-        ],
-        env=os.environ | environment,
-        # Tests that run under `nohup` ignore it, and so would what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # A process started under `nohup` ignores SIGHUP, and so would its children.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cramjax.main"),
+                "--config=configs/quickstart.py",
+                *(f"--config.{override}" for override in overrides),
+                f"--workdir={workdir}",
+            ],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 @pytest.fixture(scope="module")
