@@ -51,8 +51,8 @@ def launch(workdir, data_dir, tokens, **environment):
 @pytest.fixture(scope="module")
 def command(kills, data_dir, tmp_path_factory):
     """Starts a run in a workdir; programs are compiled once for all."""
-    # 250 micro-steps a life are more than all the lives together have time for.
-    tokens = kills * 250 * 128
+    # 350 micro-steps a life are more than all the lives together have time for.
+    tokens = kills * 350 * 128
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -94,7 +94,7 @@ def test_killed_runs_finish_with_the_same_numbers(
     command, uninterrupted, start_up_s, tmp_path, kills
 ):
     generator = random.Random(kills)
-    shares = np.linspace(0.3, 1.8, kills) + generator.uniform(-0.1, 0.1)
+    shares = np.linspace(0.3, 1.5, kills) + generator.uniform(-0.1, 0.1)
     generator.shuffle(shares)
     reached = []
     for share in shares:

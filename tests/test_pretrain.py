@@ -260,6 +260,11 @@ def test_a_checkpoint_at_every_step_finishes(corpus, tmp_path, data_dir):
     weights, summary_read = pretrain.read_back(config, tmp_path)
     assert summary_read == summary
     assert weights["pretrained"]["final_norm"]["scale"].shape == (32,)
+    # Killed after its last checkpoint, it is finished again without a second last line.
+    (tmp_path / "pretrain.json").unlink()
+    pretrain.pretrain(config, corpus, tmp_path)
+    lines = metrics_log.read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "event" not in line] == [3]
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

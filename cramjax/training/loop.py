@@ -108,7 +108,8 @@ def train(session: Session) -> int | None:
             # never waits for the host, and the host is at most one step ahead of it.
             previous, in_flight = in_flight, dispatch(session, used)
             read_metrics(session, previous)
-            logs = clock.step % config.log.every_steps == 0
+            # The last line comes before the last checkpoint: resuming there adds none.
+            logs = clock.step % config.log.every_steps == 0 or clock.progress() >= 1
             validates, saves = validation.is_due(), checkpoint.is_due()
             if logs or validates or saves:
                 read_metrics(session, in_flight)
@@ -131,7 +132,7 @@ def train(session: Session) -> int | None:
                 checkpoint.restart()
         read_metrics(session, in_flight)
         finished = clock.progress() >= 1
-        if finished and clock.step % config.log.every_steps:
+        if finished and session.readings.window:  # time was up after the last step
             write_line(session)
         store.save_at_last(session.state, lambda: host_state(session), clock, signals)
         if not finished:  # the last write is charged, too
