@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from cramjax.checkpoints.load import Pretrained
 from cramjax.errors import UserError
 from cramjax.likelihood import percent_preferred
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,6 @@ def score(
     model: Pretrained,
     paradigms: list[Paradigm],
     max_pairs: int = 0,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Counts how often the acceptable sentence is more likely than the other one.
 
@@ -75,7 +76,6 @@ def score(
       model: with a masked-LM head.
       paradigms: as `read` returns them.
       max_pairs: of each paradigm, the first ones; 0 = all.
-      say: called with a line per paradigm.
 
     Returns:
       {"total" (mean of the paradigms, in percent; 50 is chance), "phenomena" ({name:
@@ -91,7 +91,7 @@ def score(
         paradigm_scores[paradigm.name] = percent
         by_phenomenon[paradigm.phenomenon].append(percent)
         pairs += len(chosen)
-        say(f"{paradigm.name}: {percent:.1f}")
+        logger.info(f"{paradigm.name}: {percent:.1f}")
     return {
         "total": float(np.mean(list(paradigm_scores.values()))),
         "phenomena": {

@@ -14,6 +14,7 @@ rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
 import contextlib
 import dataclasses
 import json
+import logging
 import signal
 import sys
 import time
@@ -25,7 +26,9 @@ from cramjax.config import to_dict
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
 from cramjax.flags import parse_command_line
-from cramjax.output import Unbroken
+from cramjax.output import Unbroken, print_messages
+
+logger = logging.getLogger("cramjax.main")
 
 FLAGS = (
     ("workdir", "folder of the run; runs/<the config's name> if it is left out"),
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(to_dict(config), indent=1))
             return 0
         workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
-        print(f"workdir: {workdir}", flush=True)
+        logger.info(f"workdir: {workdir}")
         # These import JAX, for which a mistyped flag need not wait.
         if extras["rehearse"]:
             from cramjax.rehearsal import rehearse
@@ -101,6 +104,7 @@ def errors_explained() -> Iterator[Outcome]:
     for an interruption.
     """
     outcome = Outcome()
+    print_messages()
     host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
     streams = sys.stdout, sys.stderr

@@ -1,16 +1,38 @@
-"""Output whose reader may go: `| head`, a closed terminal, a dropped connection."""
+"""What a command prints: the package's log, on a stream whose reader may go away."""
 
 import contextlib
 import errno
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import TextIO
 
 
-class Unbroken:
-    """A text stream; once its reader is gone, what is written goes nowhere.
+class Printer(logging.Handler):
+    """Prints messages to what `sys.stdout` is at that moment.
 
-    Nobody's looking on any more is no reason to lose a run.
+    A live progress line takes the place of `sys.stdout`, and prints them above itself.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one message."""
+        sys.stdout.write(self.format(record) + "\n")
+        sys.stdout.flush()
+
+
+def print_messages() -> None:
+    """Prints what the package logs; without this only warnings are seen, on stderr."""
+    logger = logging.getLogger("cramjax")
+    logger.handlers = [Printer()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Unbroken:
+    """A text stream that drops what is written once its reader is gone.
+
+    `| head`, a closed terminal or a dropped connection must not end a run.
     """
 
     def __init__(self, stream: TextIO):

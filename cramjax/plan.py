@@ -8,9 +8,10 @@ card decides when it compiles for itself.
 import collections
 import dataclasses
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from cramjax.errors import UserError
 from cramjax.hlo import Kernel, kernels
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import clock, train_step
+
+logger = logging.getLogger(__name__)
 
 # {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}};
 # scripts/check_gpu.py adds to it.
@@ -47,7 +50,6 @@ def plan(
     config: Config,
     card_name: str,
     micro_batches: Sequence[int],
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Compiles the training micro-step for a card and returns what that shows.
 
@@ -55,7 +57,6 @@ def plan(
       config: of the run; `config.micro_batch` is compiled in any case, unless it is 0.
       card_name: of `cards.CARDS`.
       micro_batches: others to compile; () searches for the largest that fits.
-      say: gets a line before each compilation, which takes a minute at full size.
 
     Returns:
       Plain numbers, ready for JSON: {"card", "memory_bytes", "memory_share",
@@ -85,7 +86,7 @@ def plan(
 
     def step(size: int) -> Step:
         if size not in steps:
-            say(f"compiling for the {card.title}, micro-batch {size} ...")
+            logger.info(f"compiling for the {card.title}, micro-batch {size} ...")
             program = compile_for(dataclasses.replace(config, micro_batch=size), device)
             tokens = size * config.model.max_length
             steps[size] = Step.of(program, tokens, usable_bytes)

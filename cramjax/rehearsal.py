@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import shutil
 import signal
 import tempfile
@@ -34,6 +35,8 @@ from cramjax.tokens import token_dtype
 from cramjax.training import log, train_step
 from cramjax.training.clock import tokens_bought
 from cramjax.training.pretrain import CHECKPOINTS, METRICS, read_back
+
+logger = logging.getLogger(__name__)
 
 UPDATES = 8
 PREFIX = ".rehearsal-"  # of the folder
@@ -92,7 +95,7 @@ def _scratch(parent: Path) -> Iterator[Path]:
 
 def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
     texts, all_chars = _sample(config)
-    complete = evaluate.fetch(config, found, partial(_say, "fine-tuning data"))
+    complete = evaluate.fetch(config, found)
     named = ", ".join(task.title for task in complete)
     _say("fine-tuning data", f"readable: {named}" if named else "no tasks")
     data = _sample_data(config, texts, scratch)
@@ -123,7 +126,7 @@ def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
 
 
 def _say(stage: str, text: str) -> None:
-    print(f"rehearsal: {stage}: {text}", flush=True)
+    logger.info(f"rehearsal: {stage}: {text}")
 
 
 def _sample(config: Config) -> tuple[list[str], float]:

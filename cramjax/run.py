@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
 from cramjax.training.clock import tokens_bought
 from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
@@ -78,8 +81,8 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
                 ahead.start(train_step.build(config))
                 weights, summary = pretrain(config, corpus, workdir, ahead)
     if "word_order" in summary:  # older versions did not measure it
-        print(word_order.line(summary["word_order"]))
-    print(
+        logger.info(word_order.line(summary["word_order"]))
+    logger.info(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
@@ -88,12 +91,12 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
     with lock_workdir(workdir):
         results = evaluate.evaluate(config, weights, trained, workdir, chosen=complete)
         if missing := sorted(report.NEEDED - summary.keys()):
-            print(
+            logger.info(
                 f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
                 f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
             )
         else:
-            print(
+            logger.info(
                 f"report: {report.write(config, manifest, summary, results, workdir)}"
             )
     return weights
@@ -142,7 +145,7 @@ def _prepare(config: Config, workdir: Path, ahead: Ahead) -> Corpus:
         ahead.begun += time.monotonic() - start  # nor does building a corpus
     note_corpus(workdir, corpus)
     if passes := more_than_one_pass(config, corpus):
-        print(passes)
+        logger.info(passes)
     return corpus
 
 

@@ -1,8 +1,9 @@
 """Rows x seeds under one budget: what a change is worth, and how sure that is."""
 
 import dataclasses
+import logging
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cramjax.config import Config, load
 from cramjax.errors import TrainingFailed, UserError
 from cramjax.run import run
 from cramjax.training.pretrain import SUMMARY
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,7 @@ class Study:
         }
 
 
-def run_study(
-    study: Study, workdir: Path, say: Callable[[str], None] = print
-) -> dict[str, dict[int, dict[str, Any]]]:
+def run_study(study: Study, workdir: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Pretrains what is missing; returns {row: {seed: summary}}.
 
     A run lives in `workdir/<row>/seed<seed>`, so a stopped study goes on with the run
@@ -75,13 +76,13 @@ def run_study(
         if path.exists():
             results[row][seed] = files.read_json(path, "delete its folder")
     for number, ((row, seed), config) in enumerate(configs.items(), start=1):
-        say(f"study: {row}, seed {seed} ({number} of {len(configs)})")
+        logger.info(f"study: {row}, seed {seed} ({number} of {len(configs)})")
         folder = workdir / row / f"seed{seed}"
         try:
             run(config, folder)
         except TrainingFailed as error:
             failed.append(f"{row}, seed {seed}: {error}")
-            say(f"study: {failed[-1]}")
+            logger.info(f"study: {failed[-1]}")
             continue
         results[row][seed] = files.read_json(folder / SUMMARY, "run again")
         files.write_json(workdir / "study.json", results)

@@ -67,7 +67,7 @@ def _measure(config: Config) -> dict[str, Any]:
             shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
             groups = sources.grouped(sources.resolve(config.data))
-            prepare.encode_all(config, groups, Path(again), say=lambda _: None)
+            prepare.encode_all(config, groups, Path(again))
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
         speeds["tokenizers"].append(text_mb / _tokenizers_s(corpus, texts))
     for name, values in speeds.items():

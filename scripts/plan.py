@@ -43,7 +43,7 @@ def show(argv: Sequence[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU that is there is left alone
     from cramjax.plan import plan  # imports JAX: flags need not wait for it
 
-    facts = plan(config, name, micro_batches, lambda line: print(line, flush=True))
+    facts = plan(config, name, micro_batches)
     _print(facts, CARDS[name])
     if path:
         files.write_json(path, facts)

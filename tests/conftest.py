@@ -1,6 +1,7 @@
 """Settings and pieces that all tests share."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cramjax import config as config_module
 from cramjax import word_order
 from cramjax.config import Config
 from cramjax.data.prepare import prepare
+from cramjax.output import print_messages
 from cramjax.run import run
 from cramjax.training import schedules, train_step
 
@@ -104,6 +106,27 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of processes that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def messages():
+    """Tests read from `capsys` what a command prints."""
+    print_messages()
+
+
+@pytest.fixture
+def said():
+    """Collects the messages of a test."""
+    messages = []
+
+    class Collector(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    handler = Collector()
+    logging.getLogger("cramjax").addHandler(handler)
+    yield messages
+    logging.getLogger("cramjax").removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -72,9 +72,9 @@ def constant(monkeypatch):
 
 
 def test_it_is_scored_once_on_the_rows_of_the_model(
-    tiny, corpus, tmp_path, constant, monkeypatch
+    tiny, corpus, tmp_path, constant, monkeypatch, said
 ):
-    seen, said = [], []
+    seen = []
     predict = bag_of_words.predict
 
     def noted(train, dev, regression):
@@ -83,9 +83,7 @@ def test_it_is_scored_once_on_the_rows_of_the_model(
         return predict(train, dev, regression)
 
     monkeypatch.setattr(bag_of_words, "predict", noted)
-    entry = evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path, said.append)[
-        "intents10"
-    ]
+    entry = evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path)["intents10"]
     score = entry["bag_of_words"]["accuracy"]
     assert score > 60 > entry["majority"]
     title = "Intents, 10 examples per class"
@@ -99,7 +97,7 @@ def test_it_is_scored_once_on_the_rows_of_the_model(
     assert "as the pretrained model, or better, on Intents, 10" in page
 
     more = with_glue(tiny, learning_rates=(1e-3, 2e-3))
-    evaluate.evaluate(more, {}, corpus.tokenizer, tmp_path, said.append)
+    evaluate.evaluate(more, {}, corpus.tokenizer, tmp_path)
     assert seen == [32]
 
 

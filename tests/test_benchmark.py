@@ -126,7 +126,7 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
     monkeypatch.setattr(tuning, "choose", lambda *_: config)
     monkeypatch.setattr(peer, "unsupported", lambda _: "")  # torch may be missing
     asked = dataclasses.replace(config, micro_batch=0)
-    facts = suite.measure(asked, 1e-9, say=lambda _: None)
+    facts = suite.measure(asked, 1e-9)
     assert [row["micro_batch"] for row in facts["variants"]] == [4]
     assert facts["correctness"]["xla"]["steps"] == 5
     assert facts["ratio_to_pytorch"] is None
@@ -145,7 +145,7 @@ def test_an_interrupted_benchmark_shows_what_it_has(config, short_windows, monke
 
     monkeypatch.setattr(extras, "host", interrupted)
     monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
-    facts = suite.measure(config, 100, say=lambda _: None)
+    facts = suite.measure(config, 100)
     assert facts["interrupted"] == signal.SIGTERM
     assert facts["tokens_per_s"] > 0 and facts["host"] is facts["trials"] is None
     assert facts["left_out"] == [("the rest", "interrupted")]
@@ -192,7 +192,7 @@ def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch)
     monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
     monkeypatch.setattr(extras, "trials", lambda *_: None)
     monkeypatch.setattr(suite, "LADDER", ())
-    facts = suite.measure(config, 100, say=lambda _: None)
+    facts = suite.measure(config, 100)
     [left_out] = facts["left_out"]
     why = "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
     assert left_out == ("the host alone", why)
@@ -282,7 +282,7 @@ def test_the_peer_is_of_one_architecture_and_recipe(data_dir, override, why):
 def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
     monkeypatch.setattr(stepping, "HALF_TOLERANCE", 0.0)
     with pytest.raises(UserError, match="in bfloat16 and .* in float32, more than 0.0"):
-        Variants(config, deadline, say=lambda _: None).measure(4)
+        Variants(config, deadline).measure(4)
     losses = iter(range(1000))
     monkeypatch.setattr(step, "run", lambda batches: [float(next(losses))])
     with pytest.raises(UserError, match=r"from 0\.000 to 47\.000: it does not learn"):
@@ -294,7 +294,7 @@ def test_a_variant_that_does_not_fit_is_left_out(config, deadline, monkeypatch):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
     monkeypatch.setattr(suite, "TrainingStep", full)
-    found = Variants(config, deadline, say=lambda _: None)
+    found = Variants(config, deadline)
     with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
         found.measure(4)
     found.rows.append({"tokens_per_s": 1.0})
@@ -313,7 +313,7 @@ def test_an_attention_that_cannot_be_measured_is_tried_once(
         "time_step",
         lambda config, _: {"row": (config.model.attention, config.micro_batch)},
     )
-    found = Variants(config, deadline, say=lambda _: None)
+    found = Variants(config, deadline)
     found.measure(4)
     found.measure(8)
     assert [row["row"] for row in found.rows] == [("xla", 4), ("xla", 8)]

@@ -213,10 +213,9 @@ def test_blocks_are_the_documents_tokens(corpus, tiny):
         np.testing.assert_array_equal(prefix.take(np.arange(len(prefix))), expected)
 
 
-def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus):
-    lines = []
-    assert prepare.prepare(tiny, lines.append).path == corpus.path
-    assert lines == [f"corpus: {corpus.path} (found)"]
+def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus, said):
+    assert prepare.prepare(tiny).path == corpus.path
+    assert said == [f"corpus: {corpus.path} (found)"]
     for key, value in {
         "held_out_share": 0.1,
         "max_tokens_per_char": 0.5,

@@ -42,13 +42,13 @@ def write_files(folder, texts, per_file=2):
     return found
 
 
-def drop(folder, texts, *, per_file=2, say=lambda line: None, **changes):
+def drop(folder, texts, *, per_file=2, **changes):
     """Returns what is left of documents, and the facts."""
     found = write_files(folder, texts, per_file)
     data = copy.copy(tiny_config("unused").data)
     for key, value in changes.items():  # smaller than a config may have
         object.__setattr__(data, key, value)
-    left, facts = dedup.deduplicated(found, data, folder, say)
+    left, facts = dedup.deduplicated(found, data, folder)
     return [text for file in left for text in file.documents(Records(data))], facts
 
 
@@ -216,14 +216,13 @@ def test_parts_of_any_size_give_the_same_cuts(tmp_path):
     assert not list(tmp_path.glob("*/repeats*"))
 
 
-def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch):
+def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, capsys):
     texts = random_documents(60, seed=2)
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
-    lines = []
 
     def find(name):
         changes = {"drop_duplicates": True, "dedup_bytes": 20}
-        changes |= {"per_file": 6, "dedup_chunk_bytes": 2500, "say": lines.append}
+        changes |= {"per_file": 6, "dedup_chunk_bytes": 2500}
         return drop(tmp_path / name, texts, **changes)
 
     def made(name):
@@ -249,7 +248,8 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch):
     assert find("stopped") == (left, facts)
     pairs = facts["chunks"] * (facts["chunks"] - 1) // 2
     assert len(again) == pairs - 4 > 0
-    assert f"duplicates: {pairs} of {pairs} pairs of parts searched" in lines
+    last = f"duplicates: {pairs} of {pairs} pairs of parts searched"
+    assert last in capsys.readouterr().out
     assert made("stopped") == made("whole")
     # Both are made again if one is missing, none if both exist.
     (tmp_path / "stopped" / dedup.CUTS).unlink()
@@ -289,10 +289,9 @@ def documents_of(config):
     ]
 
 
-def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
+def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path, said):
     config = config_of(tmp_path, *BOTH)
-    lines = []
-    corpus = prepare.prepare(config, lines.append)
+    corpus = prepare.prepare(config)
     documents = [text.strip() for text in documents_of(config)]
     # Repeats of a document that is dropped are none: its first copy has them, too.
     left = cut_by_definition(documents, 40)
@@ -315,7 +314,7 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path):
             blocks.take(np.arange(len(blocks))), np.reshape(tokens, (-1, 32))
         )
         assert len(blocks) > 3
-    assert lines[0].startswith(
+    assert said[0].startswith(
         f"duplicates: {facts['documents']} documents and {facts['spans']} spans "
     )
     names = {path.name.split("-")[0] for path in corpus.path.iterdir()}

@@ -255,7 +255,7 @@ def with_a_rate_more(config):
 
 
 def test_two_dev_sets_predictions_and_submission(
-    tiny, corpus, glue_folder, tmp_path, monkeypatch
+    tiny, corpus, glue_folder, tmp_path, monkeypatch, said
 ):
     """Three trials: all rows right, the first class always, the last class always."""
     calls = []
@@ -283,8 +283,7 @@ def test_two_dev_sets_predictions_and_submission(
     )
     config = dataclasses.replace(tiny, glue=glue)
     evaluate.look(config)
-    said = []
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     # Labels of dev_mismatched are 0, 1, 2, 0.
     third = 100 / 3
@@ -319,26 +318,25 @@ def test_two_dev_sets_predictions_and_submission(
     assert "| MNLI-mm | accuracy | random | 0.001 | **50.0** |" in page
 
     monkeypatch.delattr(evaluate.data, "load")  # the files may be gone by now
-    again = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    again = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     assert again == json.loads(json.dumps(results))
 
 
 def test_a_dev_set_that_comes_between_two_sessions_is_named(
-    scoring_mnli, corpus, glue_folder, tmp_path
+    scoring_mnli, corpus, glue_folder, tmp_path, said
 ):
     path = glue_folder / "MNLI" / "dev_mismatched.tsv"
     text = path.read_text()
     path.unlink()
-    said = []
-    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, said.append)
+    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path)
     assert said[0] == "MNLI-mm is not scored: there is no MNLI/dev_mismatched.tsv"
     assert said[0] in (tmp_path / "glue.md").read_text()
     path.write_text(text)
     config = with_a_rate_more(scoring_mnli)
     message = r"has scores of mnli, and the files are now of mnli, mnli_mm: delete it"
     with pytest.raises(UserError, match=message):
-        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train", "dev_matched"])
@@ -356,7 +354,7 @@ def test_rows_that_change_between_two_sessions_are_refused(
 
 @pytest.mark.parametrize("lacking", ["train", "dev"])
 def test_a_task_without_one_of_its_sets_is_named_and_left_out(
-    tiny, corpus, glue_folder, tmp_path, untrained, lacking
+    tiny, corpus, glue_folder, tmp_path, untrained, lacking, said
 ):
     (glue_folder / "STS-B" / f"{lacking}.tsv").unlink()
 
@@ -368,8 +366,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
 
     config = having("mnli", "stsb")
     evaluate.look(config)
-    said = []
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, said.append)
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
     assert results.keys() == {"mnli", "mnli_mm"}
     assert f"STS-B is not scored: there is no STS-B/{lacking}.tsv" in said
     page = (tmp_path / "glue.md").read_text()
@@ -391,7 +388,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
 
 
 def test_a_task_that_was_said_not_to_be_scored_is_not_tried_again(
-    scoring_mnli, corpus, glue_folder, tmp_path
+    scoring_mnli, corpus, glue_folder, tmp_path, said
 ):
     """Also if its files come while the model is trained."""
     glue = dataclasses.replace(scoring_mnli.glue, tasks=("mnli", "stsb"))
@@ -399,13 +396,10 @@ def test_a_task_that_was_said_not_to_be_scored_is_not_tried_again(
     train = glue_folder / "STS-B" / "train.tsv"
     text = train.read_text()
     train.unlink()
-    said = []
-    chosen = evaluate.fetch(config, evaluate.look(config), said.append)
+    chosen = evaluate.fetch(config, evaluate.look(config))
     assert said == ["STS-B is not scored: there is no STS-B/train.tsv"]
     train.write_text(text)
-    results = evaluate.evaluate(
-        config, {}, corpus.tokenizer, tmp_path, said.append, chosen=chosen
-    )
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, chosen=chosen)
     assert results.keys() == {"mnli", "mnli_mm"}
     assert not any(line.startswith("STS-B") for line in said[1:])
 

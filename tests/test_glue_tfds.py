@@ -124,7 +124,7 @@ def having(folder, *names, **changes):
     return dataclasses.replace(DEFAULT, glue=dataclasses.replace(GLUE, **changes))
 
 
-def test_looking_downloads_nothing(server, tmp_path):
+def test_looking_downloads_nothing(server, tmp_path, said):
     found = evaluate.look(having(tmp_path))
     assert (found.complete, found.notes) == ([], [])
     assert [task.name for task in found.downloadable] == ["cola", "mrpc", "mnli"]
@@ -132,8 +132,7 @@ def test_looking_downloads_nothing(server, tmp_path):
     wanted = [path for path in served if path.name != "STS-B.zip"]
     assert found.download_bytes == sum(path.stat().st_size for path in wanted)
     assert not (tmp_path / "tfds").exists()
-    said = []
-    complete = evaluate.fetch(having(tmp_path), found, said.append)
+    complete = evaluate.fetch(having(tmp_path), found)
     assert [task.name for task in complete] == ["cola", "mrpc", "mnli"]
     assert len(said) == 1 and "preparing CoLA, MRPC, MNLI (" in said[0]
     server.shutdown()
@@ -143,7 +142,7 @@ def test_looking_downloads_nothing(server, tmp_path):
     assert found.downloadable == []
 
 
-def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path):
+def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, said):
     ids = tmp_path / "served" / "data_mrpc_dev_ids.tsv"
     ids = ids.rename(tmp_path / ids.name)
     (tmp_path / "served" / "CoLA.zip").write_bytes(b"other bytes")
@@ -155,8 +154,7 @@ def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path):
         f"(HTTP status 404); put it into {manual}, or pass --config.glue.tfds_dir= and "
         "put the benchmark's own folders into config.glue.data_dir, 'glue_data'"
     ]
-    said = []
-    complete = evaluate.fetch(having(tmp_path), found, said.append)
+    complete = evaluate.fetch(having(tmp_path), found)
     assert [task.name for task in complete] == ["mnli"]
     assert said[1:2] == found.notes
     assert said[2].startswith("CoLA is not scored: glue/cola cannot be prepared in ")

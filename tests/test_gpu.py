@@ -182,11 +182,10 @@ def test_fine_tuning_in_16_bits(sized, dtype, outputs):
         assert np.mean(outputs_TxNxC.argmax(-1) == labels_N) > 0.9
 
 
-def test_what_is_left_to_the_device_is_chosen_and_trains(sized):
+def test_what_is_left_to_the_device_is_chosen_and_trains(sized, said):
     """micro_batch=0 and attention=auto."""
     config = sized("micro_batch=0", "model.attention=auto", "model.dtype=bfloat16")
-    said = []
-    config = tuning.choose(config, train_step.build, said.append)
+    config = tuning.choose(config, train_step.build)
     assert config.micro_batch in range(1, config.batch.sequences + 1)
     assert config.model.attention in tuning.attentions(config)
     state, micro_step = start(config)

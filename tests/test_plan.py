@@ -156,14 +156,14 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
 def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
     monkeypatch.setattr(FakeCompiled, "squeezed_from", 48)
     config = row_config("crammed-bert", "micro_batch=16")
-    facts = plan(config, "a4000", (), print)
+    facts = plan(config, "a4000", ())
     assert facts["largest_micro_batch"] == 32
     assert facts["micro_batches"][48]["recomputes"]
     assert facts["micro_batches"][48]["fits"]
     assert not facts["micro_batches"][32]["recomputes"]
     # XLA repeats cheap things, too, when there is room.
     monkeypatch.setattr(FakeCompiled, "squeezed_from", 1)
-    facts = plan(config, "a4000", (24,), print)
+    facts = plan(config, "a4000", (24,))
     assert [row["recomputes"] for row in facts["micro_batches"].values()] == [
         False,
         True,
@@ -173,12 +173,12 @@ def test_what_the_compiler_had_to_squeeze_is_not_said_to_fit(fake, monkeypatch):
 def test_what_is_left_to_the_card_is_planned_and_said(fake):
     flags = "micro_batch=0", "model.attention=auto", "batch.sequences=4096"
     config = row_config("crammed-bert", *flags)
-    facts = plan(config, "a4000", (), print)
+    facts = plan(config, "a4000", ())
     assert facts["largest_micro_batch"] == facts["traffic_micro_batch"] == 48
     assert facts["notes"] == [
         "model.attention=auto is decided on the card; this is cudnn's."
     ]
-    facts = plan(config, "rtx2080ti", (32,), print)
+    facts = plan(config, "rtx2080ti", (32,))
     assert list(facts["micro_batches"]) == [32]
     assert facts["notes"][0].endswith("this is xla's.")
 
@@ -197,7 +197,7 @@ def test_too_large_a_micro_batch_is_seen_before_anything_is_compiled(fake):
 def test_what_the_numbers_leave_out_is_said(fake):
     flags = "micro_batch=32", "model.dtype=float32"
     flags += ("curriculum.lengths=(64,128)", "curriculum.starts=(0.0,0.5)")
-    facts = plan(row_config("crammed-bert", *flags), "h200", (32,), print)
+    facts = plan(row_config("crammed-bert", *flags), "h200", (32,))
     assert facts["micro_batches"][32]["tokens_per_s"] is None
     assert facts["notes"] == [
         "100% of the products' FLOPs are in float32. The peak is one of 16-bit "

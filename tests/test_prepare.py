@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import random
 import re
 import subprocess
@@ -61,10 +62,9 @@ def cores(monkeypatch, count):
     monkeypatch.setattr(processes, "cores", lambda: count)
 
 
-def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
+def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards, said):
     config = config_of(tmp_path)
-    lines = []
-    corpus = prepare.prepare(config, lines.append)
+    corpus = prepare.prepare(config)
     assert len(corpus.manifest["shards"]["blocks"]) > 6
     expected = {False: [], True: []}
     for path in [file.path for file in sources.resolve(config.data)]:
@@ -95,9 +95,9 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards):
     assert "| documents read | 180 |" in report
     # The same numbers as on the console.
     train, held_out = (len(part) for part in (corpus.train, corpus.held_out))
-    said = f"{documents['train']} documents in {train} blocks of 32 tokens, "
-    said += f"{documents['held_out']} held out in {held_out}, 0 dropped"
-    assert any(line.startswith(f"corpus: {said}") for line in lines)
+    counts = f"{documents['train']} documents in {train} blocks of 32 tokens, "
+    counts += f"{documents['held_out']} held out in {held_out}, 0 dropped"
+    assert any(line.startswith(f"corpus: {counts}") for line in said)
     rows = f"| to train on | {documents['train']} in {train} blocks of 32 tokens |\n"
     share = f"{documents['held_out'] / 180:.2%}"
     rows += f"| held out | {documents['held_out']} ({share}) in {held_out} blocks |\n"
@@ -120,18 +120,19 @@ def test_two_processes_write_what_one_does(tmp_path, small_shards, monkeypatch):
 def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
     cores(monkeypatch, 1)
     config = config_of(tmp_path)
-    encode_shard, waiting, lines = encode._encode_shard, threading.Event(), []
-    found = []
+    encode_shard, waiting = encode._encode_shard, threading.Event()
+    found, lines = [], []
 
-    def say(line):
-        lines.append(line)
-        if "another process" in line:
-            waiting.set()
+    class Heard(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+            if "another process" in lines[-1]:
+                waiting.set()
 
+    handler = Heard()
+    logging.getLogger("cramjax").addHandler(handler)
     # A thread is another owner to the lock, as a process is.
-    other = threading.Thread(
-        target=lambda: found.append(prepare.prepare(config, say).path)
-    )
+    other = threading.Thread(target=lambda: found.append(prepare.prepare(config).path))
 
     def encode_when_waited_for(*args):
         if not waiting.is_set():
@@ -142,6 +143,7 @@ def test_who_waits_for_a_corpus_gets_it(tmp_path, small_shards, monkeypatch):
     monkeypatch.setattr(encode, "_encode_shard", encode_when_waited_for)
     corpus = prepare.prepare(config)
     other.join()
+    logging.getLogger("cramjax").removeHandler(handler)
     assert found == [corpus.path]
     assert "(found)" in lines[-1]
     names = {path.name for path in (tmp_path / "d").iterdir()}

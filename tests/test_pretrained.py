@@ -474,20 +474,19 @@ class Says:
         return np.array([-float(len(text)) for text in texts])
 
 
-def test_blimp_counts_the_pairs_that_are_right(tmp_path):
+def test_blimp_counts_the_pairs_that_are_right(tmp_path, capsys):
     write_pairs(tmp_path)
     term = '"linguistics_term": "agreement"'
     (tmp_path / "two.jsonl").write_text(
         f'{{"sentence_good": "aa", "sentence_bad": "a", {term}}}\n'
         f'{{"sentence_good": "b", "sentence_bad": "c", {term}}}\n'
     )
-    lines = []
-    results = blimp.score(Says(), blimp.read(tmp_path), say=lines.append)
+    results = blimp.score(Says(), blimp.read(tmp_path))
     assert results["paradigms"] == {"one": 100.0, "two": 25.0, "x": 100.0}
     assert results["phenomena"] == {"agreement": 62.5, "other": 100.0}
     assert results["total"] == 75.0 and results["pairs"] == 8
-    assert lines == ["one: 100.0", "two: 25.0", "x: 100.0"]
-    capped = blimp.score(Says(), blimp.read(tmp_path), 1, say=lines.append)
+    assert capsys.readouterr().out == "one: 100.0\ntwo: 25.0\nx: 100.0\n"
+    capped = blimp.score(Says(), blimp.read(tmp_path), 1)
     assert capped["pairs"] == 3 and capped["paradigms"]["two"] == 0.0
 
 

@@ -65,9 +65,9 @@ def impatient(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
-def build(folder, source, *overrides, say=lambda line: None):
+def build(folder, source, *overrides):
     config = tiny_config(folder, f"data.sources=({source!r},)", *COMMON, *overrides)
-    return prepare.prepare(config, say)
+    return prepare.prepare(config)
 
 
 def blocks(corpus):
@@ -79,12 +79,12 @@ def blocks(corpus):
 
 @pytest.mark.parametrize("group_bytes", [sources.GROUP_BYTES, 1])
 def test_the_hub_gives_the_corpus_that_its_files_give(
-    hub, tmp_path, monkeypatch, group_bytes
+    hub, tmp_path, monkeypatch, capsys, group_bytes
 ):
     """In this process, and in workers that are told of the files."""
     monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
-    said = []
-    there = build(tmp_path / "a", BOOKS, say=said.append)
+    there = build(tmp_path / "a", BOOKS)
+    said = capsys.readouterr().out.splitlines()
     here = build(tmp_path / "b", str(tmp_path / "hub/me/books/train/*"))
     assert sum(there.manifest["documents"].values()) == len(TEXTS)
     assert there.manifest["problems"] == {}
@@ -162,7 +162,7 @@ def test_what_is_over_the_limit_is_not_downloaded(hub, tmp_path):
     assert hub.sent[name] < 5 * (0.1 * size + (1 << 16) + 20_000)
 
 
-def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path):
+def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path, said):
     """Its commit is kept, so that all processes and later runs read the same."""
     corpus = build(tmp_path / "a", BOOKS)
     hub.requests.clear()
@@ -172,8 +172,7 @@ def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path):
     config = tiny_config(tmp_path / "a", f"data.sources={BOOKS}", *COMMON)
     hub.close()
     hub.forget()
-    said = []
-    assert prepare.prepare(config, said.append).path == corpus.path
+    assert prepare.prepare(config).path == corpus.path
     assert said == [f"corpus: {corpus.path} (found)"]
     prepare.check(config)
 

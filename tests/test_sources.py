@@ -355,7 +355,7 @@ def test_limits_are_spread_over_the_files(tmp_path):
         resolve(tmp_path, names, "data.max_chars=80", "data.shares=(1.0,)")
 
 
-def test_sources_in_proportion(tmp_path):
+def test_sources_in_proportion(tmp_path, said):
     """A corpus of 3:1, though the files are 1:1; what is missing is said."""
     for name, animal in (("a", "cat"), ("b", "dog")):
         words = [f"the {animal} sat on the mat {i}" for i in range(2000)]
@@ -367,17 +367,16 @@ def test_sources_in_proportion(tmp_path):
         "model.vocab_size=80",
     )
     config = tiny_config(tmp_path / "data", *overrides, "data.max_chars=20000")
-    lines = []
-    corpus = prepare.prepare(config, lines.append)
+    corpus = prepare.prepare(config)
     shares = [source["share"] for source in corpus.manifest["text"]]
     assert shares == pytest.approx([0.75, 0.25], abs=0.005)
-    assert not any("shares" in line for line in lines)
+    assert not any("shares" in line for line in said)
     words, length = corpus.tokenizer, corpus.train.length
     text = words.decode(corpus.train.take(np.arange(len(corpus.train))).ravel())
     assert text.count("cat") / text.count("dog") == pytest.approx(3, rel=0.1)
     config = tiny_config(tmp_path / "data", *overrides, "data.max_chars=200000")
-    assert prepare.prepare(config, lines.append).train.length == length
-    assert any("a.txt gave 5" in line and "not 75.0%" in line for line in lines)
+    assert prepare.prepare(config).train.length == length
+    assert any("a.txt gave 5" in line and "not 75.0%" in line for line in said)
 
 
 def test_a_build_resolves_its_sources_once(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ def study(data_dir):
 
 
 def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
-    results = run_study(study, tmp_path, say=lambda _: None)
+    results = run_study(study, tmp_path)
     assert json.loads((tmp_path / "study.json").read_text()).keys() == {
         "base",
         "same",
@@ -37,7 +37,7 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("cramjax.run.pretrain", fail)
-    assert run_study(study, tmp_path, say=lambda _: None).keys() == results.keys()
+    assert run_study(study, tmp_path).keys() == results.keys()
 
 
 def test_a_row_that_fails_does_not_keep_the_others_from_running(
@@ -53,14 +53,14 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(
 
     monkeypatch.setattr(study_module, "run", run)
     with pytest.raises(TrainingFailed, match="2 of 4 runs failed.*base, seed 0: it di"):
-        run_study(study, tmp_path, say=lambda _: None)
+        run_study(study, tmp_path)
     assert "| same | 2 | 1.000" in (tmp_path / "study.md").read_text()
 
     # The next session begins with all there is.
     seen = []
     monkeypatch.setattr(study_module, "run", lambda *_: seen.append(1) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_study(study, tmp_path, say=lambda _: None)
+        run_study(study, tmp_path)
     assert "| same | 2 |" in (tmp_path / "study.md").read_text()
     with pytest.raises(UserError, match="the study has no seeds"):
         Study("c", (), {"a": ()}, ())

@@ -81,14 +81,13 @@ def test_every_document_is_read_once(source, tmp_path):
     assert set(sum(some, [])) < set(TEXTS[::2])
 
 
-def test_a_corpus_of_it(source, tmp_path):
+def test_a_corpus_of_it(source, tmp_path, said):
     overrides = (f"data.sources={source}", *COMMON, HELD_OUT)
     config = tiny_config(tmp_path / "d", *overrides)
     corpus = prepare.prepare(config, lambda _: None)
     assert sum(corpus.manifest["documents"].values()) == 60
-    lines = []
-    assert prepare.prepare(config, lines.append).path == corpus.path
-    assert lines == [f"corpus: {corpus.path} (found)"]
+    assert prepare.prepare(config).path == corpus.path
+    assert said == [f"corpus: {corpus.path} (found)"]
 
 
 def test_what_is_not_there_is_named(source, tmp_path):

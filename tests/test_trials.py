@@ -159,11 +159,10 @@ def with_glue(config, **glue):
     return dataclasses.replace(config, glue=dataclasses.replace(config.glue, **glue))
 
 
-def scored(config, corpus, workdir):
+def scored(config, corpus, workdir, said=()):
     """Returns the entries of glue.json, and what was said of trials."""
     workdir.mkdir(exist_ok=True)
-    said = []
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, workdir, said.append)
+    results = evaluate.evaluate(config, {}, corpus.tokenizer, workdir)
     return results, [line for line in said if "bag of words" not in line]
 
 
@@ -205,17 +204,18 @@ def diverging(monkeypatch, bad_rates):
 
 
 def test_a_rate_by_which_a_trial_diverged_is_not_chosen(
-    stsb_config, corpus, tmp_path, monkeypatch
+    stsb_config, corpus, tmp_path, monkeypatch, said
 ):
     diverging(monkeypatch, bad_rates=[1e-2])
-    results, said = scored(stsb_config, corpus, tmp_path / "w")
+    results, lines = scored(stsb_config, corpus, tmp_path / "w", said)
     found = results["stsb"]["starts"]["random"]
     assert found["diverged"] == {"0.001": 0, "0.01": 1}
     assert found["scores"]["0.01"][0] == 0 < found["scores"]["0.01"][1]
     assert np.median(found["scores"]["0.01"]) > found["median"]
     assert found["best_rate"] == 1e-3
     assert (
-        said[0].endswith("at once)") and "1 diverged: their outputs are not" in said[1]
+        lines[0].endswith("at once)")
+        and "1 diverged: their outputs are not" in lines[1]
     )
     page = (tmp_path / "w" / "glue.md").read_text()
     assert (
@@ -366,20 +366,21 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
 
 
 def test_how_many_trials_ran_at_once_is_said_and_kept(
-    own_config, corpus, tmp_path, monkeypatch
+    own_config, corpus, tmp_path, monkeypatch, said
 ):
     """Also where it was measured: the next session takes the same."""
     monkeypatch.setattr(
         finetuning, "_seconds_per_step", lambda _, count, __: {1: 1.0, 3: 9.0}[count]
     )
     config = with_glue(own_config, trials_at_once=0, eps=1.01e-6)
-    results, said = scored(config, corpus, tmp_path / "w")
+    results, lines = scored(config, corpus, tmp_path / "w", said)
     assert results["own"]["trials_at_once"] == 1
-    assert said[0].endswith("s; 1 of 3 trials at once)")
+    assert lines[0].endswith("s; 1 of 3 trials at once)")
     monkeypatch.delattr(finetuning, "trials_at_once")
     more = with_glue(config, learning_rates=(1e-3, 2e-3))
-    results, said = scored(more, corpus, tmp_path / "w")
-    assert said[0].startswith("Own task: random at 0.002") or len(said) == 1
+    said.clear()
+    results, lines = scored(more, corpus, tmp_path / "w", said)
+    assert lines[0].startswith("Own task: random at 0.002") or len(lines) == 1
     entry = json.loads((tmp_path / "w" / "glue.json").read_text())["tasks"]["own"]
     assert entry["trials_at_once"] == 1
     assert list(entry["starts"]["random"]["scores"]) == ["0.001", "0.002"]

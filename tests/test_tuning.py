@@ -43,9 +43,8 @@ def test_memory_that_may_be_used(gpu):
     assert tuning.memory_limit_bytes() == int(0.95 * 16 * 2**30)
 
 
-def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
+def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch, said):
     """6 sequences should fit in 7 GB, and do not; not one does in half a GB."""
-    said = []
 
     def seconds_per_step(step, at_least_s):
         if step.config.micro_batch > 4:
@@ -58,7 +57,7 @@ def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
     monkeypatch.setattr(tuning, "needed_bytes", needed_bytes)
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
     monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 7 * 10**9)
-    config = tuning.choose(automatic, build, said.append)
+    config = tuning.choose(automatic, build)
     assert (config.micro_batch, config.model.attention) == (4, "xla")
     assert dataclasses.replace(config, micro_batch=0, model=automatic.model) == (
         automatic
@@ -71,7 +70,7 @@ def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch):
     ]
     monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 5 * 10**8)
     with pytest.raises(UserError, match=r"config\.micro_batch is 0: not one sequence"):
-        tuning.choose(automatic, build, said.append)
+        tuning.choose(automatic, build)
 
 
 def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch):
@@ -81,7 +80,7 @@ def test_another_error_is_not_taken_for_too_little_memory(automatic, monkeypatch
     monkeypatch.setattr(tuning, "needed_bytes", lambda *_, **__: 0)
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        tuning.choose(automatic, build, print)
+        tuning.choose(automatic, build)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_cudnn_on_an_old_card_is_refused(data_dir, gpu):
     ],
 )
 def test_the_faster_attention_is_taken(
-    data_dir, gpu, monkeypatch, cudnn, expected, line
+    data_dir, gpu, monkeypatch, cudnn, expected, line, said
 ):
     seconds = {"xla": 1.0, "cudnn": cudnn}
 
@@ -139,14 +138,13 @@ def test_the_faster_attention_is_taken(
         return result
 
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
-    said = []
     config = tiny_config(data_dir, "model.dtype=bfloat16", "model.attention=auto")
-    chosen = tuning.choose(config, step_of, said.append)
+    chosen = tuning.choose(config, step_of)
     assert chosen.model.attention == expected
     assert any(line in text for text in said)
 
 
-def test_attentions_are_compared_with_what_fits(data_dir, gpu, monkeypatch):
+def test_attentions_are_compared_with_what_fits(data_dir, gpu, monkeypatch, said):
     def seconds_per_step(step):
         if step.config.micro_batch > 3:
             raise OUT_OF_MEMORY
@@ -154,15 +152,11 @@ def test_attentions_are_compared_with_what_fits(data_dir, gpu, monkeypatch):
 
     monkeypatch.setattr(tuning, "seconds_per_step", seconds_per_step)
     flags = "model.dtype=bfloat16", "model.attention=auto", "micro_batch=0"
-    said = []
-    assert (
-        tuning._attention(tiny_config(data_dir, *flags), step_of, said.append)
-        == "cudnn"
-    )
+    assert tuning._attention(tiny_config(data_dir, *flags), step_of) == "cudnn"
     assert said[-1].startswith("attention: cudnn (tokens/s with 3 sequences: xla 48,")
     fixed = tiny_config(data_dir, *flags[:2])  # with a micro-batch of 4
     with pytest.raises(UserError, match="no attention runs with 4 sequences"):
-        tuning._attention(fixed, step_of, said.append)
+        tuning._attention(fixed, step_of)
 
 
 def test_a_run_records_what_was_chosen_and_keeps_to_it(

@@ -23,7 +23,7 @@ def config(data_dir):
 
 @pytest.fixture(scope="module")
 def books(config) -> Corpus:
-    return prepare(config, say=lambda line: None)
+    return prepare(config)
 
 
 def as_text(tokens) -> str:

@@ -13,9 +13,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
 from cramjax.data.readers import File, Records
 from cramjax.data.repeats import SEPARATOR
 from cramjax.data.sources import grouped
+
+logger = logging.getLogger(__name__)
 
 FOUND, CUTS = "duplicates.json", "cuts.npy"  # written last
 TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")
@@ -42,7 +45,7 @@ def is_on(data: DataConfig) -> bool:
 
 
 def deduplicated(
-    found: Sequence[File], data: DataConfig, folder: Path, say: Callable[[str], None]
+    found: Sequence[File], data: DataConfig, folder: Path
 ) -> tuple[list[File], dict[str, Any]]:
     """Returns files that give the text without what occurred before in all of it.
 
@@ -69,7 +72,7 @@ def deduplicated(
     start = time.monotonic()
     path = folder / CUTS
     if not ((folder / FOUND).exists() and path.exists()):
-        cuts_Rx4, facts = _find_cuts(found, data, folder, say)
+        cuts_Rx4, facts = _find_cuts(found, data, folder)
         with files.replacing(path) as file:
             np.save(file, cuts_Rx4)
         files.write_json(folder / FOUND, facts)
@@ -77,7 +80,7 @@ def deduplicated(
         for temporary in folder.glob(pattern):
             temporary.unlink()
     facts = files.read_json(folder / FOUND, "run again")
-    say(
+    logger.info(
         f"duplicates: {facts['documents']:,} documents and {facts['spans']:,} spans "
         f"dropped, {facts['bytes'] / 1e6:,.1f} of {facts['of_bytes'] / 1e6:,.1f} MB, "
         f"{time.monotonic() - start:.0f}s"
@@ -118,7 +121,7 @@ def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
 
 
 def _find_cuts(
-    found: Sequence[File], data: DataConfig, folder: Path, say: Callable[[str], None]
+    found: Sequence[File], data: DataConfig, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns cuts_Rx4, see `_without`, and the facts about them."""
     if data.dedup_bytes:
@@ -129,7 +132,7 @@ def _find_cuts(
         duplicate_D = _equal_to_earlier(text.table["digest"])
     chunks, spans_Rx2 = 0, np.zeros((0, 2), np.int64)
     if data.dedup_bytes:
-        chunks, spans_Rx2 = _repeats(text, data, folder, say)
+        chunks, spans_Rx2 = _repeats(text, data, folder)
         spans_Rx2 = spans_Rx2[~duplicate_D[text.documents_at(spans_Rx2[:, 0])]]
     cuts_Rx4 = _cuts(text, duplicate_D, spans_Rx2)
     documents = int(duplicate_D.sum())
@@ -154,9 +157,7 @@ def _equal_to_earlier(digests_Dx2: np.ndarray) -> np.ndarray:
     return equal_D
 
 
-def _repeats(
-    text: "Spool", data: DataConfig, folder: Path, say: Callable[[str], None]
-) -> tuple[int, np.ndarray]:
+def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.ndarray]:
     """Returns the number of parts, and the spans that repeat earlier text."""
     edges = [0]
     total, chunk = int(text.starts_D[-1]), data.dedup_chunk_bytes
@@ -175,7 +176,9 @@ def _repeats(
                 np.save(file, _search(text, search, data.dedup_bytes))
         spans_Rx2 = repeats.union(np.concatenate([spans_Rx2, np.load(path)]))
         if len(searches) > 1:
-            say(f"duplicates: {done} of {len(searches)} pairs of parts searched")
+            logger.info(
+                f"duplicates: {done} of {len(searches)} pairs of parts searched"
+            )
     return len(parts), spans_Rx2
 
 

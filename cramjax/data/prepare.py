@@ -5,10 +5,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from cramjax.data.readers import MAX_VALUES, File, Records
 from cramjax.data.remote import RemoteFile
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
+
+logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 TEMPORARY = ("facts-*.json", "counts-*.npy", dedup.CUTS, dedup.FOUND)
@@ -125,7 +128,7 @@ def _is_hashed(config: Config, found: Sequence[File]) -> bool:
     return all(isinstance(f, RemoteFile) or known.remembers(f.path) for f in found)
 
 
-def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
+def prepare(config: Config) -> Corpus:
     """Returns the packed corpus of a config, and builds it if it does not exist.
 
     It is built in a folder beside it, whose name ends in ".partial": stopped at any
@@ -148,18 +151,18 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
         contents = sources.contents(found, config.data)
         path = _path(config, found, contents)
         if not (path / MANIFEST).exists():
-            with _lock(path, say):
+            with _lock(path):
                 if not path.exists():
                     building = path.with_name(f"{path.name}.partial")
                     building.mkdir(exist_ok=True)
                     with _removed_if_useless(building):
-                        _build(config, found, contents, building, say)
+                        _build(config, found, contents, building)
                     building.rename(path)
                     _remove_temporary(path)
                     return Corpus(path)
     if not (path / MANIFEST).exists():
         raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
-    say(f"corpus: {path} (found)")
+    logger.info(f"corpus: {path} (found)")
     _remove_temporary(path)
     existing = Corpus(path)
     existing.verify()
@@ -167,14 +170,14 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Corpus:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Waits until no other process builds the corpus."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"corpus: another process is building {path}, waiting for it ...")
+        logger.info(f"corpus: another process is building {path}, waiting for it ...")
         lock.acquire()
     try:
         yield
@@ -214,18 +217,17 @@ def _build(
     found: Sequence[File],
     contents: Sequence[dict[str, Any]],
     folder: Path,
-    say: Callable[[str], None],
 ) -> None:
     if any(isinstance(file, RemoteFile) for file in found):
-        say(f"corpus: {_needs(config, found)}")
+        logger.info(f"corpus: {_needs(config, found)}")
     texts, duplicates = list(found), {}
     if dedup.is_on(config.data):
-        texts, duplicates = dedup.deduplicated(found, config.data, folder, say)
+        texts, duplicates = dedup.deduplicated(found, config.data, folder)
     groups = sources.grouped(texts)
     if not (folder / TOKENIZER).exists():
-        _make_tokenizer(config, groups, folder, say)
+        _make_tokenizer(config, groups, folder)
     start = time.monotonic()
-    by_group = encode_all(config, groups, folder, say)
+    by_group = encode_all(config, groups, folder)
     if sources.contents(found, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
@@ -241,7 +243,7 @@ def _build(
         path.unlink()
     first, *others = corpus.summary_lines(config, manifest)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
-        say(f"corpus: {line}")
+        logger.info(f"corpus: {line}")
 
 
 def _needs(config: Config, found: Sequence[File]) -> str:
@@ -272,7 +274,6 @@ def encode_all(
     config: Config,
     groups: Sequence[Sequence[File]],
     folder: Path,
-    say: Callable[[str], None],
 ) -> list[list[dict[str, Any]]]:
     """Writes all shards with the folder's tokenizer, on all cores.
 
@@ -282,7 +283,9 @@ def encode_all(
 
     def progress(done: int, shards: list[dict[str, Any]]) -> None:
         size = sum(shard["bytes"] for shard in shards)
-        say(f"corpus: {done} of {len(groups)} parts, this one {size / 1e6:,.0f} MB")
+        logger.info(
+            f"corpus: {done} of {len(groups)} parts, this one {size / 1e6:,.0f} MB"
+        )
 
     common = (config, folder, SHARD_CHARS)
     calls = [(number, group, *common) for number, group in enumerate(groups)]
@@ -293,7 +296,6 @@ def _make_tokenizer(
     config: Config,
     groups: Sequence[Sequence[File]],
     folder: Path,
-    say: Callable[[str], None],
 ) -> None:
     """Writes the tokenizer, trained on a sample of the text or taken from another.
 
@@ -316,7 +318,7 @@ def _make_tokenizer(
         with processes.pool(1, processes.cores()) as pool:
             as_json = pool.submit(train_tokenizer, config, found).result()
     files.write_text(folder / TOKENIZER, as_json)
-    say(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")
+    logger.info(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")
 
 
 def train_tokenizer(config: Config, found: Sequence[File]) -> str:

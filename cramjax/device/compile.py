@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import jax
 import numpy as np
 
 from cramjax.config import Config
+
+logger = logging.getLogger(__name__)
 
 MIN_COMPILE_S = 0.5  # a program that compiles faster is not worth a file
 MEASURED_S = 2.0  # of steps, at least
@@ -34,7 +37,7 @@ def use_cache(folder: str) -> None:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # no home folder, or no right to write
-        print(f"config.compilation_cache is {folder!r}: not used ({error})")
+        logger.warning(f"config.compilation_cache is {folder!r}: not used ({error})")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)

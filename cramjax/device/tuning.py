@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from cramjax.device.compile import (
     tree_bytes,
 )
 from cramjax.errors import UserError, is_out_of_memory, one_line
+
+logger = logging.getLogger(__name__)
 
 # Makes the micro-step of a config for this device: `train_step.build`.
 Build = Callable[[Config], MicroStep]
@@ -53,16 +56,16 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
     return config
 
 
-def choose(config: Config, build: Build, say: Callable[[str], None] = print) -> Config:
+def choose(config: Config, build: Build) -> Config:
     """Returns the config with the attention and the micro-batch that suit this device.
 
     Raises:
       UserError: not even one sequence fits.
     """
     if config.model.attention == "auto":
-        config = with_attention(config, _attention(config, build, say))
+        config = with_attention(config, _attention(config, build))
     if config.micro_batch == 0:
-        rows = _micro_batch(config, build, say)
+        rows = _micro_batch(config, build)
         config = dataclasses.replace(config, micro_batch=rows)
     return config
 
@@ -106,17 +109,17 @@ def would_use_cudnn(config: Config) -> bool:
     return config.model.mixing == "attention" and not masked
 
 
-def _attention(config: Config, build: Build, say: Callable[[str], None]) -> str:
+def _attention(config: Config, build: Build) -> str:
     """Returns the implementation that trains faster."""
     names = attentions(config)
     if len(names) == 1:
-        say(f"attention: {names[0]}, the only one for this model and device")
+        logger.info(f"attention: {names[0]}, the only one for this model and device")
         return names[0]
     rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
-    tokens_per_s = _tokens_per_s(config, names, rows, build, say)
+    tokens_per_s = _tokens_per_s(config, names, rows, build)
     while not tokens_per_s and not config.micro_batch and rows > 1:
         rows //= 2
-        tokens_per_s = _tokens_per_s(config, names, rows, build, say)
+        tokens_per_s = _tokens_per_s(config, names, rows, build)
     if not tokens_per_s:
         raise UserError(
             f"config.micro_batch is {config.micro_batch}: no attention runs with "
@@ -124,7 +127,7 @@ def _attention(config: Config, build: Build, say: Callable[[str], None]) -> str:
         )
     best = max(tokens_per_s, key=tokens_per_s.__getitem__)
     speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
-    say(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
+    logger.info(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
     return best
 
 
@@ -133,7 +136,6 @@ def _tokens_per_s(
     names: Sequence[str],
     rows: int,
     build: Build,
-    say: Callable[[str], None],
 ) -> dict[str, float]:
     """Measures those attentions that run with so many sequences."""
     found = {}
@@ -142,7 +144,7 @@ def _tokens_per_s(
         try:
             seconds = seconds_per_step(build(trial))
         except RuntimeError as error:  # of XLA: no memory, or no cuDNN
-            say(
+            logger.info(
                 f"attention: {name} does not run here with {rows} sequences "
                 f"({one_line(error)})"
             )
@@ -151,7 +153,7 @@ def _tokens_per_s(
     return found
 
 
-def _micro_batch(config: Config, build: Build, say: Callable[[str], None]) -> int:
+def _micro_batch(config: Config, build: Build) -> int:
     """Returns the largest number of sequences whose step fits when it is run."""
     limit = memory_limit_bytes()
     needs: dict[int, float] = {}
@@ -160,7 +162,7 @@ def _micro_batch(config: Config, build: Build, say: Callable[[str], None]) -> in
         return build(dataclasses.replace(config, micro_batch=rows))
 
     def need_bytes(rows: int) -> float:
-        say(f"micro-batch: compiling for {rows} sequences ...")
+        logger.info(f"micro-batch: compiling for {rows} sequences ...")
         needs[rows] = needed_bytes(step_of(rows))
         return needs[rows]
 
@@ -177,12 +179,12 @@ def _micro_batch(config: Config, build: Build, say: Callable[[str], None]) -> in
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            say(f"micro-batch: {rows} sequences do not fit after all")
+            logger.info(f"micro-batch: {rows} sequences do not fit after all")
             continue
         sizes = ""
         if rows in needs:
             sizes = f" ({needs[rows] / 1e9:.1f} of {limit / 1e9:.1f} GB)"
-        say(f"micro-batch: {rows} sequences, the most that fit{sizes}")
+        logger.info(f"micro-batch: {rows} sequences, the most that fit{sizes}")
         return rows
     raise UserError(
         f"config.micro_batch is 0: not one sequence fits in the {limit / 1e9:.1f} GB "

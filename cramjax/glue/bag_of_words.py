@@ -1,8 +1,9 @@
 """The baseline without word order: a linear model on words and word pairs."""
 
+import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from sklearn.linear_model import Ridge, SGDClassifier
 
 from cramjax.glue import data, scores
 
+logger = logging.getLogger(__name__)
+
 TOKENS = r"\w+|[^\w\s]"  # words and punctuation marks
 STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all tasks
 
@@ -19,13 +22,14 @@ STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all
 def add(
     entries: dict[str, dict[str, Any]],
     rows: data.TaskRows[data.Rows],
-    say: Callable[[str], None],
 ) -> None:
     """Adds {metric: score} as "bag_of_words" to a task's entries of glue.json."""
     if all("bag_of_words" in entry for entry in entries.values()):
         return
     task, train = rows.task, rows.train
-    say(f"{task.title}: bag of words: fitting it to {len(train):,} training rows")
+    logger.info(
+        f"{task.title}: bag of words: fitting it to {len(train):,} training rows"
+    )
     begin = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
     elapsed_s = time.monotonic() - begin
@@ -38,7 +42,7 @@ def add(
         entries[scored.name]["bag_of_words"] = found
         first = scored.metrics[0]
         result = f"{first} {found[first]:.1f} ({elapsed_s:.0f}s)"
-        say(f"{scored.title}: bag of words: {result}")
+        logger.info(f"{scored.title}: bag of words: {result}")
 
 
 def predict(

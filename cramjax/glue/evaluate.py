@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import finetune, seconds_per_row
 from cramjax.glue.journal import Journal
+
+logger = logging.getLogger(__name__)
 
 RESULTS = "glue.json"
 TABLE = "glue.md"
@@ -79,9 +82,7 @@ def look(config: Config, workdir: Path | None = None) -> Found:
     return found
 
 
-def fetch(
-    config: Config, found: Found, say: Callable[[str], None] = print
-) -> list[tasks.Task]:
+def fetch(config: Config, found: Found) -> list[tasks.Task]:
     """Downloads and prepares what is missing; prints which tasks will not be scored.
 
     Returns:
@@ -95,7 +96,7 @@ def fetch(
     if any(data.is_from_tfds(task, config.glue) for task in wanted):
         todo = ", ".join(task.title for task in found.downloadable)
         size = f"{found.download_bytes / 1e6:,.1f} MB to download"
-        say(
+        logger.info(
             f"GLUE: from TFDS, in {tfds_source.folder(config.glue)}"
             + (f"; preparing {todo} ({size}) ..." if todo else "")
         )
@@ -108,7 +109,7 @@ def fetch(
     if notes and not complete:
         raise UserError("\n".join(notes))
     for note in notes:
-        say(note)
+        logger.info(note)
     return [task for task in tasks.get(config.glue) if task in complete]
 
 
@@ -160,7 +161,6 @@ def evaluate(
     weights: dict[str, Any],
     tokenizer: Tokenizer,
     workdir: Path,
-    say: Callable[[str], None] = print,
     imported: bool = False,
     chosen: Sequence[tasks.Task] | None = None,
 ) -> dict[str, Any]:
@@ -176,7 +176,6 @@ def evaluate(
       weights: parameters of `encoder.MaskedLM` for every initialization but "random".
       tokenizer: the one they were trained with.
       workdir: the folder of glue.json.
-      say: called with a line per initialization and learning rate.
       imported: the weights are those of another project's model.
       chosen: the tasks, as `fetch` returns them; by default all of the config's.
 
@@ -203,13 +202,13 @@ def evaluate(
         try:
             rows = _read(config, task)
         except data.Incomplete as error:
-            say(error.note)
+            logger.info(error.note)
             continue
         for note in rows.notes if chosen is None else ():
-            say(note)
+            logger.info(note)
         entries = _entries(path, results, rows)
         results |= entries
-        bag_of_words.add(entries, rows, say)
+        bag_of_words.add(entries, rows)
         encoded = data.encode_all(rows, tokenizer, config.glue)
         del rows  # the texts of a large task
         for start, rate in jobs:
@@ -237,7 +236,7 @@ def evaluate(
                 _write(path, results, config)
                 journal.clear()
             for entry in entries.values():
-                say(_scores_line(entry, start, rate, time.monotonic() - begin))
+                logger.info(_scores_line(entry, start, rate, time.monotonic() - begin))
     if results and new:
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)

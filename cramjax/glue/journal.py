@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import logging
 import math
 import sys
 import time
@@ -23,6 +24,8 @@ from cramjax.glue.data import Encoded, TaskRows
 from cramjax.glue.finetune import EVAL_BATCH, Group, Watch
 from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
+
+logger = logging.getLogger(__name__)
 
 LOG = "finetune.jsonl"
 PLAIN_EVERY_S = 30.0
@@ -116,7 +119,7 @@ class Journal(Watch):
             self._live.update(Text(text))
         elif now - self._last_plain > PLAIN_EVERY_S:
             self._last_plain = now
-            print(text, flush=True)
+            logger.info(text)
 
     def epoch(
         self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]

@@ -5,6 +5,7 @@ A full disk must neither end a run nor cost its last checkpoint: see `save` and
 """
 
 import contextlib
+import logging
 import shutil
 import signal
 import time
@@ -19,6 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cramjax.config import CheckpointConfig
 from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
 from cramjax.training.clock import Clock
+
+logger = logging.getLogger(__name__)
 
 WAIT_S = 1.0  # between two looks at a full disk
 # Leaves of the state that earlier versions stored under another name.
@@ -53,12 +56,12 @@ class CheckpointStore:
         self.wait()
         self._manager.close()
 
-    def warn_if_full(self, state: Any, say: Callable[[str], None]) -> None:
+    def warn_if_full(self, state: Any) -> None:
         """Warns if the disk has no room for a checkpoint now."""
         try:
             self._check_room(state)
         except DiskFull as error:
-            say(f"{error}; going on, make room")
+            logger.warning(f"{error}; going on, make room")
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.
@@ -68,7 +71,7 @@ class CheckpointStore:
         try:
             self._save(step, state, host)
         except DiskFull as error:
-            print(f"{error}; going on, make room", flush=True)
+            logger.warning(f"{error}; going on, make room")
 
     def save_at_last(
         self,
@@ -98,7 +101,7 @@ class CheckpointStore:
                 return
             except DiskFull as error:
                 if not announced:
-                    print(f"{error}; waiting for room, Ctrl-C gives up", flush=True)
+                    logger.warning(f"{error}; waiting for room, Ctrl-C gives up")
                 announced = True
                 if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
                     step = self.latest_step() or 0

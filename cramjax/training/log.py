@@ -6,6 +6,7 @@ if it has the key `event`. Lines are appended; only `MetricsLog.cut` removes any
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -21,6 +22,8 @@ from cramjax import files
 from cramjax.config import BudgetConfig
 from cramjax.errors import is_disk_full
 from cramjax.training.clock import Clock
+
+logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 10.0
 PASSES_KNOWN_AT = 0.05  # fraction of the budget after which the speed is believed
@@ -193,19 +196,12 @@ class ProgressLine:
             self._live.update(self._task, completed=used, description=text)
         elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
             self._last_plain = now
-            print(f"pretraining {used:6.1%}  {text}", flush=True)
-
-    def print(self, line: str) -> None:
-        """Prints a line of its own."""
-        if self._live:
-            self._live.console.print(line)
-        else:
-            print(line, flush=True)
+            logger.info(f"pretraining {used:6.1%}  {text}")
 
     def _print_passes(self, tokens: float) -> None:
         passes, self._corpus_tokens = tokens / self._corpus_tokens, 0
         if passes > 1:
-            self.print(f"budget: at this speed {passes:.1f} passes over the corpus")
+            logger.info(f"budget: at this speed {passes:.1f} passes over the corpus")
 
 
 def _device(throughput: Mapping[str, float]) -> str:

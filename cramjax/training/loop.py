@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import signal
 import time
@@ -26,6 +27,8 @@ from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
 from cramjax.training.log import MetricsLog, ProgressLine, Readings
 from cramjax.training.validation import score
+
+logger = logging.getLogger(__name__)
 
 # Events of metrics.jsonl.
 STEPPED_BACK = "stepped_back"
@@ -102,7 +105,7 @@ def train(session: Session) -> int | None:
     session.compiled |= session.micro_step.shapes
     in_flight = None
     with stop_signals() as signals, line:
-        store.warn_if_full(session.state, line.print)
+        store.warn_if_full(session.state)
         while (used := clock.progress()) < 1 and not signals:
             # The device works on this step while the host reads the one before it: it
             # never waits for the host, and the host is at most one step ahead of it.
@@ -115,7 +118,7 @@ def train(session: Session) -> int | None:
                 read_metrics(session, in_flight)
                 in_flight = None
             if session.first_step_s is None and session.last_read:
-                note_first_step(session, line, compiled_before_s)
+                note_first_step(session, compiled_before_s)
             line.update(clock, session.readings, session.throughput.latest)
             if has_bad_numbers(session):
                 in_flight = None
@@ -125,7 +128,7 @@ def train(session: Session) -> int | None:
                 write_line(session)
                 check_loss(session)
             if validates:
-                validate(session, line)
+                validate(session)
                 validation.restart()
             if saves:
                 save(session)
@@ -241,14 +244,12 @@ def read_metrics(session: Session, step: Step | None) -> None:
     }
 
 
-def note_first_step(
-    session: Session, line: ProgressLine, compiled_before_s: float
-) -> None:
+def note_first_step(session: Session, compiled_before_s: float) -> None:
     """Reports how long it took until the session's first step was done."""
     clock = session.clock
     session.first_step_s = time.monotonic() - session.micro_step.begun
     compile_s = clock.seconds["compilation"] - compiled_before_s
-    line.print(
+    logger.info(
         f"first step after {session.first_step_s:.1f} s, "
         f"{compile_s:.1f} s of compilation"
     )
@@ -277,7 +278,7 @@ def write_line(session: Session) -> None:
     )
 
 
-def validate(session: Session, line: ProgressLine) -> None:
+def validate(session: Session) -> None:
     """Scores the weights on held-out text."""
     clock, corpus = session.clock, session.corpus
     with clock.measure("validation"):
@@ -290,7 +291,7 @@ def validate(session: Session, line: ProgressLine) -> None:
         elapsed_s=clock.elapsed_s,
         **scores,
     )
-    line.print(
+    logger.info(
         f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
         f"{corpus.manifest['unigram_entropy']:.3f}) after {clock.tokens:,} tokens, "
         f"{clock.progress():.1%} of the budget"
@@ -375,10 +376,9 @@ def step_back(session: Session) -> None:
         energy_kwh=session.throughput.energy_kwh,
         why=why,
     )
-    print(
+    logger.warning(
         f"{why}: going on from step {clock.step} with the learning rate times "
-        f"{config.guard.rate_factor:g}",
-        flush=True,
+        f"{config.guard.rate_factor:g}"
     )
 
 

@@ -48,7 +48,7 @@ def host(config: Config) -> dict[str, float]:
             f"data.dir={folder}",
             f"model.max_length={config.model.max_length}",
         ]
-        corpus = prepare(load("quickstart", overrides), say=lambda _: None)
+        corpus = prepare(load("quickstart", overrides))
         order, seed = config.data.order, config.seed
         return {
             "read_tokens_per_s": read_speed(corpus, order, seed, READ_S),

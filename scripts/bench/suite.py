@@ -1,6 +1,7 @@
 """The whole benchmark, the most telling first, until its time is used."""
 
 import dataclasses
+import logging
 import signal
 from collections.abc import Callable
 from statistics import median
@@ -19,20 +20,19 @@ from cramjax.model.flops import train_flops_per_token
 from cramjax.run import check_platform
 from cramjax.training import train_step
 
+logger = logging.getLogger("cramjax.bench")
+
 WINDOWS = 3
 LADDER = (2, 0.5, 4, 0.25)  # further micro-batches over the config's, in this order
 
 
-def measure(
-    config: Config, minutes: float, say: Callable[[str], None] = print
-) -> dict[str, Any]:
+def measure(config: Config, minutes: float) -> dict[str, Any]:
     """Measures what the time allows; the first variant is measured in any case.
 
     Args:
       config: its model, recipe, micro-batch and GLUE protocol count. What it leaves to
         the device (`tuning`) is chosen first.
       minutes: until the end, about: a compilation that takes longer is not broken off.
-      say: gets a line for every part that begins.
 
     Returns:
       {"tokens_per_s", "mfu" (both of the fastest variant), "ratio_to_pytorch" (median,
@@ -48,14 +48,14 @@ def measure(
     check_platform(config)
     deadline = Deadline(minutes * 60)
     around, before = report.environment(), report.Processors.now()
-    say(f"benchmark: {around['device']}, {minutes:g} minutes at most")
-    config = tuning.choose(config, train_step.build, say)
-    steps = Variants(config, deadline, say)
+    logger.info(f"benchmark: {around['device']}, {minutes:g} minutes at most")
+    config = tuning.choose(config, train_step.build)
+    steps = Variants(config, deadline)
     found: dict[str, Any] = {"pytorch": None, "host": None, "trials": None}
     interrupted = None
     try:
         steps.measure(config.micro_batch)
-        _beside(config, steps, found, deadline, say)
+        _beside(config, steps, found, deadline)
     except KeyboardInterrupt as error:
         if not steps.rows:
             raise
@@ -85,14 +85,13 @@ def _beside(
     steps: "Variants",
     found: dict[str, Any],
     deadline: Deadline,
-    say: Callable[[str], None],
 ) -> None:
     """Measures all but the first variant, into `found` and `steps`."""
 
     def part(name: str, what: str, needed_s: float, work: Callable[[], Any]) -> None:
         if not deadline.allows(what, needed_s):
             return
-        say(f"{what} ({deadline.used_s:.0f}s so far)")
+        logger.info(f"{what} ({deadline.used_s:.0f}s so far)")
         try:
             found[name] = work()
         except Exception as error:  # of any kind: it must not lose what was measured
@@ -128,9 +127,9 @@ class Variants:
       correctness: {attention: what `step.check` returned}.
     """
 
-    def __init__(self, config: Config, deadline: Deadline, say: Callable[[str], None]):
+    def __init__(self, config: Config, deadline: Deadline):
         """Measures nothing yet."""
-        self._config, self._deadline, self._say = config, deadline, say
+        self._config, self._deadline = config, deadline
         own = config.model.attention
         others = [name for name in tuning.attentions(config) if name != own]
         self._attentions = [own, *others]
@@ -168,7 +167,7 @@ class Variants:
             first = not self.rows
             if not first and not self._deadline.allows(what, growth * self._longest_s):
                 continue
-            self._say(f"{what} ({self._deadline.used_s:.0f}s so far)")
+            logger.info(f"{what} ({self._deadline.used_s:.0f}s so far)")
             try:
                 self._measure(attention, micro_batch)
             except (UserError, RuntimeError, ValueError) as error:
