@@ -83,7 +83,7 @@ def test_what_is_dropped_is_counted_and_shown(tmp_path):
         "data.max_document_chars=100",
         "model.vocab_size=80",
     )
-    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides))
     filtered = {"min_document_chars": 4, "max_document_chars": 1}
     assert corpus.manifest["filtered"] == filtered
     assert corpus.manifest["documents"]["filtered"] == 5
@@ -105,7 +105,7 @@ def test_what_stands_before_and_after_documents(tmp_path, cls, sep):
         "model.vocab_size=80",
     )
     config = tiny_config(tmp_path / "d", *overrides)
-    corpus = prepare.prepare(config, lambda _: None)
+    corpus = prepare.prepare(config)
     ids = []
     for text in texts:
         if not encode.is_held_out(text, config.data.held_out_share):
@@ -131,7 +131,7 @@ def test_a_later_file_in_another_script_is_refused_too(tmp_path, corpus, own):
     if own:
         overrides.append(f"data.tokenizer={corpus.path / 'tokenizer.json'}")
     with pytest.raises(UserError, match="config.data.normalizer removes"):
-        prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+        prepare.prepare(tiny_config(tmp_path / "d", *overrides))
 
 
 def test_damage_beside_the_shards_is_named(corpus, tmp_path):

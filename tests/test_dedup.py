@@ -376,7 +376,7 @@ def test_the_tokenizer_does_not_see_what_is_dropped(tmp_path, monkeypatch):
     config = config_of(tmp_path, *BOTH, "data.held_out_share=1e-9")
     monkeypatch.setattr(tokenizer, "train", note)
     found = sources.resolve(config.data)
-    left, _ = dedup.deduplicated(found, config.data, tmp_path, lambda line: None)
+    left, _ = dedup.deduplicated(found, config.data, tmp_path)
     prepare.train_tokenizer(config, left)
     assert seen == cut_by_definition(documents_of(config), 40)
 

@@ -265,10 +265,10 @@ def test_stopped_before_the_last_step_nothing_is_encoded_again(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "rename", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare(config, lambda _: None)
+        prepare.prepare(config)
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(encode, "_encode_shard", None)  # would not work
-    corpus = prepare.prepare(config, lambda _: None)
+    corpus = prepare.prepare(config)
     assert len(corpus.train) and not list(corpus.path.glob("facts-*"))
 
 
@@ -283,11 +283,11 @@ def test_a_read_error_keeps_what_is_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(encode, "encode_group", fails)
     with pytest.raises(SourceLost):
-        prepare.prepare(config, lambda _: None)
+        prepare.prepare(config)
     (building,) = (tmp_path / "d").glob("*.partial")
     assert (building / "tokenizer.json").exists()
     monkeypatch.setattr(encode, "encode_group", encode_group)
-    prepare.prepare(config, lambda _: None)
+    prepare.prepare(config)
 
 
 def test_a_long_line_without_a_space_does_not_stall(tmp_path):
@@ -296,7 +296,7 @@ def test_a_long_line_without_a_space_does_not_stall(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(lines))
     overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=80")
     start = time.monotonic()
-    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+    corpus = prepare.prepare(tiny_config(tmp_path / "d", *overrides))
     assert time.monotonic() - start < 30
     assert set(corpus.manifest["problems"]) == {"documents cut for their length"}
     assert "qujd" not in corpus.tokenizer.get_vocab()

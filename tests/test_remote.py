@@ -185,7 +185,7 @@ def test_checking_reads_no_local_file(hub, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Fingerprints, "file", None)
         prepare.check(config)
-    path = prepare.prepare(config, lambda line: None).path
+    path = prepare.prepare(config).path
     hub.requests.clear()
     prepare.check(config)  # the corpus exists and its files have not changed
     assert hub.requests == [] and (path / "manifest.json").exists()

@@ -314,7 +314,7 @@ def test_rules_that_keep_nothing_name_the_values(tmp_path, rules, message, more)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     overrides = (f"data.sources={tmp_path}/*.jsonl", f"data.keep={rules}", more)
     with pytest.raises(UserError) as error:
-        prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda _: None)
+        prepare.prepare(tiny_config(tmp_path / "d", *overrides))
     assert str(error.value).endswith(message)
     assert not list((tmp_path / "d").glob("*.partial"))
 
@@ -384,7 +384,7 @@ def test_a_build_resolves_its_sources_once(tmp_path, monkeypatch):
     overrides = (f"data.sources={tmp_path}/a.txt", "model.vocab_size=40")
     resolve, calls = sources.resolve, []
     monkeypatch.setattr(sources, "resolve", lambda d: calls.append(d) or resolve(d))
-    prepare.prepare(tiny_config(tmp_path / "d", *overrides), lambda line: None)
+    prepare.prepare(tiny_config(tmp_path / "d", *overrides))
     assert len(calls) == 1
 
 

@@ -84,7 +84,7 @@ def test_every_document_is_read_once(source, tmp_path):
 def test_a_corpus_of_it(source, tmp_path, said):
     overrides = (f"data.sources={source}", *COMMON, HELD_OUT)
     config = tiny_config(tmp_path / "d", *overrides)
-    corpus = prepare.prepare(config, lambda _: None)
+    corpus = prepare.prepare(config)
     assert sum(corpus.manifest["documents"].values()) == 60
     assert prepare.prepare(config).path == corpus.path
     assert said == [f"corpus: {corpus.path} (found)"]
