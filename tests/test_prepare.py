@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_resumable(tmp_path, small_shards, monkeypat
         write(path, data)
 
     monkeypatch.setattr(files, "write_bytes", write_until_full)
-    with pytest.raises(UserError, match="No space left.*goes on with what is") as error:
+    with pytest.raises(UserError, match="No space left.*continues with what is") as error:
         prepare.prepare(config)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(files, "write_bytes", write)

@@ -114,7 +114,7 @@ def test_a_lost_connection_is_no_damage(
     whole = build(tmp_path / "a", source)
     size = (tmp_path / "hub/me/books/train" / name).stat().st_size
     hub.cut, hub.cut_status = {name: size * 3 // 5}, status
-    with pytest.raises(SourceLost, match=f"{name}: reading stopped .* goes on") as lost:
+    with pytest.raises(SourceLost, match=f"{name}: reading stopped .* continues") as lost:
         build(tmp_path / "b", source)
     assert "\n" not in str(lost.value)
     (building,) = (tmp_path / "b").glob("*.partial")

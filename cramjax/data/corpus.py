@@ -1,12 +1,12 @@
 """The packed corpus on disk: manifest, tokenizer and memory-mapped blocks."""
 
 import collections
-import itertools
+import contextlib
 import json
 import math
 import resource
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from cramjax import files
 from cramjax.config import Config
 from cramjax.data import tokenizer
-from cramjax.data.readers import File
 from cramjax.errors import UserError
 from cramjax.tokens import CLS, SEP, token_dtype
 from cramjax.version import code_version
@@ -24,8 +23,16 @@ from cramjax.version import code_version
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 5  # of the corpus folder; another number is another corpus
-EXAMPLES, EXAMPLE_CHARS = 3, 200  # of what is dropped, for people to read
-MAX_SHARE_ERROR = 0.05  # of a source's fraction of the text, before it is reported
+EXAMPLES, EXAMPLE_CHARS = 3, 200  # of dropped text, for the report
+MAX_MIX_ERROR = 0.05  # relative, of a source's fraction of the text; more is reported
+CHUNK_ROWS = 1 << 14  # blocks that are read at once
+# The keys of `config.data` that change the blocks, in the order in which corpora have
+# always been hashed.
+SETTINGS = (
+    *("max_tokens_per_char", "min_document_chars", "max_document_chars", "cls", "sep"),
+    *("held_out_share", "tokenizer_chars", "split", "keep", "join_chars", "text_field"),
+    *("txt_documents", "normalizer", "tokenizer_kind"),
+)
 
 
 class Blocks:
@@ -34,53 +41,39 @@ class Blocks:
     def __init__(
         self, folder: Path, shards: list[dict[str, Any]], length: int, dtype: str
     ):
-        """Maps the shards in a folder.
-
-        Args:
-          folder: of the files.
-          shards: {"file", "blocks", "crc32"} of each.
-          length: tokens in a block.
-          dtype: of the tokens.
+        """Maps the shards of a manifest, {"file", "blocks", "crc32"} each.
 
         Raises:
-          UserError: a shard is missing or of another size than the manifest says.
+          UserError: a shard is missing or does not have the size that it should have.
         """
         self.length, self._dtype = length, np.dtype(dtype)
         self._folder, self._facts = folder, [s for s in shards if s["blocks"]]
         self._ends = np.cumsum([shard["blocks"] for shard in self._facts])
         self._shards = []
-        _allow_open_files(2 * len(self._facts))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError):  # a memory map keeps its file open
+            limits = (soft + len(self._facts), hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for shard in self._facts:
             path, shape = folder / shard["file"], (shard["blocks"], length)
             size = math.prod(shape) * self._dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
                 raise UserError(
-                    f"{path} is not the {size} bytes its manifest promises: delete "
+                    f"{path} does not have the {size} bytes of its manifest: delete "
                     f"{folder} and run again to rebuild it"
                 )
             self._shards.append(np.memmap(path, self._dtype, "r", shape=shape))
 
     def verify(self) -> None:
-        """Reads every shard once.
-
-        Raises:
-          UserError: one is not what was written.
-        """
+        """Reads every shard once; raises a `UserError` if one is damaged."""
         for shard in self._facts:
-            path = self._folder / shard["file"]
-            if crc32(path) != shard.get("crc32"):
-                raise UserError(
-                    f"{path} is damaged, its checksum is not the manifest's: delete "
-                    f"{self._folder} and run again to rebuild it"
-                )
+            _verify(self._folder / shard["file"], shard["crc32"])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def take(self, rows_N: np.ndarray) -> np.ndarray:
         """Returns tokens_NxL, a copy."""
-        if len(self._shards) == 1:
-            return np.asarray(self._shards[0][rows_N])
         tokens_NxL = np.empty((len(rows_N), self.length), self._dtype)
         shard_N = np.searchsorted(self._ends, rows_N, side="right")
         for shard in np.unique(shard_N):
@@ -89,30 +82,17 @@ class Blocks:
             tokens_NxL[here_N] = self._shards[shard][rows_N[here_N] - start]
         return tokens_NxL
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yields all blocks in stored order, as tokens_NxL of bounded size."""
+        for start in range(0, len(self), CHUNK_ROWS):
+            yield self.take(np.arange(start, min(start + CHUNK_ROWS, len(self))))
 
-def crc32(path: Path) -> int:
-    """Returns the checksum of a file, read a piece at a time."""
-    value = 0
-    with path.open("rb") as file:
-        while data := file.read(1 << 24):
-            value = zlib.crc32(data, value)
-    return value
-
-
-def checksum(manifest: Mapping[str, Any]) -> int:
-    """Returns what a manifest's "checksum" has to be."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _allow_open_files(count: int) -> None:
-    """Raises the process's limit: a memory map keeps its file open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = soft + count
-    if hard == resource.RLIM_INFINITY or needed <= hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    elif soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """Returns counts_V: how often each token occurs."""
+        counts_V = np.zeros(vocab_size, np.int64)
+        for tokens_NxL in self.chunks():
+            counts_V += np.bincount(tokens_NxL.ravel(), minlength=vocab_size)
+        return counts_V
 
 
 class Corpus:
@@ -123,84 +103,75 @@ class Corpus:
       manifest: counts, settings and sources; see `prepare.prepare`.
       train: the training blocks, in stored order.
       held_out: the blocks of the held-out documents.
-      tokenizer: the one they were made with.
+      tokenizer: the one that encoded them.
     """
 
     def __init__(self, path: Path):
         """Opens a corpus.
 
         Raises:
-          UserError: the manifest or tokenizer cannot be read, or the files do not fit.
+          UserError: the manifest or the tokenizer is damaged, or a shard is missing.
         """
         self.path = path
-        rebuild = f"delete {path} and run again to rebuild it"
-        self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, rebuild)
+        hint = f"delete {path} and run again to rebuild it"
+        self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, hint)
         if self.manifest.get("checksum") != checksum(self.manifest):
-            raise UserError(f"{path / MANIFEST} is damaged (its checksum): {rebuild}")
-        try:
-            self.train, self.held_out = (
-                Blocks(
-                    path,
-                    self.manifest["shards"][part],
-                    self.manifest["block_length"],
-                    self.manifest["dtype"],
-                )
-                for part in ("blocks", "held_out")
-            )
-        except (LookupError, TypeError) as error:
-            raise UserError(
-                f"{path / MANIFEST} is damaged ({error!r}): {rebuild}"
-            ) from error
-        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, rebuild)
+            raise UserError(f"{path / MANIFEST} is damaged (its checksum): {hint}")
+        length, dtype = self.manifest["block_length"], self.manifest["dtype"]
+        self.train, self.held_out = (
+            Blocks(path, self.manifest["shards"][part], length, dtype)
+            for part in ("blocks", "held_out")
+        )
+        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, hint)
 
     def verify(self) -> None:
-        """Compares every shard with its checksum.
-
-        Raises:
-          UserError: one is damaged.
-        """
+        """Reads every file; raises a `UserError` if a checksum differs."""
         self.train.verify()
         self.held_out.verify()
-        path = self.path / TOKENIZER
-        if crc32(path) != self.manifest["tokenizer_crc32"]:
-            raise UserError(
-                f"{path} is damaged, its checksum is not the manifest's: delete "
-                f"{self.path} and run again to rebuild it"
-            )
+        _verify(self.path / TOKENIZER, self.manifest["tokenizer_crc32"])
+
+
+def crc32(path: Path) -> int:
+    """Returns the checksum of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 24):
+            value = zlib.crc32(data, value)
+    return value
+
+
+def _verify(path: Path, expected: int) -> None:
+    if crc32(path) != expected:
+        raise UserError(
+            f"{path} is damaged, its checksum is not the manifest's: delete "
+            f"{path.parent} and run again to rebuild it"
+        )
+
+
+def checksum(manifest: Mapping[str, Any]) -> int:
+    """Returns the "checksum" that a manifest should have."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Returns what changes the blocks, besides the text."""
+    """Returns everything that changes the blocks, besides the text."""
     data = config.data
+    # Deduplication that is off is left out, so that older corpora keep their names.
+    optional = ("drop_duplicates", "dedup_bytes")
     return {
         "format": FORMAT,
         "vocab_size": config.model.vocab_size,
         "block_length": config.model.max_length,
-        "max_tokens_per_char": data.max_tokens_per_char,
-        "min_document_chars": data.min_document_chars,
-        "max_document_chars": data.max_document_chars,
-        "cls": data.cls,
-        "sep": data.sep,
-        "held_out_share": data.held_out_share,
-        "tokenizer_chars": data.tokenizer_chars,
-        "split": data.split,
-        "keep": data.keep,
-        "join_chars": data.join_chars,
-        "text_field": data.text_field,
-        "txt_documents": data.txt_documents,
-        "normalizer": data.normalizer,
-        "tokenizer_kind": data.tokenizer_kind,
+        **{key: getattr(data, key) for key in SETTINGS},
         "tokenizer": tokenizer.content_hash(data.tokenizer),
-        # What is off is left out, so that older corpora keep their names.
-        **({"drop_duplicates": True} if data.drop_duplicates else {}),
-        **({"dedup_bytes": data.dedup_bytes} if data.dedup_bytes else {}),
+        **{key: getattr(data, key) for key in optional if getattr(data, key)},
     }
 
 
 def make_manifest(
     config: Config,
-    groups: Sequence[Sequence[File]],
-    by_group: Sequence[Sequence[Mapping[str, Any]]],
+    shards: Sequence[Mapping[str, Any]],
     contents: Sequence[Mapping[str, Any]],
     counts_V: np.ndarray,
     duplicates: Mapping[str, Any],
@@ -210,54 +181,56 @@ def make_manifest(
 
     Args:
       config: of the corpus.
-      groups: the files that were read.
-      by_group: the facts of each group's shards, see `encode.encode_group`.
-      contents: path, size and hash of every file.
-      counts_V: how often each token is in the training blocks.
+      shards: the facts of all shards, see `encode.encode_group`.
+      contents: path, size and hash of every file that was read.
+      counts_V: how often each token occurs in the training blocks.
       duplicates: see `dedup.deduplicated`; {} without.
       tokenizer_path: of the tokenizer.
 
     Raises:
-      UserError: there is too little text for a training and a held-out block.
+      UserError: there is too little text for one training and one held-out block.
     """
-    shards = list(itertools.chain.from_iterable(by_group))
+    length, vocab_size = config.model.max_length, config.model.vocab_size
     documents = total(shard["documents"] for shard in shards)
-    parts = {part: [s[part] for s in shards] for part in ("blocks", "held_out")}
-    length = config.model.max_length
     filtered = total(shard["filtered"] for shard in shards)
-    dropped = ", ".join(
-        f"{count} dropped by config.data.{key}={getattr(config.data, key):g}"
-        for key, count in filtered.items()
-    )
-    for part, what in (("blocks", "training"), ("held_out", "held-out")):
-        if not blocks(parts[part]):
+    parts = {part: [s[part] for s in shards] for part in ("blocks", "held_out")}
+    train, held_out = (sum(s["blocks"] for s in part) for part in parts.values())
+    for blocks, name in ((train, "training"), (held_out, "held-out")):
+        if not blocks:
+            dropped = [
+                f"{count} dropped by config.data.{key}={getattr(config.data, key):g}"
+                for key, count in filtered.items()
+            ]
             raise UserError(
                 f"config.data.sources: {sum(documents.values())} documents (of them "
-                f"{dropped or 'none dropped'}, {documents['held_out']} held out by "
-                f"config.data.held_out_share={config.data.held_out_share:g}) leave no "
-                f"{what} block of {length} tokens: add text or change these keys "
-                "(config.data.txt_documents says what ends a document in .txt)"
+                f"{', '.join(dropped) or 'none dropped'}, {documents['held_out']} held "
+                f"out by config.data.held_out_share={config.data.held_out_share:g}) "
+                f"leave no {name} block of {length} tokens: add text or change these "
+                "keys (config.data.txt_documents says what ends a document in .txt)"
             )
+    chars = [0] * len(config.data.sources)
+    for shard in shards:
+        chars[shard["source"]] += shard["chars"]
     content = {
         "format": FORMAT,
         "settings": settings(config),
         "sources": contents,
-        "text": _text_by_source(config, groups, by_group),
+        "text": [
+            {"source": source, "chars": n, "share": n / max(sum(chars), 1)}
+            for source, n in zip(config.data.sources, chars, strict=True)
+        ],
         "licence": config.data.licence,
         "code": code_version(),
         "block_length": length,
-        "vocab_size": config.model.vocab_size,
-        "dtype": token_dtype(config.model.vocab_size),
+        "vocab_size": vocab_size,
+        "dtype": token_dtype(vocab_size),
         "shards": parts,
         "documents": documents,
         "filtered": filtered,
         "bytes": sum(shard["bytes"] for shard in shards),
         "kept_bytes": sum(shard["kept_bytes"] for shard in shards),
         "problems": total(shard["problems"] for shard in shards),
-        "tokens": {
-            "train": blocks(parts["blocks"]) * length,
-            "held_out": blocks(parts["held_out"]) * length,
-        },
+        "tokens": {"train": train * length, "held_out": held_out * length},
         "unigram_entropy": unigram_entropy(counts_V),
         "tokenizer_crc32": crc32(tokenizer_path),
         **({"duplicates": duplicates} if duplicates else {}),
@@ -265,39 +238,24 @@ def make_manifest(
     return content | {"checksum": checksum(content)}
 
 
-def summary_lines(config: Config, manifest: Mapping[str, Any]) -> list[str]:
+def summary_lines(config: Config, corpus: Corpus) -> list[str]:
     """Returns what a user should know about a new corpus."""
-    documents, shards = manifest["documents"], manifest["shards"]
+    manifest, documents = corpus.manifest, corpus.manifest["documents"]
     lines = [
-        f"{documents['train']:,} documents in {blocks(shards['blocks']):,} blocks of "
-        f"{config.model.max_length} tokens, {documents['held_out']:,} held out in "
-        f"{blocks(shards['held_out']):,}, {documents['filtered']:,} dropped"
+        f"{documents['train']:,} documents in {len(corpus.train):,} blocks of "
+        f"{corpus.train.length} tokens, {documents['held_out']:,} held out in "
+        f"{len(corpus.held_out):,}, {documents['filtered']:,} dropped"
     ]
     lines += [f"{what} ({count:,})" for what, count in manifest["problems"].items()]
-    for source, share in zip(manifest["text"], config.data.shares, strict=False):
-        asked = share / sum(config.data.shares)
-        if source["share"] < (1 - MAX_SHARE_ERROR) * asked:
+    for source, weight in zip(manifest["text"], config.data.shares, strict=False):
+        expected = weight / sum(config.data.shares)
+        if source["share"] < (1 - MAX_MIX_ERROR) * expected:
             lines.append(
                 f"{source['source']} gave {source['share']:.1%} of the text, not "
-                f"{asked:.1%} (config.data.shares): it has too little for "
+                f"{expected:.1%} (config.data.shares): it has too little for "
                 f"config.data.max_chars={config.data.max_chars}"
             )
     return lines
-
-
-def _text_by_source(
-    config: Config,
-    groups: Sequence[Sequence[File]],
-    by_group: Sequence[Sequence[Mapping[str, Any]]],
-) -> list[dict[str, Any]]:
-    """Returns {"source", "chars", "share"} of every source."""
-    chars = [0] * len(config.data.sources)
-    for group, shards in zip(groups, by_group, strict=True):
-        chars[group[0].source] += sum(shard["chars"] for shard in shards)
-    return [
-        {"source": source, "chars": n, "share": n / max(sum(chars), 1)}
-        for source, n in zip(config.data.sources, chars, strict=True)
-    ]
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -308,15 +266,10 @@ def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sums)
 
 
-def blocks(shards: Iterable[Mapping[str, Any]]) -> int:
-    """Returns how many blocks some shards have."""
-    return sum(shard["blocks"] for shard in shards)
-
-
 def unigram_entropy(counts_V: np.ndarray) -> float:
     """Returns the entropy of the tokens' frequencies, in nats.
 
-    <cls> and <sep> are left out, because the held-out loss asks for neither.
+    <cls> and <sep> are left out, because the held-out loss does not predict them.
     """
     counts_V = np.delete(counts_V, (CLS, SEP))
     p = counts_V[counts_V > 0] / counts_V.sum()

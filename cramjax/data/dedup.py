@@ -3,9 +3,8 @@
 Exact substrings after Lee et al., "Deduplicating Training Data Makes Language Models
 Better" (2022, arXiv 2107.06499, section 4.1); here, the first occurrence always stays.
 
-All text is read once and what to cut out of it is written down (`find_cuts`). The files
-that `deduplicated` returns apply the cuts as their documents are read, so what comes
-after does not know about it.
+All text is read once, and what to cut out of it is written down. The files that
+`deduplicated` returns apply these cuts as their documents are read.
 """
 
 import contextlib
@@ -24,19 +23,20 @@ import numpy as np
 
 from cramjax import files
 from cramjax.config import DataConfig
-from cramjax.data import processes, repeats
+from cramjax.data import processes
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
 from cramjax.data.readers import File, Records
-from cramjax.data.repeats import SEPARATOR
 from cramjax.data.sources import grouped
+from cramjax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FOUND, CUTS = "duplicates.json", "cuts.npy"  # written last
+FOUND, CUTS = "duplicates.json", "cuts.npy"  # FOUND is written last
 TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")
 # A document: its file's number, the bytes of its UTF-8, and its hash.
 DOCUMENT = np.dtype([("file", "<i4"), ("bytes", "<i4"), ("digest", "<u8", 2)])
 PACKED = struct.Struct("<ii16s")  # the same, faster to write
+SEPARATOR = 0xFF  # after every document; never in UTF-8
 
 
 def is_on(data: DataConfig) -> bool:
@@ -54,12 +54,12 @@ def deduplicated(
 
     Repeats are found wherever they are. More text than `data.dedup_chunk_bytes` is
     divided into parts of half of it (a document more at most), and every two parts are
-    searched together: memory is that of one chunk (see `repeats.repeated`), in one
+    searched together: memory is that of one chunk (see `repeated`), in one
     process, and time grows with the square of the text. Meanwhile the text is on the
     disk, in the folder. The text on both sides of a cut is joined, and the result is
     not searched again.
 
-    Stopped at any moment, the same call continues, to the same cuts.
+    After an interruption, the same call continues, to the same cuts.
 
     Returns:
       The files, and {"documents" (equal to an earlier one), "spans" (cut out of
@@ -76,9 +76,8 @@ def deduplicated(
         with files.replacing(path) as file:
             np.save(file, cuts_Rx4)
         files.write_json(folder / FOUND, facts)
-    for pattern in TEMPORARY:
-        for temporary in folder.glob(pattern):
-            temporary.unlink()
+    for temporary in itertools.chain.from_iterable(map(folder.glob, TEMPORARY)):
+        temporary.unlink()
     facts = files.read_json(folder / FOUND, "run again")
     logger.info(
         f"duplicates: {facts['documents']:,} documents and {facts['spans']:,} spans "
@@ -102,22 +101,21 @@ def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
       documents: of the file.
     """
     cuts_Rx4 = np.load(path, mmap_mode="r")
-    cuts_Rx3 = cuts_Rx4[slice(*np.searchsorted(cuts_Rx4[:, 0], [file, file + 1])), 1:]
-    row = 0
-    for number, text in enumerate(documents):
-        if row == len(cuts_Rx3) or cuts_Rx3[row, 0] > number:
+    low, high = np.searchsorted(cuts_Rx4[:, 0], [file, file + 1])
+    cuts = itertools.groupby(cuts_Rx4[low:high, 1:].tolist(), key=lambda cut: cut[0])
+    number, spans = next(cuts, (None, ()))
+    for at, text in enumerate(documents):
+        if at == number:
+            data, kept, end = text.encode(), [], 0
+            for _, start, stop in spans:
+                kept.append(data[end:start])
+                end = stop
+            kept.append(data[end:])
+            # Errors: the file has changed meanwhile, which `prepare` will report.
+            text = b"".join(kept).decode(errors="ignore").strip()
+            number, spans = next(cuts, (None, ()))
+        if text:
             yield text
-            continue
-        data, kept, end = text.encode(), [], 0
-        while row < len(cuts_Rx3) and cuts_Rx3[row, 0] == number:
-            kept.append(data[end : cuts_Rx3[row, 1]])
-            end = cuts_Rx3[row, 2]
-            row += 1
-        kept.append(data[end:])
-        # Errors: the file has changed meanwhile, which `prepare` will report.
-        left = b"".join(kept).decode(errors="ignore").strip()
-        if left:
-            yield left
 
 
 def _find_cuts(
@@ -125,11 +123,22 @@ def _find_cuts(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns cuts_Rx4, see `_without`, and the facts about them."""
     if data.dedup_bytes:
-        repeats.require_package(data.dedup_bytes)
+        try:
+            import pydivsufsort  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"config.data.dedup_bytes is {data.dedup_bytes}: needs the package "
+                'pydivsufsort; pip install -e ".[dedup]" (or pip install '
+                "pydivsufsort), or pass 0"
+            ) from error
     text = Spool(found, data, folder)
     duplicate_D = np.zeros(len(text.table), bool)
     if data.drop_duplicates:
-        duplicate_D = _equal_to_earlier(text.table["digest"])
+        digests_Dx2 = text.table["digest"]
+        order_D = np.lexsort(digests_Dx2.T)  # stable: the first one comes first
+        sorted_Dx2 = digests_Dx2[order_D]
+        equal_D = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
+        duplicate_D[order_D[1:]] = equal_D
     chunks, spans_Rx2 = 0, np.zeros((0, 2), np.int64)
     if data.dedup_bytes:
         chunks, spans_Rx2 = _repeats(text, data, folder)
@@ -149,14 +158,6 @@ def _find_cuts(
     }
 
 
-def _equal_to_earlier(digests_Dx2: np.ndarray) -> np.ndarray:
-    order_D = np.lexsort(digests_Dx2.T)  # stable: of equal ones, the first comes first
-    sorted_Dx2 = digests_Dx2[order_D]
-    equal_D = np.zeros(len(order_D), bool)
-    equal_D[order_D[1:]] = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
-    return equal_D
-
-
 def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.ndarray]:
     """Returns the number of parts, and the spans that repeat earlier text."""
     edges = [0]
@@ -174,7 +175,7 @@ def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.nda
         if not path.exists():
             with files.replacing(path) as file:
                 np.save(file, _search(text, search, data.dedup_bytes))
-        spans_Rx2 = repeats.union(np.concatenate([spans_Rx2, np.load(path)]))
+        spans_Rx2 = union(np.concatenate([spans_Rx2, np.load(path)]))
         if len(searches) > 1:
             logger.info(
                 f"duplicates: {done} of {len(searches)} pairs of parts searched"
@@ -186,7 +187,7 @@ def _search(
     text: "Spool", parts: Sequence[tuple[int, int]], min_bytes: int
 ) -> np.ndarray:
     """Returns the spans of some parts that repeat earlier text of these parts."""
-    spans_Rx2 = repeats.repeated(text.read(parts), min_bytes)
+    spans_Rx2 = repeated(text.read(parts), min_bytes)
     starts, stops = np.array(parts).T
     firsts = np.cumsum(stops - starts) - (stops - starts)  # in what was searched
     of_R = np.searchsorted(firsts, spans_Rx2[:, 0], side="right") - 1
@@ -197,7 +198,7 @@ def _cuts(text: "Spool", duplicate_D: np.ndarray, spans_Rx2: np.ndarray) -> np.n
     """Returns cuts_Rx4, see `_without`: documents as a whole, and spans."""
     table = text.table
     if len(spans_Rx2):
-        spans_Rx2 = repeats.whole_characters(text.bytes_at, spans_Rx2)
+        spans_Rx2 = text.whole_characters(spans_Rx2)
     of_R = text.documents_at(spans_Rx2[:, 0])
     spans_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
     whole_R = np.flatnonzero(duplicate_D)
@@ -216,13 +217,11 @@ def _document_examples(
 ) -> list[str]:
     """Reads the first dropped documents once more."""
     examples = []
-    some = np.flatnonzero(duplicate_D)[:EXAMPLES]
-    for number in np.unique(table["file"][some]):
-        in_file = some[table["file"][some] == number]
-        in_file = in_file - np.searchsorted(table["file"], number)
-        documents = found[number].documents(Records(data))
-        texts = enumerate(itertools.islice(documents, max(in_file) + 1))
-        examples += [text[:EXAMPLE_CHARS] for n, text in texts if n in in_file]
+    for document in np.flatnonzero(duplicate_D)[:EXAMPLES]:
+        file = table["file"][document]
+        in_file = document - np.searchsorted(table["file"], file)
+        texts = found[file].documents(Records(data))
+        examples.append(next(itertools.islice(texts, in_file, None))[:EXAMPLE_CHARS])
     return examples
 
 
@@ -250,13 +249,14 @@ class Spool:
         for group in grouped(found):
             numbered = [(next(numbers), file) for file in group]
             calls.append((numbered, data, folder))
-        tables = [np.load(path) for path in processes.run(_spool, calls)]
+        spooled = processes.run(_spool, calls, "duplicates")
+        tables = [np.load(table_path) for table_path, _ in spooled]
         self.table = np.concatenate(tables)
         sizes_D = self.table["bytes"].astype(np.int64) + 1
         self.starts_D = np.append(0, np.cumsum(sizes_D))
         # Where the files with text begin, and the end: G groups of files.
         self._starts_G = self.starts_D[np.cumsum([0, *map(len, tables)])].tolist()
-        self._paths = [_spool_paths(folder, call[0][0][0])[1] for call in calls]
+        self._paths = [text_path for _, text_path in spooled]
 
     def documents_at(self, positions_R: np.ndarray) -> np.ndarray:
         """Returns the documents that bytes belong to."""
@@ -269,6 +269,14 @@ class Spool:
             low, high = np.searchsorted(positions_R, [first, end])
             pieces.append(text[positions_R[low:high] - first])
         return np.concatenate(pieces)
+
+    def whole_characters(self, spans_Rx2: np.ndarray) -> np.ndarray:
+        """Shrinks spans until they neither begin nor end inside a character."""
+        starts_R, stops_R = spans_Rx2.T.copy()
+        for _ in range(3):  # the bytes of a character after its first
+            starts_R += self.bytes_at(starts_R) & 0xC0 == 0x80
+            stops_R -= self.bytes_at(stops_R) & 0xC0 == 0x80
+        return np.stack([starts_R, stops_R], axis=1)[starts_R < stops_R]
 
     def read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Returns a copy of the bytes from start to stop of each span."""
@@ -290,16 +298,18 @@ class Spool:
 
 def _spool(
     numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
-) -> Path:
+) -> tuple[Path, Path]:
     """Writes the documents of some files, and their text, unless that is done.
 
     Returns:
-      The path of an array of `DOCUMENT`.
+      The paths of an array of `DOCUMENT`, and of the text for `data.dedup_bytes`.
     """
-    table_path, text_path = _spool_paths(folder, numbered[0][0])
+    first = numbered[0][0]
+    table_path = folder / f"documents-{first:05d}.npy"
+    text_path = folder / f"text-{first:05d}.bin"
     with_text = data.dedup_bytes > 0
     if table_path.exists() and (text_path.exists() or not with_text):
-        return table_path
+        return table_path, text_path
     table = bytearray()
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(files.replacing(text_path)) if with_text else None
@@ -312,9 +322,58 @@ def _spool(
                     out.write(utf8 + bytes([SEPARATOR]))
     with files.replacing(table_path) as out:
         np.save(out, np.frombuffer(table, DOCUMENT))
-    return table_path
+    return table_path, text_path
 
 
-def _spool_paths(folder: Path, number: int) -> tuple[Path, Path]:
-    """Returns where the table and the text of the files from this number on are."""
-    return folder / f"documents-{number:05d}.npy", folder / f"text-{number:05d}.bin"
+def repeated(text_N: np.ndarray, min_bytes: int) -> np.ndarray:
+    """Returns what repeats earlier text, as sorted spans that do not touch.
+
+    The spans are the union of all windows of `min_bytes` bytes, each inside one
+    document, whose first occurrence ends before they begin. So the first stays whole
+    where text repeats itself immediately: `min_bytes` letters of "aaaa...".
+
+    Memory: 13 bytes per byte of text (the text, its suffix array, ranks and common
+    prefixes), 22 if all of it occurs twice; from 2 GiB on nearly twice as much.
+
+    Args:
+      text_N: uint8, writable, each document followed by `SEPARATOR`.
+      min_bytes: at least 1.
+
+    Returns:
+      spans_Rx2, int64: start and stop.
+    """
+    import pydivsufsort  # an extra
+
+    suffixes_N = pydivsufsort.divsufsort(text_N)
+    prefixes_N = pydivsufsort.kasai(text_N, suffixes_N)  # with the next suffix
+    same_N = prefixes_N >= min_bytes
+    del prefixes_N
+    # Suffixes with the same beginning are neighbours: a group. M: those in groups.
+    after_same_N = np.append(False, same_N[:-1])
+    in_group_N = same_N | after_same_N
+    positions_M = suffixes_N[in_group_N]
+    groups_G = np.flatnonzero(~after_same_N[in_group_N])
+    del suffixes_N, same_N, after_same_N, in_group_N
+    if not len(positions_M):
+        return np.zeros((0, 2), np.int64)
+    sizes_G = np.diff(groups_G, append=len(positions_M))
+    first_M = np.repeat(np.minimum.reduceat(positions_M, groups_G), sizes_G)
+    positions_W = positions_M[positions_M - first_M >= min_bytes]
+    del positions_M, first_M, groups_G, sizes_G
+    positions_W.sort()
+    separators = np.flatnonzero(text_N == SEPARATOR)
+    room_W = separators[np.searchsorted(separators, positions_W)] - positions_W
+    positions_W = positions_W[room_W >= min_bytes].astype(np.int64)
+    # Windows that overlap or touch are one span.
+    begins_W = np.diff(positions_W, prepend=-min_bytes - 1) > min_bytes
+    ends_W = np.append(begins_W[1:], True)[: len(begins_W)]
+    return np.stack([positions_W[begins_W], positions_W[ends_W] + min_bytes], axis=1)
+
+
+def union(spans_Rx2: np.ndarray) -> np.ndarray:
+    """Returns the same bytes as sorted spans that do not touch."""
+    starts_R, stops_R = spans_Rx2[np.argsort(spans_Rx2[:, 0], kind="stable")].T
+    stops_R = np.maximum.accumulate(stops_R)
+    begins_R = np.append(True, starts_R[1:] > stops_R[:-1])[: len(starts_R)]
+    ends_R = np.append(begins_R[1:], True)[: len(starts_R)]
+    return np.stack([starts_R[begins_R], stops_R[ends_R]], axis=1)

@@ -1,13 +1,14 @@
 """Orders in which training visits the blocks: permutations, never copies."""
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from cramjax import files
-from cramjax.data.corpus import Blocks, Corpus
+from cramjax.data.corpus import Corpus
 from cramjax.data.tokenizer import BEGIN, spellings
 from cramjax.tokens import SEP
 
@@ -20,31 +21,22 @@ class BlockStream:
     """
 
     def __init__(self, corpus: Corpus, order: str, seed: int):
-        """Keeps one pass's permutation at a time."""
+        """Computes the permutation of the first pass."""
         self._blocks = corpus.train
-        self._seed = seed
-        self._epoch = 0
-        self._permutation = self._first = first_pass(corpus, order, seed)
+        self._first = first_pass(corpus, order, seed)
+        shuffle = functools.partial(reshuffled, len(self._blocks), seed)
+        self._later = functools.lru_cache(maxsize=1)(shuffle)
 
     def batch(self, position: int, rows: int) -> np.ndarray:
-        """Returns uint16 tokens_BxL of the `rows` blocks from `position` on."""
+        """Returns tokens_BxL of the `rows` blocks from `position` on."""
         parts = []
         while rows:
             epoch, offset = divmod(position, len(self._blocks))
             count = min(rows, len(self._blocks) - offset)
-            parts.append(self._order(epoch)[offset : offset + count])
+            permutation = self._later(epoch) if epoch else self._first
+            parts.append(permutation[offset : offset + count])
             position, rows = position + count, rows - count
         return self._blocks.take(np.concatenate(parts))
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = (
-                reshuffled(len(self._blocks), self._seed, epoch)
-                if epoch
-                else self._first
-            )
-        return self._permutation
 
 
 # A period alone; or after a word, where a tokenizer keeps them together.
@@ -66,9 +58,7 @@ def _fragments(corpus: Corpus) -> np.ndarray:
 
 def _unigram(corpus: Corpus) -> np.ndarray:
     """Adds log-probabilities of the training blocks: likely text comes first."""
-    counts_V = np.zeros(corpus.manifest["vocab_size"])
-    for chunk_NxL in _chunks(corpus.train):
-        counts_V += np.bincount(chunk_NxL.ravel(), minlength=len(counts_V))
+    counts_V = corpus.train.token_counts(corpus.manifest["vocab_size"])
     return np.log(np.maximum(counts_V, 1) / counts_V.sum())
 
 
@@ -93,8 +83,8 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
 
     Args:
       corpus: the packed corpus.
-      order: "stored", "random", or one of `VALUES`, which is computed once and kept
-        beside the blocks.
+      order: "stored", "random" (by the seed), or one of `VALUES`, which is computed
+        once and kept beside the blocks.
       seed: of "random".
     """
     blocks = corpus.train
@@ -104,27 +94,14 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
         return reshuffled(len(blocks), seed, 0)
     path = corpus.path / f"order-{order}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: made again
-        kept = np.load(path, mmap_mode="r")
-        if kept.shape == (len(blocks),) and _is_permutation(kept):
-            return kept
+        return np.load(path, mmap_mode="r")
     values_V = VALUES[order](corpus)
-    scores = [values_V[chunk_NxL].sum(axis=1) for chunk_NxL in _chunks(blocks)]
+    scores = [values_V[tokens_NxL].sum(axis=1) for tokens_NxL in blocks.chunks()]
     permutation = np.argsort(-np.concatenate(scores), kind="stable")
     # Kept for the next run, if the folder can be written.
     with contextlib.suppress(OSError), files.replacing(path) as file:
         np.save(file, permutation.astype(np.uint32))
     return permutation
-
-
-def _is_permutation(rows_N: np.ndarray) -> bool:
-    seen_N = np.zeros(len(rows_N), bool)
-    seen_N[rows_N[rows_N < len(rows_N)]] = True
-    return bool(seen_N.all())
-
-
-def _chunks(blocks: Blocks, rows: int = 1 << 14) -> Iterator[np.ndarray]:
-    for start in range(0, len(blocks), rows):
-        yield blocks.take(np.arange(start, min(start + rows, len(blocks))))
 
 
 def reshuffled(blocks: int, seed: int, epoch: int) -> np.ndarray:

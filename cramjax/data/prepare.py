@@ -28,9 +28,8 @@ from cramjax.data import (
     sources,
     tokenizer,
 )
-from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import MAX_VALUES, File, Records
+from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
+from cramjax.data.readers import File, Records
 from cramjax.data.remote import RemoteFile
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
@@ -38,7 +37,8 @@ from cramjax.tokens import token_dtype
 logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
-TEMPORARY = ("facts-*.json", "counts-*.npy", dedup.CUTS, dedup.FOUND)
+# Files of an unfinished corpus; the last are those of workers that were killed.
+TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
 SAMPLE_DOCUMENTS = 100  # which show how long documents are
 MAX_TOKENS_PER_CHAR = 0.3  # of English, roughly
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
@@ -80,7 +80,7 @@ def _path(
 
 @contextlib.contextmanager
 def _writing(config: Config) -> Iterator[None]:
-    """Reports what the disk of `data.dir` refuses, for lack of room or of rights.
+    """Reports that `data.dir` cannot be written, for lack of room or of rights.
 
     A file of text that cannot be read raises `SourceLost`, not an `OSError`.
     """
@@ -89,51 +89,38 @@ def _writing(config: Config) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"config.data.dir is {config.data.dir!r}: cannot be written ({error}); "
-            "make room or pass another one, and the same command goes on with what is "
-            "finished"
+            "make room or pass another one, and the same command continues with what "
+            "is finished"
         ) from error
 
 
 def check(config: Config) -> None:
-    """Checks within seconds that the text can be had, before anything is built.
+    """Checks that the text is available, before anything is built.
 
-    A corpus that exists needs no server; a data set of TFDS is not looked for. No file
-    is read to its end.
+    A corpus that exists needs no server. With TFDS, nothing is checked: that could
+    prepare a data set.
 
     Raises:
-      UserError: a file is missing, a server cannot be reached or refuses to give it, or
+      UserError: a file is missing, a server cannot be reached or refuses access, or
         `data.dir` cannot be written.
     """
-    named = tuple(s for s in config.data.sources if not s.startswith("tfds:"))
-    with_tfds = len(named) < len(config.data.sources)
-    if with_tfds and not named:
+    if any(source.startswith("tfds:") for source in config.data.sources):
         return
-    data = config.data
-    if with_tfds:
-        data = dataclasses.replace(data, sources=named, shares=())
     with _writing(config):
-        found = sources.resolve(data)
+        found = sources.resolve(config.data)
         first = {f.source: f for f in reversed(found) if isinstance(f, RemoteFile)}
-        if first and not with_tfds and _is_hashed(config, found):
-            contents = sources.contents(found, data)
-            if (_path(config, found, contents) / MANIFEST).exists():
-                return
+        if first and corpus_path(config).exists():
+            return
     for file in first.values():
         file.probe()
-
-
-def _is_hashed(config: Config, found: Sequence[File]) -> bool:
-    """Returns whether all local files were hashed before, as for a corpus."""
-    known = Fingerprints(config.data.dir)
-    return all(isinstance(f, RemoteFile) or known.remembers(f.path) for f in found)
 
 
 def prepare(config: Config) -> Corpus:
     """Returns the packed corpus of a config, and builds it if it does not exist.
 
-    It is built in a folder beside it, whose name ends in ".partial": stopped at any
-    moment, the same call continues with the shards that are not finished. A corpus that
-    exists is read once, to compare its checksums.
+    It is built in a folder beside it, the name of which ends in ".partial": after an
+    interruption, the same call continues with the shards that are not finished. A
+    corpus that exists is read once, to compare its checksums.
 
     Its manifest holds `documents` (train, held_out, filtered), `tokens` (train,
     held_out), `bytes`, `problems` (what was broken in the text, and how often),
@@ -143,36 +130,33 @@ def prepare(config: Config) -> Corpus:
 
     Raises:
       UserError: a source cannot be read, `data.dir` cannot be written or is full, the
-        corpus is empty or too small for one training and one held-out block or
-        damaged, or the vocabulary does not fit the text.
+        corpus is damaged or too small for one training and one held-out block, or the
+        vocabulary does not fit the text.
     """
     with _writing(config):
         found = sources.resolve(config.data)
         contents = sources.contents(found, config.data)
         path = _path(config, found, contents)
-        if not (path / MANIFEST).exists():
-            with _lock(path):
-                if not path.exists():
-                    building = path.with_name(f"{path.name}.partial")
-                    building.mkdir(exist_ok=True)
-                    with _removed_if_useless(building):
-                        _build(config, found, contents, building)
-                    building.rename(path)
-                    _remove_temporary(path)
-                    return Corpus(path)
-    if not (path / MANIFEST).exists():
-        raise UserError(f"{path} has no {MANIFEST}: delete it and run again")
-    logger.info(f"corpus: {path} (found)")
-    _remove_temporary(path)
-    existing = Corpus(path)
-    existing.verify()
-    return existing
+        with contextlib.nullcontext() if path.exists() else _lock(path):
+            exists = path.exists()
+            if not exists:
+                building = path.with_name(f"{path.name}.partial")
+                building.mkdir(exist_ok=True)
+                with _removed_if_useless(building):
+                    _build(config, found, contents, building)
+                building.rename(path)
+        for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
+            temporary.unlink(missing_ok=True)  # another process may do so, too
+    prepared = Corpus(path)
+    if exists:
+        logger.info(f"corpus: {path} (found)")
+        prepared.verify()
+    return prepared
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Waits until no other process builds the corpus."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -182,27 +166,20 @@ def _lock(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # A waiting process sees the corpus.
+        # A waiting process will find the corpus.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
-def _remove_temporary(folder: Path) -> None:
-    """Removes what only an unfinished corpus needs; other processes may do so, too."""
-    for pattern in TEMPORARY:
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _removed_if_useless(folder: Path) -> Iterator[None]:
-    """Removes what the block built if the text or the settings are of no use."""
+    """Removes what was built if the text or the settings turn out to be of no use."""
     try:
         yield
     except BrokenProcessPool as error:
         raise UserError(
             "a process that encodes text was killed (too little memory?): the same "
-            f"command goes on with what is finished in {folder}; in a program of "
+            f"command continues with what is finished in {folder}; in a program of "
             'yours, call this under `if __name__ == "__main__":`'
         ) from error
     except SourceLost:
@@ -227,21 +204,23 @@ def _build(
     if not (folder / TOKENIZER).exists():
         _make_tokenizer(config, groups, folder)
     start = time.monotonic()
-    by_group = encode_all(config, groups, folder)
+    shards = encode_all(config, groups, folder)
     if sources.contents(found, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
         )
-    counts_V = encode.token_counts([len(shards) for shards in by_group], folder)
+    length, vocab_size = config.model.max_length, config.model.vocab_size
+    train = [shard["blocks"] for shard in shards]
+    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
+    counts_V = blocks.token_counts(vocab_size)
     manifest = corpus.make_manifest(
-        config, groups, by_group, contents, counts_V, duplicates, folder / TOKENIZER
+        config, shards, contents, counts_V, duplicates, folder / TOKENIZER
     )
     files.write_json(folder / MANIFEST, manifest)
-    report.write(Corpus(folder), counts_V, by_group)
-    for path in folder.glob("*.partial"):  # of workers that were killed
-        path.unlink()
-    first, *others = corpus.summary_lines(config, manifest)
+    built = Corpus(folder)
+    report.write(built, counts_V, shards)
+    first, *others = corpus.summary_lines(config, built)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         logger.info(f"corpus: {line}")
 
@@ -256,9 +235,11 @@ def _needs(config: Config, found: Sequence[File]) -> str:
         documents = whole.documents(Records(data))
         texts = list(itertools.islice(documents, SAMPLE_DOCUMENTS))
         document_chars = sum(map(len, texts)) / max(len(texts), 1)
-    read = sum(
-        f.size * f.expected_chars(document_chars) / max(f.all_chars, 1) for f in remote
-    )
+    read = 0.0
+    for file in remote:
+        whole = dataclasses.replace(file, max_chars=None, max_documents=None)
+        fraction = file.expected_chars(document_chars) / max(whole.expected_chars(0), 1)
+        read += file.size * fraction
     chars = sum(f.expected_chars(document_chars) for f in found)
     token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
     disk = chars * (data.max_tokens_per_char or MAX_TOKENS_PER_CHAR)
@@ -271,31 +252,21 @@ def _needs(config: Config, found: Sequence[File]) -> str:
 
 
 def encode_all(
-    config: Config,
-    groups: Sequence[Sequence[File]],
-    folder: Path,
-) -> list[list[dict[str, Any]]]:
+    config: Config, groups: Sequence[Sequence[File]], folder: Path
+) -> list[dict[str, Any]]:
     """Writes all shards with the folder's tokenizer, on all cores.
 
     Returns:
-      The facts of every group's shards, see `encode.encode_group`.
+      The facts of the shards, in order, see `encode.encode_group`.
     """
-
-    def progress(done: int, shards: list[dict[str, Any]]) -> None:
-        size = sum(shard["bytes"] for shard in shards)
-        logger.info(
-            f"corpus: {done} of {len(groups)} parts, this one {size / 1e6:,.0f} MB"
-        )
-
     common = (config, folder, SHARD_CHARS)
     calls = [(number, group, *common) for number, group in enumerate(groups)]
-    return processes.run(encode.encode_group, calls, progress)
+    by_group = processes.run(encode.encode_group, calls, "corpus")
+    return list(itertools.chain.from_iterable(by_group))
 
 
 def _make_tokenizer(
-    config: Config,
-    groups: Sequence[Sequence[File]],
-    folder: Path,
+    config: Config, groups: Sequence[Sequence[File]], folder: Path
 ) -> None:
     """Writes the tokenizer, trained on a sample of the text or taken from another.
 
@@ -314,7 +285,7 @@ def _make_tokenizer(
         )
     elif len(groups) == 1:
         as_json = train_tokenizer(config, found)
-    else:  # in a process of its own, whose memory is free again afterwards
+    else:  # in a process of its own, which returns its memory and can be interrupted
         with processes.pool(1, processes.cores()) as pool:
             as_json = pool.submit(train_tokenizer, config, found).result()
     files.write_text(folder / TOKENIZER, as_json)
@@ -327,26 +298,22 @@ def train_tokenizer(config: Config, found: Sequence[File]) -> str:
     Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing.
 
     Raises:
-      UserError: see `tokenizer.train`; or there is no text.
+      UserError: see `tokenizer.train`.
     """
     data = config.data
-    records = Records(data)
-    weights = [file.weight for file in found]
-    chars_of_files = sources.spread(data.tokenizer_chars, weights, 1)
+    chars_of_files = sources.spread(data.tokenizer_chars, [f.weight for f in found], 1)
 
     def sample() -> Iterator[str]:
         for file, left in zip(found, chars_of_files, strict=True):
             if not left:
                 continue
-            for text in file.documents(records):
-                if left <= 0:
-                    break
+            for text in file.documents(Records(data)):
                 if not encode.is_held_out(text, data.held_out_share):
                     yield _LONG_WORD.sub(" ", text[:left])
                 left -= len(text)
+                if left <= 0:
+                    break
 
-    if next(sample(), None) is None:
-        raise _no_text(records)
     size, kind = config.model.vocab_size, data.tokenizer_kind
     return tokenizer.train(sample, size, data.normalizer, kind).to_str()
 
@@ -376,21 +343,16 @@ def _check_normalizer(config: Config, found: Sequence[File]) -> None:
 
 
 def _no_text(records: Records) -> UserError:
-    """Returns an error that says what was found instead of text."""
+    """Returns an error that describes what was found instead of text."""
     data = records.data
-    if "records left out by data.keep" in records.problems:
-        existing = []
-        for name, values in records.left_out.items():
-            more = ", ..." if len(values) > MAX_VALUES else ""
-            some = ", ".join(map(repr, list(values)[:MAX_VALUES]))
-            existing.append(f"{name} is {some}{more}")
+    if records.left_out:
+        values = [f"{name} is {v[:40]!r}" for name, v in records.left_out.items()]
         return UserError(
-            f"config.data.keep is {data.keep}: no record matches; in the first ones "
-            f"{'; '.join(existing)}"
+            f"config.data.keep is {data.keep}: no record matches; in the first one "
+            f"{'; '.join(values)}"
         )
-    found = "; ".join(records.problems)
     return UserError(
-        f"config.data.sources: no text in {data.sources} ({found}); see "
-        "data.txt_documents, data.text_field and data.keep in cramjax/config/data.py "
-        "for what is a document"
+        f"config.data.sources: no text in {data.sources} "
+        f"({'; '.join(records.problems)}); see data.txt_documents, data.text_field and "
+        "data.keep in cramjax/config/data.py for what is a document"
     )

@@ -2,12 +2,15 @@
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -18,9 +21,7 @@ def cores() -> int:
 
 
 def run(
-    function: Callable[..., Any],
-    calls: Sequence[Sequence[Any]],
-    progress: Callable[[int, Any], None] = lambda done, result: None,
+    function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
 ) -> list[Any]:
     """Calls a function with each of several argument lists, on all cores.
 
@@ -29,8 +30,7 @@ def run(
     Args:
       function: can be pickled, as its arguments and results can.
       calls: the positional arguments of each call.
-      progress: is called in this process after each call, with the number of calls that
-        are done and the result of this one, if there are other processes.
+      stage: names the work in messages about its progress.
 
     Returns:
       The results, in the order of `calls`.
@@ -41,7 +41,8 @@ def run(
     with pool(workers, cores() // workers) as executor:
         futures = [executor.submit(function, *arguments) for arguments in calls]
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            progress(done, future.result())
+            future.result()
+            logger.info(f"{stage}: {done} of {len(calls)} parts")
         return [future.result() for future in futures]
 
 

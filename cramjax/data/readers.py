@@ -39,7 +39,10 @@ DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
 MAX_DOCUMENT_CHARS = 1 << 22
 MAX_RECORD_CHARS = 1 << 26  # a line of .jsonl or field of .csv; longer are left out
 BATCH_ROWS = 64  # of .parquet, read at once
-MAX_VALUES, MAX_VALUE_CHARS = 5, 40  # of fields of `data.keep`, to name in an error
+TEXT_TYPES = (
+    *(pyarrow.string(), pyarrow.large_string()),
+    *(pyarrow.binary(), pyarrow.large_binary()),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,22 +85,13 @@ class File:
         return Path(self.path).open("rb")
 
     def expected_chars(self, document_chars: float) -> float:
-        """Returns about how many characters are taken of the file.
-
-        Args:
-          document_chars: characters of a document, on average.
-        """
-        limits = [self.all_chars]
+        """Returns about how many characters are taken, given those of a document."""
+        limits = [self.size * EXPANSION.get(self.path.suffix, 1)]
         if self.max_chars is not None:
             limits.append(self.max_chars)
         if self.max_documents is not None:
             limits.append(self.max_documents * document_chars)
         return min(limits)
-
-    @property
-    def all_chars(self) -> float:
-        """About how many characters the whole file has."""
-        return self.size * EXPANSION.get(self.path.suffix, 1)
 
     def documents(self, records: "Records") -> Iterator[str]:
         """Yields the documents, stripped, without the empty ones, up to the limits.
@@ -109,7 +103,8 @@ class File:
         Raises:
           UserError: see `texts`.
         """
-        texts = _joined(_clean(self, records), records.data.join_chars)
+        texts = _clean(self.texts(records), records)
+        texts = _joined(texts, records.data.join_chars)
         return self.transform(_limited(texts, self))
 
     def texts(self, records: "Records") -> Iterator[str]:
@@ -129,10 +124,10 @@ class File:
             try:
                 text = next(texts, None)
             except DAMAGE as error:
-                if getattr(error, "errno", None) is not None:  # the disk is to blame
+                if getattr(error, "errno", None) is not None:  # a fault of the disk
                     raise SourceLost(
                         f"config.data.sources: {self.name} cannot be read ({error}); "
-                        "the same command goes on with what is finished"
+                        "the same command continues with what is finished"
                     ) from error
                 records.problems[f"{self.path.name} is damaged: {error}"] += 1
                 return
@@ -148,8 +143,7 @@ class Records:
       data: the config.
       problems: {what was broken: how often}.
       keep: {field: values} of `data.keep`: records with other values are left out.
-      left_out: {field: values}, as dicts without values, of the first records that
-        were left out.
+      left_out: {field: value} of the first record that was left out.
     """
 
     def __init__(self, data: DataConfig):
@@ -158,7 +152,7 @@ class Records:
         self.problems: collections.Counter[str] = collections.Counter()
         rules = [rule.split("=", 1) for rule in data.keep]
         self.keep = {name: frozenset(values.split("|")) for name, values in rules}
-        self.left_out: dict[str, dict[str, None]] = {name: {} for name in self.keep}
+        self.left_out: dict[str, str] = {}
 
     def columns(self, existing: Sequence[str], where: str) -> list[str]:
         """Returns the columns of a table that are needed.
@@ -166,15 +160,16 @@ class Records:
         Raises:
           UserError: one is missing.
         """
-        needed = {}
-        for name, key in (
-            (self.data.text_field, "text_field"),
-            *((name, "keep") for name in self.keep),
-        ):
+        fields = {
+            self.data.text_field: "text_field",
+            **dict.fromkeys(self.keep, "keep"),
+        }
+        needed = set()
+        for name, key in fields.items():
             column = name if name in existing else name.split(".")[0]
             if column not in existing:
                 raise _no_field(where, name, existing, key)
-            needed[column] = key
+            needed.add(column)
         return sorted(needed)
 
     def text(self, record: Mapping[str, Any], where: str) -> str | None:
@@ -183,17 +178,12 @@ class Records:
         Raises:
           UserError: the record does not have the field.
         """
-        seen = {}
-        for name, values in self.keep.items():
-            value = field(record, name, "keep", where)
-            seen[name] = (
-                value if isinstance(value, str) else json.dumps(value, default=str)
-            )
-            if not {str(value), seen[name]} & values:
+        seen = {name: field(record, name, "keep", where) for name in self.keep}
+        for name, value in seen.items():
+            # True is "true" in JSON.
+            if not {str(value), json.dumps(value, default=str)} & self.keep[name]:
                 self.problems["records left out by data.keep"] += 1
-                for key, other in seen.items():
-                    if len(self.left_out[key]) <= MAX_VALUES:
-                        self.left_out[key][other[:MAX_VALUE_CHARS]] = None
+                self.left_out = self.left_out or {k: str(v) for k, v in seen.items()}
                 return None
         text = field(record, self.data.text_field, "text_field", where)
         if text is None:
@@ -296,25 +286,28 @@ def _jsonl(file: File, records: Records) -> Iterator[str]:
 def _csv(file: File, records: Records) -> Iterator[str]:
     csv.field_size_limit(MAX_RECORD_CHARS)
     with _lines(file) as lines:
-        rows = csv.reader(lines)
-        names = _next_row(rows, records) or []
-        if not names:
+        rows = _rows(csv.reader(lines), records)
+        if not (names := next(rows, None)):
             return
         records.columns(names, file.name)
-        while (row := _next_row(rows, records)) is not None:
-            if not row:  # a blank line
-                continue
+        for row in rows:
             record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
             if (text := records.text(record, file.name)) is not None:
                 yield text
 
 
-def _next_row(rows: Iterator[list[str]], records: Records) -> list[str] | None:
+def _rows(reader: Iterator[list[str]], records: Records) -> Iterator[list[str]]:
+    """Yields the rows that are neither blank nor broken."""
     while True:
         try:
-            return next(rows, None)
+            row = next(reader, None)
         except csv.Error:
             records.problems["rows that are not CSV"] += 1
+            continue
+        if row is None:
+            return
+        if row:
+            yield row
 
 
 def _parquet(file: File, records: Records) -> Iterator[str]:
@@ -325,7 +318,7 @@ def _parquet(file: File, records: Records) -> Iterator[str]:
         types = dict(zip(schema.names, schema.types, strict=True))
         columns = records.columns(list(types), file.name)
         text_type = types.get(field)
-        if text_type is not None and not _is_text(text_type):
+        if text_type is not None and text_type not in TEXT_TYPES:
             raise _no_field(file.name, field, list(types), "text_field")
         for batch in table.iter_batches(BATCH_ROWS, columns=columns):
             if text_type is not None:
@@ -338,11 +331,6 @@ def _parquet(file: File, records: Records) -> Iterator[str]:
                     yield text
 
 
-def _is_text(kind: pyarrow.DataType) -> bool:
-    tests = ("is_string", "is_large_string", "is_binary", "is_large_binary")
-    return any(getattr(pyarrow.types, test)(kind) for test in tests)
-
-
 FORMATS = {
     ".txt": _txt,
     ".jsonl": _jsonl,
@@ -352,9 +340,10 @@ FORMATS = {
 }
 
 
-def _clean(file: File, records: Records) -> Iterator[str]:
+def _clean(texts: Iterator[str], records: Records) -> Iterator[str]:
+    """Yields documents without surrounding whitespace, as valid UTF-8, not too long."""
     empty = True
-    for text in file.texts(records):
+    for text in texts:
         starts = range(0, len(text), MAX_DOCUMENT_CHARS)
         if len(starts) > 1:
             records.problems["documents cut for their length"] += len(starts) - 1
@@ -363,8 +352,8 @@ def _clean(file: File, records: Records) -> Iterator[str]:
             piece = piece.encode(errors="replace").decode()
             if "\ufffd" in piece:
                 records.problems["documents with bytes that are not UTF-8"] += 1
-            empty = empty and not piece
             if piece:
+                empty = False
                 yield piece
     if empty:
         records.problems["files without text"] += 1
@@ -385,10 +374,8 @@ def _joined(texts: Iterator[str], min_chars: int) -> Iterator[str]:
 
 def _limited(texts: Iterator[str], file: File) -> Iterator[str]:
     chars = 0
-    for number, text in enumerate(texts):
+    for text in itertools.islice(texts, file.max_documents):
         if file.max_chars is not None and chars >= file.max_chars:
-            return
-        if file.max_documents is not None and number >= file.max_documents:
             return
         chars += len(text)
         yield text

@@ -16,9 +16,9 @@ from cramjax.data.readers import File
 from cramjax.errors import SourceLost, UserError, one_line
 
 RETRY_AFTER_S = (1.0, 4.0, 16.0)
-# Bytes asked for at once: few at the beginning, of which a sample may be enough.
+# Bytes requested at once: few at the beginning, of which a sample may be enough.
 FIRST_BYTES, MOST_BYTES = 1 << 18, 1 << 24
-# What file systems know of a file's version, besides its size.
+# How file systems name a file's version.
 VERSION = (
     *("blob_id", "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "Last-Modified"),
     *("LastModified", "mtime", "created"),
@@ -31,7 +31,7 @@ class RemoteFile(File):
 
     Attributes:
       url: of the hub, with the commit.
-      length: bytes of the file.
+      length: in bytes.
       digest: its SHA-256 if the server knows it, else a hash of its version.
     """
 
@@ -50,7 +50,7 @@ class RemoteFile(File):
         return self.length
 
     def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}, as the server has said."""
+        """Returns {"path", "bytes", "sha256"}, as the server reported them."""
         return {"path": self.url, "bytes": self.length, "sha256": self.digest}
 
     def open(self) -> BinaryIO:
@@ -89,9 +89,6 @@ class _Raw(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._at
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         at = (0, self._at, self._remote.size)[whence] + offset
         if at != self._at:
@@ -100,11 +97,10 @@ class _Raw(io.RawIOBase):
         return at
 
     def readinto(self, into: memoryview) -> int:
-        if not self._ahead and self._at < self._remote.size:
-            asked = max(self._next_bytes, len(into))
-            self._ahead = memoryview(
-                self._fetch(min(asked, self._remote.size - self._at))
-            )
+        left = self._remote.size - self._at
+        if not self._ahead and left > 0:
+            size = min(max(self._next_bytes, len(into)), left)
+            self._ahead = memoryview(self._fetch(size))
             self._next_bytes = min(2 * self._next_bytes, MOST_BYTES)
         count = min(len(into), len(self._ahead))
         into[:count] = self._ahead[:count]
@@ -112,18 +108,12 @@ class _Raw(io.RawIOBase):
         self._at += count
         return count
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
-
     def _fetch(self, size: int) -> bytes:
         """Returns some of the next bytes, at least one."""
         url, whole = self._remote.url, self._remote.size
         for wait_s in (*RETRY_AFTER_S, None):
             try:
-                if self._file is None:
-                    self._file = _open(url)
+                self._file = self._file or _open(url)
                 size_now = self._file.size
                 if size_now is None:
                     raise OSError("the server does not give parts of files")
@@ -137,7 +127,7 @@ class _Raw(io.RawIOBase):
                 if wait_s is None:
                     raise SourceLost(
                         f"config.data.sources: {url}: reading stopped "
-                        f"({_reason(error)}); the same command goes on with what is "
+                        f"({_reason(error)}); the same command continues with what is "
                         "finished"
                     ) from error
                 time.sleep(wait_s)
@@ -160,17 +150,16 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
     """Returns the files that a URL names, in the order of their names.
 
     Args:
-      source: a URL whose path may have "*" and "[...]". What the hub has is asked for
-        in the newest commit, or in the revision that the URL names.
+      source: a URL whose path may have "*" and "[...]". On the hub it means the newest
+        commit, or the revision that the URL names.
       known: remembers the files for good, and with them the commit.
 
     Raises:
       UserError: no file matches, or the server cannot be reached.
     """
-    found = known.get(source)
-    if found is None:
+    if source not in known.known:
         try:
-            found = _ask(source)
+            known.known[source] = _ask(source)
         except ImportError as error:
             raise UserError(
                 f"config.data.sources: {source} needs another package "
@@ -178,7 +167,6 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
             ) from error
         except Exception as error:  # of many kinds: HTTP, names, rights
             raise _unreachable(source, error) from error
-        known.put(source, found)
     return [
         RemoteFile(
             path=PurePosixPath(url.partition("?")[0]),
@@ -186,7 +174,7 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
             length=size,
             digest=digest,
         )
-        for url, size, digest in found
+        for url, size, digest in known.known[source]
     ]
 
 
@@ -194,8 +182,8 @@ def as_url(source: str, split: str) -> str:
     """Returns the URL of a source of older configs, hf:NAME[@COMMIT][:CONFIG].
 
     It points to the hub's Parquet branch, which does not know COMMIT and has only a
-    part of large data sets, or to the .parquet files of a folder. Other sources stay as
-    they are.
+    part of large data sets, or to the .parquet files of a folder. Other sources are
+    returned unchanged.
     """
     match = re.fullmatch(r"hf:(?!//)([^@:]+)(@[^:]*)?(:(.+))?", source)
     if match is None:
@@ -220,11 +208,8 @@ def _ask(source: str) -> list[tuple[str, int, str]]:
         raise FileNotFoundError("no such file")
     if unknown := [name for name, info in files if info["size"] is None]:
         raise ValueError(f"the size of {unknown[0]} is not known: download it")
-    urls = [system.unstrip_protocol(name) for name, _ in files]
-    return [
-        (url, info["size"], _digest(url, info))
-        for url, (_, info) in zip(urls, files, strict=True)
-    ]
+    urls = {system.unstrip_protocol(name): info for name, info in files}
+    return [(url, info["size"], _digest(url, info)) for url, info in urls.items()]
 
 
 def _pinned(hub: Any, path: str) -> str:

@@ -1,8 +1,6 @@
 """What is in a packed corpus, as Markdown with a figure, beside its blocks."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,21 +16,16 @@ TOP_TOKENS = 40
 
 
 def write(
-    corpus: Corpus,
-    counts_V: np.ndarray,
-    by_group: Sequence[Sequence[Mapping[str, Any]]],
-) -> Path:
+    corpus: Corpus, counts_V: np.ndarray, shards: Sequence[Mapping[str, Any]]
+) -> None:
     """Writes report.md and lengths.png into the corpus's folder.
 
     Args:
       corpus: the finished one.
-      counts_V: how often each token is in the training blocks.
-      by_group: the facts of each group's shards, see `encode.encode_group`.
-
-    Returns:
-      The report's path.
+      counts_V: how often each token occurs in the training blocks.
+      shards: the facts of all shards, see `encode.encode_group`.
     """
-    manifest = corpus.manifest
+    manifest, tokenizer = corpus.manifest, corpus.tokenizer
     documents, tokens = manifest["documents"], manifest["tokens"]
     number = sum(documents.values())
     kept_tokens = tokens["train"] + tokens["held_out"]
@@ -55,7 +48,6 @@ def write(
         "unigram entropy": f"{manifest['unigram_entropy']:.3f} nats per token",
         "entries never used": _fraction(int((counts_V == 0).sum()), len(counts_V)),
     }
-    shards = list(itertools.chain.from_iterable(by_group))
     dropped = {
         f"Dropped by data.{key}": [
             text for shard in shards for text in shard["examples"].get(key, ())
@@ -70,11 +62,9 @@ def write(
         dropped["Dropped, equal to an earlier document"] = examples["documents"]
         dropped["Cut out, occurred before"] = examples["spans"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
-    tokenizer = corpus.tokenizer
-    top = np.argsort(-counts_V, kind="stable")[:TOP_TOKENS]
     frequent = ", ".join(
         f"`{tokenizer.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}"
-        for i in top
+        for i in np.argsort(-counts_V, kind="stable")[:TOP_TOKENS]
     )
     generator = np.random.Generator(np.random.Philox(key=0))
     chosen = generator.choice(len(corpus.train), min(SAMPLES, len(corpus.train)), False)
@@ -82,44 +72,37 @@ def write(
         tokenizer.decode(block, skip_special_tokens=False)
         for block in corpus.train.take(np.sort(chosen))
     ]
+    settings = [f"    {key}: {value}" for key, value in manifest["settings"].items()]
+    sections = [
+        f"# {corpus.path.name.removesuffix('.partial')}",
+        table(["what", "value"], rows.items()),
+        f"![tokens of the documents]({FIGURE})",
+        "\n".join(["## Settings\n", *settings]),
+        f"## Most frequent tokens\n\n{frequent}",
+        _section("Blocks, chosen at random", samples),
+        *(_section(title, texts) for title, texts in dropped.items() if texts),
+    ]
+    files.write_text(corpus.path / REPORT, "\n\n".join(sections) + "\n")
     lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
-    settings = manifest["settings"]
-    files.write_text(
-        corpus.path / REPORT,
-        f"# {corpus.path.name.removesuffix('.partial')}\n\n"
-        f"{table(['what', 'value'], rows.items())}\n\n"
-        f"![tokens of the documents]({FIGURE})\n\n"
-        "## Settings\n\n"
-        + "".join(f"    {key}: {value}\n" for key, value in settings.items())
-        + f"\n## Most frequent tokens\n\n{frequent}\n\n"
-        + _section("Blocks, chosen at random", samples)
-        + "".join(
-            "\n" + _section(what, texts) for what, texts in dropped.items() if texts
-        ),
-    )
-    return corpus.path / REPORT
 
 
 def _section(title: str, texts: Sequence[str]) -> str:
-    quoted = "".join("\n    " + " ".join(text.splitlines()) + "\n" for text in texts)
-    return f"## {title}\n{quoted}"
+    quoted = ("\n    " + " ".join(text.splitlines()) for text in texts)
+    return "\n".join([f"## {title}", *quoted])
 
 
 def _fraction(part: int, whole: int) -> str:
     return f"{part:,} ({part / max(whole, 1):.2%})"
 
 
-def _figure(lengths: dict[str, int]) -> Figure:
+def _figure(lengths: Mapping[str, int]) -> Figure:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     found = [int(n) for n in lengths]
     powers = range(min(found), max(found) + 1)
-    axes.bar(
-        [f"{2 ** (n - 1):,}" for n in powers],
-        [lengths.get(str(n), 0) for n in powers],
-        0.9,
-    )
+    counts = [lengths.get(str(n), 0) for n in powers]
+    axes.bar([f"{2 ** (n - 1):,}" for n in powers], counts, 0.9)
     axes.set(xlabel="tokens of a document, at least", ylabel="documents")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", rotation=45)

@@ -32,7 +32,7 @@ def resolve(data: DataConfig) -> list[File]:
     Raises:
       UserError: there is no file, a name matches nothing, a suffix is unknown, or a
         server cannot be reached.
-      OSError: what the servers say cannot be remembered in `data.dir`.
+      OSError: the answers of servers cannot be remembered in `data.dir`.
     """
     require(
         len(data.sources) > 0,
@@ -41,26 +41,20 @@ def resolve(data: DataConfig) -> list[File]:
         "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
     )
     known = Fingerprints(data.dir)
-    groups: list[Sequence[File]] = []
-    for named in data.sources:
-        source = remote.as_url(named, data.split)
-        if source.startswith("tfds:"):
-            groups.append(tfds.find(source.removeprefix("tfds:"), data.split))
-        elif "://" in source:
-            groups.append(_readable(remote.find(source, known)))
-        else:
-            groups.append(_readable(_local(source)))
+    groups = [_find(source, data.split, known) for source in data.sources]
     known.save()
     weights = _weights(groups, data.shares)
-    max_chars = spread(data.max_chars, weights)
-    max_documents = spread(data.max_documents, weights, 1)
     numbered = [(source, file) for source, group in enumerate(groups) for file in group]
     return [
         dataclasses.replace(
             file, source=source, weight=weight, max_chars=chars, max_documents=documents
         )
         for (source, file), weight, chars, documents in zip(
-            numbered, weights, max_chars, max_documents, strict=True
+            numbered,
+            weights,
+            spread(data.max_chars, weights),
+            spread(data.max_documents, weights, 1),
+            strict=True,
         )
     ]
 
@@ -78,35 +72,11 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _local(source: str) -> list[File]:
-    if source.startswith("embedded:"):
-        if source not in EMBEDDED:
-            raise UserError(
-                f"config.data.sources: {source!r} is not one of {list(EMBEDDED)}"
-            )
-        matches = [str(resources.files("cramjax") / EMBEDDED[source])]
-    else:
-        pattern = str(Path(source).expanduser())
-        matches = sorted(glob.glob(pattern, recursive=True))
-        if Path(pattern).is_file():  # though it may look like a pattern
-            matches = [pattern]
-        matches = [m for m in matches if Path(m).is_file()]
-    if not matches and Path(source).expanduser().is_dir():
-        raise UserError(
-            f"config.data.sources: {source!r} is a folder; pass the files in it, "
-            f"e.g. {str(Path(source) / '*.txt')!r}"
-        )
-    if not matches:
-        raise UserError(
-            f"config.data.sources: {source!r} matches no file; pass paths, globs or "
-            "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
-        )
-    # Not resolved: the suffix of a link says what is in the file, its target's may not.
-    return [File(path=Path(os.path.abspath(m))) for m in matches]
-
-
-def _readable(found: Sequence[File]) -> Sequence[File]:
-    """Refuses files of an unknown format."""
+def _find(source: str, split: str, known: Fingerprints) -> Sequence[File]:
+    source = remote.as_url(source, split)
+    if source.startswith("tfds:"):
+        return tfds.find(source.removeprefix("tfds:"), split)
+    found = remote.find(source, known) if "://" in source else _local(source)
     for file in found:
         kind = readers.file_format(file.path)
         packed = file.path.suffix != kind
@@ -120,12 +90,37 @@ def _readable(found: Sequence[File]) -> Sequence[File]:
     return found
 
 
+def _local(source: str) -> list[File]:
+    path = Path(source).expanduser()
+    if source.startswith("embedded:"):
+        if source not in EMBEDDED:
+            raise UserError(
+                f"config.data.sources: {source!r} is not one of {list(EMBEDDED)}"
+            )
+        matches = [str(resources.files("cramjax") / EMBEDDED[source])]
+    elif path.is_file():  # though it may look like a pattern
+        matches = [str(path)]
+    else:
+        matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
+    if not matches and path.is_dir():
+        raise UserError(
+            f"config.data.sources: {source!r} is a folder; pass the files in it, "
+            f"e.g. {str(Path(source) / '*.txt')!r}"
+        )
+    if not matches:
+        raise UserError(
+            f"config.data.sources: {source!r} matches no file; pass paths, globs or "
+            "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
+        )
+    # Not resolved: the suffix of a link says what is in the file, its target's may not.
+    return [File(path=Path(os.path.abspath(m))) for m in matches]
+
+
 def _weights(groups: Sequence[Sequence[File]], shares: Sequence[float]) -> list[float]:
     """Returns the expected fraction of the text of every file; they sum to 1."""
     sizes = [[file.size for file in group] for group in groups]
     sizes = [group if any(group) else [1] * len(group) for group in sizes]
-    whole = sum(map(sum, sizes))
-    of_source = shares or [sum(group) / whole for group in sizes]
+    of_source = shares or [sum(group) / sum(map(sum, sizes)) for group in sizes]
     return [
         share / sum(of_source) * size / sum(group)
         for share, group in zip(of_source, sizes, strict=True)

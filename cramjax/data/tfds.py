@@ -17,7 +17,7 @@ RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
 
 
 def builder(name: str, data_dir: Path | None = None) -> Any:
-    """Returns the builder of a dataset whose module has been imported.
+    """Returns the builder of a dataset, the module of which has been imported.
 
     Args:
       name: as TFDS writes it, e.g. "lm1b" or "wiki40b/en:1.3.0".
@@ -35,57 +35,30 @@ def builder(name: str, data_dir: Path | None = None) -> Any:
 
 
 def prepare(builder: Any, manual_dir: Path | None = None) -> None:
-    """Downloads and prepares a dataset if it has to be.
+    """Downloads and prepares a dataset if necessary, quietly and with few retries.
 
     Args:
       builder: see `builder`.
       manual_dir: where files are found that the library does not download.
     """
     import tensorflow_datasets
+    from tensorflow_datasets.core.download import downloader, extractor
 
-    _extract_without_tensorflow()
-    with downloading(), contextlib.redirect_stdout(io.StringIO()):
+    if not sys.stderr.isatty():
+        tensorflow_datasets.disable_progress_bar()
+    downloader.MAX_RETRIES = RETRIES
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    extractor.tf = types.SimpleNamespace(  # all that it uses of TensorFlow
+        compat=types.SimpleNamespace(as_text=str),
+        io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tensorflow_datasets.download.DownloadConfig(
                 manual_dir=None if manual_dir is None else str(manual_dir),
                 try_download_gcs=False,
             ),
             file_format="array_record",
-        )
-
-
-@contextlib.contextmanager
-def downloading() -> Iterator[None]:
-    """Makes the library download quietly, and give up soon, while the block runs.
-
-    Its progress bars are for terminals only.
-    """
-    import tensorflow_datasets
-    from tensorflow_datasets.core.download import downloader
-
-    if not sys.stderr.isatty():
-        tensorflow_datasets.disable_progress_bar()
-    retries = logging.getLogger("urllib3.connectionpool")
-    before = downloader.MAX_RETRIES, retries.level
-    downloader.MAX_RETRIES = RETRIES
-    retries.setLevel(logging.ERROR)  # each retry warns
-    try:
-        yield
-    finally:
-        downloader.MAX_RETRIES = before[0]
-        retries.setLevel(before[1])
-
-
-def _extract_without_tensorflow() -> None:
-    """Gives the library's extractor the two functions of TensorFlow that it uses."""
-    from tensorflow_datasets.core.download import extractor
-
-    try:
-        import tensorflow  # noqa: F401
-    except ImportError:
-        extractor.tf = types.SimpleNamespace(
-            compat=types.SimpleNamespace(as_text=str),
-            io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
         )
 
 
@@ -136,7 +109,7 @@ class TfdsFile(File):
 
 
 def find(name: str, split: str) -> list[TfdsFile]:
-    """Returns the files of a dataset; prepares it first if it has to be.
+    """Returns the files of a dataset, which is prepared first if necessary.
 
     Args:
       name: as TFDS writes it, to be found or prepared where TFDS keeps its data; or the
