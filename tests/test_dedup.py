@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 
 from cramjax.config import load
 from cramjax.data import corpus as corpora
-from cramjax.data import dedup, encode, prepare, repeats, sources, tokenizer
+from cramjax.data import dedup, encode, prepare, sources, tokenizer
 from cramjax.data.readers import File, Records
 from cramjax.errors import UserError
 
@@ -129,10 +129,10 @@ def test_cuts_are_of_whole_characters(tmp_path):
 
 def test_spans_do_not_touch():
     text_N = np.frombuffer(bytearray(b"abcd_efgh\xffxabcdefghyefgh\xff"), np.uint8)
-    assert repeats.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
+    assert dedup.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
     spans_Rx2 = np.array([[8, 9], [0, 5], [2, 4], [5, 6], [8, 8]])
-    assert repeats.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
-    assert repeats.union(spans_Rx2[:0]).tolist() == []
+    assert dedup.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
+    assert dedup.union(spans_Rx2[:0]).tolist() == []
 
 
 def test_no_run_goes_across_documents(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer, models
 
 from configs.ablations import tokenizers as tokenizer_rows
 from cramjax.config import load
@@ -343,9 +343,8 @@ def test_a_size_that_the_text_cannot_fill_names_one_that_it_can(kind):
 def test_where_the_library_prunes_too_far_the_goal_is_raised():
     texts = books(2)
     words = tokenizer._assembled("unigram", NORMALIZER_STEPS, models.Unigram())
-    trainer = functools.partial(trainers.UnigramTrainer, unk_token="<unk>")
     documents = iter([texts, texts, texts])
-    model = tokenizer._train_unigram(words, trainer, lambda: next(documents), 400)
+    model = tokenizer._train_unigram(words, lambda: next(documents), 400)
     assert list(documents) == []  # a third pass
     assert Tokenizer(model).get_vocab_size() == 400
 

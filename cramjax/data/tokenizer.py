@@ -31,12 +31,10 @@ from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS  # noqa: F401
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 UNK = "<unk>"
-
-INSIDE = "##"  # before the pieces that go on with a word
+INSIDE = "##"  # before the pieces that continue a word
 BEGIN = "\u2581"  # before the pieces that begin one
 
 Documents = Callable[[], Iterable[str]]  # called once for every pass
-Trainer = Callable[..., trainers.Trainer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +45,26 @@ class Kind:
     across, so text can be cut there, and the decoded text has single spaces.
 
     Attributes:
-      model: an untrained one.
-      trainer: of it.
-      train: takes the untrained tokenizer, the trainer, documents and a number of
-        entries. Returns a model with as many, the special tokens first; with fewer if
-        the text has no more, with more if its characters alone are more.
+      model: makes an untrained one.
+      train: takes an untrained tokenizer, documents and a number of entries. Returns a
+        model with as many, the special tokens first; with fewer if the text has no
+        more, with more if its characters alone are more.
       pre_tokenizer: text to words.
       decoder: tokens to text; from it `spellings` knows how pieces mark where words
         begin.
-      steps: of the normalizer, beside those of the config.
+      steps: of the normalizer, besides those of the config.
     """
 
     model: Callable[[], Model]
-    trainer: Trainer
-    train: Callable[[Tokenizer, Trainer, Documents, int], Model]
-    pre_tokenizer: pre_tokenizers.PreTokenizer
+    train: Callable[[Tokenizer, Documents, int], Model]
     decoder: decoders.Decoder
+    pre_tokenizer: pre_tokenizers.PreTokenizer
     steps: tuple[str, ...] = ()
 
 
 def _fit(
     tokenizer: Tokenizer,
-    trainer: Trainer,
+    trainer: Callable[..., trainers.Trainer],
     documents: Iterable[str],
     size: int,
     first: Sequence[str] = SPECIAL_TOKENS,
@@ -80,12 +76,17 @@ def _fit(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _train_once(tokenizer, trainer, documents: Documents, size: int) -> Model:
-    _fit(tokenizer, trainer, documents(), size)
+def _train_bpe(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
+    _fit(tokenizer, trainers.BpeTrainer, documents(), size)
     return tokenizer.model
 
 
-def _train_wordpiece(tokenizer, trainer, documents: Documents, size: int) -> Model:
+def _train_wordlevel(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
+    _fit(tokenizer, trainers.WordLevelTrainer, documents(), size)
+    return tokenizer.model
+
+
+def _train_wordpiece(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
     """Makes two passes, so that the same text gives the same pieces.
 
     The library alone would not do that: it numbers the word-internal characters ("##a")
@@ -93,13 +94,15 @@ def _train_wordpiece(tokenizer, trainer, documents: Documents, size: int) -> Mod
     (huggingface/tokenizers, issue 1794). So a first pass finds these characters, and
     the second is given them in a fixed order.
     """
-    characters = _fit(tokenizer, trainer, documents(), 0)[len(SPECIAL_TOKENS) :]
-    inside = sorted(piece for piece in characters if piece.startswith(INSIDE))
-    pieces = _fit(tokenizer, trainer, documents(), size, (*SPECIAL_TOKENS, *inside))
+    fit = functools.partial(_fit, tokenizer, trainers.WordPieceTrainer)
+    inside = sorted(piece for piece in fit(documents(), 0) if piece.startswith(INSIDE))
+    pieces = fit(documents(), size, (*SPECIAL_TOKENS, *inside))
     return models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK)
 
 
-def _train_unigram(tokenizer, trainer, documents: Documents, size: int) -> Model:
+def _train_unigram(
+    tokenizer: Tokenizer, documents: Documents, size: int, n_sub_iterations: int = 2
+) -> Model:
     """Takes all characters, found in a first pass, and the likeliest longer pieces.
 
     The library refuses a size that the characters fill, or ignores it, and may prune
@@ -108,9 +111,12 @@ def _train_unigram(tokenizer, trainer, documents: Documents, size: int) -> Model
     It also depends on the order of a hash map twice: in it, characters that deserve no
     piece get the lowest score plus steps of 1e-4, and probabilities are summed up. So
     here these characters all have the lowest score, and scores have four decimals.
-    Which pieces are pruned could still hang on a sum's last digit: nothing guarantees
+    Which pieces are pruned could still depend on a sum's last digit: nothing guarantees
     that the same text gives the same tokenizer, but in hundreds of trials it did.
     """
+    trainer = functools.partial(
+        trainers.UnigramTrainer, unk_token=UNK, n_sub_iterations=n_sub_iterations
+    )
     unigram, tokenizer.model = tokenizer.model, models.BPE()
     special = [(token, 0.0) for token in SPECIAL_TOKENS]
     characters = _fit(tokenizer, trainers.BpeTrainer, documents(), 0)[len(special) :]
@@ -139,73 +145,42 @@ CUT = pre_tokenizers.FixedLength(100)
 MARKED_WORDS = pre_tokenizers.Sequence([WORDS, MARK, CUT])
 # Words with their punctuation. A "<" that would begin a special token stands alone:
 # where "<mask>" could be one word, its pieces could be that token.
-_SPELLED = "|".join(token[1:] for token in SPECIAL_TOKENS)
+_SPELLED = Regex(f"<(?={'|'.join(token[1:] for token in SPECIAL_TOKENS)})")
+_APART = pre_tokenizers.Split(_SPELLED, "isolated")
 MARKED_CHUNKS = pre_tokenizers.Sequence(
-    [
-        pre_tokenizers.Split(Regex(f"<(?={_SPELLED})"), "isolated"),
-        pre_tokenizers.WhitespaceSplit(),
-        MARK,
-        CUT,
-    ]
+    [_APART, pre_tokenizers.WhitespaceSplit(), MARK, CUT]
 )
+_PREFIXED = decoders.WordPiece(prefix=INSIDE)
+_MARKED = decoders.Metaspace(BEGIN, prepend_scheme="always", split=True)
 
-_wordpiece = functools.partial(
-    Kind,
-    model=functools.partial(models.WordPiece, unk_token=UNK),
-    trainer=trainers.WordPieceTrainer,
-    train=_train_wordpiece,
-    decoder=decoders.WordPiece(prefix=INSIDE),
-)
-_bpe = functools.partial(
-    Kind,
-    model=functools.partial(models.BPE, unk_token=UNK),
-    trainer=trainers.BpeTrainer,
-    train=_train_once,
-    decoder=decoders.Metaspace(BEGIN, prepend_scheme="always", split=True),
-)
-_unigram = functools.partial(
-    Kind,
-    model=models.Unigram,
-    trainer=functools.partial(trainers.UnigramTrainer, unk_token=UNK),
-    train=_train_unigram,
-    decoder=decoders.Metaspace(BEGIN, prepend_scheme="always", split=True),
-)
+_wordpiece_model = functools.partial(models.WordPiece, unk_token=UNK)
+_wordpiece = functools.partial(Kind, _wordpiece_model, _train_wordpiece, _PREFIXED)
+_bpe_model = functools.partial(models.BPE, unk_token=UNK)
+_bpe = functools.partial(Kind, _bpe_model, _train_bpe, _MARKED)
+_wordlevel_model = functools.partial(models.WordLevel, unk_token=UNK)
+# Pieces start from what two different words have in common, so where punctuation is
+# apart many are missing or rated too low. With 8 steps between prunings, not 2, 32 MB
+# of Wikipedia take 0.226 tokens a character, not 0.261 (BPE: 0.204).
+_train_unigram_words = functools.partial(_train_unigram, n_sub_iterations=8)
 
 KINDS: dict[str, Kind] = {
-    "wordpiece": _wordpiece(pre_tokenizer=WORDS),
-    "bert_wordpiece": _wordpiece(
-        pre_tokenizer=pre_tokenizers.BertPreTokenizer(), steps=("clean",)
+    "wordpiece": _wordpiece(WORDS),
+    "bert_wordpiece": _wordpiece(pre_tokenizers.BertPreTokenizer(), ("clean",)),
+    "bpe": _bpe(MARKED_WORDS),
+    "unigram": Kind(models.Unigram, _train_unigram_words, _MARKED, MARKED_WORDS),
+    "sentencepiece_bpe": _bpe(MARKED_CHUNKS),
+    "sentencepiece_unigram": Kind(
+        models.Unigram, _train_unigram, _MARKED, MARKED_CHUNKS
     ),
-    "bpe": _bpe(pre_tokenizer=MARKED_WORDS),
-    "unigram": _unigram(
-        # Pieces start from what two different words share, so where punctuation is
-        # apart many are missing or rated too low. With 8 steps between prunings, not 2,
-        # 32 MB of Wikipedia take 0.226 tokens a character, not 0.261 (BPE: 0.204).
-        trainer=functools.partial(
-            trainers.UnigramTrainer, unk_token=UNK, n_sub_iterations=8
-        ),
-        pre_tokenizer=MARKED_WORDS,
-    ),
-    "sentencepiece_bpe": _bpe(pre_tokenizer=MARKED_CHUNKS),
-    "sentencepiece_unigram": _unigram(pre_tokenizer=MARKED_CHUNKS),
-    "wordlevel": Kind(
-        model=functools.partial(models.WordLevel, unk_token=UNK),
-        trainer=trainers.WordLevelTrainer,
-        train=_train_once,
-        pre_tokenizer=WORDS,
-        decoder=decoders.WordPiece(prefix=INSIDE),
-    ),
+    "wordlevel": Kind(_wordlevel_model, _train_wordlevel, _PREFIXED, WORDS),
 }
 
 
-# BERT's: no control characters, a space on both sides of every CJK character.
-_CLEAN = normalizers.BertNormalizer(
-    clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
-)
 # After "clean", which belongs to a kind, the recipe's normalizer, step by step and in
 # its order: lower-case ASCII without accents.
 STEPS: dict[str, list[normalizers.Normalizer]] = {
-    "clean": [_CLEAN],
+    # BERT's: no control characters, a space on both sides of every CJK character.
+    "clean": [normalizers.BertNormalizer(strip_accents=False, lowercase=False)],
     "quotes": [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')],
     "nfd": [normalizers.NFD()],
     "lowercase": [normalizers.Lowercase()],
@@ -216,25 +191,13 @@ STEPS: dict[str, list[normalizers.Normalizer]] = {
 
 
 def normalizer(steps: Sequence[str]) -> normalizers.Normalizer:
-    """Returns the steps of `STEPS` that are named, in the recipe's order."""
+    """Returns some of `STEPS`, by their names, in the recipe's order."""
     chosen = [parts for name, parts in STEPS.items() if name in steps]
     return normalizers.Sequence(list(itertools.chain.from_iterable(chosen)))
 
 
 # What "clean" drops of ASCII. Only the white space that stays has to end a word.
 _CONTROL = dict.fromkeys({*range(32), 127} - set(map(ord, "\t\n\r")))
-
-
-def normalize_ascii(text: str, steps: Sequence[str]) -> str:
-    """Does to ASCII text what `normalizer` does, but for runs of spaces.
-
-    These separate words however long they are.
-    """
-    if "clean" in steps:
-        text = text.translate(_CONTROL)
-    if "quotes" in steps:
-        text = text.replace("``", '"').replace("''", '"')
-    return text.lower() if "lowercase" in steps else text
 
 
 class Encoder:
@@ -253,20 +216,26 @@ class Encoder:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns each text's ids, without special tokens."""
-        ascii_texts = [normalize_ascii(t, self._steps) for t in texts if t.isascii()]
-        others = [text for text in texts if not text.isascii()]
-        plain, other = (
-            iter(tokenizer.encode_batch_fast(some, add_special_tokens=False))
-            for tokenizer, some in (
-                (self._bare, ascii_texts),
-                (self._tokenizer, others),
-            )
-        )
+        plain = [self._normalized(text) for text in texts if text.isascii()]
+        other = [text for text in texts if not text.isascii()]
+        plain = iter(self._bare.encode_batch_fast(plain, add_special_tokens=False))
+        other = iter(self._tokenizer.encode_batch_fast(other, add_special_tokens=False))
         return [next(plain if text.isascii() else other).ids for text in texts]
+
+    def _normalized(self, text: str) -> str:
+        """Does to ASCII text what `normalizer` does, except to runs of spaces.
+
+        These separate words however long they are.
+        """
+        if "clean" in self._steps:
+            text = text.translate(_CONTROL)
+        if "quotes" in self._steps:
+            text = text.replace("``", '"').replace("''", '"')
+        return text.lower() if "lowercase" in self._steps else text
 
 
 def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
-    """Returns the steps of a kind's normalizer: its own, and those of the config."""
+    """Returns the steps of a kind's normalizer, with those of the config."""
     return (*KINDS[kind].steps, *steps)
 
 
@@ -285,17 +254,15 @@ def train(
       UserError: the text has too few different pieces for that size, or too many
         different characters.
     """
-    chosen = KINDS[kind]
-    untrained = _assembled(kind, steps, chosen.model())
-    model = chosen.train(untrained, chosen.trainer, documents, vocab_size)
+    untrained = _assembled(kind, steps, KINDS[kind].model())
+    model = KINDS[kind].train(untrained, documents, vocab_size)
     tokenizer = _assembled(kind, steps, model)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     size = tokenizer.get_vocab_size()
     if size < vocab_size:
         raise UserError(
             f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
-            f"{size}; pass --config.model.vocab_size={size} or less, or "
-            "add text"
+            f"{size}; pass --config.model.vocab_size={size} or less, or add text"
         )
     if size > vocab_size:
         raise UserError(
@@ -313,81 +280,64 @@ def _assembled(kind: str, steps: Sequence[str], model: Model) -> Tokenizer:
     return tokenizer
 
 
-def _prefixed(piece: str) -> tuple[str, bool]:
-    inside = piece.startswith(INSIDE) and piece != INSIDE
-    return piece[len(INSIDE) * inside :], not inside
-
-
-def _marked(piece: str) -> tuple[str, bool]:
-    return piece.removeprefix(BEGIN), piece.startswith(BEGIN)
-
-
-SPELLINGS = {decoders.WordPiece: _prefixed, decoders.Metaspace: _marked}
-
-
 def spellings(tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """Returns, of every entry, its text and whether a word begins with it.
 
     Special tokens have no text.
     """
-    spelling = SPELLINGS[type(tokenizer.decoder)]
-    ids = range(len(SPECIAL_TOKENS), tokenizer.get_vocab_size())
-    return [
-        *[("", False) for _ in SPECIAL_TOKENS],
-        *[spelling(tokenizer.id_to_token(i) or "") for i in ids],
-    ]
+    prefixed = isinstance(tokenizer.decoder, decoders.WordPiece)
+    spelled = [("", False)] * len(SPECIAL_TOKENS)
+    for i in range(len(SPECIAL_TOKENS), tokenizer.get_vocab_size()):
+        piece = tokenizer.id_to_token(i) or ""
+        if not prefixed:
+            spelled.append((piece.removeprefix(BEGIN), piece.startswith(BEGIN)))
+        elif piece.startswith(INSIDE) and piece != INSIDE:
+            spelled.append((piece.removeprefix(INSIDE), False))
+        else:
+            spelled.append((piece, True))
+    return spelled
 
 
 def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
     """Returns, as JSON, a tokenizer that was trained before, perhaps on another corpus.
 
     Raises:
-      UserError: it cannot be read, or is another one than the config describes.
+      UserError: it cannot be read, or is not the one that the config describes.
     """
     tokenizer = load(path, "pass a tokenizer.json of a packed corpus")
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    expected = _assembled(kind, steps, KINDS[kind].model())
-    for ok, what in (
-        (
-            ids == list(range(len(SPECIAL_TOKENS))),
+    entries, what = tokenizer.get_vocab_size(), ""
+    found = [
+        name
+        for name in KINDS
+        if _parts(tokenizer) == _parts(_assembled(name, (), KINDS[name].model()))
+    ]
+    if ids != list(range(len(SPECIAL_TOKENS))):
+        what = (
             f"does not have the special tokens {' '.join(SPECIAL_TOKENS)} as its first "
-            "ones; the tokenizer.json of a packed corpus has them",
-        ),
-        (
-            tokenizer.get_vocab_size() == vocab_size,
-            f"has {tokenizer.get_vocab_size()} entries, not config.model.vocab_size="
-            f"{vocab_size}",
-        ),
-        (
-            _make(tokenizer) == _make(expected),
-            f"is not what config.data.tokenizer_kind={kind} trains"
-            f"{_other_kind(tokenizer)}",
-        ),
-        (
-            str(tokenizer.normalizer) == str(expected.normalizer),
-            f"was trained with another normalizer than config.data.normalizer={steps}",
-        ),
-    ):
-        if not ok:
-            raise UserError(f"config.data.tokenizer: {path} {what}")
+            "ones; the tokenizer.json of a packed corpus has them"
+        )
+    elif entries != vocab_size:
+        what = f"has {entries} entries, not config.model.vocab_size={vocab_size}"
+    elif kind not in found:
+        what = f"is not what config.data.tokenizer_kind={kind} trains"
+        what += f"; pass --config.data.tokenizer_kind={found[0]}" if found else ""
+    elif str(tokenizer.normalizer) != str(normalizer(all_steps(kind, steps))):
+        what = (
+            f"was trained with another normalizer than config.data.normalizer={steps}"
+        )
+    if what:
+        raise UserError(f"config.data.tokenizer: {path} {what}")
     return tokenizer.to_str()
 
 
-def _make(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns all that tells a kind from another, as JSON values."""
+def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns everything that distinguishes kinds, as JSON values."""
     values = json.loads(tokenizer.to_str())
     trained = ("vocab", "merges", "unk_id")
     model = {k: v for k, v in values["model"].items() if k not in trained}
     parts = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
     return {"model": model, **{part: values[part] for part in parts}}
-
-
-def _other_kind(tokenizer: Tokenizer) -> str:
-    """Returns the flag for the kind that the tokenizer is of, or ""."""
-    for name, kind in KINDS.items():
-        if _make(tokenizer) == _make(_assembled(name, (), kind.model())):
-            return f"; pass --config.data.tokenizer_kind={name}"
-    return ""
 
 
 def content_hash(path: str) -> str:
