@@ -79,12 +79,11 @@ def blocks(corpus):
 
 @pytest.mark.parametrize("group_bytes", [sources.GROUP_BYTES, 1])
 def test_the_hub_gives_the_corpus_that_its_files_give(
-    hub, tmp_path, monkeypatch, capsys, group_bytes
+    hub, tmp_path, monkeypatch, group_bytes
 ):
     """In this process, and in workers that are told of the files."""
     monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
     there = build(tmp_path / "a", BOOKS)
-    said = capsys.readouterr().out.splitlines()
     here = build(tmp_path / "b", str(tmp_path / "hub/me/books/train/*"))
     assert sum(there.manifest["documents"].values()) == len(TEXTS)
     assert there.manifest["problems"] == {}
@@ -92,7 +91,6 @@ def test_the_hub_gives_the_corpus_that_its_files_give(
     digests = [corpus.path.name.rpartition("-")[2] for corpus in (there, here)]
     assert digests[0] == digests[1]
     assert there.path.name.startswith("hf-datasets-me-books-train-")
-    assert re.search(r"downloads about [\d.e-]+ GB from 3 files, and takes up", said[0])
     for facts in there.manifest["sources"]:
         assert re.match(r"hf://datasets/me/books@[0-9a-f]{40}/train/", facts["path"])
 
@@ -114,7 +112,9 @@ def test_a_lost_connection_is_no_damage(
     whole = build(tmp_path / "a", source)
     size = (tmp_path / "hub/me/books/train" / name).stat().st_size
     hub.cut, hub.cut_status = {name: size * 3 // 5}, status
-    with pytest.raises(SourceLost, match=f"{name}: reading stopped .* continues") as lost:
+    with pytest.raises(
+        SourceLost, match=f"{name}: reading stopped .* continues"
+    ) as lost:
         build(tmp_path / "b", source)
     assert "\n" not in str(lost.value)
     (building,) = (tmp_path / "b").glob("*.partial")
@@ -173,22 +173,8 @@ def test_a_corpus_that_is_there_needs_no_server(hub, tmp_path, said):
     hub.close()
     hub.forget()
     assert prepare.prepare(config).path == corpus.path
-    assert said == [f"corpus: {corpus.path} (found)"]
+    assert said[-1] == f"corpus: {corpus.path} (found)"
     prepare.check(config)
-
-
-def test_checking_reads_no_local_file(hub, tmp_path, monkeypatch):
-    """Hashing can take minutes: it is not done before the server has answered."""
-    (tmp_path / "a.txt").write_text("one\n\ntwo")
-    mixed = f"data.sources=('{tmp_path}/a.txt','{BOOKS}')"
-    config = tiny_config(tmp_path / "a", mixed, *COMMON)
-    with monkeypatch.context() as patch:
-        patch.setattr(Fingerprints, "file", None)
-        prepare.check(config)
-    path = prepare.prepare(config).path
-    hub.requests.clear()
-    prepare.check(config)  # the corpus exists and its files have not changed
-    assert hub.requests == [] and (path / "manifest.json").exists()
 
 
 def test_without_a_network_one_line_says_so_at_once(hub, tmp_path):

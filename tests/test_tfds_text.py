@@ -87,7 +87,7 @@ def test_a_corpus_of_it(source, tmp_path, said):
     corpus = prepare.prepare(config)
     assert sum(corpus.manifest["documents"].values()) == 60
     assert prepare.prepare(config).path == corpus.path
-    assert said == [f"corpus: {corpus.path} (found)"]
+    assert said[-1] == f"corpus: {corpus.path} (found)"
 
 
 def test_what_is_not_there_is_named(source, tmp_path):

@@ -37,6 +37,7 @@ TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")
 DOCUMENT = np.dtype([("file", "<i4"), ("bytes", "<i4"), ("digest", "<u8", 2)])
 PACKED = struct.Struct("<ii16s")  # the same, faster to write
 SEPARATOR = 0xFF  # after every document; never in UTF-8
+CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
 
 
 def is_on(data: DataConfig) -> bool:
@@ -64,7 +65,7 @@ def deduplicated(
     Returns:
       The files, and {"documents" (equal to an earlier one), "spans" (cut out of
       others), "bytes" (of both), "of_bytes" (text in all), "chunks" (parts of it; 1:
-      all at once), "examples" ({"documents", "spans"}: beginnings of some)}.
+      all at once), "examples" (beginnings of some spans)}.
 
     Raises:
       UserError: the package for suffix arrays is missing; see also `File.documents`.
@@ -94,9 +95,9 @@ def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
     """Yields a file's documents without what is cut, stripped, if any text is left.
 
     Args:
-      path: of cuts_Rx4: file, document in the file, start and stop. Start and stop are
-        bytes of the document's UTF-8, at whole characters. Rows are sorted, and no two
-        touch.
+      path: of cuts_Rx4: file, document in the file, start and stop, in bytes of the
+        document's UTF-8. Rows are sorted, and no two touch. Characters at the ends of a
+        cut stay if they are not in it as a whole.
       file: its number.
       documents: of the file.
     """
@@ -108,8 +109,13 @@ def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
         if at == number:
             data, kept, end = text.encode(), [], 0
             for _, start, stop in spans:
-                kept.append(data[end:start])
-                end = stop
+                while data[start : start + 1] in CONTINUATION:
+                    start += 1
+                while data[stop : stop + 1] in CONTINUATION:
+                    stop -= 1
+                if start < stop:
+                    kept.append(data[end:start])
+                    end = stop
             kept.append(data[end:])
             # Errors: the file has changed meanwhile, which `prepare` will report.
             text = b"".join(kept).decode(errors="ignore").strip()
@@ -132,29 +138,33 @@ def _find_cuts(
                 "pydivsufsort), or pass 0"
             ) from error
     text = Spool(found, data, folder)
-    duplicate_D = np.zeros(len(text.table), bool)
+    table = text.table
+    duplicate_D = np.zeros(len(table), bool)
     if data.drop_duplicates:
-        digests_Dx2 = text.table["digest"]
-        order_D = np.lexsort(digests_Dx2.T)  # stable: the first one comes first
-        sorted_Dx2 = digests_Dx2[order_D]
+        order_D = np.lexsort(table["digest"].T)  # stable: the first one comes first
+        sorted_Dx2 = table["digest"][order_D]
         equal_D = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
         duplicate_D[order_D[1:]] = equal_D
     chunks, spans_Rx2 = 0, np.zeros((0, 2), np.int64)
     if data.dedup_bytes:
         chunks, spans_Rx2 = _repeats(text, data, folder)
         spans_Rx2 = spans_Rx2[~duplicate_D[text.documents_at(spans_Rx2[:, 0])]]
-    cuts_Rx4 = _cuts(text, duplicate_D, spans_Rx2)
-    documents = int(duplicate_D.sum())
-    return cuts_Rx4, {
-        "documents": documents,
-        "spans": len(cuts_Rx4) - documents,
+    of_R, whole_R = text.documents_at(spans_Rx2[:, 0]), np.flatnonzero(duplicate_D)
+    whole_Rx2 = np.stack([np.zeros_like(whole_R), table["bytes"][whole_R]], axis=1)
+    in_document_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
+    documents_R = np.concatenate([of_R, whole_R])
+    files_R = table["file"][documents_R]
+    in_file_R = documents_R - np.searchsorted(table["file"], files_R)
+    cuts_Rx4 = np.column_stack(
+        [files_R, in_file_R, np.concatenate([in_document_Rx2, whole_Rx2])]
+    )
+    return cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])], {
+        "documents": len(whole_R),
+        "spans": len(spans_Rx2),
         "bytes": int((cuts_Rx4[:, 3] - cuts_Rx4[:, 2]).sum()),
-        "of_bytes": int(text.table["bytes"].sum()),
+        "of_bytes": int(table["bytes"].sum()),
         "chunks": chunks,
-        "examples": {
-            "documents": _document_examples(found, data, text.table, duplicate_D),
-            "spans": _span_examples(text, spans_Rx2),
-        },
+        "examples": _examples(text, spans_Rx2),
     }
 
 
@@ -194,38 +204,7 @@ def _search(
     return spans_Rx2 + (starts - firsts)[of_R][:, None]
 
 
-def _cuts(text: "Spool", duplicate_D: np.ndarray, spans_Rx2: np.ndarray) -> np.ndarray:
-    """Returns cuts_Rx4, see `_without`: documents as a whole, and spans."""
-    table = text.table
-    if len(spans_Rx2):
-        spans_Rx2 = text.whole_characters(spans_Rx2)
-    of_R = text.documents_at(spans_Rx2[:, 0])
-    spans_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
-    whole_R = np.flatnonzero(duplicate_D)
-    whole_Rx2 = np.stack([np.zeros_like(whole_R), table["bytes"][whole_R]], axis=1)
-    documents_R = np.concatenate([of_R, whole_R])
-    files_R = table["file"][documents_R]
-    in_file_R = documents_R - np.searchsorted(table["file"], files_R)
-    cuts_Rx4 = np.column_stack(
-        [files_R, in_file_R, np.concatenate([spans_Rx2, whole_Rx2])]
-    )
-    return cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])]
-
-
-def _document_examples(
-    found: Sequence[File], data: DataConfig, table: np.ndarray, duplicate_D: np.ndarray
-) -> list[str]:
-    """Reads the first dropped documents once more."""
-    examples = []
-    for document in np.flatnonzero(duplicate_D)[:EXAMPLES]:
-        file = table["file"][document]
-        in_file = document - np.searchsorted(table["file"], file)
-        texts = found[file].documents(Records(data))
-        examples.append(next(itertools.islice(texts, in_file, None))[:EXAMPLE_CHARS])
-    return examples
-
-
-def _span_examples(text: "Spool", spans_Rx2: np.ndarray) -> list[str]:
+def _examples(text: "Spool", spans_Rx2: np.ndarray) -> list[str]:
     """Returns the beginnings of spans from all over the text."""
     chosen = np.linspace(0, len(spans_Rx2) - 1, min(EXAMPLES, len(spans_Rx2)))
     examples = []
@@ -262,38 +241,17 @@ class Spool:
         """Returns the documents that bytes belong to."""
         return np.searchsorted(self.starts_D, positions_R, side="right") - 1
 
-    def bytes_at(self, positions_R: np.ndarray) -> np.ndarray:
-        """Returns the bytes at sorted positions."""
-        pieces = []
-        for first, end, text in self._texts():
-            low, high = np.searchsorted(positions_R, [first, end])
-            pieces.append(text[positions_R[low:high] - first])
-        return np.concatenate(pieces)
-
-    def whole_characters(self, spans_Rx2: np.ndarray) -> np.ndarray:
-        """Shrinks spans until they neither begin nor end inside a character."""
-        starts_R, stops_R = spans_Rx2.T.copy()
-        for _ in range(3):  # the bytes of a character after its first
-            starts_R += self.bytes_at(starts_R) & 0xC0 == 0x80
-            stops_R -= self.bytes_at(stops_R) & 0xC0 == 0x80
-        return np.stack([starts_R, stops_R], axis=1)[starts_R < stops_R]
-
     def read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Returns a copy of the bytes from start to stop of each span."""
         pieces = [np.zeros(0, np.uint8)]
         for start, stop in spans:
-            for first, end, text in self._texts():
+            groups = itertools.pairwise(self._starts_G)
+            for (first, end), path in zip(groups, self._paths, strict=True):
                 low, high = max(start, first), min(stop, end)
                 if low < high:
+                    text = np.memmap(path, np.uint8, "r")
                     pieces.append(text[low - first : high - first])
         return np.concatenate(pieces)
-
-    def _texts(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yields the start and end of every group and its bytes, memory-mapped."""
-        edges = itertools.pairwise(self._starts_G)
-        for (start, end), path in zip(edges, self._paths, strict=True):
-            if start < end:
-                yield start, end, np.memmap(path, np.uint8, "r")
 
 
 def _spool(

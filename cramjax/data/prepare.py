@@ -10,11 +10,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
@@ -39,8 +37,6 @@ logger = logging.getLogger(__name__)
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
 TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
-SAMPLE_DOCUMENTS = 100  # which show how long documents are
-MAX_TOKENS_PER_CHAR = 0.3  # of English, roughly
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
 MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
 # The tokenizer reads longer words as <unk>, and training takes the square of their
@@ -142,8 +138,13 @@ def prepare(config: Config) -> Corpus:
             if not exists:
                 building = path.with_name(f"{path.name}.partial")
                 building.mkdir(exist_ok=True)
-                with _removed_if_useless(building):
+                try:
                     _build(config, found, contents, building)
+                except SourceLost:
+                    raise
+                except UserError:  # the text or the settings are of no use
+                    shutil.rmtree(building, ignore_errors=True)
+                    raise
                 building.rename(path)
         for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
             temporary.unlink(missing_ok=True)  # another process may do so, too
@@ -171,32 +172,12 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextlib.contextmanager
-def _removed_if_useless(folder: Path) -> Iterator[None]:
-    """Removes what was built if the text or the settings turn out to be of no use."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that encodes text was killed (too little memory?): the same "
-            f"command continues with what is finished in {folder}; in a program of "
-            'yours, call this under `if __name__ == "__main__":`'
-        ) from error
-    except SourceLost:
-        raise
-    except UserError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def _build(
     config: Config,
     found: Sequence[File],
     contents: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
-    if any(isinstance(file, RemoteFile) for file in found):
-        logger.info(f"corpus: {_needs(config, found)}")
     texts, duplicates = list(found), {}
     if dedup.is_on(config.data):
         texts, duplicates = dedup.deduplicated(found, config.data, folder)
@@ -223,32 +204,6 @@ def _build(
     first, *others = corpus.summary_lines(config, built)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         logger.info(f"corpus: {line}")
-
-
-def _needs(config: Config, found: Sequence[File]) -> str:
-    """Returns about how much network and disk remote files need."""
-    data = config.data
-    remote = [file for file in found if isinstance(file, RemoteFile)]
-    document_chars = 0.0
-    if data.max_documents:
-        whole = dataclasses.replace(remote[0], max_chars=None, max_documents=None)
-        documents = whole.documents(Records(data))
-        texts = list(itertools.islice(documents, SAMPLE_DOCUMENTS))
-        document_chars = sum(map(len, texts)) / max(len(texts), 1)
-    read = 0.0
-    for file in remote:
-        whole = dataclasses.replace(file, max_chars=None, max_documents=None)
-        fraction = file.expected_chars(document_chars) / max(whole.expected_chars(0), 1)
-        read += file.size * fraction
-    chars = sum(f.expected_chars(document_chars) for f in found)
-    token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    disk = chars * (data.max_tokens_per_char or MAX_TOKENS_PER_CHAR)
-    disk = disk * token_bytes + (chars if data.dedup_bytes else 0)
-    twice = ", twice to find duplicates" if dedup.is_on(data) else ""
-    return (
-        f"downloads about {read / 1e9:.2g} GB from {len(remote)} files{twice}, and "
-        f"takes up to {disk / 1e9:.2g} GB of disk in {data.dir}"
-    )
 
 
 def encode_all(

@@ -8,7 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from cramjax.errors import SourceLost
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,11 @@ def pool(count: int, threads: int) -> Iterator[concurrent.futures.ProcessPoolExe
     """Yields processes that end with the block or with this process, if it is killed.
 
     Args:
-      count: how many.
+      count: of processes.
       threads: of the tokenizers library in each.
+
+    Raises:
+      SourceLost: one was killed.
     """
     others = set(multiprocessing.active_children())
     executor = concurrent.futures.ProcessPoolExecutor(
@@ -63,6 +69,12 @@ def pool(count: int, threads: int) -> Iterator[concurrent.futures.ProcessPoolExe
     )
     try:
         yield executor
+    except BrokenProcessPool as error:
+        raise SourceLost(
+            "a process that reads text was killed (too little memory?): the same "
+            "command continues with what is finished; in a program of yours, call this "
+            'under `if __name__ == "__main__":`'
+        ) from error
     finally:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()

@@ -1,6 +1,6 @@
 """From a file to its documents: formats, compressions, and what may be broken in them.
 
-What is broken is counted, and reading goes on after it.
+Broken records are counted, and reading continues after them.
 """
 
 import bz2
@@ -16,7 +16,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow
 from pyarrow import parquet
@@ -33,16 +33,12 @@ COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 # Characters in a byte of a compressed file: of C4, The Pile and Wikipedia, roughly.
 EXPANSION = {".gz": 2.5, ".zst": 3, ".xz": 4, ".bz2": 4, ".parquet": 1.7}
-# What a decompressor raises for a file that was truncated or changed.
-DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
 # Longer documents are cut, or one file without a blank line could fill the memory.
 MAX_DOCUMENT_CHARS = 1 << 22
 MAX_RECORD_CHARS = 1 << 26  # a line of .jsonl or field of .csv; longer are left out
 BATCH_ROWS = 64  # of .parquet, read at once
-TEXT_TYPES = (
-    *(pyarrow.string(), pyarrow.large_string()),
-    *(pyarrow.binary(), pyarrow.large_binary()),
-)
+
+Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +55,11 @@ class File:
         comes after everything else.
     """
 
+    # What reading a truncated or changed file raises.
+    damage: ClassVar[tuple[type[Exception], ...]] = (
+        *(EOFError, OSError, lzma.LZMAError, zlib.error),
+        *(pyarrow.ArrowInvalid, UnicodeDecodeError),
+    )
     path: PurePath
     source: int = 0
     weight: float = 1.0
@@ -76,14 +77,6 @@ class File:
         """Bytes of the file."""
         return Path(self.path).stat().st_size
 
-    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}."""
-        return known.file(Path(self.path))
-
-    def open(self) -> BinaryIO:
-        """Opens the file for reading, at any position."""
-        return Path(self.path).open("rb")
-
     def expected_chars(self, document_chars: float) -> float:
         """Returns about how many characters are taken, given those of a document."""
         limits = [self.size * EXPANSION.get(self.path.suffix, 1)]
@@ -92,6 +85,47 @@ class File:
         if self.max_documents is not None:
             limits.append(self.max_documents * document_chars)
         return min(limits)
+
+    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
+        """Returns {"path", "bytes", "sha256"}."""
+        return known.file(Path(self.path))
+
+    def open(self) -> BinaryIO:
+        """Opens the file for reading, at any position."""
+        return Path(self.path).open("rb")
+
+    def rows(self, records: "Records") -> Iterator[Record | str]:
+        """Yields the file's records, or the texts of a file without records."""
+        return FORMATS[file_format(self.path)](self, records)
+
+    def texts(self, records: "Records") -> Iterator[str]:
+        """Yields the documents as they are in the file.
+
+        Bytes that are not UTF-8 become U+FFFD. Of a damaged file everything before the
+        damage is read.
+
+        Raises:
+          UserError: a record does not have the field.
+          SourceLost: the file, which may be intact, cannot be read to its end.
+        """
+        rows = self.rows(records)
+        while True:
+            try:
+                row = next(rows, None)
+            except self.damage as error:
+                if getattr(error, "errno", None) is not None:  # a fault of the disk
+                    raise SourceLost(
+                        f"config.data.sources: {self.name} cannot be read ({error}); "
+                        "the same command continues with what is finished"
+                    ) from error
+                what = str(error).partition("\n")[0]
+                records.problems[f"{self.path.name} is damaged: {what}"] += 1
+                return
+            if row is None:
+                return
+            text = row if isinstance(row, str) else records.text(row, self.name)
+            if text is not None:
+                yield text
 
     def documents(self, records: "Records") -> Iterator[str]:
         """Yields the documents, stripped, without the empty ones, up to the limits.
@@ -106,34 +140,6 @@ class File:
         texts = _clean(self.texts(records), records)
         texts = _joined(texts, records.data.join_chars)
         return self.transform(_limited(texts, self))
-
-    def texts(self, records: "Records") -> Iterator[str]:
-        """Yields the documents as they are in the file.
-
-        In `.txt` a document is what `data.txt_documents` says; in `.jsonl` and `.json`
-        a line, in `.csv` and `.parquet` a row. Bytes that are not UTF-8 become U+FFFD,
-        lines that are not JSON are skipped, and of a damaged file everything before the
-        damage is read.
-
-        Raises:
-          UserError: a record does not have the field.
-          SourceLost: the file, which may be intact, cannot be read to its end.
-        """
-        texts = FORMATS[file_format(self.path)](self, records)
-        while True:
-            try:
-                text = next(texts, None)
-            except DAMAGE as error:
-                if getattr(error, "errno", None) is not None:  # a fault of the disk
-                    raise SourceLost(
-                        f"config.data.sources: {self.name} cannot be read ({error}); "
-                        "the same command continues with what is finished"
-                    ) from error
-                records.problems[f"{self.path.name} is damaged: {error}"] += 1
-                return
-            if text is None:
-                return
-            yield text
 
 
 class Records:
@@ -154,29 +160,11 @@ class Records:
         self.keep = {name: frozenset(values.split("|")) for name, values in rules}
         self.left_out: dict[str, str] = {}
 
-    def columns(self, existing: Sequence[str], where: str) -> list[str]:
-        """Returns the columns of a table that are needed.
-
-        Raises:
-          UserError: one is missing.
-        """
-        fields = {
-            self.data.text_field: "text_field",
-            **dict.fromkeys(self.keep, "keep"),
-        }
-        needed = set()
-        for name, key in fields.items():
-            column = name if name in existing else name.split(".")[0]
-            if column not in existing:
-                raise _no_field(where, name, existing, key)
-            needed.add(column)
-        return sorted(needed)
-
-    def text(self, record: Mapping[str, Any], where: str) -> str | None:
+    def text(self, record: Record, where: str) -> str | None:
         """Returns a record's text, None if it has none or `data.keep` leaves it out.
 
         Raises:
-          UserError: the record does not have the field.
+          UserError: the record does not have a field.
         """
         seen = {name: field(record, name, "keep", where) for name in self.keep}
         for name, value in seen.items():
@@ -186,15 +174,14 @@ class Records:
                 self.left_out = self.left_out or {k: str(v) for k, v in seen.items()}
                 return None
         text = field(record, self.data.text_field, "text_field", where)
-        if text is None:
-            self.problems["records without text"] += 1
-        elif not isinstance(text, str):
-            self.problems["records whose text is not a string"] += 1
-            return None
-        return text
+        if isinstance(text, str):
+            return text
+        what = "without text" if text is None else "whose text is not a string"
+        self.problems[f"records {what}"] += 1
+        return None
 
 
-def field(record: Mapping[str, Any], name: str, key: str, where: str) -> object:
+def field(record: Record, name: str, key: str, where: str) -> object:
     """Returns a field of a record; a dot leads into a record within it.
 
     Raises:
@@ -251,88 +238,56 @@ def _txt(file: File, records: Records) -> Iterator[str]:
                     waiting, size = [], 0
                 waiting.append(line)
                 size += len(line)
-        except DAMAGE:
+        except file.damage:
             yield "".join(waiting)
             raise
     yield "".join(waiting)
 
 
-def _jsonl(file: File, records: Records) -> Iterator[str]:
-    problems = records.problems
+def _jsonl(file: File, records: Records) -> Iterator[Record]:
     with _lines(file) as lines:
-        for number in itertools.count(1):
-            line = lines.readline(MAX_RECORD_CHARS)
-            if not line:
-                return
-            if len(line) == MAX_RECORD_CHARS and not line.endswith("\n"):
-                while (rest := lines.readline(MAX_RECORD_CHARS)) and rest[-1] != "\n":
-                    pass
-                problems["records that are too long"] += 1
-                continue
+        while line := lines.readline(MAX_RECORD_CHARS):  # the rest of one is no JSON
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                problems["lines that are not JSON"] += 1
-                continue
-            if not isinstance(record, dict):
-                problems["lines that are not objects"] += 1
-                continue
-            if (text := records.text(record, f"{file.name}:{number}")) is not None:
-                yield text
+                record = None
+            if isinstance(record, dict):
+                yield record
+            else:
+                records.problems["lines that are not JSON objects"] += 1
 
 
-def _csv(file: File, records: Records) -> Iterator[str]:
+def _csv(file: File, records: Records) -> Iterator[Record]:
     csv.field_size_limit(MAX_RECORD_CHARS)
     with _lines(file) as lines:
-        rows = _rows(csv.reader(lines), records)
-        if not (names := next(rows, None)):
-            return
-        records.columns(names, file.name)
-        for row in rows:
-            record = dict.fromkeys(names) | dict(zip(names, row, strict=False))
-            if (text := records.text(record, file.name)) is not None:
-                yield text
-
-
-def _rows(reader: Iterator[list[str]], records: Records) -> Iterator[list[str]]:
-    """Yields the rows that are neither blank nor broken."""
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error:
-            records.problems["rows that are not CSV"] += 1
-            continue
-        if row is None:
-            return
-        if row:
+        rows = csv.DictReader(lines, restkey="")
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error:
+                records.problems["rows that are not CSV"] += 1
+                continue
+            if row is None:
+                return
             yield row
 
 
-def _parquet(file: File, records: Records) -> Iterator[str]:
+def _parquet(file: File, records: Records) -> Iterator[Record]:
     # Without pre_buffer one row group is read at a time, not all of the file's.
     with file.open() as raw, parquet.ParquetFile(raw, pre_buffer=False) as table:
-        field = records.data.text_field
-        schema = table.schema_arrow
-        types = dict(zip(schema.names, schema.types, strict=True))
-        columns = records.columns(list(types), file.name)
-        text_type = types.get(field)
-        if text_type is not None and text_type not in TEXT_TYPES:
-            raise _no_field(file.name, field, list(types), "text_field")
-        for batch in table.iter_batches(BATCH_ROWS, columns=columns):
-            if text_type is not None:
-                column = batch.schema.get_field_index(field)
-                # As bytes, for strings may hold what is not UTF-8.
-                texts = batch.column(column).cast(pyarrow.large_binary())
-                batch = batch.set_column(column, field, texts)
-            for record in batch.to_pylist():
-                if (text := records.text(record, file.name)) is not None:
-                    yield text
+        names = table.schema_arrow.names
+        fields = [records.data.text_field, *records.keep]
+        columns = {name if name in names else name.split(".")[0] for name in fields}
+        if not columns <= {*names}:
+            columns = names  # for the error, which names them all
+        for batch in table.iter_batches(BATCH_ROWS, columns=sorted(columns)):
+            yield from batch.to_pylist()
 
 
-FORMATS = {
-    ".txt": _txt,
+FORMATS: dict[str, Callable[[File, Records], Iterator[Record | str]]] = {
+    ".txt": _txt,  # a document is what `data.txt_documents` says
     ".jsonl": _jsonl,
     ".json": _jsonl,
     ".csv": _csv,

@@ -114,14 +114,12 @@ class _Raw(io.RawIOBase):
         for wait_s in (*RETRY_AFTER_S, None):
             try:
                 self._file = self._file or _open(url)
-                size_now = self._file.size
-                if size_now is None:
-                    raise OSError("the server does not give parts of files")
-                if size_now == whole:
-                    self._file.seek(self._at)
-                    if data := self._file.read(size):
-                        return data
-                    raise EOFError(f"nothing after {self._at:,} of {whole:,} bytes")
+                if self._file.size != whole:
+                    break
+                self._file.seek(self._at)
+                if data := self._file.read(size):
+                    return data
+                raise EOFError(f"nothing after {self._at:,} of {whole:,} bytes")
             except Exception as error:  # of many kinds, few of them OSErrors
                 self._file = None
                 if wait_s is None:
@@ -131,13 +129,11 @@ class _Raw(io.RawIOBase):
                         "finished"
                     ) from error
                 time.sleep(wait_s)
-            else:
-                raise UserError(
-                    f"config.data.sources: {url} had {whole:,} bytes when it was found "
-                    f"and has {size_now:,} now: delete {CACHE} in config.data.dir to "
-                    "take it as it is"
-                )
-        raise AssertionError("never reached")
+        raise UserError(
+            f"config.data.sources: {url} had {whole:,} bytes when it was found and has "
+            f"{self._file.size:,} now: delete {CACHE} in config.data.dir to take it as "
+            "it is"
+        )
 
 
 def _open(url: str) -> Any:

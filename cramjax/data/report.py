@@ -55,12 +55,11 @@ def write(
         for key in manifest["filtered"]
     }
     if "duplicates" in manifest:
-        found, examples = manifest["duplicates"], manifest["duplicates"]["examples"]
+        found = manifest["duplicates"]
         rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
         rows["spans of earlier text, cut out"] = f"{found['spans']:,}"
         rows["bytes of both"] = _fraction(found["bytes"], found["of_bytes"])
-        dropped["Dropped, equal to an earlier document"] = examples["documents"]
-        dropped["Cut out, occurred before"] = examples["spans"]
+        dropped["Cut out, occurred before"] = found["examples"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
     frequent = ", ".join(
         f"`{tokenizer.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, Record, Records
 from cramjax.errors import UserError
 
 RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
@@ -81,31 +81,17 @@ class TfdsFile(File):
       number: of the file in the split.
     """
 
+    damage = (Exception,)  # array_record's own kinds
     folder: str
     split: str
     number: int
 
-    def texts(self, records: Records) -> Iterator[str]:
-        """Yields the documents as they are in the file.
-
-        Raises:
-          UserError: the dataset does not have the field.
-        """
+    def rows(self, records: Records) -> Iterator[Record]:
+        """Yields the file's records."""
         import tensorflow_datasets
 
         builder = tensorflow_datasets.builder_from_directory(self.folder)
-        rows = iter(builder.as_data_source(f"{self.split}[{self.number}shard]"))
-        while True:
-            try:
-                row = next(rows, None)
-            except Exception as error:  # array_record's own kinds
-                what = str(error).partition("\n")[0]
-                records.problems[f"{self.path.name} is damaged: {what}"] += 1
-                return
-            if row is None:
-                return
-            if (text := records.text(row, self.name)) is not None:
-                yield text
+        yield from builder.as_data_source(f"{self.split}[{self.number}shard]")
 
 
 def find(name: str, split: str) -> list[TfdsFile]:
