@@ -26,8 +26,8 @@ from typing import Any
 from bench.timing import read_speed
 
 from cramjax.config import Config
-from cramjax.data import prepare, processes, sources, tokenizer
-from cramjax.data.corpus import TOKENIZER, Corpus
+from cramjax.data import prepare, processes, sources
+from cramjax.data.corpus import TOKENIZER
 from cramjax.data.readers import Records
 from cramjax.flags import parse_command_line
 from cramjax.main import guarded
@@ -60,39 +60,28 @@ def _measure(config: Config) -> dict[str, Any]:
         "peak_disk_mb": peaks["disk"] / 1e6,
         "store_mb": sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6,
     }
-    texts = _all_texts(config)
+    files = sources.resolve(config.data)
+    texts = [t for file in files for t in file.documents(Records(config.data))]
     speeds: dict[str, list[float]] = {"encoding": [], "tokenizers": []}
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(dir=config.data.dir) as again:
             shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
-            groups = sources.grouped(sources.resolve(config.data))
-            prepare.encode_all(config, groups, Path(again))
+            prepare.encode_all(config, sources.grouped(files), Path(again))
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
-        speeds["tokenizers"].append(text_mb / _tokenizers_s(corpus, texts))
+        start = time.monotonic()
+        for first in range(0, len(texts), 1000):
+            some = texts[first : first + 1000]
+            corpus.tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        speeds["tokenizers"].append(text_mb / (time.monotonic() - start))
     for name, values in speeds.items():
         facts[f"{name}_mb_per_s"] = [round(value, 2) for value in values]
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     facts["ratio"] = medians["encoding"] / medians["tokenizers"]
     for order in ("stored", "random"):
-        facts[f"read_{order}_tokens_per_s"] = read_speed(
-            corpus, order, config.seed, READ_S
-        )
+        speed = read_speed(corpus, order, config.seed, READ_S)
+        facts[f"read_{order}_tokens_per_s"] = speed
     return facts
-
-
-def _all_texts(config: Config) -> list[str]:
-    records = Records(config.data)
-    files = sources.resolve(config.data)
-    return [text for file in files for text in file.documents(records)]
-
-
-def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:
-    words = tokenizer.load(corpus.path / TOKENIZER, "run again")
-    start = time.monotonic()
-    for first in range(0, len(texts), 1000):
-        words.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
-    return time.monotonic() - start
 
 
 @contextlib.contextmanager
@@ -102,10 +91,11 @@ def _peaks(folder: Path) -> Iterator[dict[str, float]]:
 
     def sample() -> None:
         while not stop.wait(0.1):
-            children = [p.pid for p in multiprocessing.active_children()]
-            total = sum(map(_pss, [os.getpid(), *children]))
-            found["memory"] = max(found["memory"], total)
-            found["disk"] = max(found["disk"], sum(map(_size, folder.rglob("*"))))
+            pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
+            with contextlib.suppress(OSError):  # a process ended, a file was renamed
+                found["memory"] = max(found["memory"], sum(map(_pss, pids)))
+                disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                found["disk"] = max(found["disk"], disk)
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -116,18 +106,8 @@ def _peaks(folder: Path) -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except OSError:  # it has just been renamed
-        return 0
-
-
 def _pss(pid: int) -> float:
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # it has just ended
-        return 0.0
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return float(re.search(r"^Pss:\s+(\d+) kB", text, re.M).group(1)) * 1024
 
 

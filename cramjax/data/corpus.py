@@ -184,7 +184,7 @@ def make_manifest(
       shards: the facts of all shards, see `encode.encode_group`.
       contents: path, size and hash of every file that was read.
       counts_V: how often each token occurs in the training blocks.
-      duplicates: see `dedup.deduplicated`; {} without.
+      duplicates: the facts of `dedup.deduplicated`; {} without.
       tokenizer_path: of the tokenizer.
 
     Raises:
@@ -197,16 +197,12 @@ def make_manifest(
     train, held_out = (sum(s["blocks"] for s in part) for part in parts.values())
     for blocks, name in ((train, "training"), (held_out, "held-out")):
         if not blocks:
-            dropped = [
-                f"{count} dropped by config.data.{key}={getattr(config.data, key):g}"
-                for key, count in filtered.items()
-            ]
             raise UserError(
-                f"config.data.sources: {sum(documents.values())} documents (of them "
-                f"{', '.join(dropped) or 'none dropped'}, {documents['held_out']} held "
-                f"out by config.data.held_out_share={config.data.held_out_share:g}) "
-                f"leave no {name} block of {length} tokens: add text or change these "
-                "keys (config.data.txt_documents says what ends a document in .txt)"
+                f"config.data.sources: {sum(documents.values())} documents, of which "
+                f"{documents['filtered']} were dropped {filtered or ''} and "
+                f"{documents['held_out']} held out, leave no {name} block of {length} "
+                "tokens: add text, or change config.data.txt_documents, "
+                f"held_out_share={config.data.held_out_share:g} or a key that drops"
             )
     chars = [0] * len(config.data.sources)
     for shard in shards:

@@ -40,11 +40,6 @@ SEPARATOR = 0xFF  # after every document; never in UTF-8
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
 
 
-def is_on(data: DataConfig) -> bool:
-    """Returns whether anything may be dropped."""
-    return data.drop_duplicates or data.dedup_bytes > 0
-
-
 def deduplicated(
     found: Sequence[File], data: DataConfig, folder: Path
 ) -> tuple[list[File], dict[str, Any]]:

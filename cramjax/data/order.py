@@ -81,11 +81,8 @@ VALUES: dict[str, Callable[[Corpus], np.ndarray]] = {
 def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     """Returns the permutation of the training blocks for the first pass.
 
-    Args:
-      corpus: the packed corpus.
-      order: "stored", "random" (by the seed), or one of `VALUES`, which is computed
-        once and kept beside the blocks.
-      seed: of "random".
+    The order is "stored", "random" (by the seed), or one of `VALUES`, which is computed
+    once and kept beside the blocks.
     """
     blocks = corpus.train
     if order == "stored":

@@ -179,7 +179,7 @@ def _build(
     folder: Path,
 ) -> None:
     texts, duplicates = list(found), {}
-    if dedup.is_on(config.data):
+    if config.data.drop_duplicates or config.data.dedup_bytes:
         texts, duplicates = dedup.deduplicated(found, config.data, folder)
     groups = sources.grouped(texts)
     if not (folder / TOKENIZER).exists():

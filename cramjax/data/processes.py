@@ -26,7 +26,7 @@ def cores() -> int:
 def run(
     function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
 ) -> list[Any]:
-    """Calls a function with each of several argument lists, on all cores.
+    """Returns the results of several calls of a function, in order, from all cores.
 
     With one call or one core everything runs in this process.
 
@@ -34,9 +34,6 @@ def run(
       function: can be pickled, as its arguments and results can.
       calls: the positional arguments of each call.
       stage: names the work in messages about its progress.
-
-    Returns:
-      The results, in the order of `calls`.
     """
     workers = min(cores(), len(calls))
     if workers == 1:
@@ -53,12 +50,8 @@ def run(
 def pool(count: int, threads: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """Yields processes that end with the block or with this process, if it is killed.
 
-    Args:
-      count: of processes.
-      threads: of the tokenizers library in each.
-
-    Raises:
-      SourceLost: one was killed.
+    The tokenizers library has so many threads in each. Raises `SourceLost` if one of
+    them is killed.
     """
     others = set(multiprocessing.active_children())
     executor = concurrent.futures.ProcessPoolExecutor(

@@ -17,11 +17,9 @@ RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
 
 
 def builder(name: str, data_dir: Path | None = None) -> Any:
-    """Returns the builder of a dataset, the module of which has been imported.
+    """Returns the builder of a dataset, for example "wiki40b/en:1.3.0".
 
-    Args:
-      name: as TFDS writes it, e.g. "lm1b" or "wiki40b/en:1.3.0".
-      data_dir: where the data is found and prepared; None for the library's default.
+    Its module has been imported. `data_dir` is where the data is found and prepared.
     """
     import tensorflow_datasets
 
@@ -37,9 +35,7 @@ def builder(name: str, data_dir: Path | None = None) -> Any:
 def prepare(builder: Any, manual_dir: Path | None = None) -> None:
     """Downloads and prepares a dataset if necessary, quietly and with few retries.
 
-    Args:
-      builder: see `builder`.
-      manual_dir: where files are found that the library does not download.
+    `manual_dir` has the files that the library does not download.
     """
     import tensorflow_datasets
     from tensorflow_datasets.core.download import downloader, extractor
@@ -73,13 +69,7 @@ def reason(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsFile(File):
-    """One file of a prepared dataset.
-
-    Attributes:
-      folder: of the dataset's version, with dataset_info.json.
-      split: e.g. "train".
-      number: of the file in the split.
-    """
+    """One file, with a number in its split, of a prepared dataset in a folder."""
 
     damage = (Exception,)  # array_record's own kinds
     folder: str
@@ -98,8 +88,7 @@ def find(name: str, split: str) -> list[TfdsFile]:
     """Returns the files of a dataset, which is prepared first if necessary.
 
     Args:
-      name: as TFDS writes it, to be found or prepared where TFDS keeps its data; or the
-        folder of a prepared version.
+      name: of a dataset where TFDS keeps its data; or the folder of a prepared version.
       split: see `config.data.split`.
 
     Raises:

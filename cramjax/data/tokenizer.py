@@ -242,11 +242,11 @@ def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
 def train(
     documents: Documents, vocab_size: int, steps: Sequence[str], kind: str
 ) -> Tokenizer:
-    """Trains a tokenizer of exactly `vocab_size` entries.
+    """Trains a tokenizer of exactly `vocab_size` entries, special tokens included.
 
     Args:
       documents: called for every pass over the text, of which a kind may make two.
-      vocab_size: entries, the special tokens included.
+      vocab_size: of the model.
       steps: of the normalizer, names in `STEPS`, besides those of the kind.
       kind: a name in `KINDS`.
 
