@@ -259,15 +259,13 @@ def train(
     tokenizer = _assembled(kind, steps, model)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     size = tokenizer.get_vocab_size()
-    if size < vocab_size:
+    if size != vocab_size:
+        found, way = "the corpus's characters alone need", "or more"
+        if size < vocab_size:
+            found, way = "the corpus allows at most", "or less, or add text"
         raise UserError(
-            f"config.model.vocab_size is {vocab_size}: the corpus allows at most "
-            f"{size}; pass --config.model.vocab_size={size} or less, or add text"
-        )
-    if size > vocab_size:
-        raise UserError(
-            f"config.model.vocab_size is {vocab_size}: the corpus's characters alone "
-            f"need {size}; pass --config.model.vocab_size={size} or more"
+            f"config.model.vocab_size is {vocab_size}: {found} {size}; pass "
+            f"--config.model.vocab_size={size} {way}"
         )
     return tokenizer
 
@@ -306,12 +304,9 @@ def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
     """
     tokenizer = load(path, "pass a tokenizer.json of a packed corpus")
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
-    entries, what = tokenizer.get_vocab_size(), ""
-    found = [
-        name
-        for name in KINDS
-        if _parts(tokenizer) == _parts(_assembled(name, (), KINDS[name].model()))
-    ]
+    entries, parts, what = tokenizer.get_vocab_size(), _parts(tokenizer), ""
+    new = {name: _assembled(name, (), KINDS[name].model()) for name in KINDS}
+    found = [name for name in KINDS if _parts(new[name]) == parts]
     if ids != list(range(len(SPECIAL_TOKENS))):
         what = (
             f"does not have the special tokens {' '.join(SPECIAL_TOKENS)} as its first "
