@@ -37,7 +37,7 @@ def write_files(folder, texts, per_file=2):
     for start in range(0, len(lines), per_file):
         path = folder / f"{start:04d}.jsonl"
         path.write_text("\n".join(lines[start : start + per_file]))
-        found.append(File(path=path))
+        found.append(File(path=path, size=path.stat().st_size))
     return found
 
 

@@ -18,7 +18,6 @@ from pyarrow import parquet
 
 from cramjax import rehearsal
 from cramjax.data import encode, prepare, remote, sources
-from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import Records
 from cramjax.errors import SourceLost, UserError
 
@@ -68,6 +67,12 @@ def impatient(monkeypatch):
 def build(folder, source, *overrides):
     config = tiny_config(folder, f"data.sources=({source!r},)", *COMMON, *overrides)
     return prepare.prepare(config)
+
+
+def only(folder, source):
+    """Returns the file of a source that is one."""
+    (file,) = sources.resolve(tiny_config(folder, f"data.sources=({source!r},)").data)
+    return file
 
 
 def blocks(corpus):
@@ -132,7 +137,7 @@ def test_a_connection_that_comes_back(hub, tmp_path, monkeypatch):
     """Reading goes on from where it was; nobody is told."""
     monkeypatch.setattr(time, "sleep", lambda seconds: hub.cut.clear())
     source = f"hf://datasets/me/books/train/{NAMES[0]}"
-    (file,) = remote.find(source, Fingerprints(str(tmp_path)))
+    file = only(tmp_path, source)
     with file.open() as stream:
         begin = stream.read(20_000)
         hub.cut[NAMES[0]] = 30_000
@@ -144,9 +149,7 @@ def test_a_connection_that_comes_back(hub, tmp_path, monkeypatch):
 def test_damage_is_still_damage(hub, tmp_path):
     path = tmp_path / "hub/me/books/train" / NAMES[1]
     path.write_bytes(path.read_bytes()[:-100_000])
-    (file,) = remote.find(
-        f"hf://datasets/me/books/train/{NAMES[1]}", Fingerprints(str(tmp_path))
-    )
+    file = only(tmp_path, f"hf://datasets/me/books/train/{NAMES[1]}")
     records = Records(DATA)
     found = list(file.texts(records))
     assert 10 < len(found) < 500
@@ -228,7 +231,7 @@ def test_what_cannot_be_had_is_said_before_anything_is_read(
 def test_a_file_that_has_changed(hub, tmp_path):
     with fsspec.open("memory://changed/a.txt", "w") as file:
         file.write("one\n\ntwo")
-    (file,) = remote.find("memory://changed/a.txt", Fingerprints(str(tmp_path)))
+    file = only(tmp_path, "memory://changed/a.txt")
     assert list(file.texts(Records(DATA)))[0].strip() == "one"
     fsspec.filesystem("memory").pipe("/changed/a.txt", b"longer than before")
     with pytest.raises(UserError, match="had 8 bytes .* 18 now: delete fingerprints"):

@@ -20,39 +20,39 @@ class Fingerprints:
     again.
 
     Attributes:
-      known: {path or URL: what is remembered of it, as JSON values}.
+      entries: {path or URL: what is remembered of it, as JSON values}.
     """
 
     def __init__(self, data_dir: str):
         """Reads what is remembered."""
         self._path = Path(data_dir).expanduser() / CACHE
         try:
-            self.known: dict[str, Any] = dict(json.loads(self._path.read_text()))
+            self.entries: dict[str, Any] = dict(json.loads(self._path.read_text()))
         except (OSError, ValueError):  # a cache: made again
-            self.known = {}
-        self._saved = dict(self.known)
+            self.entries = {}
+        self._saved = dict(self.entries)
 
-    def file(self, path: Path) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}, for which it may read the whole file.
+    def sha256(self, path: Path) -> str:
+        """Returns the hash of a file, for which it may read the whole file.
 
         Raises:
           UserError: the file cannot be read.
         """
         try:
             stat = path.stat()
-            size, when, sha256 = self.known.get(str(path), (0, 0, ""))
-            if (size, when) != (stat.st_size, stat.st_mtime_ns) or not sha256:
+            version = [stat.st_size, stat.st_mtime_ns]
+            if self.entries.get(str(path), [])[:2] != version:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                self.entries[str(path)] = [*version, sha256]
         except OSError as error:
             raise UserError(
                 f"config.data.sources: {path} cannot be read ({error.strerror})"
             ) from error
-        self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, sha256]
-        return {"path": str(path), "bytes": stat.st_size, "sha256": sha256}
+        return self.entries[str(path)][2]
 
     def save(self) -> None:
         """Writes what has changed."""
-        if self.known != self._saved:
+        if self.entries != self._saved:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self._path, self.known)
+            files.write_json(self._path, self.entries)

@@ -22,13 +22,13 @@ from cramjax.data import (
     dedup,
     encode,
     processes,
+    remote,
     report,
     sources,
     tokenizer,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
 from cramjax.data.readers import File, Records
-from cramjax.data.remote import RemoteFile
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
 
@@ -68,8 +68,7 @@ def _path(
     ]
     key = [corpus.settings(config), of_files]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    remote = isinstance(found[0], RemoteFile)
-    name = config.data.sources[0] if remote else found[0].path.name
+    name = config.data.sources[0] if found[0].url else found[0].path.name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
     return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
 
@@ -104,11 +103,11 @@ def check(config: Config) -> None:
         return
     with _writing(config):
         found = sources.resolve(config.data)
-        first = {f.source: f for f in reversed(found) if isinstance(f, RemoteFile)}
+        first = {file.source: file.url for file in reversed(found) if file.url}
         if first and corpus_path(config).exists():
             return
-    for file in first.values():
-        file.probe()
+    for url in first.values():
+        remote.probe(url)
 
 
 def prepare(config: Config) -> Corpus:

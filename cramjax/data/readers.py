@@ -22,7 +22,7 @@ import pyarrow
 from pyarrow import parquet
 
 from cramjax.config import DataConfig
-from cramjax.data.fingerprints import Fingerprints
+from cramjax.data import remote
 from cramjax.errors import SourceLost, UserError
 
 COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
@@ -43,10 +43,13 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
-    """A local file, and how much of it is taken.
+    """A file, and how much of it is taken.
 
     Attributes:
       path: its suffixes say what is in it.
+      url: of a remote file; "" of a local one.
+      size: in bytes.
+      digest: of a remote file, what the server knows of its content; "" of a local one.
       source: the index in `config.data.sources` of the source that named it.
       weight: the fraction of the corpus's text that it is expected to give.
       max_chars: no document begins after so many characters; None for no limit.
@@ -61,6 +64,9 @@ class File:
         *(pyarrow.ArrowInvalid, UnicodeDecodeError),
     )
     path: PurePath
+    url: str = ""
+    size: int = 0
+    digest: str = ""
     source: int = 0
     weight: float = 1.0
     max_chars: int | None = None
@@ -69,13 +75,8 @@ class File:
 
     @property
     def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return Path(self.path).stat().st_size
+        """The URL, or the path of a local file."""
+        return self.url or str(self.path)
 
     def expected_chars(self, document_chars: float) -> float:
         """Returns about how many characters are taken, given those of a document."""
@@ -86,12 +87,10 @@ class File:
             limits.append(self.max_documents * document_chars)
         return min(limits)
 
-    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}."""
-        return known.file(Path(self.path))
-
     def open(self) -> BinaryIO:
         """Opens the file for reading, at any position."""
+        if self.url:
+            return remote.open_url(self.url, self.size)
         return Path(self.path).open("rb")
 
     def rows(self, records: "Records") -> Iterator[Record | str]:

@@ -1,18 +1,16 @@
 """Files at URLs, through fsspec: found once, read in pieces, never cut short."""
 
-import dataclasses
 import hashlib
 import io
 import json
 import re
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
 from cramjax.data.fingerprints import CACHE, Fingerprints
-from cramjax.data.readers import File
 from cramjax.errors import SourceLost, UserError, one_line
 
 RETRY_AFTER_S = (1.0, 4.0, 16.0)
@@ -25,60 +23,29 @@ VERSION = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RemoteFile(File):
-    """A file at a URL.
+def open_url(url: str, size: int) -> BinaryIO:
+    """Opens a file of a known size; what is not read is not downloaded.
 
-    Attributes:
-      url: of the hub, with the commit.
-      length: in bytes.
-      digest: its SHA-256 if the server knows it, else a hash of its version.
+    Reading raises `SourceLost` if the server cannot be reached for a while, and nothing
+    else, so that what a decompressor raises is the file's own damage.
     """
+    return io.BufferedReader(_Raw(url, size), 1 << 16)
 
-    url: str
-    length: int
-    digest: str
 
-    @property
-    def name(self) -> str:
-        """The URL."""
-        return self.url
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.length
-
-    def fingerprint(self, known: Fingerprints) -> dict[str, Any]:
-        """Returns {"path", "bytes", "sha256"}, as the server reported them."""
-        return {"path": self.url, "bytes": self.length, "sha256": self.digest}
-
-    def open(self) -> BinaryIO:
-        """Opens the file; what is not read is not downloaded.
-
-        Reading raises `SourceLost` if the server cannot be reached for a while, and
-        nothing else, so that what a decompressor raises is the file's own damage.
-        """
-        return io.BufferedReader(_Raw(self), 1 << 16)
-
-    def probe(self) -> None:
-        """Reads the first byte.
-
-        Raises:
-          UserError: it cannot be read.
-        """
-        try:
-            with _open(self.url) as file:
-                file.read(1)
-        except Exception as error:  # of many kinds: HTTP, names, rights
-            raise _unreachable(self.url, error) from error
+def probe(url: str) -> None:
+    """Reads the first byte of a file; raises a `UserError` if that is not possible."""
+    try:
+        with _open(url) as file:
+            file.read(1)
+    except Exception as error:  # of many kinds: HTTP, names, rights
+        raise _unreachable(url, error) from error
 
 
 class _Raw(io.RawIOBase):
     """Reads a file anew from where it stopped when the connection is lost."""
 
-    def __init__(self, remote: RemoteFile):
-        self._remote, self._at = remote, 0
+    def __init__(self, url: str, size: int):
+        self._url, self._size, self._at = url, size, 0
         self._file: Any = None
         self._ahead = memoryview(b"")
         self._next_bytes = FIRST_BYTES
@@ -90,14 +57,14 @@ class _Raw(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = (0, self._at, self._remote.size)[whence] + offset
+        at = (0, self._at, self._size)[whence] + offset
         if at != self._at:
             self._at, self._ahead = at, memoryview(b"")
             self._next_bytes = FIRST_BYTES
         return at
 
     def readinto(self, into: memoryview) -> int:
-        left = self._remote.size - self._at
+        left = self._size - self._at
         if not self._ahead and left > 0:
             size = min(max(self._next_bytes, len(into)), left)
             self._ahead = memoryview(self._fetch(size))
@@ -110,29 +77,28 @@ class _Raw(io.RawIOBase):
 
     def _fetch(self, size: int) -> bytes:
         """Returns some of the next bytes, at least one."""
-        url, whole = self._remote.url, self._remote.size
         for wait_s in (*RETRY_AFTER_S, None):
             try:
-                self._file = self._file or _open(url)
-                if self._file.size != whole:
+                self._file = self._file or _open(self._url)
+                if self._file.size != self._size:
                     break
                 self._file.seek(self._at)
                 if data := self._file.read(size):
                     return data
-                raise EOFError(f"nothing after {self._at:,} of {whole:,} bytes")
+                raise EOFError(f"nothing after {self._at:,} of {self._size:,} bytes")
             except Exception as error:  # of many kinds, few of them OSErrors
                 self._file = None
                 if wait_s is None:
                     raise SourceLost(
-                        f"config.data.sources: {url}: reading stopped "
+                        f"config.data.sources: {self._url}: reading stopped "
                         f"({_reason(error)}); the same command continues with what is "
                         "finished"
                     ) from error
                 time.sleep(wait_s)
         raise UserError(
-            f"config.data.sources: {url} had {whole:,} bytes when it was found and has "
-            f"{self._file.size:,} now: delete {CACHE} in config.data.dir to take it as "
-            "it is"
+            f"config.data.sources: {self._url} had {self._size:,} bytes when it was "
+            f"found and has {self._file.size:,} now: delete {CACHE} in config.data.dir "
+            "to take it as it is"
         )
 
 
@@ -142,20 +108,20 @@ def _open(url: str) -> Any:
     return system.open(path, "rb", cache_type="none")
 
 
-def find(source: str, known: Fingerprints) -> list[RemoteFile]:
-    """Returns the files that a URL names, in the order of their names.
+def find(source: str, cache: Fingerprints) -> list[tuple[str, int, str]]:
+    """Returns the URL, bytes and digest of the files that a URL names, by name.
 
     Args:
       source: a URL whose path may have "*" and "[...]". On the hub it means the newest
         commit, or the revision that the URL names.
-      known: remembers the files for good, and with them the commit.
+      cache: remembers the files for good, and with them the commit.
 
     Raises:
       UserError: no file matches, or the server cannot be reached.
     """
-    if source not in known.known:
+    if source not in cache.entries:
         try:
-            known.known[source] = _ask(source)
+            cache.entries[source] = _ask(source)
         except ImportError as error:
             raise UserError(
                 f"config.data.sources: {source} needs another package "
@@ -163,15 +129,7 @@ def find(source: str, known: Fingerprints) -> list[RemoteFile]:
             ) from error
         except Exception as error:  # of many kinds: HTTP, names, rights
             raise _unreachable(source, error) from error
-    return [
-        RemoteFile(
-            path=PurePosixPath(url.partition("?")[0]),
-            url=url,
-            length=size,
-            digest=digest,
-        )
-        for url, size, digest in known.known[source]
-    ]
+    return cache.entries[source]
 
 
 def as_url(source: str, split: str) -> str:
@@ -191,7 +149,7 @@ def as_url(source: str, split: str) -> str:
 
 
 def _ask(source: str) -> list[tuple[str, int, str]]:
-    """Returns the URL, size and digest of every file that a URL names."""
+    """Returns what `find` returns. A digest is a SHA-256, or the hash of a version."""
     system, path = fsspec.core.url_to_fs(source)
     if source.startswith("hf://datasets/"):
         path = _pinned(system, path)

@@ -5,7 +5,7 @@ import glob
 import os
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,9 @@ def resolve(data: DataConfig) -> list[File]:
         data.sources,
         "the text to train on, e.g. --config.data.sources=\"('texts/*.txt.gz',)\"",
     )
-    known = Fingerprints(data.dir)
-    groups = [_find(source, data.split, known) for source in data.sources]
-    known.save()
+    cache = Fingerprints(data.dir)
+    groups = [_find(source, data.split, cache) for source in data.sources]
+    cache.save()
     weights = _weights(groups, data.shares)
     numbered = [(source, file) for source, group in enumerate(groups) for file in group]
     return [
@@ -66,17 +66,26 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
       UserError: a file cannot be read.
       OSError: the hashes cannot be remembered in `data.dir`.
     """
-    known = Fingerprints(data.dir)
-    found = [file.fingerprint(known) for file in files]
-    known.save()
+    cache = Fingerprints(data.dir)
+    found = [
+        {"path": f.name, "bytes": f.size, "sha256": f.digest or cache.sha256(f.path)}
+        for f in files
+    ]
+    cache.save()
     return found
 
 
-def _find(source: str, split: str, known: Fingerprints) -> Sequence[File]:
+def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:
     source = remote.as_url(source, split)
     if source.startswith("tfds:"):
         return tfds.find(source.removeprefix("tfds:"), split)
-    found = remote.find(source, known) if "://" in source else _local(source)
+    if "://" in source:
+        found = [
+            File(path=PurePosixPath(url.partition("?")[0]), url=url, size=n, digest=d)
+            for url, n, d in remote.find(source, cache)
+        ]
+    else:
+        found = [File(path=path, size=path.stat().st_size) for path in _local(source)]
     for file in found:
         kind = readers.file_format(file.path)
         packed = file.path.suffix != kind
@@ -90,7 +99,7 @@ def _find(source: str, split: str, known: Fingerprints) -> Sequence[File]:
     return found
 
 
-def _local(source: str) -> list[File]:
+def _local(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if source.startswith("embedded:"):
         if source not in EMBEDDED:
@@ -113,7 +122,7 @@ def _local(source: str) -> list[File]:
             "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
         )
     # Not resolved: the suffix of a link says what is in the file, its target's may not.
-    return [File(path=Path(os.path.abspath(m))) for m in matches]
+    return [Path(os.path.abspath(m)) for m in matches]
 
 
 def _weights(groups: Sequence[Sequence[File]], shares: Sequence[float]) -> list[float]:

@@ -118,7 +118,8 @@ def find(name: str, split: str) -> list[TfdsFile]:
             "the name of a dataset that TFDS prepares without TensorFlow or Beam, or "
             "the folder of a prepared version"
         ) from error
+    folder = str(dataset.data_path)
     return [
-        TfdsFile(path=path, folder=str(dataset.data_path), split=split, number=number)
-        for number, path in enumerate(paths)
+        TfdsFile(path=p, size=p.stat().st_size, folder=folder, split=split, number=n)
+        for n, p in enumerate(paths)
     ]
