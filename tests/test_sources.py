@@ -288,12 +288,11 @@ def test_keep_as_written_in_a_config(tmp_path):
     [
         (
             "('lang=xx|yy',)",
-            "config.data.keep is ('lang=xx|yy',): no record matches; in the first one "
-            "lang is 'en'",
+            "records left out by data.keep; the first one has {'lang': 'en'}); see",
         ),
         # Each exists, but never both.
-        ("('lang=en','meta.year=1901')", "lang is 'en'; meta.year is '1900'"),
-        ("('meta.ok=yes',)", "meta.ok is 'True'"),
+        ("('lang=en','meta.year=1901')", "{'lang': 'en', 'meta.year': 1900}"),
+        ("('meta.ok=yes',)", "the first one has {'meta.ok': True}"),
     ],
 )
 @pytest.mark.parametrize("more", ["data.max_chars=0", "data.drop_duplicates=True"])
@@ -311,7 +310,7 @@ def test_rules_that_keep_nothing_name_the_values(tmp_path, rules, message, more)
     overrides = (f"data.sources={tmp_path}/*.jsonl", f"data.keep={rules}", more)
     with pytest.raises(UserError) as error:
         prepare.prepare(tiny_config(tmp_path / "d", *overrides))
-    assert str(error.value).endswith(message)
+    assert message in str(error.value) and "data.keep=('" in str(error.value)
     assert not list((tmp_path / "d").glob("*.partial"))
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import json
 import math
 import resource
@@ -47,14 +48,13 @@ class Blocks:
           UserError: a shard is missing or does not have the size that it should have.
         """
         self.length, self._dtype = length, np.dtype(dtype)
-        self._folder, self._facts = folder, [s for s in shards if s["blocks"]]
-        self._ends = np.cumsum([shard["blocks"] for shard in self._facts])
+        shards = [shard for shard in shards if shard["blocks"]]
+        self._ends = np.cumsum([shard["blocks"] for shard in shards])
         self._shards = []
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError):  # a memory map keeps its file open
-            limits = (soft + len(self._facts), hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for shard in self._facts:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft + len(shards), hard))
+        for shard in shards:
             path, shape = folder / shard["file"], (shard["blocks"], length)
             size = math.prod(shape) * self._dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
@@ -63,11 +63,6 @@ class Blocks:
                     f"{folder} and run again to rebuild it"
                 )
             self._shards.append(np.memmap(path, self._dtype, "r", shape=shape))
-
-    def verify(self) -> None:
-        """Reads every shard once; raises a `UserError` if one is damaged."""
-        for shard in self._facts:
-            _verify(self._folder / shard["file"], shard["crc32"])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -126,22 +121,20 @@ class Corpus:
 
     def verify(self) -> None:
         """Reads every file; raises a `UserError` if a checksum differs."""
-        self.train.verify()
-        self.held_out.verify()
-        _verify(self.path / TOKENIZER, self.manifest["tokenizer_crc32"])
+        expected = {TOKENIZER: self.manifest["tokenizer_crc32"]}
+        for shard in itertools.chain.from_iterable(self.manifest["shards"].values()):
+            expected[shard["file"]] = shard["crc32"]
+        for name, value in expected.items():
+            if crc32(self.path / name) != value:
+                raise UserError(
+                    f"{self.path / name} is damaged, its checksum is not the "
+                    f"manifest's: delete {self.path} and run again to rebuild it"
+                )
 
 
 def crc32(path: Path) -> int:
     """Returns the checksum of a file."""
     return zlib.crc32(path.read_bytes())
-
-
-def _verify(path: Path, expected: int) -> None:
-    if crc32(path) != expected:
-        raise UserError(
-            f"{path} is damaged, its checksum is not the manifest's: delete "
-            f"{path.parent} and run again to rebuild it"
-        )
 
 
 def checksum(manifest: Mapping[str, Any]) -> int:

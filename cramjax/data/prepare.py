@@ -286,7 +286,14 @@ def _check_normalizer(config: Config, found: Sequence[File]) -> None:
             before += len(text)
             after += len(normalizer.normalize_str(text))
     if not before and not any(True for f in found for _ in f.documents(records)):
-        raise _no_text(records)
+        found = [*records.problems]
+        if records.left_out:
+            found.append(f"the first one has {records.left_out}")
+        raise UserError(
+            f"config.data.sources: no text in {data.sources} ({'; '.join(found)}); see "
+            f"data.txt_documents, data.text_field and data.keep={data.keep} in "
+            "cramjax/config/data.py for what is a document"
+        )
     if after < (1 - MAX_REMOVED) * before:
         kept = [s for s in data.normalizer if s not in ("ascii", "strip_accents")]
         raise UserError(
@@ -294,19 +301,3 @@ def _check_normalizer(config: Config, found: Sequence[File]) -> None:
             "characters (of another script?): to keep them, pass "
             f'--config.data.normalizer="{tuple(kept)!r}"'
         )
-
-
-def _no_text(records: Records) -> UserError:
-    """Returns an error that describes what was found instead of text."""
-    data = records.data
-    if records.left_out:
-        values = [f"{name} is {v[:40]!r}" for name, v in records.left_out.items()]
-        return UserError(
-            f"config.data.keep is {data.keep}: no record matches; in the first one "
-            f"{'; '.join(values)}"
-        )
-    return UserError(
-        f"config.data.sources: no text in {data.sources} "
-        f"({'; '.join(records.problems)}); see data.txt_documents, data.text_field and "
-        "data.keep in cramjax/config/data.py for what is a document"
-    )

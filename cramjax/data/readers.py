@@ -157,7 +157,7 @@ class Records:
         self.problems: collections.Counter[str] = collections.Counter()
         rules = [rule.split("=", 1) for rule in data.keep]
         self.keep = {name: frozenset(values.split("|")) for name, values in rules}
-        self.left_out: dict[str, str] = {}
+        self.left_out: dict[str, object] = {}
 
     def text(self, record: Record, where: str) -> str | None:
         """Returns a record's text, None if it has none or `data.keep` leaves it out.
@@ -170,7 +170,7 @@ class Records:
             # True is "true" in JSON.
             if not {str(value), json.dumps(value, default=str)} & self.keep[name]:
                 self.problems["records left out by data.keep"] += 1
-                self.left_out = self.left_out or {k: str(v) for k, v in seen.items()}
+                self.left_out = self.left_out or seen
                 return None
         text = field(record, self.data.text_field, "text_field", where)
         if isinstance(text, str):
