@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes, and JSON files."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from cramjax.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside the path for the block, then renames it.
+    """Opens a file beside the path, and renames it at the end of the block.
 
     A kill leaves the old file or the new one. Two processes may write the same path.
     """
@@ -26,21 +26,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes as `replacing` does."""
+    """Writes a file atomically."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes as `replacing` does."""
+    """Writes a file atomically, in UTF-8."""
     write_bytes(path, text.encode())
 
 
 def to_be_written(flag: str, name: str) -> Path | None:
-    """Returns the path of a file that a flag names, None of "".
+    """Returns the path of a file that a flag names, None for "".
 
     Raises:
-      UserError: it could not be written, which is better known before the work.
+      UserError: it cannot be written, which is checked before the work.
     """
     if not name:
         return None
@@ -70,5 +70,5 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, as `write_text` does."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Markdown."""
+"""Tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
