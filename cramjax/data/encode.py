@@ -27,19 +27,12 @@ PARTS = ("blocks", "held_out")
 def encode_group(
     number: int, group: Sequence[File], config: Config, folder: Path, shard_chars: int
 ) -> list[dict[str, Any]]:
-    """Writes the shards of a group of files that are not finished yet.
+    """Writes the shards of some files of one source that are not finished yet.
 
-    A shard is `shard_chars` of text, in blocks-<group>-<shard>.bin and
+    The folder has the tokenizer. A shard is `shard_chars` of text, in blocks-<group>-<shard>.bin and
     held_out-<group>-<shard>.bin; facts-<group>-<shard>.json is written last. The same
     text gives the same bytes, whichever process writes them and however often it was
     interrupted.
-
-    Args:
-      number: of the group.
-      group: its files, all of one source.
-      config: of the corpus.
-      folder: of the shards, with the tokenizer.
-      shard_chars: at least 1.
 
     Returns:
       The facts of all shards, in order: {"source" (its index), "documents" ({"train",

@@ -20,10 +20,8 @@ def write(
 ) -> None:
     """Writes report.md and lengths.png into the corpus's folder.
 
-    Args:
-      corpus: the finished one.
-      counts_V: how often each token occurs in the training blocks.
-      shards: the facts of all shards, see `encode.encode_group`.
+    `counts_V` is how often each token occurs in the training blocks, `shards` the facts
+    of `encode.encode_group`.
     """
     manifest, tokenizer = corpus.manifest, corpus.tokenizer
     documents, tokens = manifest["documents"], manifest["tokens"]

@@ -110,15 +110,10 @@ def _local(source: str) -> list[Path]:
         matches = [str(path)]
     else:
         matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
-    if not matches and path.is_dir():
-        raise UserError(
-            f"config.data.sources: {source!r} is a folder; pass the files in it, "
-            f"e.g. {str(Path(source) / '*.txt')!r}"
-        )
     if not matches:
         raise UserError(
-            f"config.data.sources: {source!r} matches no file; pass paths, globs or "
-            "URLs, e.g. --config.data.sources=\"('texts/*.txt.gz',)\", or tfds:NAME"
+            f"config.data.sources: {source!r} matches no file; pass files, globs (for "
+            f"a folder {str(Path(source) / '*.txt')!r}), URLs or tfds:NAME"
         )
     # Not resolved: the suffix of a link says what is in the file, its target's may not.
     return [Path(os.path.abspath(m)) for m in matches]

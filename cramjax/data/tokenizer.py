@@ -244,11 +244,8 @@ def train(
 ) -> Tokenizer:
     """Trains a tokenizer of exactly `vocab_size` entries, special tokens included.
 
-    Args:
-      documents: called for every pass over the text, of which a kind may make two.
-      vocab_size: of the model.
-      steps: of the normalizer, names in `STEPS`, besides those of the kind.
-      kind: a name in `KINDS`.
+    `documents` is called for every pass over the text; `steps` are of the normalizer,
+    besides those of the kind.
 
     Raises:
       UserError: the text has too few different pieces for that size, or too many
