@@ -29,10 +29,10 @@ def encode_group(
 ) -> list[dict[str, Any]]:
     """Writes the shards of some files of one source that are not finished yet.
 
-    The folder has the tokenizer. A shard is `shard_chars` of text, in blocks-<group>-<shard>.bin and
-    held_out-<group>-<shard>.bin; facts-<group>-<shard>.json is written last. The same
-    text gives the same bytes, whichever process writes them and however often it was
-    interrupted.
+    The folder has the tokenizer. A shard is `shard_chars` of text, in
+    blocks-<number>-<shard>.bin and held_out-<number>-<shard>.bin; with them goes
+    facts-<number>-<shard>.json, written last. The same text gives the same bytes,
+    whichever process writes them and however often it was interrupted.
 
     Returns:
       The facts of all shards, in order: {"source" (its index), "documents" ({"train",
