@@ -372,30 +372,3 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
     corpus = prepare.prepare(config_of(tmp_path, BOTH[0]))
     facts = corpus.manifest["duplicates"]
     assert facts["documents"] > 30 and facts["spans"] == facts["chunks"] == 0
-
-
-def test_the_token_filter_shows_what_it_drops(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
-    folder = tmp_path / "texts"
-    pattern = write_texts(folder, files=1)
-    path = folder / "0.txt"
-    documents = path.read_text().split("\n\n")
-    odd = [f"{number};\n{'x;' * 150}" for number in range(10)]
-    texts = [text for pair in zip(documents, odd, strict=False) for text in pair]
-    path.write_text("\n\n".join([*texts, *documents[10:]]))
-    config = tiny_config(
-        tmp_path / "d",
-        f"data.sources={pattern}",
-        "data.held_out_share=0.2",
-        "model.vocab_size=48",
-        "data.max_tokens_per_char=0.7",
-    )
-    corpus = prepare.prepare(config)
-    assert corpus.manifest["documents"]["filtered"] == 10
-    report = (corpus.path / "report.md").read_text()
-    # At most 3 of a shard, 5 in all: of 10 in the first two shards.
-    section = report.split("## Dropped by data.max_tokens_per_char\n")[1]
-    numbers = [int(line[4:].split(";")[0]) for line in section.split("\n") if line]
-    assert numbers == [0, 1, 2, *numbers[3:]] and len(numbers) == 5
-    assert numbers[3] > 3
-    assert all(len(line) == 204 for line in section.split("\n") if line)

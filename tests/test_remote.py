@@ -81,12 +81,9 @@ def blocks(corpus):
     return {path.name: path.read_bytes() for path in {*paths} - {manifest}}
 
 
-@pytest.mark.parametrize("group_bytes", [sources.GROUP_BYTES, 1])
-def test_the_hub_gives_the_corpus_that_its_files_give(
-    hub, tmp_path, monkeypatch, group_bytes
-):
-    """In this process, and in workers that are told of the files."""
-    monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
+def test_the_hub_gives_the_corpus_that_its_files_give(hub, tmp_path, monkeypatch):
+    """Workers read them without asking the server again what there is."""
+    monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     there = build(tmp_path / "a", BOOKS)
     here = build(tmp_path / "b", str(tmp_path / "hub/me/books/train/*"))
     assert sum(there.manifest["documents"].values()) == len(TEXTS)
