@@ -286,11 +286,12 @@ def test_keep_as_written_in_a_config(tmp_path):
     [
         (
             "('lang=xx|yy',)",
-            "records left out by data.keep; the first one has {'lang': 'en'}); see",
+            "records left out by data.keep; files without text; "
+            "the first record left out has {'lang': 'en'}); see",
         ),
         # Each exists, but never both.
         ("('lang=en','meta.year=1901')", "{'lang': 'en', 'meta.year': 1900}"),
-        ("('meta.ok=yes',)", "the first one has {'meta.ok': True}"),
+        ("('meta.ok=yes',)", "left out has {'meta.ok': True}"),
     ],
 )
 @pytest.mark.parametrize("more", ["data.max_chars=0", "data.drop_duplicates=True"])

@@ -288,7 +288,7 @@ def _check_normalizer(config: Config, found: Sequence[File]) -> None:
     if not before and not any(True for f in found for _ in f.documents(records)):
         found = [*records.problems]
         if records.left_out:
-            found.append(f"the first one has {records.left_out}")
+            found.append(f"the first record left out has {records.left_out}")
         raise UserError(
             f"config.data.sources: no text in {data.sources} ({'; '.join(found)}); see "
             f"data.txt_documents, data.text_field and data.keep={data.keep} in "
