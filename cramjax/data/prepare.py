@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from cramjax import files
@@ -28,7 +29,7 @@ from cramjax.data import (
     tokenizer,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import EXPANSION, File, Records
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
 TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
+# For estimates: characters of a document of The Pile, tokens per character of English.
+DOCUMENT_CHARS, TOKENS_PER_CHAR = 5800, 0.3
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
 MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
 # The tokenizer reads longer words as <unk>, and training takes the square of their
@@ -92,19 +95,23 @@ def _writing(config: Config) -> Iterator[None]:
 def check(config: Config) -> None:
     """Checks that the text is available, before anything is built.
 
-    A corpus that exists needs no server. With TFDS, nothing is checked: that could
+    A corpus that exists needs no server. Sources of TFDS are not looked up: that could
     prepare a data set.
 
     Raises:
       UserError: a file is missing, a server cannot be reached or refuses access, or
         `data.dir` cannot be written.
     """
-    if any(source.startswith("tfds:") for source in config.data.sources):
+    checked = [s for s in config.data.sources if not s.startswith("tfds:")]
+    if not checked:
         return
     with _writing(config):
-        found = sources.resolve(config.data)
+        found = sources.resolve(
+            dataclasses.replace(config.data, sources=tuple(checked), shares=())
+        )
         first = {file.source: file.url for file in reversed(found) if file.url}
-        if first and corpus_path(config).exists():
+        mixed = len(checked) < len(config.data.sources)
+        if first and not mixed and corpus_path(config).exists():
             return
     for url in first.values():
         remote.probe(url)
@@ -177,6 +184,8 @@ def _build(
     contents: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
+    if any(file.url for file in found):
+        logger.info(f"corpus: {_download(config, found)}")
     texts, duplicates = list(found), {}
     if config.data.drop_duplicates or config.data.dedup_bytes:
         texts, duplicates = dedup.deduplicated(found, config.data, folder)
@@ -203,6 +212,25 @@ def _build(
     first, *others = corpus.summary_lines(config, built)
     for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
         logger.info(f"corpus: {line}")
+
+
+def _download(config: Config, found: Sequence[File]) -> str:
+    """Returns about how much network and disk the corpus takes."""
+    downloaded = [file for file in found if file.url]
+    read = sum(
+        file.expected_chars(DOCUMENT_CHARS) / EXPANSION.get(file.path.suffix, 1)
+        for file in downloaded
+    )
+    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in found)
+    token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
+    disk = chars * (config.data.max_tokens_per_char or TOKENS_PER_CHAR) * token_bytes
+    twice = ""
+    if config.data.dedup_bytes:
+        disk, twice = disk + chars, ", twice to find duplicates"
+    return (
+        f"downloads about {read / 1e9:.2g} GB from {len(downloaded)} files{twice}, and "
+        f"takes up to {disk / 1e9:.2g} GB of disk in {config.data.dir}"
+    )
 
 
 def encode_all(

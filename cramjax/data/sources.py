@@ -76,6 +76,7 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
 
 
 def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:
+    source = remote.as_url(source, split)
     if source.startswith("tfds:"):
         return tfds.find(source.removeprefix("tfds:"), split)
     if "://" in source:
