@@ -1,13 +1,11 @@
-"""The same model and training step in PyTorch: a speed to compare with, nothing else.
+"""The same model and training step in PyTorch, to compare speeds with.
 
-Written for the benchmark, as one would for speed: one kernel for query, key and value
-and one for gate and value, `scaled_dot_product_attention`, the decoder at the predicted
-positions only, fused AdamW where there is one, torch.compile; if the config says
-bfloat16, by autocast, with a residual stream of that type, too. Axes as in
-`cramjax.model.encoder`.
+It is written for speed: one kernel for query, key and value and one for gate and value,
+`scaled_dot_product_attention`, the decoder at the predicted positions only, fused
+AdamW, torch.compile; bfloat16 by autocast, with a residual stream of that type, too.
+Axes as in `cramjax.model.encoder`.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ class Layer(nn.Module):
     """Norm, attention, residual; norm, gated feed-forward, residual."""
 
     def __init__(self, model: ModelConfig):
-        """Makes the weights, without biases but in the norms."""
+        """Makes the weights; only the norms have biases."""
         super().__init__()
         self.heads, width = model.heads, model.width
         self.attention_norm = nn.LayerNorm(width, eps=model.norm_eps)
@@ -58,7 +56,7 @@ class MaskedLM(nn.Module):
         """Makes float32 weights that compute in `dtype` where autocast says so."""
         super().__init__()
         self.dtype = dtype
-        # As in our model, <pad> learns as an answer, not where it is read.
+        # As in our model, <pad> gets a gradient as an answer, not as an input.
         self.word = nn.Embedding(
             model.vocab_size, model.width, padding_idx=tokenizer.PAD
         )
@@ -90,33 +88,40 @@ class Peer:
     """Weights, optimizer and step.
 
     Attributes:
-      parameters: how many numbers are trained.
-      fused: whether AdamW is the fused one.
-      compiled: whether the model goes through torch.compile.
+      model: the PyTorch module.
+      parameters: the number of trained parameters.
+      compiled: whether the loss is compiled by torch.compile.
     """
 
     def __init__(self, config: Config, params: Mapping[str, Any], device: str):
         """Copies the weights.
 
         Args:
-          config: one that `peer.unsupported` finds nothing in.
+          config: one that `peer.require_supported` accepts.
           params: the tree of `cramjax.model.MaskedLM`.
           device: "cuda" or "cpu".
         """
         self._config, self._device = config, device
-        self._on_gpu = device == "cuda"
-        self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[
-            config.model.dtype
-        ]
-        self._model = MaskedLM(config.model, self._dtype)
-        load(self._model, params)
-        self._model.to(device)
-        self.parameters = sum(p.numel() for p in self._model.parameters())
-        self._optimizer, self.fused = _adamw(self._model, config)
+        self._dtype = getattr(torch, config.model.dtype)
+        self.model = MaskedLM(config.model, self._dtype)
+        load(self.model, params)
+        self.model.to(device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        named, of = list(self.model.named_parameters()), config.optimizer
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for name, p in named if "norm" not in name]},
+                {"params": [p for n, p in named if "norm" in n], "weight_decay": 0.0},
+            ],
+            lr=of.learning_rate,
+            betas=(of.b1, of.b2),
+            eps=of.eps,
+            weight_decay=of.weight_decay,
+            fused=True,
+        )
         self.compiled = False
         self._loss = self._masked_loss
-        if self._on_gpu:
-            # Products of float32 as JAX's on a GPU: with 10 bits of mantissa.
+        if device == "cuda":  # float32 products as JAX's, with 10 bits of mantissa
             torch.set_float32_matmul_precision("high")
 
     def compile(self, batches: Sequence[torch.Tensor]) -> None:
@@ -128,66 +133,54 @@ class Peer:
         try:
             self.run(batches)
             self.compiled = True
-        except Exception:  # of Inductor, of many kinds
-            if self._on_gpu:
+        except Exception:  # Inductor raises many kinds
+            if self._device == "cuda":
                 raise
             self._loss = self._masked_loss
             self.run(batches)
 
     def prepared(self, batches: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Returns the batches for `run`: in memory that the GPU can read by itself.
+        """Returns the batches for `run`, in memory that the GPU reads asynchronously.
 
-        From other memory a copy would wait for the GPU, and the GPU for the host.
+        A copy from other memory would synchronize the host with the GPU.
         """
         tensors = [torch.from_numpy(x.astype(np.int64)) for x in batches]
-        return [x.pin_memory() for x in tensors] if self._on_gpu else tensors
+        return [x.pin_memory() for x in tensors] if self._device == "cuda" else tensors
 
-    def run(self, batches: Sequence[torch.Tensor], accumulate: int = 1) -> float:
-        """Trains on prepared batches; returns the last loss when all work is done.
-
-        Args:
-          batches: of equal shape, a multiple of `accumulate` of them.
-          accumulate: micro-batches of an update; their gradients are averaged.
-        """
-        loss = torch.zeros(())
-        for index, tokens_BxL in enumerate(batches, 1):
+    def run(self, batches: Sequence[torch.Tensor]) -> float:
+        """Trains on prepared batches; returns the last loss when the work is done."""
+        loss, clip = torch.zeros(()), self._config.optimizer.clip_norm
+        half = self._dtype != torch.float32
+        for tokens_BxL in batches:
             on_device = tokens_BxL.to(self._device, non_blocking=True)
-            with self._autocast():
+            with torch.autocast(self._device, self._dtype if half else None, half):
                 loss = self._loss(on_device)
-            (loss / accumulate).backward()
-            if index % accumulate == 0:
-                clip = self._config.optimizer.clip_norm
-                if clip:
-                    nn.utils.clip_grad_norm_(self._model.parameters(), clip)
-                self._optimizer.step()
-                self._optimizer.zero_grad(set_to_none=True)
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        return loss.item()
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        return loss.item()  # waits for the device
 
     def float32_loss_and_norm(self, *masked: np.ndarray) -> tuple[float, float, int]:
         """Returns loss, gradient norm, and FLOPs of the products with a weight.
 
-        It takes what `MaskedLM` takes, computes in float32, without torch.compile.
+        It takes the arguments of `MaskedLM`, and computes in float32, not compiled.
         """
         inputs = [torch.from_numpy(x.astype(np.int64)).to(self._device) for x in masked]
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        self._model.dtype = torch.float32
+        self.model.dtype = torch.float32
         with FlopCounterMode(display=False) as counter:
-            loss = self._model(*inputs)
+            loss = self.model(*inputs)
             loss.backward()
-        self._model.dtype = self._dtype
+        self.model.dtype = self._dtype
         torch.set_float32_matmul_precision(precision)
-        norms = [p.grad.norm() for p in self._model.parameters()]
+        norms = [p.grad.norm() for p in self.model.parameters()]
         norm = torch.stack(norms).norm().item()
         self._optimizer.zero_grad(set_to_none=True)
         flops = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
         return loss.item(), norm, flops
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        half = self._dtype != torch.float32
-        return torch.autocast(self._device, self._dtype if half else None, enabled=half)
 
     def _masked_loss(self, tokens_BxL: torch.Tensor) -> torch.Tensor:
         objective, (_, length) = self._config.objective, tokens_BxL.shape
@@ -201,59 +194,36 @@ class Peer:
         order_1xP = torch.arange(count, device=tokens_BxL.device)[None]
         new_BxP = torch.where(order_1xP < replaced, random_BxP, targets_BxP)
         new_BxP = torch.where(order_1xP < masked, tokenizer.MASK, new_BxP)
-        return self._model(
+        return self.model(
             tokens_BxL.scatter(1, positions_BxP, new_BxP), positions_BxP, targets_BxP
         )
 
 
-def _adamw(model: nn.Module, config: Config) -> tuple[torch.optim.Optimizer, bool]:
-    """Returns AdamW, which decays all but the norms, and whether it is fused."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if "norm" not in name]},
-        {"params": [p for name, p in named if "norm" in name], "weight_decay": 0.0},
-    ]
-    of = config.optimizer
-    settings = {
-        "lr": of.learning_rate,
-        "betas": (of.b1, of.b2),
-        "eps": of.eps,
-        "weight_decay": of.weight_decay,
-    }
-    try:
-        return torch.optim.AdamW(groups, **settings, fused=True), True
-    except RuntimeError:  # not for this device, in this version
-        return torch.optim.AdamW(groups, **settings), False
-
-
 def load(model: MaskedLM, params: Mapping[str, Any]) -> None:
-    """Copies the parameters of `cramjax.model.MaskedLM`, every one of them, once."""
+    """Copies every parameter of `cramjax.model.MaskedLM`."""
+    embedding = params["embedding"]
     tensors = {
-        "word.weight": params["embedding"]["word"],
-        "scale": params["embedding"]["positions"]["scale"],
+        "word.weight": embedding["word"],
+        "scale": embedding["positions"]["scale"],
         "table_LxD": model.table_LxD,
-        **_norm("embedding_norm", params["embedding"]["norm"]),
-        **_norm("final_norm", params["final_norm"]),
     }
+    norms = {"embedding_norm": embedding["norm"], "final_norm": params["final_norm"]}
     for index in range(len(model.layers)):
         ours, theirs = params[f"layers_{index}"], f"layers.{index}"
-        tensors |= {
-            **_norm(f"{theirs}.attention_norm", ours["attention_norm"]),
-            **_norm(f"{theirs}.ffn_norm", ours["ffn_norm"]),
-            f"{theirs}.query_key_value.weight": _joined(
-                ours["attention"], "query", "key", "value"
-            ),
-            f"{theirs}.attention_output.weight": _joined(ours["attention"], "output"),
-            f"{theirs}.gate_value.weight": _joined(ours["ffn"], "gate", "value"),
-            f"{theirs}.ffn_output.weight": _joined(ours["ffn"], "output"),
-        }
+        for part, name, kernels in (
+            ("attention", "query_key_value", ("query", "key", "value")),
+            ("attention", "attention_output", ("output",)),
+            ("ffn", "gate_value", ("gate", "value")),
+            ("ffn", "ffn_output", ("output",)),
+        ):
+            tensors[f"{theirs}.{name}.weight"] = joined(ours[part], *kernels)
+        for norm in ("attention_norm", "ffn_norm"):
+            norms[f"{theirs}.{norm}"] = ours[norm]
+    for name, norm in norms.items():
+        tensors |= {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
     model.load_state_dict({n: torch.tensor(np.asarray(x)) for n, x in tensors.items()})
 
 
-def _norm(name: str, ours: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.weight": ours["scale"], f"{name}.bias": ours["bias"]}
-
-
-def _joined(ours: Mapping[str, Any], *names: str) -> np.ndarray:
-    """Returns kernels as one of torch's, (out, in), outputs one after the other."""
+def joined(ours: Mapping[str, Any], *names: str) -> np.ndarray:
+    """Returns kernels as one of PyTorch's (out, in), their outputs concatenated."""
     return np.concatenate([np.asarray(ours[name]["kernel"]).T for name in names])
