@@ -18,10 +18,8 @@ from cramjax.main import guarded
 
 
 def show(argv: Sequence[str]) -> None:
-    """Prints the tables, and writes the numbers to --json if it is given."""
-    config, extras = parse_command_line(
-        argv, [("mfu", "share of a card's peak, 0 to 1"), ("json", "file to write")]
-    )
+    """Prints the tables, and writes the numbers to --json."""
+    config, extras = parse_command_line(argv, ["mfu", "json"])
     try:
         mfu = float(extras["mfu"] or 0.4)
     except ValueError:
@@ -29,7 +27,7 @@ def show(argv: Sequence[str]) -> None:
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu={extras['mfu']}: must be above 0 and at most 1")
     path = files.to_be_written("json", extras["json"])
-    from cramjax.describe import describe  # imports JAX: flags need not wait for it
+    from cramjax.describe import describe  # imports JAX, which takes seconds
 
     facts = describe(config, mfu)
     _print(facts, mfu)

@@ -42,7 +42,7 @@ def measure(argv: Sequence[str]) -> None:
     folder = Path(config.data.dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        # Encoding is measured on the text as it is: what is cut is cut before.
+        # Deduplication comes before encoding, which is what is measured here.
         data = dataclasses.replace(
             config.data, dir=temporary, drop_duplicates=False, dedup_bytes=0
         )
@@ -88,16 +88,16 @@ def _all_texts(config: Config) -> list[str]:
 
 
 def _tokenizers_s(corpus: Corpus, texts: list[str]) -> float:
-    words = tokenizer.load(corpus.path / TOKENIZER, "run again")
+    loaded = tokenizer.load(corpus.path / TOKENIZER, "run again")
     start = time.monotonic()
     for first in range(0, len(texts), 1000):
-        words.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
+        loaded.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
     return time.monotonic() - start
 
 
 @contextlib.contextmanager
 def _peaks(folder: Path) -> Iterator[dict[str, float]]:
-    """Samples bytes while the block runs: of this and child processes, of a folder."""
+    """Samples, while the block runs, memory of all processes and size of a folder."""
     found, stop = {"memory": 0.0, "disk": 0.0}, threading.Event()
 
     def sample() -> None:
@@ -119,14 +119,14 @@ def _peaks(folder: Path) -> Iterator[dict[str, float]]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
-    except OSError:  # it has just been renamed
+    except OSError:  # the file has just been renamed
         return 0
 
 
 def _pss(pid: int) -> float:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return 0.0
     return float(re.search(r"^Pss:\s+(\d+) kB", text, re.M).group(1)) * 1024
 
