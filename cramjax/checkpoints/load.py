@@ -376,19 +376,13 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
     rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
     theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
     scaling = rotary.get("rope_type", "default")
-    found = []
-    if local := sum(kind != "full_attention" for kind in kinds):
-        window = facts.get("local_attention", 128)
-        found.append(f"{local} of {layers} layers that see {window} tokens around each")
-    if theta != BASE:
-        found.append(f"a rotary theta of {theta:g}")
-    if scaling != "default":
-        found.append(f"rotary positions of the type {scaling!r}")
-    if found:
+    local = sum(kind != "full_attention" for kind in kinds)
+    if local or theta != BASE or scaling != "default":
         raise UserError(
-            f"{CONFIG}: this ModernBERT has {' and '.join(found)}; readable are those "
-            f"with layers that all see all tokens and a rotary theta of {BASE:g}, and "
-            "BERT"
+            f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
+            f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
+            "readable are those whose layers all see all tokens and whose 'default' "
+            f"rotary positions have a theta of {BASE:g}, and BERT"
         )
 
 
