@@ -211,30 +211,17 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what was measured of start-up and device; None is left out."""
-    rows = (
-        (
-            "start of the last session to its first step, without building the corpus",
-            "first_step_s",
-            lambda seconds: f"{seconds:.1f} s",
-        ),
-        (
-            "MFU, the fraction of the card's dense 16-bit peak, over that time",
-            "mfu",
-            lambda fraction: f"{fraction:.1%}",
-        ),
-        (
-            "peak device memory in the last session",
-            "peak_memory_bytes",
-            lambda size: f"{size / 1e9:.1f} GB",
-        ),
-        (
-            "energy drawn by the card, validation included",
-            "energy_kwh",
-            lambda energy: f"{energy:.3g} kWh",
-        ),
-    )
-    measured = [(title, summary[key], show) for title, key, show in rows]
-    return [[title, show(x)] for title, x, show in measured if x is not None]
+    start = "start of the last session to its first step, without building the corpus"
+    mfu = "MFU, the fraction of the card's dense 16-bit peak, over that time"
+    energy = "energy drawn by the card, validation included"
+    peak = summary["peak_memory_bytes"]
+    rows = [
+        (start, summary["first_step_s"], "{:.1f} s"),
+        (mfu, summary["mfu"], "{:.1%}"),
+        ("peak device memory in the last session", peak and peak / 1e9, "{:.1f} GB"),
+        (energy, summary["energy_kwh"], "{:.3g} kWh"),
+    ]
+    return [[title, text.format(x)] for title, x, text in rows if x is not None]
 
 
 def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from cramjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values a key may have, as a test and in words."""
+    """Which values a key may have: a test, and its description."""
 
     allows: Callable[[Any], bool]
     text: str

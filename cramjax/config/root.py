@@ -28,7 +28,7 @@ class Config(Section):
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))
     # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
-    # batch's ramp begins with one of them.
+    # batch's ramp begins with one micro-batch.
     micro_batch: int = key(128, at_least(0, "sequences; 0 = the most that fit"))
     # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
     compilation_cache: str = key("~/.cache/cramjax", absent="", operational=True)
@@ -175,7 +175,7 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-# What a value of each type is, for people.
+# Names of the types in messages.
 EXPECTED = {
     bool: "True or False",
     int: "a whole number",
