@@ -1,10 +1,12 @@
 """The command line: --config, the keys of the config, and a command's own flags."""
 
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cramjax.config.files import load, unknown
+from cramjax.config.key import Rule
 from cramjax.config.root import KEYS, Config
 from cramjax.errors import UserError
 
@@ -84,6 +86,21 @@ def parse_flags(
         if not last[name]:
             raise UserError(f"no {name}: pass --{name}={example}")
     return last, rest
+
+
+def number(values: Mapping[str, str], name: str, default: float, rule: Rule) -> float:
+    """Returns a flag's value as a number, or the default if it is not given.
+
+    Raises:
+      UserError: it is not a number, or the rule does not allow it.
+    """
+    try:
+        value = float(values[name] or default)
+    except ValueError:
+        value = math.nan
+    if not rule.allows(value):
+        raise UserError(f"--{name}={values[name]}: must be {rule.text}")
+    return value
 
 
 def _parse(

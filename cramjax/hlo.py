@@ -30,7 +30,6 @@ class Kernel(NamedTuple):
     """What one line of the program costs, all its launches together."""
 
     op_name: str  # the JAX scopes and the primitive that it comes from
-    launches: int
     bytes: int  # read and written
     flops: int  # of the matrix products in it
     wide_flops: int  # of these, products of other than 16-bit numbers
@@ -157,7 +156,6 @@ def _kernel(
     products = list(_products(computations, lines, line))
     return Kernel(
         _origin(line, fused, lines),
-        times,
         times * (read + line.bytes),
         times * sum(flops for _, flops in products),
         times * sum(flops for dtype, flops in products if dtype not in ("bf16", "f16")),

@@ -162,9 +162,9 @@ def _row(
 
     Returns:
       {"argument_bytes" (mostly the state), "temporary_bytes", "total_bytes",
-      "launches", "traffic_bytes_per_token" (outside matrix products),
-      "flops_over_formula", and SPEEDS, corrected by `factor`: None if products are not
-      in 16 bits, which the card's peak is of}
+      "traffic_bytes_per_token" (outside matrix products), "flops_over_formula", and
+      SPEEDS, corrected by `factor`; None if products are not in 16 bits, to which the
+      card's peak refers}
     """
     memory = program.memory_analysis()
     tokens = config.micro_batch * config.model.max_length
@@ -173,7 +173,6 @@ def _row(
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "total_bytes": planned_bytes(program),
-        "launches": sum(kernel.launches for kernel in kernels),
         "traffic_bytes_per_token": sum(k.bytes for k in kernels if not k.flops)
         / tokens,
         "flops_over_formula": sum(k.flops for k in kernels) / tokens / flops,

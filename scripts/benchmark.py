@@ -12,22 +12,15 @@ import sys
 from collections.abc import Sequence
 
 from cramjax import files
-from cramjax.errors import UserError
-from cramjax.flags import parse_command_line
+from cramjax.config.key import above
+from cramjax.flags import number, parse_command_line
 from cramjax.main import guarded
-
-MINUTES = 8.0
 
 
 def measure(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes the numbers to --json."""
     config, extras = parse_command_line(argv, ["json", "minutes"])
-    try:
-        minutes = float(extras["minutes"] or MINUTES)
-    except ValueError:
-        minutes = 0.0
-    if not minutes > 0:
-        raise UserError(f"--minutes={extras['minutes']}: must be above 0")
+    minutes = number(extras, "minutes", 8.0, above(0))
     path = files.to_be_written("json", extras["json"])
     # Leaves some of the card's memory to PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

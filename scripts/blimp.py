@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cramjax import files
+from cramjax.config.key import at_least
 from cramjax.errors import UserError
-from cramjax.flags import parse_flags
+from cramjax.flags import number, parse_flags
 from cramjax.main import guarded
 
 
@@ -24,15 +25,14 @@ def score(argv: Sequence[str]) -> None:
     given, rest = parse_flags(argv, needed, ["max_pairs", "json"])
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: see --help")
-    if not (given["max_pairs"] or "0").isdigit():
-        raise UserError(f"--max_pairs={given['max_pairs']}: must be a number, 0 = all")
+    max_pairs = int(number(given, "max_pairs", 0, at_least(0, "0 = all")))
     path = files.to_be_written("json", given["json"])
     from cramjax import blimp  # imports JAX
     from cramjax.checkpoints.load import load
 
     paradigms = blimp.read(Path(given["data"]))
     model = load(given["checkpoint"])
-    results = blimp.score(model, paradigms, int(given["max_pairs"] or 0))
+    results = blimp.score(model, paradigms, max_pairs)
     for name, percent in results["phenomena"].items():
         print(f"{name:40}{percent:6.1f}")
     last = f"mean of {len(paradigms)} paradigms"

@@ -33,12 +33,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from cramjax import files
+from cramjax.config.key import at_least
 from cramjax.errors import UserError
-from cramjax.flags import parse_command_line, parse_flags
+from cramjax.flags import number, parse_command_line, parse_flags
 from cramjax.main import guarded
 
 ROOT = Path(__file__).parents[1]
-LIMIT_MB = 60.0
+LIMIT_MB = 60.0  # of the bundle
 # What the tests and the energy meter need besides setup.cfg's install_requires.
 ALSO = ("pytest>=8,<10", "nvidia-ml-py>=12,<14")
 GLUE = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
@@ -187,11 +188,11 @@ def _corpus(flags: Sequence[str], data: Path) -> None:
         return
     texts = data / "texts"
     texts.mkdir(parents=True)
-    for number, file in enumerate(resolve(found.data)):
+    for index, file in enumerate(resolve(found.data)):
         path = Path(file.name)
         if not path.is_file():
             raise UserError(f"config.data.sources: {path} is not a file: pass files")
-        shutil.copy(path, texts / f"{number:04}-{path.name}")
+        shutil.copy(path, texts / f"{index:04}-{path.name}")
     prepare(
         dataclasses.replace(
             found,
@@ -210,10 +211,7 @@ def bundle(argv: Sequence[str]) -> None:
     """
     optional = ["python", "have", "limit_mb", "glue", "config"]
     values, flags = parse_flags(argv, {"out": "bundle.tar.gz"}, optional)
-    try:
-        limit_mb = float(values["limit_mb"] or LIMIT_MB)
-    except ValueError as error:
-        raise UserError(f"--limit_mb={values['limit_mb']}: must be a number") from error
+    limit_mb = number(values, "limit_mb", LIMIT_MB, at_least(0, "0 = no limit"))
     out = files.to_be_written("out", values["out"])
     machine = Machine(values["python"] or "3.12", read_have(values["have"]))
     with tempfile.TemporaryDirectory() as name:

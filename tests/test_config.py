@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_script
 
 from cramjax import config as config_module
 from cramjax.config import flatten, load, to_dict
@@ -245,10 +244,8 @@ def test_the_nearest_flag_is_named(flags, message, capsys):
         ("study.py", ["--study=x", "--wokdir=y"], "did you mean --workdir?"),
     ],
 )
-def test_the_scripts_name_the_nearest_flag(name, flags, message):
-    result = run_script(name, *flags)
-    assert result.returncode == 2
-    assert message in result.stderr and result.stderr.count("\n") == 1
+def test_the_scripts_name_the_nearest_flag(name, flags, message, script_error):
+    assert message in script_error(name, *flags)
 
 
 def test_a_text_may_begin_with_a_dash():
