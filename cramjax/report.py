@@ -235,7 +235,7 @@ def _origin_section(
 ) -> str:
     """Returns the model's shape, text, software, hardware and command."""
     model, documents = config.model, manifest["documents"]
-    repeats = f", gone through {model.repeats} times" if model.repeats > 1 else ""
+    repeats = f", run {model.repeats} times" if model.repeats > 1 else ""
     versions = summary.get("versions", {})
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     libraries = libraries or (

@@ -118,7 +118,7 @@ def _print_sizes(rows: dict[int, dict[str, Any]]) -> None:
 def _print_traffic(traffic: dict[str, dict[str, float]]) -> None:
     total = sum(sum(row.values()) for row in traffic.values())
     columns = ("forward", "backward", "update")
-    print(f"  {'':22}" + "".join(f"{name:>10}" for name in (*columns, "share")))
+    print(f"  {'':22}" + "".join(f"{name:>10}" for name in (*columns, "fraction")))
     for source, row in traffic.items():
         parts = "".join(f"{row[name] / 1e3:10,.0f}" for name in columns)
         print(f"  {source:22}{parts}{sum(row.values()) / total:10.1%}")

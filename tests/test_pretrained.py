@@ -293,7 +293,7 @@ def test_a_modernbert_that_does_not_attend_everywhere_is_refused(
     message = str(error.value)
     assert message.startswith("config.json: this ModernBERT has ")
     assert found in message and "\n" not in message
-    assert message.endswith("rotary positions have a theta of 10000, and BERT")
+    assert message.endswith("rotary positions with a theta of 10000")
 
 
 def test_a_modernbert_that_does_is_read_from_newer_files(tmp_path):

@@ -336,7 +336,7 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
-    """A norm without a bias (`norm_bias` is false) is one whose bias is 0."""
+    """Reads a norm without a bias (`norm_bias` is false) as one with a bias of 0."""
     zeros = {
         name.removesuffix("weight") + "bias": np.zeros_like(tensor)
         for name, tensor in tensors.items()
@@ -366,8 +366,8 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
         raise UserError(
             f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
             f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
-            "readable are those whose layers all see all tokens and whose 'default' "
-            f"rotary positions have a theta of {BASE:g}, and BERT"
+            "readable are BERT, and ModernBERT with global attention in all layers and "
+            f"'default' rotary positions with a theta of {BASE:g}"
         )
 
 

@@ -14,7 +14,7 @@ class ModelConfig(Section):
     width: int = key(768, above(0))  # of the residual stream
     ffn_width: int = key(3072, above(0))  # of gate and value together, each half of it
     layers: int = key(16, above(0))
-    # How often the layers are run through, each time with the same weights.
+    # How often all layers are applied, each time with the same weights.
     repeats: int = key(1, above(0), absent=1)
     heads: int = key(12, above(0))  # head dim = width / heads
     # Entries of the tokenizer, its 7 special tokens included.
