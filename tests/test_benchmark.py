@@ -276,11 +276,11 @@ def test_the_peer_is_the_same_model(step, deadline, short_windows, monkeypatch):
 
 @needs_torch
 def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
-    from bench import peer, torch_peer
+    from bench import peer
 
-    joined = torch_peer.joined
+    joined = peer.joined
     monkeypatch.setattr(  # gate and value in the wrong order
-        torch_peer, "joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
+        peer, "joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
     )
     step.run(step.random_batches(20))
     with pytest.raises(UserError, match="it is another model: the loss of our weights"):
@@ -290,7 +290,7 @@ def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
 @needs_torch
 def test_the_peer_learns_and_masks(step):
     import torch
-    from bench.torch_peer import Peer
+    from bench.peer import Peer
 
     there = Peer(step.config, step.state.params, "cpu")
     [batch] = there.prepared(step.random_batches(1))

@@ -154,9 +154,9 @@ def check(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
     model, params = step.config.model, step.state.params
     half = "bfloat16" if model.dtype == "float32" else model.dtype
     masked = masked_rows(step.config)
-    rough = float(loss(params, dataclasses.replace(model, dtype=half), masked))
+    rough = float(loss_of(params, dataclasses.replace(model, dtype=half), masked))
     with jax.default_matmul_precision("highest"):
-        exact = float(loss(params, in_float32(model), masked))
+        exact = float(loss_of(params, in_float32(model), masked))
     if not abs(exact - rough) < HALF_TOLERANCE:
         raise UserError(
             f"benchmark: the loss of one batch is {rough:.4f} in {half} and {exact:.4f}"
@@ -190,7 +190,7 @@ def masked_rows(config: Config) -> Masked:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def loss(params: Any, model: ModelConfig, masked: Masked) -> jax.Array:
+def loss_of(params: Any, model: ModelConfig, masked: Masked) -> jax.Array:
     """Returns the loss of masked rows in nats."""
     logits_BxPxV = MaskedLM(model).apply(
         {"params": params}, masked.tokens_BxL, masked.positions_BxP
