@@ -1,5 +1,6 @@
-"""What a config asks for, worked out without training: size, FLOPs, memory, tokens."""
+"""What a config asks for, computed without training: size, FLOPs, memory, tokens."""
 
+import collections
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from cramjax.config import Config
 from cramjax.device.cards import CARDS
+from cramjax.device.compile import tree_bytes
 from cramjax.model.flops import train_flops_by_part
 from cramjax.training import schedules, train_step
 from cramjax.training.clock import tokens_bought
@@ -18,21 +20,20 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
 
     Args:
       config: nothing of it is run.
-      mfu: model FLOPs utilisation, the share of a card's peak that training reaches.
+      mfu: model FLOPs utilization, the fraction of a card's peak that training reaches.
 
     Returns:
       {"parameters": {part: count}, "flops_per_token": {part: FLOPs, forward and
-      backward}, "state_bytes": {part: bytes}, "cards": {card: {"tokens_per_s", "hours",
-      "tokens", "updates"}}}; hours and tokens are those of the budget on that card,
-      updates those of the batch's ramp, in whole micro-batches.
+      backward}, "state_bytes": {part: bytes}, "cards": {card: see `on_card`}}
     """
     flops = train_flops_by_part(config.model, config.objective.max_mask_rate)
+    per_token = sum(flops.values())
     return {
         "parameters": _parameters_by_part(state_shapes(config).params),
         "flops_per_token": flops,
         "state_bytes": state_bytes(config),
         "cards": {
-            name: _on_card(config, card.peak * mfu, sum(flops.values()))
+            name: on_card(config, card.peak * mfu / per_token, per_token)
             for name, card in CARDS.items()
         },
     }
@@ -44,12 +45,11 @@ def state_shapes(config: Config) -> train_step.TrainState:
 
 
 def _parameters_by_part(params: Any) -> dict[str, int]:
-    parts = dict.fromkeys(
-        ("embedding", "attention", "feed-forward", "norms", "head"), 0
-    )
+    parts = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         parts[_part([entry.key for entry in path])] += math.prod(leaf.shape)
-    return {part: count for part, count in parts.items() if count}
+    order = ("embedding", "attention", "feed-forward", "norms", "head")
+    return {part: parts[part] for part in order if parts[part]}
 
 
 def _part(path: list[str]) -> str:
@@ -61,45 +61,39 @@ def _part(path: list[str]) -> str:
 
 
 def state_bytes(config: Config) -> dict[str, int]:
-    """Returns the bytes of the training state, {part: bytes}."""
+    """Returns {part: bytes} of the training state."""
     state = state_shapes(config)
-
-    def size(tree: Any) -> int:
-        leaves = jax.tree.leaves(tree)
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-
     parts = {
-        "parameters": size(state.params),
-        "accumulated gradients": size(state.opt_state.acc_grads),
-        "optimizer": size(state.opt_state.inner_opt_state),
-        "averages": size(state.averages),
+        "parameters": tree_bytes(state.params),
+        "accumulated gradients": tree_bytes(state.opt_state.acc_grads),
+        "optimizer": tree_bytes(state.opt_state.inner_opt_state),
+        "averages": tree_bytes(state.averages),
     }
-    return parts | {"counters": size(state) - sum(parts.values())}
+    return parts | {"counters": tree_bytes(state) - sum(parts.values())}
 
 
-def _on_card(config: Config, flops_per_s: float, flops: float) -> dict[str, float]:
-    tokens_per_s = flops_per_s / flops
-    tokens = tokens_bought(config.budget, tokens_per_s, flops)
-    rows = config.micro_batch or config.batch.sequences
-    return {
-        "tokens_per_s": tokens_per_s,
-        "hours": tokens / tokens_per_s / 3600,
-        "tokens": tokens,
-        "updates": updates_bought(config, rows, tokens),
-    }
-
-
-def updates_bought(config: Config, rows: int, tokens: float) -> float:
-    """Returns the optimizer's updates in so many tokens, the batch ramp included.
+def on_card(config: Config, tokens_per_s: float, flops: float) -> dict[str, float]:
+    """Returns what the budget buys at a speed.
 
     Args:
-      config: with the ramp.
-      rows: of a micro-batch.
-      tokens: to be trained on.
+      config: its budget, batch and micro-batch (0: of the whole batch).
+      tokens_per_s: the speed.
+      flops: model FLOPs per token.
+
+    Returns:
+      {"tokens_per_s", "hours", "tokens", "updates" (of the optimizer, the batch ramp
+      included)}
     """
+    tokens = tokens_bought(config.budget, tokens_per_s, flops)
+    rows = config.micro_batch or config.batch.sequences
     micro_steps = tokens / (rows * config.model.max_length)
     progress_N = (jnp.arange(10_000) + 0.5) / 10_000
     accumulated_N = schedules.accumulation_steps(
         progress_N, rows, config.batch.sequences, config.batch.ramp_share
     )
-    return micro_steps * float(jnp.mean(1 / accumulated_N))
+    return {
+        "tokens_per_s": tokens_per_s,
+        "hours": tokens / tokens_per_s / 3600,
+        "tokens": tokens,
+        "updates": micro_steps * float(jnp.mean(1 / accumulated_N)),
+    }

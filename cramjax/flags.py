@@ -1,10 +1,12 @@
 """The command line: --config, the keys of the config, and a command's own flags."""
 
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cramjax.config.files import load, unknown
+from cramjax.config.key import Rule
 from cramjax.config.root import KEYS, Config
 from cramjax.errors import UserError
 
@@ -15,36 +17,36 @@ KEY = re.compile(r"--?config\.")
 
 def parse_command_line(
     argv: Sequence[str],
-    extra_flags: Iterable[tuple[str, str]] = (),
+    extra_flags: Iterable[str] = (),
     shortcuts: Shortcuts = types.MappingProxyType({}),
-    switches: Iterable[str] = (),
+    switches: Sequence[str] = (),
 ) -> tuple[Config, dict[str, str]]:
     """Parses `--config=file.py --config.key=value ... --flag=value ... --switch`.
 
     Args:
       argv: the arguments, without the program's name.
-      extra_flags: (name, help) of flags beside `--config`.
+      extra_flags: flags beside `--config`.
       shortcuts: flags that stand for keys.
-      switches: those of the extra flags that take no value.
+      switches: flags without a value.
 
     Returns:
-      The config, and the value of "config" and of each extra flag ("" if it is not
-      given, "on" for a switch).
+      The config, and the values of "config", the extra flags and the switches ("" if
+      it is not given, "on" for a switch).
 
     Raises:
       UserError: anything wrong with the arguments or the config.
     """
-    extras = dict(extra_flags)
-    names = ["config", *extras, *shortcuts, *(f"config.{key}" for key in KEYS)]
-    values, rest = _parse(argv, [*extras, *shortcuts, "config"], names, switches)
-    configs = values.pop("config", [])
+    extras = ["config", *extra_flags, *switches]
+    names = [*extras, *shortcuts, *(f"config.{key}" for key in KEYS)]
+    values, rest = _parse(argv, [*extras, *shortcuts], names, switches)
+    configs = values.get("config", [])
     if len(configs) != 1:
         found = " and ".join(f"--config={path}" for path in configs)
         raise UserError(f"{found or 'no config'}: pass one, e.g. --config=a4000")
     overrides = [
         f"{key}={value}"
         for flag, make in shortcuts.items()
-        for given in values.pop(flag, [])
+        for given in values.get(flag, [])
         for key, value in make(given).items()
     ]
     keys = [argument for argument in rest if KEY.match(argument)]
@@ -54,29 +56,31 @@ def parse_command_line(
             raise UserError(
                 f"unexpected argument {argument!r}: flags look like --name=value"
             )
-    last = {name: values.get(name, [""])[-1] for name in extras}
-    return config, last | {"config": configs[0]}
+    return config, {name: values.get(name, [""])[-1] for name in extras}
 
 
 def parse_flags(
-    argv: Sequence[str], needed: Mapping[str, str], optional: Mapping[str, str]
+    argv: Sequence[str],
+    needed: Mapping[str, str],
+    optional: Iterable[str] = (),
+    switches: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """Parses `--flag=value ...` of a command that does not load a config.
 
     Args:
       argv: the arguments, without the program's name.
       needed: {name: example} of flags that must be given.
-      optional: {name: help} of flags that may be left out.
+      optional: flags that may be left out.
+      switches: flags without a value.
 
     Returns:
-      {name: value ("" if it is not given)}, and the other arguments, including
-      --config.key=value.
+      {name: value, as above}, and the other arguments, including --config.key=value.
 
     Raises:
       UserError: a flag is unknown, missing or does not have a value.
     """
-    names = [*needed, *optional]
-    values, rest = _parse(argv, names, names, otherwise="see --help")
+    names = [*needed, *optional, *switches]
+    values, rest = _parse(argv, names, names, switches, otherwise="see --help")
     last = {name: values.get(name, [""])[-1] for name in names}
     for name, example in needed.items():
         if not last[name]:
@@ -84,14 +88,29 @@ def parse_flags(
     return last, rest
 
 
+def number(values: Mapping[str, str], name: str, default: float, rule: Rule) -> float:
+    """Returns a flag's value as a number, or the default if it is not given.
+
+    Raises:
+      UserError: it is not a number, or the rule does not allow it.
+    """
+    try:
+        value = float(values[name] or default)
+    except ValueError:
+        value = math.nan
+    if not rule.allows(value):
+        raise UserError(f"--{name}={values[name]}: must be {rule.text}")
+    return value
+
+
 def _parse(
     argv: Sequence[str],
     flags: Sequence[str],
     known: Sequence[str],
-    switches: Iterable[str] = (),
+    switches: Sequence[str],
     **hint: str,
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Returns {flag: its values}, and the arguments that are no flags or are keys."""
+    """Returns {flag: its values}, and the arguments that are keys or not flags."""
     values: dict[str, list[str]] = {}
     rest = []
     arguments = iter(argv)

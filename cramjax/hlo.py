@@ -1,8 +1,8 @@
 """What a compiled GPU program does, read from its text: kernels, bytes, products.
 
 The text is HLO, as `jax.stages.Compiled.as_text()` returns it: computations of one
-instruction a line, where a fusion is one kernel. A kernel's bytes are those of its
-arguments and results, which it moves if it reads or writes each of them once.
+instruction per line, where a fusion is one kernel. A kernel's bytes are those of its
+arguments and results, assuming that it reads or writes each of them once.
 """
 
 import collections
@@ -16,21 +16,20 @@ _HEAD = re.compile(r"^(ENTRY )?%(\S+) .*\{$")
 _LINE = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 
-# These take no time: they name a place in memory, or are done before the program runs.
+# These take no time: they name a place in memory, or happen before the program runs.
 _FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all"}
-# These read of their first operand only what they return.
+# These read only those parts of their first operand that they return.
 _PARTIAL = {"slice", "dynamic-slice", "gather"}
 
 # Products of the size [.., L, M, K] in cuDNN's attention: two forward; four backward,
-# and the scores once more, which it did not keep.
+# where it also computes the scores again.
 _ATTENTION_PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 
 
 class Kernel(NamedTuple):
     """What one line of the program costs, all its launches together."""
 
-    op_name: str  # where it comes from, see `_origin`
-    launches: int
+    op_name: str  # the JAX scopes and the primitive that it comes from
     bytes: int  # read and written
     flops: int  # of the matrix products in it
     wide_flops: int  # of these, products of other than 16-bit numbers
@@ -44,7 +43,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size; types of less than a byte count as one."""
+        """Its size; an element of a narrower type counts as one byte."""
         bits = re.search(r"\d+", self.dtype)
         return math.prod(self.dims) * max(int(bits.group()) // 8 if bits else 1, 1)
 
@@ -64,17 +63,17 @@ class _Line(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """The JAX scopes it was traced in, with the primitive's name last; or ""."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
+        """The JAX scopes it was traced in, then the primitive's name; or ""."""
+        return self.found(r'op_name="([^"]*)"')
 
-    def called(self, *roles: str) -> list[str]:
+    def found(self, pattern: str) -> str:
+        """Returns the pattern's first group in the attributes, or ""."""
+        match = re.search(pattern, self.attributes)
+        return match.group(1) if match else ""
+
+    def called(self, role: str) -> list[str]:
         """Returns the computations that the line names as `role=%name` or a list."""
-        names = []
-        for role in roles:
-            found = re.search(rf"\b{role}=(%[\w.\-]+|\{{[^}}]*\}})", self.attributes)
-            names += _NAME.findall(found.group(1)) if found else []
-        return names
+        return _NAME.findall(self.found(rf"\b{role}=(%[\w.\-]+|\{{[^}}]*\}})"))
 
 
 _Lines = dict[str, _Line]  # of a computation, by their names
@@ -125,18 +124,18 @@ def _walk(
         if line.opcode in _FREE:
             continue
         if line.opcode == "while":
-            (body,) = line.called("body")
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.attributes)
+            count = line.found(r'"known_trip_count":\{"n":"(\d+)"')
             if not count:
                 raise ValueError(
                     f"the loop {line.name} runs an unknown number of times"
                 )
-            yield from _walk(computations, body, times * int(count.group(1)))
+            (body,) = line.called("body")
+            yield from _walk(computations, body, times * int(count))
         elif line.opcode == "conditional":
-            roles = ("true_computation", "false_computation", "branch_computations")
             branches = [
                 list(_walk(computations, branch, times))
-                for branch in line.called(*roles)
+                for role in ("true", "false", "branch")
+                for branch in line.called(rf"{role}_computations?")
             ]
             yield from max(branches, key=lambda found: sum(k.bytes for k in found))
         elif line.opcode == "call":
@@ -157,7 +156,6 @@ def _kernel(
     products = list(_products(computations, lines, line))
     return Kernel(
         _origin(line, fused, lines),
-        times,
         times * (read + line.bytes),
         times * sum(flops for _, flops in products),
         times * sum(flops for dtype, flops in products if dtype not in ("bf16", "f16")),
@@ -191,9 +189,9 @@ def _bytes_used(line: _Line, fused: _Lines) -> int:
 
 
 def _origin(line: _Line, fused: _Lines, lines: _Lines) -> str:
-    """Returns the line's op_name, or the commonest inside it, or that of what it reads.
+    """Returns the line's op_name, or the commonest inside it, or that of an operand.
 
-    A name without scopes says nothing.
+    A name without scopes does not count.
     """
     inside = collections.Counter(p.op_name for p in fused.values() if "/" in p.op_name)
     names = [line.op_name, *(name for name, _ in inside.most_common(1))]
@@ -211,22 +209,17 @@ def _products(
     fused = _fused(computations, line)
     for part in fused.values():
         yield from _products(computations, fused, part)
-    target = re.search(r'custom_call_target="([^"]*)"', line.attributes)
-    name = target.group(1) if target else ""
-    if line.opcode == "dot" or name.startswith("__cublas"):
+    target = line.found(r'custom_call_target="([^"]*)"')
+    if line.opcode == "dot" or target.startswith("__cublas"):
         left = lines[line.operands[0]].arrays[0]
-        summed = re.search(
-            r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d",]*)', line.attributes
-        )
-        axes = re.findall(r"\d+", summed.group(1)) if summed else []
-        terms = math.prod(left.dims[int(axis)] for axis in axes)
+        summed = line.found(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d",]*)')
+        terms = math.prod(left.dims[int(axis)] for axis in re.findall(r"\d+", summed))
         yield left.dtype, 2 * math.prod(line.arrays[0].dims) * terms
-    elif name in _ATTENTION_PRODUCTS:
+    elif target in _ATTENTION_PRODUCTS:
         query_BxLxHxK = lines[line.operands[0]].arrays[0]
-        scores = re.search(
-            r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]',
-            line.attributes,
+        scores = line.found(
+            r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]'
         )
-        sizes = [int(n) for n in re.findall(r"\d+", scores.group(1))]
-        products = _ATTENTION_PRODUCTS[name] * 2 * math.prod(sizes)
+        sizes = [int(n) for n in re.findall(r"\d+", scores)]
+        products = _ATTENTION_PRODUCTS[target] * 2 * math.prod(sizes)
         yield query_BxLxHxK.dtype, products * query_BxLxHxK.dims[-1]

@@ -30,12 +30,6 @@ from cramjax.output import Unbroken, print_messages
 
 logger = logging.getLogger("cramjax.main")
 
-FLAGS = (
-    ("workdir", "folder of the run; runs/<the config's name> if it is left out"),
-    ("print_config", "print the config as JSON, run nothing"),
-    ("rehearse", "try every stage for a moment, train nothing"),
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job with these arguments or the program's; returns the exit code."""
@@ -45,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with errors_explained() as outcome:
         config, extras = parse_command_line(
-            argv, FLAGS, switches=["print_config", "rehearse"]
+            argv, ["workdir"], switches=["print_config", "rehearse"]
         )
         if extras["print_config"]:
             print(json.dumps(to_dict(config), indent=1))

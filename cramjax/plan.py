@@ -1,8 +1,8 @@
-"""What a config needs of a card, and what the card makes of it: compiled, not run.
+"""What a config needs of a card, and how fast it would train: compiled, not run.
 
 XLA compiles for a described GPU without a driver, as long as JAX's CUDA plugin is
-installed. Nothing is autotuned then: which of several kernels is the fastest, a real
-card decides when it compiles for itself.
+installed. Nothing is autotuned then: which of several kernels is the fastest is only
+decided when a real card compiles for itself.
 """
 
 import collections
@@ -19,22 +19,22 @@ import jax
 from jax.experimental import topologies
 
 from cramjax.config import Config, require
-from cramjax.describe import updates_bought
+from cramjax.describe import on_card, state_shapes
 from cramjax.device import tuning
 from cramjax.device.cards import CARDS, Card
 from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
 from cramjax.errors import UserError
 from cramjax.hlo import Kernel, kernels
 from cramjax.model.flops import train_flops_per_token
-from cramjax.training import clock, train_step
+from cramjax.training import train_step
 
 logger = logging.getLogger(__name__)
 
-# {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}};
-# scripts/check_gpu.py adds to it.
+# {card: {"factor": measured over estimated tokens/s, "micro_batches": {...}}}, written
+# by scripts/check_gpu.py.
 CALIBRATION = Path(__file__).with_name("calibration.json")
 
-# Fractions of the card's limits that kernels are taken to reach. An H200 reached 0.80
+# Fractions of the card's limits that kernels are assumed to reach. An H200 reached 0.80
 # of its peak in a bfloat16 product of 8192^3, and 0.90 of its bandwidth in a copy; the
 # model's products are smaller.
 PRODUCT_FRACTION = 0.75
@@ -44,26 +44,24 @@ COPY_FRACTION = 0.9
 DRIVER_FRACTION = 0.02
 
 PASSES = ("forward", "backward", "update")
+SPEEDS = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
 
 
 def plan(
-    config: Config,
-    card_name: str,
-    micro_batches: Sequence[int],
+    config: Config, card_name: str, micro_batches: Sequence[int]
 ) -> dict[str, Any]:
     """Compiles the training micro-step for a card and returns what that shows.
 
     Args:
-      config: of the run; `config.micro_batch` is compiled in any case, unless it is 0.
-      card_name: of `cards.CARDS`.
+      config: `config.micro_batch` is compiled in any case, unless it is 0.
+      card_name: a key of `cards.CARDS`.
       micro_batches: others to compile; () searches for the largest that fits.
 
     Returns:
       Plain numbers, ready for JSON: {"card", "memory_bytes", "memory_share",
       "usable_bytes", "calibration", "largest_micro_batch" (that fits without computing
-      anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size:
-      {"fits", "recomputes", and more, see `_row`}},
-      "traffic_micro_batch": config.micro_batch, or the largest that fits,
+      anything twice; 0 if none), "notes": [sentence, ...], "micro_batches": {size: see
+      `_row`}, "traffic_micro_batch": config.micro_batch, or the largest that fits,
       "traffic_bytes_per_token": {source: {pass: bytes, at that one}}}.
 
     Raises:
@@ -82,118 +80,67 @@ def plan(
     usable_bytes = int(
         (1 - DRIVER_FRACTION) * card.memory_bytes * fraction * tuning.DEVICE_FRACTION
     )
-    steps: dict[int, Step] = {}
+    factor = json.loads(CALIBRATION.read_text()).get(card_name, {}).get("factor")
+    rows: dict[int, dict[str, Any]] = {}
+    kernels_of: dict[int, list[Kernel]] = {}
 
-    def step(size: int) -> Step:
-        if size not in steps:
+    def need_bytes(size: int) -> float:
+        """Compiles; a step that was squeezed into the memory counts as too large."""
+        if size not in rows:
             logger.info(f"compiling for the {card.title}, micro-batch {size} ...")
-            program = compile_for(dataclasses.replace(config, micro_batch=size), device)
-            tokens = size * config.model.max_length
-            steps[size] = Step.of(program, tokens, usable_bytes)
-        return steps[size]
+            sized = dataclasses.replace(config, micro_batch=size)
+            program = compile_for(sized, device)
+            kernels_of[size] = kernels(program.as_text())
+            row = _row(sized, card, program, kernels_of[size], factor or 1.0)
+            squeezed = recomputes(program, usable_bytes)
+            fits = row["total_bytes"] <= usable_bytes
+            rows[size] = {"fits": fits, "recomputes": squeezed, **row}
+        row = rows[size]
+        return float("inf") if row["recomputes"] else row["total_bytes"]
 
-    state = jax.eval_shape(lambda: train_step.init_state(config))
+    state = state_shapes(config)
     given = {config.micro_batch} - {0}
     for size in (*given, *micro_batches):
-        step(size)
+        need_bytes(size)
     if not micro_batches:
         tuning.largest_first(
             sorted({*tuning.micro_batches(config.batch.sequences), *given}),
             usable_bytes,
-            # One that was squeezed into the memory counts as too large for it.
-            lambda n: float("inf") if step(n).recomputes else step(n).total_bytes,
+            need_bytes,
             fixed_bytes=tree_bytes(state),
             first=config.micro_batch or tuning.FIRST_PROBE,
         )
-    factor = json.loads(CALIBRATION.read_text()).get(card_name, {}).get("factor")
-    rows = {
-        size: {
-            "fits": done.total_bytes <= usable_bytes,
-            "recomputes": done.recomputes,
-            **_row(config, card, done, factor or 1.0),
-        }
-        for size, done in sorted(steps.items())
-    }
-    largest = max(
-        (n for n, row in rows.items() if row["fits"] and not row["recomputes"]),
-        default=0,
-    )
-    shown = config.micro_batch or largest or min(steps)
+    fitting = [n for n, row in rows.items() if row["fits"] and not row["recomputes"]]
+    shown = config.micro_batch or max(fitting, default=min(rows))
+    tokens = shown * config.model.max_length
     return {
         "card": card_name,
         "memory_bytes": card.memory_bytes,
         "memory_share": fraction,
         "usable_bytes": usable_bytes,
         "calibration": factor,
-        "largest_micro_batch": largest,
-        "notes": notes + _notes(config, card, steps[shown]),
-        "micro_batches": rows,
+        "largest_micro_batch": max(fitting, default=0),
+        "notes": notes + _notes(config, card, kernels_of[shown]),
+        "micro_batches": dict(sorted(rows.items())),
         "traffic_micro_batch": shown,
         "traffic_bytes_per_token": {
-            source: {n: value / steps[shown].tokens for n, value in passes.items()}
-            for source, passes in by_source(steps[shown].kernels, state.params).items()
+            source: {name: value / tokens for name, value in passes.items()}
+            for source, passes in by_source(kernels_of[shown], state.params).items()
         },
     }
 
 
 def memory_fraction() -> float:
-    """Returns the fraction of a card's memory that JAX takes, 0.75 unless it is set.
-
-    Raises:
-      UserError: the environment sets it to something that is not a fraction.
-    """
-    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        if text := os.environ.get(name):
-            try:
-                fraction = float(text)
-            except ValueError:
-                fraction = 0.0
-            if not 0 < fraction <= 1:
-                raise UserError(f"{name}={text}: must be above 0 and at most 1")
-            return fraction
-    return 0.75
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What a compiled micro-step takes."""
-
-    tokens: int
-    argument_bytes: int  # mostly the state
-    temporary_bytes: int  # at their peak
-    total_bytes: int  # these, and results that take the place of no argument
-    recomputes: bool  # whether it was squeezed, see `compile.recomputes`
-    kernels: list[Kernel]
-
-    @classmethod
-    def of(cls, program: jax.stages.Compiled, tokens: int, usable: int) -> "Step":
-        """Reads the compiled program of a micro-step on so many tokens."""
-        memory = program.memory_analysis()
-        return cls(
-            tokens=tokens,
-            argument_bytes=memory.argument_size_in_bytes,
-            temporary_bytes=memory.temp_size_in_bytes,
-            total_bytes=planned_bytes(program),
-            recomputes=recomputes(program, usable),
-            kernels=kernels(program.as_text()),
-        )
-
-    @property
-    def flops(self) -> int:
-        """Of the matrix products."""
-        return sum(kernel.flops for kernel in self.kernels)
-
-    @property
-    def wide_fraction(self) -> float:
-        """How much of `flops` is in other than 16-bit numbers."""
-        return sum(kernel.wide_flops for kernel in self.kernels) / self.flops
+    """Returns the fraction of a card's memory that JAX takes, 0.75 unless it is set."""
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return float(next(filter(None, map(os.environ.get, names)), 0.75))
 
 
 def seconds(kernels: Iterable[Kernel], card: Card) -> float:
     """Returns the time that kernels should take: a roofline, not a measurement.
 
     Each is limited by its products or by its memory traffic, whichever takes longer;
-    launching them is taken to cost nothing.
+    launching them is assumed to cost nothing.
     """
     return sum(
         max(
@@ -204,33 +151,44 @@ def seconds(kernels: Iterable[Kernel], card: Card) -> float:
     )
 
 
-def _row(config: Config, card: Card, step: Step, factor: float) -> dict[str, Any]:
-    """Returns the numbers of a micro-batch; speeds are None where the peak is wrong."""
-    flops_per_token = train_flops_per_token(
-        config.model, config.objective.max_mask_rate
-    )
-    outside = sum(kernel.bytes for kernel in step.kernels if not kernel.flops)
-    row: dict[str, Any] = {
-        "argument_bytes": step.argument_bytes,
-        "temporary_bytes": step.temporary_bytes,
-        "total_bytes": step.total_bytes,
-        "launches": sum(kernel.launches for kernel in step.kernels),
-        "traffic_bytes_per_token": outside / step.tokens,
-        "flops_over_formula": step.flops / step.tokens / flops_per_token,
+def _row(
+    config: Config,
+    card: Card,
+    program: jax.stages.Compiled,
+    kernels: list[Kernel],
+    factor: float,
+) -> dict[str, Any]:
+    """Returns the numbers of a compiled micro-step.
+
+    Returns:
+      {"argument_bytes" (mostly the state), "temporary_bytes", "total_bytes",
+      "traffic_bytes_per_token" (outside matrix products), "flops_over_formula", and
+      SPEEDS, corrected by `factor`; None if products are not in 16 bits, to which the
+      card's peak refers}
+    """
+    memory = program.memory_analysis()
+    tokens = config.micro_batch * config.model.max_length
+    flops = train_flops_per_token(config.model, config.objective.max_mask_rate)
+    row = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "total_bytes": planned_bytes(program),
+        "traffic_bytes_per_token": sum(k.bytes for k in kernels if not k.flops)
+        / tokens,
+        "flops_over_formula": sum(k.flops for k in kernels) / tokens / flops,
     }
-    if step.wide_fraction > 0.01:
-        speeds = ("tokens_per_s", "mfu", "hours", "tokens", "updates")
-        return row | dict.fromkeys(speeds)
-    tokens_per_s = factor * step.tokens / seconds(step.kernels, card)
-    tokens = clock.tokens_bought(config.budget, tokens_per_s, flops_per_token)
-    sequences = step.tokens // config.model.max_length
+    if _wide_fraction(kernels) > 0.01:
+        return row | dict.fromkeys(SPEEDS)
+    tokens_per_s = factor * tokens / seconds(kernels, card)
     return row | {
-        "tokens_per_s": tokens_per_s,
-        "mfu": tokens_per_s * flops_per_token / card.peak,
-        "hours": tokens / tokens_per_s / 3600,
-        "tokens": tokens,
-        "updates": updates_bought(config, sequences, tokens),
+        "mfu": tokens_per_s * flops / card.peak,
+        **on_card(config, tokens_per_s, flops),
     }
+
+
+def _wide_fraction(kernels: list[Kernel]) -> float:
+    """Returns the fraction of the products' FLOPs in other than 16-bit numbers."""
+    return sum(k.wide_flops for k in kernels) / sum(k.flops for k in kernels)
 
 
 def _with_attention(config: Config, card: Card) -> tuple[list[str], Config]:
@@ -250,17 +208,20 @@ def _with_attention(config: Config, card: Card) -> tuple[list[str], Config]:
     return [], config
 
 
-def _notes(config: Config, card: Card, step: Step) -> list[str]:
+def _notes(config: Config, card: Card, kernels: list[Kernel]) -> list[str]:
     """Returns sentences on what the numbers leave out."""
-    notes = []
-    if step.wide_fraction > 0.01:
-        wide = f"{step.wide_fraction:.0%} of the products' FLOPs are in float32"
+    notes, wide = [], _wide_fraction(kernels)
+    if wide > 0.01:
+        why = ""
         if config.model.dtype == "bfloat16" and not card.has_bfloat16:
-            wide += (
+            why = (
                 f": the {card.title} has no bfloat16, XLA takes float32 for it; pass "
                 "--config.model.dtype=float16"
             )
-        notes.append(f"{wide}. The peak is one of 16-bit products: no speed is given.")
+        notes.append(
+            f"{wide:.0%} of the products' FLOPs are in float32{why}. The peak is one "
+            "of 16-bit products: no speed is given."
+        )
     if config.curriculum.lengths:
         notes.append(
             "The micro-step is that of whole blocks; curriculum.lengths="
@@ -274,9 +235,7 @@ def by_source(
 ) -> dict[str, dict[str, int]]:
     """Returns {source: {pass: bytes}} of kernels without matrix products, most first.
 
-    Args:
-      kernels: of the micro-step.
-      params: its parameters, whose names are those of the modules.
+    See `source` for the sources.
     """
     found: dict[str, dict[str, int]] = collections.defaultdict(
         lambda: dict.fromkeys(PASSES, 0)
@@ -292,10 +251,10 @@ def source(op_name: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """Returns a kernel's module and pass, from the scopes that JAX traced it in.
 
     The module is for example "layers/attention": the first two names on the way to its
-    parameters, all layers together. "layers" is what lies between their modules, the
-    sums of the residual. "head" is the model's own work after its last module, "loss"
-    what is differentiated outside the model, and "optimizer" all the rest:
-    accumulation, clipping, the update, masking's few bytes.
+    parameters in `params`, all layers together. "layers" is what lies between their
+    modules, the sums of the residual. "head" is the model's own work after its last
+    module, "loss" what is differentiated outside the model, and "optimizer" all the
+    rest: accumulation, clipping, the update, masking's few bytes.
     """
     if "jvp(" not in op_name:
         return "optimizer", "update"

@@ -1,10 +1,8 @@
 """report.md and its figures, from what a run has written."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,7 +31,7 @@ NEEDED = {
     "skipped",
 }
 # A loss is clearly below the unigram entropy if it is lower by this fraction. Models
-# that have learned little more than word frequencies stay 2 to 4 % below it for long.
+# that have learned little more than word frequencies long stay 2 to 4 % below it.
 CLEARLY = 0.05
 
 
@@ -69,6 +67,7 @@ def write(
 def _results_section(config: Config, results: dict[str, Any]) -> str:
     if not results:
         return ""
+    glue = config.glue
     names = {
         "pretrained": "pretrained",
         "random": "not pretrained",
@@ -76,12 +75,12 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         "lawa": "pretrained, latest weights' average",
     }
     header = ["task", "metric", "training rows"]
-    header += [names[start] for start in config.glue.starts]
+    header += [names[start] for start in glue.starts]
     header += ["bag of words", "majority class"]
     rows = []
     for name, result in results.items():
         row = [result["title"], result["metric"], tables.rows_used(result, "train")]
-        for start in config.glue.starts:
+        for start in glue.starts:
             best = result["starts"].get(start)
             row.append(
                 f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
@@ -91,36 +90,28 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
                 else "-"
             )
         rows.append([*row, *tables.baseline_cells(result)])
-    how = tables.how_chosen(config.glue)
-    text = (
-        "## Fine-tuning\n\n"
-        f"Dev sets, in percent: median (lowest to highest) of {config.glue.trials} "
-        f"trials, {config.glue.epochs} epochs. {how}\n\n" + table(header, rows)
-    )
     below = tables.conditions(config)
     sections = [
-        text,
+        "## Fine-tuning",
+        f"Dev sets, in percent: median (lowest to highest) of {glue.trials} trials, "
+        f"{glue.epochs} epochs. {tables.how_chosen(glue)}",
+        table(header, rows),
         below,
-        tables.bag_of_words(results, config.glue),
-        tables.averages_table(results, config.glue, below),
-        *tables.notes(results, config.glue),
+        tables.bag_of_words(results, glue),
+        tables.averages_table(results, glue, below),
+        *tables.notes(results, glue),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
 def _learned_section(config: Config, summary: dict[str, Any]) -> str:
-    entropy = summary["unigram_entropy"]
     order = summary.get("word_order")
-    rows = []
-    if order:
-        error = word_order.margin(order["model"], order["pairs"])
-        others = f"bigram model {order['bigram']:.1f} %, chance 50 %"
-        rows = [["word order", f"**{order['model']:.1f} %** (+-{error:.1f})", others]]
-    rows += [
+    rows = [
         [
             "held-out loss",
             f"**{summary['held_out_loss']:.3f}** nats per masked token",
-            f"word frequencies of the training text {entropy:.3f} (unigram entropy)",
+            "word frequencies of the training text "
+            f"{summary['unigram_entropy']:.3f} (unigram entropy)",
         ],
         *(
             [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
@@ -133,49 +124,47 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
             "masked tokens only",
         ],
     ]
-    notes = [
+    notes = (
         "All of this is measured on documents that the model never trained on. The "
         f"held-out loss is how surprised it is by a hidden token, with "
         f"{config.validation.mask_rate:.0%} of the tokens hidden; the accuracy is how "
         "often its first guess is right."
-    ]
+    )
     if order:
-        notes.append(
-            "Word order is how often the model finds a sentence more likely than the "
+        error = word_order.margin(order["model"], order["pairs"])
+        others = f"bigram model {order['bigram']:.1f} %, chance 50 %"
+        score = f"**{order['model']:.1f} %** (+-{error:.1f})"
+        rows.insert(0, ["word order", score, others])
+        notes += (
+            " Word order is how often the model finds a sentence more likely than the "
             f"same sentence with two neighbouring words swapped, in {order['pairs']} "
             "pairs (+-: 95 % interval); each token is masked in turn and their "
             "log-likelihoods are added up. The bigram model only counts which token "
             "follows which in the training text."
         )
     elif "word_order" in summary:
-        notes.append(f"{word_order.line(None).capitalize()}.")
-    return "\n\n".join(
-        [
-            "## What pretraining taught",
-            table(["measured", "this model", "for comparison"], rows),
-            _verdict(summary),
-            " ".join(notes),
-        ]
-    )
+        notes += f" {word_order.line(None).capitalize()}."
+    header = ["measured", "this model", "for comparison"]
+    sections = ("## What pretraining taught", table(header, rows), _verdict(summary))
+    return "\n\n".join([*sections, notes])
 
 
 def _verdict(summary: dict[str, Any]) -> str:
     """Returns a sentence about what the numbers mean."""
-    entropy, order = summary["unigram_entropy"], summary.get("word_order")
-    gap = 1 - summary["held_out_loss"] / entropy
-    knows_order = False
-    if order:
-        error = word_order.margin(order["model"], order["pairs"])
-        knows_order = order["model"] - error > 50
+    order = summary.get("word_order")
+    gap = 1 - summary["held_out_loss"] / summary["unigram_entropy"]
+    error = word_order.margin(order["model"], order["pairs"]) if order else 0.0
+    knows_order = order and order["model"] - error > 50
     near_chance = "its word order is no better than chance"
     if gap < CLEARLY:
         text = (
             f"**The model is {'no' if gap <= 0 else 'hardly'} better than word "
             "frequencies**: its held-out loss is not clearly below the unigram entropy"
         )
-        if order:
-            text += f", {'though' if knows_order else 'and'} "
-            text += "it has begun to learn word order" if knows_order else near_chance
+        if knows_order:
+            text += ", though it has begun to learn word order"
+        elif order:
+            text += f", and {near_chance}"
         return f"{text}. It needs more training, more text or another learning rate."
     text = (
         f"The held-out loss is {gap:.0%} below what word frequencies alone would give"
@@ -197,19 +186,15 @@ def _verdict(summary: dict[str, Any]) -> str:
 def _training_section(config: Config, summary: dict[str, Any]) -> str:
     budget = getattr(config.budget, config.budget.kind)
     train_loss = summary["train_loss"]
+    updates = f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches"
+    charged = f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}"
     rows = [
         ["budget", f"{budget:,.12g} {config.budget.kind}"],
         ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
-        [
-            "updates",
-            f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches",
-        ],
+        ["updates", updates],
         ["micro-batches skipped, not finite", f"{summary['skipped']:,}"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
-        [
-            "time in the budget",
-            f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}",
-        ],
+        ["time in the budget", charged],
         ["time outside the budget", _seconds(summary, FREE)],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
         *_device_rows(summary),
@@ -225,30 +210,18 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
 
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Returns what was measured of start-up and device."""
-    rows = {
-        "first_step_s": (
-            "start of the last session to its first step, without building the corpus",
-            lambda seconds: f"{seconds:.1f} s",
-        ),
-        "mfu": (
-            "MFU, the fraction of the card's dense 16-bit peak, over that time",
-            lambda fraction: f"{fraction:.1%}",
-        ),
-        "peak_memory_bytes": (
-            "peak device memory in the last session",
-            lambda size: f"{size / 1e9:.1f} GB",
-        ),
-        "energy_kwh": (
-            "energy drawn by the card, validation included",
-            lambda energy: f"{energy:.3g} kWh",
-        ),
-    }
-    return [
-        [title, show(summary[key])]
-        for key, (title, show) in rows.items()
-        if summary[key] is not None
+    """Returns what was measured of start-up and device; None is left out."""
+    start = "start of the last session to its first step, without building the corpus"
+    mfu = "MFU, the fraction of the card's dense 16-bit peak, over that time"
+    energy = "energy drawn by the card, validation included"
+    peak = summary["peak_memory_bytes"]
+    rows = [
+        (start, summary["first_step_s"], "{:.1f} s"),
+        (mfu, summary["mfu"], "{:.1%}"),
+        ("peak device memory in the last session", peak and peak / 1e9, "{:.1f} GB"),
+        (energy, summary["energy_kwh"], "{:.3g} kWh"),
     ]
+    return [[title, text.format(x)] for title, x, text in rows if x is not None]
 
 
 def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
@@ -262,13 +235,11 @@ def _origin_section(
 ) -> str:
     """Returns the model's shape, text, software, hardware and command."""
     model, documents = config.model, manifest["documents"]
-    ffn = f"{model.ffn} feed-forward width {model.ffn_width}"
-    repeats = f", gone through {model.repeats} times" if model.repeats > 1 else ""
-    versions = summary.get("versions")
-    libraries = (
-        ", ".join(f"{name} {version}" for name, version in versions.items())
-        if versions
-        else "the versions of Python and its libraries were not recorded"
+    repeats = f", run {model.repeats} times" if model.repeats > 1 else ""
+    versions = summary.get("versions", {})
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    libraries = libraries or (
+        "the versions of Python and its libraries were not recorded"
     )
     sources = [
         f"  - {source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
@@ -279,9 +250,9 @@ def _origin_section(
         [
             "## How it was made\n",
             f"- **Model**: {model.layers} layers{repeats}, width {model.width}, "
-            f"{model.heads} heads, {ffn}, {model.positions} positions, vocabulary "
-            f"{model.vocab_size:,}, sequences of {model.max_length} tokens; "
-            f"{summary['parameters']:,} parameters.",
+            f"{model.heads} heads, {model.ffn} feed-forward width {model.ffn_width}, "
+            f"{model.positions} positions, vocabulary {model.vocab_size:,}, sequences "
+            f"of {model.max_length} tokens; {summary['parameters']:,} parameters.",
             f"- **Text**: {documents['train']:,} documents "
             f"({manifest['tokens']['train']:,} tokens) to train on, "
             f"{documents['held_out']:,} held out, {documents['filtered']:,} dropped by "
@@ -316,30 +287,20 @@ def _value(value: Any) -> str:
     return shown or "-"
 
 
-def _figure(width: float, height: float) -> Figure:
-    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _loss_figure(
     config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
 ) -> Figure:
-    figure = _figure(7, 4)
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    lines = [line for line in events if "event" not in line]
+    measured = [x for x in events if "event" not in x and x["loss"] is not None]
     scored = [line for line in events if line.get("event") == "validation"]
-    measured = [line for line in lines if line["loss"] is not None]
-    axes.plot(
-        [line["tokens"] / 1e6 for line in measured],
-        [line["loss"] for line in measured],
-        label="training",
-    )
-    axes.plot(
-        [line["tokens"] / 1e6 for line in scored] + [summary["tokens"] / 1e6],
-        [line["loss"] for line in scored] + [summary["held_out_loss"]],
-        "o-",
-        label=f"held out, at the end: {summary['held_out_loss']:.2f}",
-    )
+    last = {"tokens": summary["tokens"], "loss": summary["held_out_loss"]}
+    for lines, style, label in (
+        (measured, "-", "training"),
+        ([*scored, last], "o-", f"held out, at the end: {last['loss']:.2f}"),
+    ):
+        tokens_M = [line["tokens"] / 1e6 for line in lines]
+        axes.plot(tokens_M, [line["loss"] for line in lines], style, label=label)
     axes.axhline(
         summary["unigram_entropy"],
         color="gray",
@@ -347,13 +308,13 @@ def _loss_figure(
         label=f"word frequencies alone: {summary['unigram_entropy']:.2f}",
     )
     axes.set(xlabel="million tokens", ylabel="masked-LM loss (nats)")
-    _mark(axes, config, events, lambda line: line["tokens"] / 1e6)
+    _mark(axes, config, events, "tokens", 1e-6)
     axes.legend(frameon=False)
     return figure
 
 
 def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Figure:
-    figure = _figure(7, 4)
+    figure = Figure(figsize=(7, 4), layout="constrained")
     rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
     lines = [line for line in events if "learning_rate" in line]
     progress = [100 * line["progress"] for line in lines]
@@ -365,33 +326,30 @@ def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Figure:
     )
     batch_axes.set_ylim(bottom=0)
     for axes in (rate_axes, batch_axes):
-        _mark(axes, config, events, lambda line: 100 * line["progress"])
+        _mark(axes, config, events, "progress", 100)
     return figure
 
 
 def _mark(
-    axes: Axes,
-    config: Config,
-    events: Sequence[dict[str, Any]],
-    x_of: Callable[[dict[str, Any]], float],
+    axes: Axes, config: Config, events: list[dict[str, Any]], key: str, scale: float
 ) -> None:
     """Marks the stages of the curriculum, and where training was interrupted.
 
-    Args:
-      axes: the axes to draw on.
-      config: its `curriculum` is read.
-      events: the lines of metrics.jsonl.
-      x_of: returns the position of a measurement on the x-axis.
+    The x-axis shows the events' `key` times `scale`.
     """
+    axes.spines[["top", "right"]].set_visible(False)
     lines = [line for line in events if "progress" in line]
     if not lines:
         return
-    x_N = [x_of(line) for line in lines]
-    progress_N = [line["progress"] for line in lines]
+
+    def x_at(value: float, of: str) -> float:
+        known = [0, *(line[of] for line in lines)]
+        return float(np.interp(value, known, [0, *(scale * x[key] for x in lines)]))
+
     stages = config.curriculum
-    for number, length in enumerate(stages.lengths):
-        start = stages.starts[number] if number else 0.0  # the first holds before, too
-        x = float(np.interp(start, [0.0, *progress_N], [0.0, *x_N]))
+    # The first stage also holds before its start.
+    for start, length in zip((0.0, *stages.starts[1:]), stages.lengths, strict=False):
+        x = x_at(start, "progress")
         axes.axvline(x, color="tab:green", linewidth=0.8, alpha=0.6)
         axes.annotate(
             f"length {length}",
@@ -400,15 +358,15 @@ def _mark(
             xytext=(2, -2),
             textcoords="offset points",
             rotation=90,
-            verticalalignment="top",
+            va="top",
             fontsize="x-small",
-            color="tab:green",
         )
-    steps_N = [line["step"] for line in lines]
-    for event, name in ((RESUMED, "resumed"), (STEPPED_BACK, "stepped back")):
-        found = [line["step"] for line in events if line.get("event") == event]
-        for number, step in enumerate(found):
-            x = float(np.interp(step, [0, *steps_N], [0.0, *x_N]))
-            color = "tab:red" if event == STEPPED_BACK else "gray"
-            label = name if not number else None
-            axes.axvline(x, color=color, linestyle=":", linewidth=1, label=label)
+    for event, name, color in (
+        (RESUMED, "resumed", "gray"),
+        (STEPPED_BACK, "stepped back", "tab:red"),
+    ):
+        for line in events:
+            if line.get("event") == event:
+                x = x_at(line["step"], "step")
+                axes.axvline(x, color=color, linestyle=":", linewidth=1, label=name)
+                name = None  # one entry in the legend

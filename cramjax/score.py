@@ -30,12 +30,7 @@ from cramjax.training.pretrain import SUMMARY, read_back
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
-# Of the command line, beside the keys of the config.
-FLAGS = (
-    ("checkpoint", "workdir, or folder with BERT or ModernBERT; none = random"),
-    ("workdir", "folder of the scores"),
-)
-# And for keys: --tasks=rte,mrpc and --data_dir=FOLDER.
+# Flags for keys: --tasks=rte,mrpc and --data_dir=FOLDER.
 SHORTCUTS = {
     "tasks": lambda value: {"glue.tasks": str(tuple(filter(None, value.split(","))))},
     "data_dir": lambda value: {"glue.data_dir": value, "glue.superglue_dir": value},
@@ -48,7 +43,7 @@ def score(argv: Sequence[str]) -> str:
     Raises:
       UserError: a mistake was found before compute is spent.
     """
-    config, extras = parse_command_line(argv, FLAGS, SHORTCUTS)
+    config, extras = parse_command_line(argv, ["checkpoint", "workdir"], SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
     foreign = None  # another project's model
     if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):

@@ -3,8 +3,8 @@
 python scripts/benchmark.py --config=configs/h200.py [--json=FILE] [--minutes=8]
 
 Tokens/s, MFU, memory, compilation and energy of the training step for every attention
-and several micro-batches; reading; the host's loop; fine-tuning trials in one program.
-PyTorch is compared with where torch is installed. Ctrl-C shows what was measured.
+and several micro-batches; reading; the host's loop; fine-tuning trials in one program;
+where torch is installed, the speed over PyTorch's. Ctrl-C shows what was measured.
 """
 
 import os
@@ -12,28 +12,19 @@ import sys
 from collections.abc import Sequence
 
 from cramjax import files
-from cramjax.errors import UserError
-from cramjax.flags import parse_command_line
+from cramjax.config.key import above
+from cramjax.flags import number, parse_command_line
 from cramjax.main import guarded
-
-MINUTES = 8.0
 
 
 def measure(argv: Sequence[str]) -> None:
-    """Measures, prints the table, and writes the numbers to --json if it is given."""
-    config, extras = parse_command_line(
-        argv, [("json", "file to write"), ("minutes", "to be done in")]
-    )
-    try:
-        minutes = float(extras["minutes"] or MINUTES)
-    except ValueError:
-        minutes = 0.0
-    if not minutes > 0:
-        raise UserError(f"--minutes={extras['minutes']}: must be above 0")
+    """Measures, prints the table, and writes the numbers to --json."""
+    config, extras = parse_command_line(argv, ["json", "minutes"])
+    minutes = number(extras, "minutes", 8.0, above(0))
     path = files.to_be_written("json", extras["json"])
-    # PyTorch needs some of the card's memory, too.
+    # Leaves some of the card's memory to PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from bench import report, suite  # imports JAX, which reads the above
+    from bench import report, suite  # imports JAX, which reads that variable
 
     facts = suite.measure(config, minutes)
     print("\n".join(["", *report.lines(facts)]))

@@ -4,12 +4,12 @@ python scripts/bundle.py --out=bundle.tar.gz [--python=3.12] [--have=FILE]
     [--limit_mb=60] [--glue=glue_data] [--config=configs/h200.py]
     [--config.data.sources="('texts/*.txt.xz',)"]
 
-In it are this repository as of HEAD, wheels for that Python on Linux (x86-64), the text
-with its packed corpus, and those of GLUE's tasks that fine-tune within minutes. --have
-is what the machine's `pip list --format=freeze` prints: what is there is left out, and
-so is all that only this needs. Without it wheels of everything are packed, JAX for a
-CPU among them; that is above any small limit, so pass --limit_mb=0 for none. Torch, for
-comparison, and JAX's CUDA plugin are never packed. On the machine:
+The bundle contains this repository as of HEAD, wheels for that Python on Linux
+(x86-64), the text with its packed corpus, and the GLUE tasks that fine-tune within
+minutes. --have is a file with the output of the machine's `pip list --format=freeze`:
+installed packages and their dependencies are left out. Without it wheels of everything
+are packed, including JAX for a CPU; that exceeds any small limit, so pass --limit_mb=0
+for none. PyTorch and JAX's CUDA plugin are never packed. On the machine:
 
 tar xf bundle.tar.gz && cd cramjax && bash install.sh
 bash scripts/check_gpu.sh --data=data
@@ -33,18 +33,19 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from cramjax import files
+from cramjax.config.key import at_least
 from cramjax.errors import UserError
-from cramjax.flags import parse_command_line, parse_flags
+from cramjax.flags import number, parse_command_line, parse_flags
 from cramjax.main import guarded
 
 ROOT = Path(__file__).parents[1]
-LIMIT_MB = 60.0
+LIMIT_MB = 60.0  # of the bundle
 # What the tests and the energy meter need besides setup.cfg's install_requires.
 ALSO = ("pytest>=8,<10", "nvidia-ml-py>=12,<14")
 GLUE = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 GLIBC = (39, 38, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)  # 2.N, of manylinux tags
 INSTALL = """#!/usr/bin/env bash
-# Installs the packages of wheels/ into site/, which scripts/check_gpu.sh looks into.
+# Installs the packages of wheels/ into site/, where scripts/check_gpu.sh finds them.
 set -euo pipefail
 cd "$(dirname "$0")"
 "${PYTHON:-python3}" -m pip install --no-index --no-deps --no-compile --upgrade \\
@@ -54,18 +55,18 @@ cd "$(dirname "$0")"
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the bundle is for.
+    """The machine that the bundle is for.
 
     Attributes:
       python: its version, "3.12".
-      have: {canonical name of a package: its version, or "" if it is not known}.
+      have: {canonical name of an installed package: its version, "" if unknown}.
     """
 
     python: str
     have: dict[str, str]
 
     def applies(self, marker: Marker | None, extra: str = "") -> bool:
-        """Returns whether a requirement with this marker is one there."""
+        """Returns whether a requirement with this marker applies to the machine."""
         return marker is None or marker.evaluate(
             {
                 "python_version": self.python,
@@ -81,26 +82,26 @@ class Machine:
         )
 
     def has(self, requirement: Requirement) -> bool:
-        """Returns whether it is met by what is there."""
+        """Returns whether an installed package meets the requirement."""
         version = self.have.get(canonicalize_name(requirement.name))
         if not version:
             return version is not None
         return requirement.specifier.contains(version, prereleases=True)
 
     def wheel(self, name: str, versions: SpecifierSet, folder: Path) -> Path:
-        """Fetches a package's wheel, or builds it where only its source is there.
+        """Downloads a package's wheel, or builds it where there is only its source.
 
         Raises:
-          UserError: neither can be done.
+          UserError: neither is possible.
         """
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         tags = [f"manylinux_2_{n}_x86_64" for n in GLIBC]
         tags += [f"manylinux{n}_x86_64" for n in ("2014", "2010", "1")]
-        there = ["--only-binary=:all:", "--implementation=cp"]
-        there += [f"--python-version={self.python}", *(f"--platform={t}" for t in tags)]
+        binary = ["--only-binary=:all:", f"--python-version={self.python}"]
+        binary += ["--implementation=cp", *(f"--platform={tag}" for tag in tags)]
         place = folder / name
         for command in (
-            [*pip, "download", "--no-deps", *there, f"--dest={place}"],
+            [*pip, "download", "--no-deps", *binary, f"--dest={place}"],
             [*pip, "wheel", "--no-deps", f"--wheel-dir={place}"],
         ):
             done = subprocess.run(
@@ -117,7 +118,7 @@ class Machine:
 
 
 def requirements() -> list[Requirement]:
-    """Returns what this project needs, by setup.cfg."""
+    """Returns the requirements of this project and its tests."""
     parser = configparser.ConfigParser(inline_comment_prefixes=("#",))
     parser.read(ROOT / "setup.cfg")
     lines = parser["options"]["install_requires"].strip().splitlines()
@@ -125,7 +126,7 @@ def requirements() -> list[Requirement]:
 
 
 def wheels(needed: Iterable[Requirement], machine: Machine, folder: Path) -> list[Path]:
-    """Returns wheels of what is needed and not there, and of what these need."""
+    """Returns wheels of the packages that are missing, and of their dependencies."""
     found: dict[str, Path] = {}
     versions: dict[str, SpecifierSet] = {}
     extras: dict[str, set[str]] = {}
@@ -177,7 +178,7 @@ def read_have(path: str) -> dict[str, str]:
 
 
 def _corpus(flags: Sequence[str], data: Path) -> None:
-    """Copies the text and packs it as the run of part d will."""
+    """Copies the text, and packs it as the run of part d does."""
     from cramjax.data.prepare import prepare
     from cramjax.data.sources import resolve
 
@@ -187,11 +188,11 @@ def _corpus(flags: Sequence[str], data: Path) -> None:
         return
     texts = data / "texts"
     texts.mkdir(parents=True)
-    for number, file in enumerate(resolve(found.data)):
+    for index, file in enumerate(resolve(found.data)):
         path = Path(file.name)
         if not path.is_file():
-            raise UserError(f"config.data.sources: {path} is no file: pass files")
-        shutil.copy(path, texts / f"{number:04}-{path.name}")
+            raise UserError(f"config.data.sources: {path} is not a file: pass files")
+        shutil.copy(path, texts / f"{index:04}-{path.name}")
     prepare(
         dataclasses.replace(
             found,
@@ -208,49 +209,32 @@ def bundle(argv: Sequence[str]) -> None:
     Raises:
       UserError: it would be larger than the limit.
     """
-    values, flags = parse_flags(
-        argv,
-        {"out": "bundle.tar.gz"},
-        {
-            "python": "version",
-            "have": "what is there",
-            "limit_mb": "0 for none",
-            "glue": "folder of GLUE's tasks",
-            "config": "the card's",
-        },
-    )
-    try:
-        limit_mb = float(values["limit_mb"] or LIMIT_MB)
-    except ValueError as error:
-        raise UserError(f"--limit_mb={values['limit_mb']}: must be a number") from error
+    optional = ["python", "have", "limit_mb", "glue", "config"]
+    values, flags = parse_flags(argv, {"out": "bundle.tar.gz"}, optional)
+    limit_mb = number(values, "limit_mb", LIMIT_MB, at_least(0, "0 = no limit"))
     out = files.to_be_written("out", values["out"])
     machine = Machine(values["python"] or "3.12", read_have(values["have"]))
     with tempfile.TemporaryDirectory() as name:
         stage = Path(name) / "cramjax"
         (stage / "wheels").mkdir(parents=True)
-        print(f"wheels for Python {machine.python}, beside {len(machine.have)} there:")
+        print(f"wheels for Python {machine.python}, {len(machine.have)} are installed:")
         sizes = {}
         for path in wheels(requirements(), machine, Path(name) / "found"):
+            sizes[path.name] = path.stat().st_size
             path.rename(stage / "wheels" / path.name)
-            sizes[path.name] = (stage / "wheels" / path.name).stat().st_size
-        _refuse_above(limit_mb, sizes)
-        paths = [".", ":!records"]
-        tree = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", "HEAD", "--", *paths],
-            capture_output=True,
-            check=True,
-        )
+        _refuse_above(limit_mb, sum(sizes.values()), sizes)
         archive = Path(name) / "tree.tar"
-        archive.write_bytes(tree.stdout)
+        git = ["git", "-C", str(ROOT), "archive", f"--output={archive}", "HEAD"]
+        subprocess.run([*git, "--", ".", ":!records"], check=True)
         with tarfile.open(archive) as file:
             file.extractall(stage, filter="data")
         (stage / "install.sh").write_text(INSTALL)
         given = values["config"] or "configs/h200.py"
         _corpus([f"--config={given}", *flags], stage / "data")
         for task in GLUE if values["glue"] else ():
-            there = Path(values["glue"]).expanduser() / task
-            if there.is_dir():
-                shutil.copytree(there, stage / "data" / "glue_data" / task)
+            folder = Path(values["glue"]).expanduser() / task
+            if folder.is_dir():
+                shutil.copytree(folder, stage / "data" / "glue_data" / task)
         for part in ("data/texts", "data/packed", "data/glue_data"):
             inside = [p for p in (stage / part).rglob("*") if p.is_file()]
             sizes[part] = sum(path.stat().st_size for path in inside)
@@ -261,26 +245,26 @@ def bundle(argv: Sequence[str]) -> None:
             tar.add(stage, "cramjax")
             file.flush()
         size = out.stat().st_size
-        if 0 < limit_mb * 1e6 < size:
+        try:
+            _refuse_above(limit_mb, size, sizes)
+        except UserError:
             out.unlink()
-            _refuse_above(limit_mb, sizes | {"everything": size}, size)
+            raise
     for what in ("data/texts", "data/packed", "data/glue_data"):
         print(f"  {_mb(sizes[what]):>9}  {what}")
     print(f"{out}: {_mb(size)}")
 
 
-def _refuse_above(limit_mb: float, sizes: dict[str, int], whole: int = 0) -> None:
-    """Raises a `UserError` that names the largest if it is more than the limit."""
-    whole = whole or sum(sizes.values())
-    if not limit_mb or whole <= limit_mb * 1e6:
-        return
-    parts = {name: size for name, size in sizes.items() if name != "everything"}
-    largest = sorted(parts, key=parts.__getitem__, reverse=True)[:3]
-    named = ", ".join(f"{name} ({_mb(parts[name])})" for name in largest)
-    raise UserError(
-        f"--limit_mb={limit_mb:g}: it would take {_mb(whole)}, most of it {named}; "
-        "pass --have with what the machine has, less text, or another limit (0: none)"
-    )
+def _refuse_above(limit_mb: float, size: int, sizes: dict[str, int]) -> None:
+    """Raises a `UserError` that names the largest parts if there is too much."""
+    if 0 < limit_mb * 1e6 < size:
+        largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
+        named = ", ".join(f"{name} ({_mb(sizes[name])})" for name in largest)
+        raise UserError(
+            f"--limit_mb={limit_mb:g}: it would take {_mb(size)}, most of it {named}; "
+            "pass --have with what the machine has, less text, or another limit (0: "
+            "none)"
+        )
 
 
 def _mb(size: int) -> str:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tries a new card, with what is installed and without a network: see --help.
-# PYTHON names another Python than that of .venv, or than python3.
+# Checks a new card with what is installed, without a network: see --help.
+# PYTHON overrides the Python of .venv, or python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
-# site/ is what a bundle's packages are installed into.
+# site/ holds the packages of a bundle.
 export PYTHONPATH="$PWD:$PWD/site${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" scripts/check_gpu.py "$@"

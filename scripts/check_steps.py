@@ -1,4 +1,4 @@
-"""What scripts/check_gpu.py runs in processes of their own, where JAX has the device.
+"""The steps of scripts/check_gpu.py that use JAX, each in a process of its own.
 
 python scripts/check_steps.py device|speeds --config=FILE --json=FILE [--tiny]
 """
@@ -15,13 +15,13 @@ from cramjax.errors import UserError, is_out_of_memory, one_line
 from cramjax.flags import parse_command_line
 from cramjax.main import guarded
 
-FRACTIONS = (1, 2, 4)  # of the config's micro-batch, what speeds are measured at
-# The peak that a CPU's estimate in the tiny form is made from; no claim about any CPU.
+DIVISORS = (1, 2, 4)  # of the config's micro-batch: speeds are measured at these
+# The peak that a CPU's estimate in the tiny form assumes; no claim about any CPU.
 STAND_IN_FLOPS = 50e9
 
 
 def device(config: Config, tiny: bool) -> dict[str, Any]:
-    """Returns what there is: the card, its driver and memory, versions of libraries.
+    """Returns the card, its driver and memory, and versions of libraries.
 
     Raises:
       UserError: JAX sees no GPU.
@@ -44,7 +44,7 @@ def device(config: Config, tiny: bool) -> dict[str, Any]:
 
 
 def speeds(config: Config, tiny: bool) -> dict[str, Any]:
-    """Measures the training step at three micro-batches, or those of them that fit.
+    """Measures the training step at those of three micro-batches that fit.
 
     Returns:
       {"card" (its key in `cards.CARDS`), "attention", "tokens_per_s": {micro-batch:
@@ -72,8 +72,7 @@ def speeds(config: Config, tiny: bool) -> dict[str, Any]:
         "tokens_per_s": {},
         "left_out": {},
     }
-    fractions = FRACTIONS[:2] if tiny else FRACTIONS
-    for rows in (config.micro_batch // fraction for fraction in fractions):
+    for rows in (config.micro_batch // n for n in DIVISORS[: 2 if tiny else 3]):
         trial = dataclasses.replace(config, micro_batch=max(rows, 1))
         try:
             step_s = seconds_per_step(
@@ -100,8 +99,7 @@ STEPS = {"device": device, "speeds": speeds}
 def run(argv: Sequence[str]) -> None:
     """Runs one step and writes what it returns to --json."""
     name, *rest = argv
-    flags = [("json", "file to write"), ("tiny", "on a CPU")]
-    config, extras = parse_command_line(rest, flags, switches=["tiny"])
+    config, extras = parse_command_line(rest, ["json"], switches=["tiny"])
     files.write_json(Path(extras["json"]), STEPS[name](config, bool(extras["tiny"])))
 
 

@@ -1,4 +1,4 @@
-"""The table of scripts/check_gpu.py: what was found on a card, as Markdown."""
+"""The table of scripts/check_gpu.py: the results on a card, as Markdown."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ Facts = dict[str, Any]
 
 
 def table(found: Mapping[str, Facts], titles: Mapping[str, str]) -> str:
-    """Returns the results of all parts; `titles` has those that were not run, too."""
+    """Returns the results of all parts; `titles` also has those that were not run."""
     rows = []
     for name, result in found.items():
         state = "passed" if result["passed"] else f"**failed**: {result['why']}"
@@ -27,7 +27,7 @@ def table(found: Mapping[str, Facts], titles: Mapping[str, str]) -> str:
 
 
 def _show_a(facts: Facts) -> list[str]:
-    found, gpu, tests = [], facts.get("gpu") or {}, facts.get("tests")
+    found, gpu, tests = [], facts.get("gpu"), facts.get("tests")
     if "device" in facts:
         versions = facts["packages"]
         found = [
@@ -47,8 +47,7 @@ def _show_a(facts: Facts) -> list[str]:
 
 def _show_b(facts: Facts) -> list[str]:
     mfu, ratio = facts["mfu"], facts["ratio_to_pytorch"]
-    why = dict(facts["left_out"]).get("PyTorch", "")
-    why = (facts["pytorch"] or {}).get("skipped", why)
+    why = dict(facts["left_out"]).get("PyTorch")
     best = max(facts["variants"], key=lambda row: row["tokens_per_s"])
     return [
         f"{facts['tokens_per_s']:,.0f} tokens/s"
@@ -59,14 +58,10 @@ def _show_b(facts: Facts) -> list[str]:
 
 
 def _show_c(facts: Facts) -> list[str]:
-    rows = facts["micro_batches"].items()
-    return [
-        f"factor {facts['factor']:.3f} for {facts['card']}",
-        *(
-            f"{n}: {row['measured_tokens_per_s']:,.0f} tokens/s measured, "
-            f"{row['estimated_tokens_per_s']:,.0f} estimated"
-            for n, row in rows
-        ),
+    return [f"factor {facts['factor']:.3f} for {facts['card']}"] + [
+        f"{n}: {row['measured_tokens_per_s']:,.0f} tokens/s measured, "
+        f"{row['estimated_tokens_per_s']:,.0f} estimated"
+        for n, row in facts["micro_batches"].items()
     ]
 
 

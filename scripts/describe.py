@@ -11,25 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax import files
+from cramjax.config.key import within
 from cramjax.device.cards import CARDS
-from cramjax.errors import UserError
-from cramjax.flags import parse_command_line
+from cramjax.flags import number, parse_command_line
 from cramjax.main import guarded
 
 
 def show(argv: Sequence[str]) -> None:
-    """Prints the tables, and writes the numbers to --json if it is given."""
-    config, extras = parse_command_line(
-        argv, [("mfu", "share of a card's peak, 0 to 1"), ("json", "file to write")]
-    )
-    try:
-        mfu = float(extras["mfu"] or 0.4)
-    except ValueError:
-        mfu = 0.0
-    if not 0 < mfu <= 1:
-        raise UserError(f"--mfu={extras['mfu']}: must be above 0 and at most 1")
+    """Prints the tables, and writes the numbers to --json."""
+    config, extras = parse_command_line(argv, ["mfu", "json"])
+    mfu = number(extras, "mfu", 0.4, within("(0, 1]"))
     path = files.to_be_written("json", extras["json"])
-    from cramjax.describe import describe  # imports JAX: flags need not wait for it
+    from cramjax.describe import describe  # imports JAX, which takes seconds
 
     facts = describe(config, mfu)
     _print(facts, mfu)

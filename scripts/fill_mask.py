@@ -1,4 +1,4 @@
-"""The likeliest words for <mask>, or how close texts are to each other.
+"""The likeliest tokens for <mask>, or how similar texts are to each other.
 
 python scripts/fill_mask.py --checkpoint=DIR "the capital of france is <mask>." ...
 
@@ -18,22 +18,22 @@ from cramjax.main import guarded
 
 
 def fill(argv: Sequence[str]) -> None:
-    """Prints five words for each mask, or the cosines."""
-    given, texts = parse_flags(argv, {"checkpoint": "DIR"}, {})
+    """Prints five tokens for each mask, or the cosines."""
+    given, texts = parse_flags(argv, {"checkpoint": "DIR"})
     masked = [text for text in texts if "<mask>" in text or "[MASK]" in text]
     plain = [text for text in texts if text not in masked]
     if not masked and len(plain) < 2:
         raise UserError(
-            'no text with <mask>: pass one, "the capital of france is <mask>." say, or '
-            "two without to compare"
+            'no text with <mask>: pass one, e.g. "the capital of france is <mask>.", '
+            "or two without to compare"
         )
     from cramjax.checkpoints.load import load  # imports JAX
 
     model = load(given["checkpoint"])
     for text in masked:
         print(text)
-        for words in model.fill_mask(text):
-            print("  " + ", ".join(f"{word} {share:.1%}" for word, share in words))
+        for tokens in model.fill_mask(text):
+            print("  " + ", ".join(f"{token} {prob:.1%}" for token, prob in tokens))
     if len(plain) < 2:
         return
     vectors_NxD = model.encode(plain)

@@ -1,12 +1,12 @@
-"""Whether a config fits a card you do not have, and what the card would make of it.
+"""Whether a config fits a card you do not have, and how fast it would train there.
 
 python scripts/plan.py --config=configs/a4000.py --card=a4000
     [--micro_batches=64,128] [--json=FILE]
 
-Compiles the training step for the card, about a minute for each micro-batch at full
-size, and reads what comes out. It needs no GPU, but JAX's CUDA plugin (the extra cuda12
-or cuda13). The config's own micro-batch is always among them (0 = none). Without
---micro_batches it looks for the largest that fits.
+It compiles the training step for the card, which takes about a minute per micro-batch
+at full size, and analyzes the program. It needs no GPU, but JAX's CUDA plugin (the
+extra cuda12 or cuda13). The config's own micro-batch is always compiled (unless it is
+0). Without --micro_batches it searches for the largest one that fits.
 """
 
 import os
@@ -22,15 +22,8 @@ from cramjax.main import guarded
 
 
 def show(argv: Sequence[str]) -> None:
-    """Prints the tables, and writes the numbers to --json if it is given."""
-    config, extras = parse_command_line(
-        argv,
-        [
-            ("card", ", ".join(CARDS)),
-            ("micro_batches", "sequences, separated by commas"),
-            ("json", "file to write"),
-        ],
-    )
+    """Prints the tables, and writes the numbers to --json."""
+    config, extras = parse_command_line(argv, ["card", "micro_batches", "json"])
     name = extras["card"].lower()
     if name not in CARDS:
         raise UserError(
@@ -40,8 +33,8 @@ def show(argv: Sequence[str]) -> None:
         )
     micro_batches = _numbers(extras["micro_batches"])
     path = files.to_be_written("json", extras["json"])
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU that is there is left alone
-    from cramjax.plan import plan  # imports JAX: flags need not wait for it
+    os.environ["JAX_PLATFORMS"] = "cpu"  # does not use a GPU even if there is one
+    from cramjax.plan import plan  # imports JAX, which takes seconds
 
     facts = plan(config, name, micro_batches)
     _print(facts, CARDS[name])
@@ -62,9 +55,9 @@ def _print(facts: dict[str, Any], card: Card) -> None:
         f"{card.title}: {card.memory_gib} GiB, {card.bandwidth_gbps:,.0f} GB/s, "
         f"{card.peak_tflops:g} TFLOP/s (dense, 16-bit), sm_{major}{minor}"
     )
-    usable_gb, share = facts["usable_bytes"] / 1e9, facts["memory_share"]
+    usable_gb, fraction = facts["usable_bytes"] / 1e9, facts["memory_share"]
     print(
-        f"memory: {usable_gb:.2f} GB, the {share:.0%} that JAX takes "
+        f"memory: {usable_gb:.2f} GB, the {fraction:.0%} that JAX takes "
         "(XLA_CLIENT_MEM_FRACTION) less a reserve"
     )
     micro_batch = facts["traffic_micro_batch"]
@@ -125,7 +118,7 @@ def _print_sizes(rows: dict[int, dict[str, Any]]) -> None:
 def _print_traffic(traffic: dict[str, dict[str, float]]) -> None:
     total = sum(sum(row.values()) for row in traffic.values())
     columns = ("forward", "backward", "update")
-    print(f"  {'':22}" + "".join(f"{name:>10}" for name in (*columns, "share")))
+    print(f"  {'':22}" + "".join(f"{name:>10}" for name in (*columns, "fraction")))
     for source, row in traffic.items():
         parts = "".join(f"{row[name] / 1e3:10,.0f}" for name in columns)
         print(f"  {source:22}{parts}{sum(row.values()) / total:10.1%}")

@@ -1,4 +1,4 @@
-"""Builds a config's packed corpus, or finds it, without training.
+"""Builds a config's packed corpus, unless it exists already, without training.
 
 python scripts/prepare_data.py --config=configs/a4000.py --config.data.sources=...
 """
@@ -12,7 +12,7 @@ from cramjax.main import guarded
 
 
 def build(argv: Sequence[str]) -> None:
-    """Builds the corpus that the flags ask for."""
+    """Builds the corpus of the config."""
     config, _ = parse_command_line(argv)
     prepare(config)
 

@@ -2,8 +2,8 @@
 
 python scripts/study.py --study=configs/studies/quickstart.py --workdir=runs/study
 
---config.KEY=VALUE changes a key in every row. Stopped and started again it goes on
-where it was; study.md in the workdir is the table.
+--config.KEY=VALUE changes a key in every row. The same command continues a stopped
+study. study.md in the workdir is the table.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from cramjax.main import guarded
 def compare(argv: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     needed = {"study": "FILE", "workdir": "FOLDER"}
-    given, rest = parse_flags(argv, needed, {})
+    given, rest = parse_flags(argv, needed)
     for argument in rest:
         if not argument.startswith("--config."):
             raise UserError(

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -70,6 +71,22 @@ def run_script(name, *flags):
     """Runs one of scripts/ as a user does; returns the finished process."""
     command = [sys.executable, f"scripts/{name}", *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def script_error(monkeypatch, capsys):
+    """Returns what one of scripts/ prints on stderr when it is called wrongly."""
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *flags])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(f"scripts/{name}", run_name="__main__")
+        assert exited.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error.removeprefix("error: ")
+
+    return run
 
 
 def unpacked(version, folder):

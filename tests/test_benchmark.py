@@ -10,10 +10,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from bench import extras, peer, report, suite, timing
+from bench import extras, report, suite, timing
 from bench import step as stepping
 from bench.step import TrainingStep, variant
-from bench.suite import Variants
 from bench.timing import Deadline
 from conftest import tiny_config
 
@@ -68,7 +67,6 @@ def deadline():
 def short_windows(monkeypatch):
     monkeypatch.setattr(stepping, "WINDOW_S", 0.02)
     monkeypatch.setattr(stepping, "MAX_STEPS", 2)
-    monkeypatch.setattr(peer, "ROUNDS", 2)
     monkeypatch.setattr(extras, "TRIALS_S", 0.02)
     monkeypatch.setattr(extras, "LOOP_S", 1.0)
     monkeypatch.setattr(extras, "READ_S", 0.02)
@@ -77,6 +75,8 @@ def short_windows(monkeypatch):
 
 def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     if HAS_TORCH:  # compiling takes half a minute
+        peer = importlib.import_module("bench.peer")
+        monkeypatch.setattr(peer, "ROUNDS", 2)
         monkeypatch.setattr(importlib.import_module("torch"), "compile", lambda f: f)
     facts = json.loads(json.dumps(suite.measure(config, 100)))
     assert [row["micro_batch"] for row in facts["variants"]] == [4, 8]
@@ -84,11 +84,11 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     assert facts["mfu"] is None
     if HAS_TORCH:
         assert facts["ratio_to_pytorch"] == facts["pytorch"]["ratio"]["median"] > 0
-        # 12 sequences in the final batch are three micro-batches of 4.
-        assert facts["pytorch"]["accumulating"]["micro_batches"] == 3
+        assert facts["left_out"] == []
     else:
-        assert facts["ratio_to_pytorch"] is None
-        assert facts["pytorch"] == {"skipped": "torch is not installed"}
+        assert facts["ratio_to_pytorch"] is facts["pytorch"] is None
+        no_torch = ["PyTorch", "ModuleNotFoundError: No module named 'torch'"]
+        assert facts["left_out"] == [no_torch]
     assert min(facts["host"].values()) > 1
     assert facts["trials"]["ratio"]["rounds"] == 3
     assert facts["trials"]["length"] == 32
@@ -100,12 +100,10 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     assert row["joules_per_million_tokens"] is None
     assert facts["environment"]["packages"]["jax"] == jax.__version__
     assert facts["config"]["model"]["width"] == 32
-    assert facts["left_out"] == []
     text = "\n".join(report.lines(facts))
     with_torch = (
         "PyTorch, 4 x 32 ",
         "speed over PyTorch's (torch.compile; xla, micro-batch 4)",
-        "with 3 micro-batches in an update",
     )
     for part in (
         "xla, 4 x 32 ",
@@ -114,7 +112,7 @@ def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
         "the loop alone, 128 x 32 ",
         "not measured",
         "time of 5 fine-tuning trials",
-        *(with_torch if HAS_TORCH else ("PyTorch: skipped, torch is not installed",)),
+        *(with_torch if HAS_TORCH else ("left out: PyTorch: ModuleNotFoundError",)),
     ):
         assert part in text, part
 
@@ -124,7 +122,6 @@ def test_without_time_the_first_variant_is_measured_and_the_rest_is_named(
 ):
     # The micro-batch was left to the device.
     monkeypatch.setattr(tuning, "choose", lambda *_: config)
-    monkeypatch.setattr(peer, "unsupported", lambda _: "")  # torch may be missing
     asked = dataclasses.replace(config, micro_batch=0)
     facts = suite.measure(asked, 1e-9)
     assert [row["micro_batch"] for row in facts["variants"]] == [4]
@@ -144,250 +141,19 @@ def test_an_interrupted_benchmark_shows_what_it_has(config, short_windows, monke
         raise KeyboardInterrupt(signal.SIGTERM)
 
     monkeypatch.setattr(extras, "host", interrupted)
-    monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
+    monkeypatch.setitem(sys.modules, "torch", None)
     facts = suite.measure(config, 100)
     assert facts["interrupted"] == signal.SIGTERM
     assert facts["tokens_per_s"] > 0 and facts["host"] is facts["trials"] is None
-    assert facts["left_out"] == [("the rest", "interrupted")]
+    assert facts["left_out"][-1] == ("the rest", "interrupted")
     assert "left out: the rest: interrupted" in report.lines(facts)
 
 
-def test_a_torch_that_cannot_be_imported_is_no_reason_to_stop(
-    config, tmp_path, monkeypatch
-):
-    (tmp_path / "torch.py").write_text("raise OSError('undefined symbol: cudnn')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    importlib.invalidate_caches()
-    why = "torch cannot be imported (undefined symbol: cudnn)"
-    assert peer.unsupported(config) == why
-
-
-def test_what_other_programs_use_is_told_from_ones_own():
-    before = report.Processors.now()
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    time.sleep(1.5)
-    share, middle = report.others_fraction(before), report.Processors.now()
-    other.kill()
-    assert share * (middle.elapsed_s - before.elapsed_s) > 0.5
-    start = time.process_time()
-    while time.process_time() < start + 0.5:
-        pass
-    assert report.Processors.now().own_s - middle.own_s >= 0.4
-    other.wait()
-
-
-def test_a_median_of_unsteady_rounds_is_not_quoted():
+def test_a_median_of_unstable_rounds_is_not_quoted():
     ratio = {"median": 2.0, "min": 1.0, "max": 4.0, "rounds": 5}
-    assert report._ratio(ratio) == "unsteady, 1.00 to 4.00, 5 rounds"
+    assert report._ratio(ratio) == "unstable, 1.00 to 4.00, 5 rounds"
     steady = report._ratio(ratio | {"min": 1.8, "max": 2.2})
     assert steady == "2.00 (1.80 to 2.20, 5 rounds)"
-
-
-def test_what_runs_out_of_memory_is_left_out(config, short_windows, monkeypatch):
-    def full(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
-
-    monkeypatch.setattr(extras, "host", full)
-    monkeypatch.setattr(peer, "unsupported", lambda _: "not now")
-    monkeypatch.setattr(extras, "trials", lambda *_: None)
-    monkeypatch.setattr(suite, "LADDER", ())
-    facts = suite.measure(config, 100)
-    [left_out] = facts["left_out"]
-    why = "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert left_out == ("the host alone", why)
-    assert facts["host"] is None and facts["tokens_per_s"] > 0
-    assert "PyTorch: skipped, not now" in report.lines(facts)
-
-
-@needs_torch
-def test_the_peer_is_the_same_model(step, deadline, short_windows, monkeypatch):
-    """Also where there is no compiler for torch.compile."""
-
-    def without_compiler(function):
-        def fail(*_):
-            raise RuntimeError("InvalidCxxCompiler")
-
-        return fail
-
-    monkeypatch.setattr(importlib.import_module("torch"), "compile", without_compiler)
-    step.run(step.random_batches(5))
-    facts = peer.compare(step, deadline)
-    assert facts["loss"] == pytest.approx(facts["our_loss"], abs=1e-5)
-    assert facts["gradient_norm"] == pytest.approx(facts["our_gradient_norm"], rel=1e-4)
-    assert facts["products_over_formula"] == 1
-    assert not facts["compiled"]
-
-
-@needs_torch
-def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
-    from bench import torch_peer
-
-    joined = torch_peer._joined
-    monkeypatch.setattr(  # gate and value in the wrong order
-        torch_peer, "_joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
-    )
-    step.run(step.random_batches(20))
-    facts = peer.compare(step, deadline)
-    assert facts["skipped"].startswith("it is another model: the loss of our weights")
-    assert "ratio" not in facts
-
-
-@needs_torch
-def test_the_peer_learns_masks_and_accumulates(config):
-    import torch
-    from bench.torch_peer import Peer
-
-    first = TrainingStep(variant(config, "xla", 4))
-    there = Peer(first.config, first.state.params, "cpu")
-    [batch] = there.prepared(first.random_batches(1))
-    seen = []
-    there._model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    before = there._model.word.weight.detach().clone()
-    start = there.run([batch] * 3, accumulate=3)
-    assert not torch.equal(before, there._model.word.weight)
-    (tokens_BxL, positions_BxP, targets_BxP), second = seen[0], seen[1]
-    assert positions_BxP.shape == (4, 8)  # a quarter of 32
-    assert all(len(set(row.tolist())) == 8 for row in positions_BxP)
-    picked = tokens_BxL.gather(1, positions_BxP)
-    assert (picked[:, :6] == MASK).all()  # and the seventh is random
-    assert torch.equal(picked[:, 7:], targets_BxP[:, 7:])
-    assert torch.equal(batch.gather(1, positions_BxP), targets_BxP)
-    assert not torch.equal(positions_BxP, second[1])
-    before = there._model.word.weight.detach().clone()
-    there.run([batch] * 2, accumulate=3)  # an update is not due yet
-    assert torch.equal(before, there._model.word.weight)
-    assert there.run([batch] * 100) < start - 0.5
-
-
-def test_without_torch_the_peer_is_skipped(step, deadline, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert peer.compare(step, deadline) == {"skipped": "torch is not installed"}
-
-
-@pytest.mark.parametrize(
-    ("override", "why"),
-    [
-        ("model.norm=rmsnorm", "it has no model.norm='rmsnorm'"),
-        ("model.dtype=float16", "it has no model.dtype='float16'"),
-        ("objective.dropout=0.1", "it has no objective.dropout=0.1"),
-        ("optimizer.name=muon", "it has no optimizer.name='muon'"),
-        ("averaging.ema_decay=0.9", "it has no averaging.ema_decay=0.9"),
-    ],
-)
-def test_the_peer_is_of_one_architecture_and_recipe(data_dir, override, why):
-    assert peer.unsupported(tiny_config(data_dir, *PLAIN, override)) == why
-
-
-def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
-    monkeypatch.setattr(stepping, "HALF_TOLERANCE", 0.0)
-    with pytest.raises(UserError, match="in bfloat16 and .* in float32, more than 0.0"):
-        Variants(config, deadline).measure(4)
-    losses = iter(range(1000))
-    monkeypatch.setattr(step, "run", lambda batches: [float(next(losses))])
-    with pytest.raises(UserError, match=r"from 0\.000 to 47\.000: it does not learn"):
-        stepping.check(step, deadline)
-
-
-def test_a_variant_that_does_not_fit_is_left_out(config, deadline, monkeypatch):
-    def full(config):
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
-
-    monkeypatch.setattr(suite, "TrainingStep", full)
-    found = Variants(config, deadline)
-    with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
-        found.measure(4)
-    found.rows.append({"tokens_per_s": 1.0})
-    found.measure(8)
-    assert deadline.left_out == [("xla, 8 x 32", "RESOURCE_EXHAUSTED: out of memory")]
-
-
-def test_an_attention_that_cannot_be_measured_is_tried_once(
-    config, deadline, monkeypatch
-):
-    monkeypatch.setattr(tuning, "attentions", lambda config: ["xla", "cudnn"])
-    monkeypatch.setattr(suite, "TrainingStep", lambda config: config)
-    monkeypatch.setattr(suite, "check", lambda config, deadline: {})
-    monkeypatch.setattr(
-        suite,
-        "time_step",
-        lambda config, _: {"row": (config.model.attention, config.micro_batch)},
-    )
-    found = Variants(config, deadline)
-    found.measure(4)
-    found.measure(8)
-    assert [row["row"] for row in found.rows] == [("xla", 4), ("xla", 8)]
-    [(what, why)] = deadline.left_out
-    assert what == "cudnn, 4 x 32" and "with model.dtype='float32'" in why
-
-
-def test_mfu_and_energy_by_hand(step, deadline, short_windows, monkeypatch):
-    card = CARDS["h200"]._replace(peak_tflops=0.001)  # 10^9 FLOP/s
-    monkeypatch.setattr(monitor, "card", lambda: card)
-    readings = iter(
-        dataclasses.replace(UNKNOWN, energy_j=joules) for joules in (5.0, 8.0)
-    )
-    monkeypatch.setattr(monitor, "read_gpu", lambda: next(readings))
-    monkeypatch.setattr(suite, "WINDOWS", 2)
-    monkeypatch.setattr(
-        suite, "alternate", lambda sides, rounds, deadline: {"": [2.0, 4.0]}
-    )
-    monkeypatch.setattr(step, "window", lambda: [None] * 10)
-    row = suite.time_step(step, deadline)
-    # Windows of 10 x 4 x 32 tokens in 2 and 4 seconds.
-    assert row["windows_tokens_per_s"] == [640, 320]
-    flops = train_flops_per_token(step.config.model, 0.25)
-    assert row["mfu"] == pytest.approx(480 * flops / 1e9)
-    assert row["joules_per_million_tokens"] == pytest.approx(3 / 2560 * 1e6)
-    assert row["gpu"]["energy_j"] == 8
-
-
-def test_the_devices_own_peak_counts_if_it_rose(config, monkeypatch):
-    peak = 100
-    monkeypatch.setattr(stepping, "peak_memory_bytes", lambda: peak)
-    step = TrainingStep(variant(config, "xla", 4))
-    planned, whose = step.memory()
-    assert whose == "compiler"
-    assert planned > 4 * 4 * sum(x.size for x in jax.tree.leaves(step.state.params))
-    peak = 150
-    assert step.memory() == (150, "device")
-
-
-def test_a_step_is_an_update_or_a_part_of_the_final_batch(data_dir):
-    config = variant(
-        tiny_config(data_dir, "batch.ramp_share=0.0", "batch.sequences=13"), "xla", 4
-    )
-    step = TrainingStep(config)
-    assert step.accumulated == 4
-    batches = step.random_batches(2)
-    for last, count in ((False, 1), (True, 4)):
-        step.run(batches[:1] * count, last=last)
-        assert step.state.accumulate == count
-    assert variant(config, "xla", 32).batch.sequences == 32
-
-
-def test_sides_alternate_until_the_time_is_used():
-    seconds, ran = [0.0], []
-
-    def side(name, takes):
-        def work():
-            ran.append(name)
-            seconds[0] += takes
-
-        return work
-
-    deadline = Deadline(10, now=lambda: seconds[0])
-    sides = {"a": side("a", 1), "b": side("b", 2)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing.time, "monotonic", lambda: seconds[0])
-        found = timing.alternate(sides, 5, deadline)
-    # Three rounds of 3 s; a fourth one would end behind the 10th second.
-    assert ran == ["a", "b"] * 3
-    assert found == {"a": [1, 1, 1], "b": [2, 2, 2]}
-    assert deadline.left_s == 1
-    assert not deadline.allows("more", 2) and deadline.allows("less", 1)
-    assert deadline.left_out == [("more", "1s left, about 2s needed")]
-    assert timing.alternate(sides, 5, deadline)["a"] != []
 
 
 def test_ratios_by_hand():
@@ -426,9 +192,10 @@ def test_the_idle_step_has_the_real_ones_results_and_changes_nothing(config, ste
     state = step.state
     before = jax.tree.map(np.asarray, state)
     [tokens_BxL] = step.random_batches(1)
-    real = train_step.build(config).function
-    shapes = jax.eval_shape(real, state, tokens_BxL, np.float32(0))
-    after, metrics = extras.idle_step(config)(state, tokens_BxL, np.float32(0))
+    real = train_step.build(config)
+    shapes = jax.eval_shape(real.function, state, tokens_BxL, np.float32(0))
+    idle = extras.idle_step(real).function
+    after, metrics = idle(state, tokens_BxL, np.float32(0))
     expected = {name: (x.shape, x.dtype) for name, x in shapes[1].items()}
     assert {name: (x.shape, x.dtype) for name, x in metrics.items()} == expected
     assert bool(metrics["finite"]) and after.step == before.step + 1
@@ -471,3 +238,165 @@ def test_a_gpu_config_needs_a_gpu():
 
     with pytest.raises(UserError, match=r"pass --config\.platform=any"):
         suite.measure(load("configs/h200.py"), 1)
+
+
+def test_what_other_programs_use_is_told_from_ones_own():
+    before = report.processors()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    time.sleep(1.5)
+    fraction, middle = report.others_fraction(before), report.processors()
+    other.kill()
+    assert fraction * (middle[0] - before[0]) > 0.5
+    start = time.process_time()
+    while time.process_time() < start + 0.5:
+        pass
+    assert report.processors()[2] - middle[2] >= 0.4
+    other.wait()
+
+
+@needs_torch
+def test_the_peer_is_the_same_model(step, deadline, short_windows, monkeypatch):
+    """Also where there is no compiler for torch.compile."""
+    from bench import peer
+
+    def without_compiler(function):
+        def fail(*_):
+            raise RuntimeError("InvalidCxxCompiler")
+
+        return fail
+
+    monkeypatch.setattr(importlib.import_module("torch"), "compile", without_compiler)
+    step.run(step.random_batches(5))
+    facts = peer.compare(step, deadline)
+    assert facts["loss"] == pytest.approx(facts["our_loss"], abs=1e-5)
+    assert facts["gradient_norm"] == pytest.approx(facts["our_gradient_norm"], rel=1e-4)
+    assert facts["products_over_formula"] == 1
+    assert not facts["compiled"]
+
+
+@needs_torch
+def test_another_model_is_not_a_peer(step, deadline, monkeypatch):
+    from bench import peer
+
+    joined = peer.joined
+    monkeypatch.setattr(  # gate and value in the wrong order
+        peer, "joined", lambda ours, *names: joined(ours, *sorted(names)[::-1])
+    )
+    step.run(step.random_batches(20))
+    with pytest.raises(UserError, match="it is another model: the loss of our weights"):
+        peer.compare(step, deadline)
+
+
+@needs_torch
+def test_the_peer_learns_and_masks(step):
+    import torch
+    from bench.peer import Peer
+
+    there = Peer(step.config, step.state.params, "cpu")
+    [batch] = there.prepared(step.random_batches(1))
+    seen = []
+    there.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    start = there.run([batch] * 2)
+    (tokens_BxL, positions_BxP, targets_BxP), second = seen
+    assert positions_BxP.shape == (4, 8)  # a quarter of 32
+    assert all(len(set(row.tolist())) == 8 for row in positions_BxP)
+    picked = tokens_BxL.gather(1, positions_BxP)
+    assert (picked[:, :6] == MASK).all()  # and the seventh is random
+    assert torch.equal(picked[:, 7:], targets_BxP[:, 7:])
+    assert torch.equal(batch.gather(1, positions_BxP), targets_BxP)
+    assert not torch.equal(positions_BxP, second[1])
+    assert there.run([batch] * 40) < start - 0.5
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "override",
+    ["model.norm=rmsnorm", "objective.dropout=0.1", "optimizer.name=muon"],
+)
+def test_the_peer_is_of_one_architecture_and_recipe(data_dir, override):
+    from bench import peer
+
+    peer.require_supported(tiny_config(data_dir, *PLAIN))
+    name, _, value = override.partition("=")
+    with pytest.raises(UserError, match=f"it has no {name}='?{value}"):
+        peer.require_supported(tiny_config(data_dir, *PLAIN, override))
+
+
+def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
+    monkeypatch.setattr(stepping, "HALF_TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="in bfloat16 and .* in float32, more than 0.0"):
+        stepping.check(step, deadline)
+    losses = iter(range(1000))
+    monkeypatch.setattr(step, "run", lambda batches: [float(next(losses))])
+    with pytest.raises(UserError, match=r"from 0\.000 to 47\.000: it does not learn"):
+        stepping.check(step, deadline)
+
+
+def test_a_config_that_does_not_fit_is_an_error(config, monkeypatch):
+    def full(config):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+
+    monkeypatch.setattr(suite, "TrainingStep", full)
+    with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):
+        suite.measure(config, 100)
+
+
+def test_what_fails_is_left_out():
+    def fail():
+        raise RuntimeError("out of\nmemory")
+
+    deadline = Deadline(100)
+    assert deadline.attempt("a", 1, lambda: 5) == 5
+    assert deadline.attempt("b", 1, fail) is None
+    assert deadline.attempt("c", 1e3, fail) is None
+    assert deadline.left_out == [
+        ("b", "RuntimeError: out of memory"),
+        ("c", "100s left, about 1000s needed"),
+    ]
+
+
+def test_mfu_energy_and_memory_by_hand(config, deadline, short_windows, monkeypatch):
+    peaks, joules = iter([100, 150]), iter([5.0, 8.0])
+    monkeypatch.setattr(stepping, "peak_memory_bytes", lambda: next(peaks))
+    card = CARDS["h200"]._replace(peak_tflops=0.001)  # 10^9 FLOP/s
+    monkeypatch.setattr(monitor, "card", lambda: card)
+    monkeypatch.setattr(
+        monitor, "read_gpu", lambda: dataclasses.replace(UNKNOWN, energy_j=next(joules))
+    )
+    monkeypatch.setattr(stepping, "alternate", lambda *_: {"": [2.0, 4.0]})
+    step = TrainingStep(variant(config, "xla", 4))
+    monkeypatch.setattr(step, "window", lambda: [None] * 10)
+    row = step.measure(deadline)
+    # Windows of 10 x 4 x 32 tokens in 2 and 4 seconds.
+    assert row["windows_tokens_per_s"] == [640, 320]
+    flops = train_flops_per_token(step.config.model, 0.25)
+    assert row["mfu"] == pytest.approx(480 * flops / 1e9)
+    assert row["joules_per_million_tokens"] == pytest.approx(3 / 2560 * 1e6)
+    assert row["gpu"]["energy_j"] == 8
+    assert (row["memory_bytes"], row["memory_from"]) == (150, "device")
+
+
+def test_every_micro_batch_is_an_update(data_dir):
+    ramp = ("batch.ramp_share=0.0", "batch.sequences=13", *PLAIN)
+    step = TrainingStep(variant(tiny_config(data_dir, *ramp), "xla", 4))
+    step.run(step.random_batches(2))
+    assert step.state.accumulate == 1 and step.state.opt_state.gradient_step == 2
+
+
+def test_sides_alternate_until_the_time_is_used(monkeypatch):
+    seconds, ran = [0.0], []
+
+    def side(name, takes):
+        def work():
+            ran.append(name)
+            seconds[0] += takes
+
+        return work
+
+    monkeypatch.setattr(timing.time, "monotonic", lambda: seconds[0])
+    deadline = Deadline(10)
+    found = timing.alternate({"a": side("a", 1), "b": side("b", 2)}, 5, deadline)
+    # Three rounds of 3 s; a fourth one would end after the 10th second.
+    assert ran == ["a", "b"] * 3
+    assert found == {"a": [1, 1, 1], "b": [2, 2, 2]}
+    assert deadline.left_s == 1

@@ -78,6 +78,6 @@ def test_too_large_a_bundle_is_refused_and_the_largest_named():
         r"it would take 125\.3 MB, most of it jaxlib\.whl \(90\.0 MB\), scipy\.whl"
     )
     with pytest.raises(UserError, match=message):
-        SCRIPT["_refuse_above"](60.0, sizes)
-    SCRIPT["_refuse_above"](126.0, sizes)
-    SCRIPT["_refuse_above"](0.0, sizes)
+        SCRIPT["_refuse_above"](60.0, 125_300_000, sizes)
+    for limit_mb in (126.0, 0.0):
+        SCRIPT["_refuse_above"](limit_mb, 125_300_000, sizes)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_script
 
 from cramjax import config as config_module
 from cramjax.config import flatten, load, to_dict
@@ -129,71 +128,40 @@ def test_overrides_and_types():
     assert config.data.sources == ("a.txt", "b.txt")
 
 
+# tests/test_frozen.py has more.
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("budget.hour=1", "did you mean --config.budget.hours"),
         ("buget.hours=1", "did you mean --config.budget.hours"),
-        ("model.widht=8", "did you mean --config.model.width"),
-        ("model.layers=two", "config.model.layers is 'two': must be a whole number"),
         ("model.layers=2.5", "config.model.layers is 2.5: must be a whole number"),
         ("model.layers=", "config.model.layers is '': must be a whole number"),
-        (
-            "model.norm_eps=abc",
-            "config.model.norm_eps is 'abc': must be a finite number",
-        ),
-        ("data.cls=maybe", "config.data.cls is 'maybe': must be True or False"),
         (
             "data.sources=('a',",
             "config.data.sources is \"('a',\": must be a tuple such as (",
         ),
         ("data.sources=(1,)", "config.data.sources[0] is 1: must be text"),
-        (
-            "data.shares=(1,'x')",
-            "config.data.shares[1] is 'x': must be a finite number",
-        ),
-        ("data=x", "--config.data is a section of keys: write --config.data.KEY"),
-        ("model.heads=5", "config.model.heads is 5: must be a divisor of model.width"),
-        ("model.dtype=float64", "config.model.dtype is 'float64'"),
-        ("model.vocab_size=8", "config.model.vocab_size is 8: must be in [16, 1"),
-        ("objective.mask_rate=0.0", "config.objective.mask_rate"),
-        ("objective.mask_rate=0.001", "a sequence of 32"),
         ("budget.tokens=-1", "config.budget.tokens is -1"),
-        ("budget.tokens=0", "--config.budget.hours=24"),
         ("budget.tokens=1e-3", "config.budget.tokens is 0.001: must be a whole"),
-        ("xyz=1", "--config.xyz: no such key; --print_config lists all keys"),
         (
             "budget.hours=1",
-            "--config.budget.hours=1 --config.budget.tokens=0, or "
-            "--config.budget.hours=0 --config.budget.tokens=6000000",
+            "hours=1 and tokens=6000000; set all but one to 0, e.g. "
+            "--config.budget.hours=0",
         ),
-        ("optimizer.learning_rate=inf", "must be a finite number"),
         ("budget.tokens", "has no value"),
-        ("micro_batch=-1", "config.micro_batch is -1"),
-        ("optimizer.name=adam", "config.optimizer.name is 'adam': must be one of"),
-        (
-            "objective.random_share=0.3",
-            "between 0 and 1 - objective.mask_share",
-        ),
-        ("guard.rate_factor=1.0", "config.guard.rate_factor is 1.0"),
-        ("validation.every_minutes=-1.0", "config.validation.every_minutes is -1.0"),
-        ("micro_batch=4096", "at most batch.sequences"),
-        ("glue.starts=('pretraned',)", "config.glue.starts"),
-        ("schedule.falloff=1.0", "config.schedule.falloff"),
-        ("objective.final_mask_rate=-0.1", "config.objective.final_mask_rate is -0.1"),
-        ("objective.final_mask_rate=0.001", "objective.final_mask_rate is 0.001"),
-        ("averaging.ema_decay=1.0", "config.averaging.ema_decay is 1.0"),
-        ("averaging.lawa_last=-1", "config.averaging.lawa_last is -1"),
-        ("averaging.lawa_every=0", "config.averaging.lawa_every is 0"),
+        ("seed=2147483648", "config.seed is 2147483648: must be in [0, 2^31)"),
         ("glue.starts=('ema',)", "without 'ema', unless averaging.ema_"),
+        ("objective.final_mask_rate=0.001", "objective.final_mask_rate is 0.001"),
+        ("objective.separate_documents=True data.sep=False", "False, unless model.mix"),
+        ("model.positions=learned glue.max_length=64", "the number of learned"),
+        ("model.attention=cudnn model.dtype=bfloat16 model.max_length=31", "'xla' or"),
         ("curriculum.lengths=(8,32)", "config.curriculum.starts is (): must be"),
-        ("curriculum.lengths=(32,8)", "config.curriculum.lengths is (32, 8)"),
         ("curriculum.lengths=(8,'x')", "config.curriculum.lengths[1] is 'x': must"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, message):
     with pytest.raises(UserError) as error:
-        load("configs/quickstart.py", [override])
+        load("configs/quickstart.py", override.split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -244,33 +212,8 @@ def test_a_record_may_lack_only_keys_that_were_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [
-        ["--workdir=w"],
-        ["--config=configs/nowhere.py", "--workdir=w"],
-        [],
-        ["--config=configs/quickstart.py", "--config=configs/h200.py", "--workdir=w"],
-        ["--config=configs/quickstart.py:row", "--workdir=w"],
-        ["--config=configs/quickstart.py", "--workdir=w", "--config.seed", "5"],
-        ["--config=configs/quickstart.py", "--workdir=w", "--version"],
-        ["--config=configs/quickstart.py", "--wokdir=w"],
-        ["--config=configs/quickstart.py", "--workdir=w", "stray"],
-        ["--config=configs/quickstart.py", "--workdir=w", "--config.model.widht=8"],
-        ["--config.budget.tokens=0", "--config=configs/quickstart.py", "--workdir=w"],
-    ],
-)
-def test_the_command_line_exits_with_2_and_one_line(argv, capsys):
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--wokdir=w"], "--wokdir: no such flag; did you mean --workdir?"),
-        (["--tasks=rte"], "--tasks: no such flag; did you mean --config.glue.tasks?"),
         (["--budget.hour=1"], "did you mean --config.budget.hours?"),
         # The same name in two sections.
         (["--b2=1"], "did you mean --config.optimizer.b2 or --config.glue.b2?"),
@@ -281,12 +224,6 @@ def test_the_nearest_flag_is_named(flags, message, capsys):
     assert main(["--config=configs/quickstart.py", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_mistyped_config_flag_is_named(capsys):
-    assert main(["--confg=configs/quickstart.py", "--workdir=w"]) == 2
-    error = capsys.readouterr().err
-    assert error == "error: --confg: no such flag; did you mean --config?\n"
 
 
 @pytest.mark.parametrize(
@@ -307,24 +244,22 @@ def test_a_mistyped_config_flag_is_named(capsys):
         ("study.py", ["--study=x", "--wokdir=y"], "did you mean --workdir?"),
     ],
 )
-def test_the_scripts_name_the_nearest_flag(name, flags, message):
-    result = run_script(name, *flags)
-    assert result.returncode == 2
-    assert message in result.stderr and result.stderr.count("\n") == 1
+def test_the_scripts_name_the_nearest_flag(name, flags, message, script_error):
+    assert message in script_error(name, *flags)
 
 
 def test_a_text_may_begin_with_a_dash():
     needed = {"checkpoint": "DIR"}
     argv = ["--checkpoint=x", "-cold in <mask>", "--config.seed=1", "a=b"]
-    assert parse_flags(argv, needed, {}) == ({"checkpoint": "x"}, argv[1:])
+    assert parse_flags(argv, needed) == ({"checkpoint": "x"}, argv[1:])
 
 
 def test_a_needed_flag_has_a_value():
     needed = {"checkpoint": "DIR"}
-    assert parse_flags(["--checkpoint", "x"], needed, {})[0] == {"checkpoint": "x"}
+    assert parse_flags(["--checkpoint", "x"], needed)[0] == {"checkpoint": "x"}
     for argv in ([], ["--checkpoint="]):
         with pytest.raises(UserError, match="no checkpoint: pass --checkpoint=DIR"):
-            parse_flags(argv, needed, {})
+            parse_flags(argv, needed)
 
 
 def test_a_config_file_with_rows_says_which(tmp_path):

@@ -72,21 +72,21 @@ def test_every_kernel_by_hand():
     # Reads 64 + 256, writes 256; 4 x 16 sums of 8 products.
     flops = 2 * 4 * 16 * 8
     name = "jit(step)/jvp(MaskedLM)/y/dot_general"
-    assert product == Kernel(name, 1, 64 + 256 + 256, flops, 0)
+    assert product == Kernel(name, 64 + 256 + 256, flops, 0)
     # Of the table only what is picked is read, 4 and 2 rows, and the 4 indices; its
     # name is the commonest inside.
     rows = 4 * 64 + 2 * 64
-    assert pick == Kernel("jit(step)/take/gather", 1, rows + 16 + rows, 0, 0)
+    assert pick == Kernel("jit(step)/take/gather", rows + 16 + rows, 0, 0)
     # Two float32 matrices of 4 x 16, summed over 16, to 4 x 4 and 32 bytes of scratch.
     flops = 2 * 4 * 4 * 16
     name = "jit(step)/z/dot_general"
-    assert library == Kernel(name, 1, 256 + 256 + 64 + 32, flops, flops)
-    assert loop == Kernel("jit(step)/while/body/neg", 3, 3 * 80, 0, 0)
+    assert library == Kernel(name, 256 + 256 + 64 + 32, flops, flops)
+    assert loop == Kernel("jit(step)/while/body/neg", 3 * 80, 0, 0)
     # Of the branches the one with two copies; the other is called once, by itself.
-    assert much_1 == much_2 == Kernel("jit(step)/cond/much", 1, 80, 0, 0)
-    assert little == Kernel("jit(step)/cond/little", 1, 80, 0, 0)
+    assert much_1 == much_2 == Kernel("jit(step)/cond/much", 80, 0, 0)
+    assert little == Kernel("jit(step)/cond/little", 80, 0, 0)
     # Nothing in it has a name: it gets that of what it reads.
-    assert last == Kernel("jit(step)/while", 1, 80, 0, 0)
+    assert last == Kernel("jit(step)/while", 80, 0, 0)
 
 
 def test_a_gather_that_is_not_all_there_is_reads_the_whole_table():

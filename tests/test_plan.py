@@ -58,10 +58,10 @@ def test_sources(params, op_name, expected):
 
 def test_traffic_is_summed_without_products(params):
     kernels = [
-        Kernel("jit(step)/add", 1, 5, 0, 0),
-        Kernel(f"jit(step)/{LAYER}/ffn/gate/dot", 1, 1000, 7, 0),
-        Kernel(f"jit(step)/{LAYER}/ffn/mul", 1, 20, 0, 0),
-        Kernel(f"jit(step)/{LAYER.replace('11', '2')}/ffn/mul", 1, 3, 0, 0),
+        Kernel("jit(step)/add", 5, 0, 0),
+        Kernel(f"jit(step)/{LAYER}/ffn/gate/dot", 1000, 7, 0),
+        Kernel(f"jit(step)/{LAYER}/ffn/mul", 20, 0, 0),
+        Kernel(f"jit(step)/{LAYER.replace('11', '2')}/ffn/mul", 3, 0, 0),
     ]
     found = by_source(kernels, params)
     assert list(found) == ["layers/ffn", "optimizer"]
@@ -71,8 +71,8 @@ def test_traffic_is_summed_without_products(params):
 
 def test_seconds_are_those_of_the_narrower_limit():
     card = cards.CARDS["a4000"]
-    product = Kernel("", 1, 448, 10**12, 0)  # little traffic
-    copy = Kernel("", 1, 448 * 10**9, 1, 0)  # little to compute
+    product = Kernel("", 448, 10**12, 0)  # little traffic
+    copy = Kernel("", 448 * 10**9, 1, 0)  # little to compute
     found = planning.seconds([product, copy], card)
     assert found == pytest.approx(1 / (0.75 * 88.45) + 1 / 0.9)
 
@@ -118,17 +118,16 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.55")
 
 
-def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
+def test_a_plan_of_a_micro_step_worked_out_by_hand(fake, said):
     config = row_config("crammed-bert", "micro_batch=32", "batch.sequences=4096")
-    told = []
-    facts = plan(config, "a4000", (), told.append)
+    facts = plan(config, "a4000", ())
     # 55 % of 16 GiB, less 2 % and then 5 %, is 8.80 GB: 2 GB and 0.128 GB a
     # sequence, up to 53.
     assert facts["usable_bytes"] == int(0.98 * 2**34 * 0.55 * 0.95)
     assert facts["largest_micro_batch"] == 48
     assert [n for n, row in facts["micro_batches"].items() if row["fits"]] == [32, 48]
-    assert told[0] == "compiling for the RTX A4000, micro-batch 32 ..."
-    assert len(told) == len(facts["micro_batches"])
+    assert said[0] == "compiling for the RTX A4000, micro-batch 32 ..."
+    assert len(said) == len(facts["micro_batches"])
     row = facts["micro_batches"][48]
     assert row["total_bytes"] == 2 * 10**9 + 48 * 128 * 10**6 + 7
     # A sum of two [tokens, 1000] in float32, and its result.
@@ -147,7 +146,7 @@ def test_a_plan_of_a_micro_step_worked_out_by_hand(fake):
     assert facts["calibration"] is None
     measured = {"h200": {"factor": 0.7}, "a4000": {"factor": 0.5}}
     planning.CALIBRATION.write_text(json.dumps(measured))
-    half = plan(config, "a4000", (48,), told.append)
+    half = plan(config, "a4000", (48,))
     assert list(half["micro_batches"]) == [32, 48]
     speed = half["micro_batches"][48]["tokens_per_s"]
     assert (half["calibration"], speed) == (0.5, row["tokens_per_s"] / 2)
@@ -183,15 +182,14 @@ def test_what_is_left_to_the_card_is_planned_and_said(fake):
     assert facts["notes"][0].endswith("this is xla's.")
 
 
-def test_too_large_a_micro_batch_is_seen_before_anything_is_compiled(fake):
-    told = []
+def test_too_large_a_micro_batch_is_seen_before_anything_is_compiled(fake, said):
     message = (
         r"config\.batch\.sequences is 64: must be 65 or more, for --micro_batches=6,65"
     )
     with pytest.raises(UserError, match=message):
         config = row_config("crammed-bert", "micro_batch=16", "batch.sequences=64")
-        plan(config, "a4000", (6, 65), told.append)
-    assert told == []
+        plan(config, "a4000", (6, 65))
+    assert said == []
 
 
 def test_what_the_numbers_leave_out_is_said(fake):
@@ -213,9 +211,6 @@ def test_memory_fraction(monkeypatch):
     assert planning.memory_fraction() == 0.75
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.92")
     assert planning.memory_fraction() == 0.92
-    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "92")
-    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=92: must be above 0"):
-        planning.memory_fraction()
 
 
 def test_cards_are_told_apart_by_what_the_vendor_says():
@@ -248,21 +243,16 @@ def test_cards_are_told_apart_by_what_the_vendor_says():
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags, line):
-    done = run_script("plan.py", "--config=configs/a4000.py", *flags)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {line}")
-    assert done.stderr.count("\n") == 1
+def test_mistakes_are_one_line(flags, line, script_error, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # the script sets it, too
+    error = script_error("plan.py", "--config=configs/a4000.py", *flags)
+    assert error.startswith(line)
 
 
 @pytest.mark.skipif(has_plugin, reason="the extra cuda12 or cuda13 is installed")
 def test_without_the_plugin_the_extra_is_named():
-    done = run_script("plan.py", "--config=configs/a4000.py", "--card=a4000")
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: compiling for the RTX A4000 needs JAX's CUDA plugin, not a GPU: "
-        'pip install -e ".[cuda12]" (or cuda13)\n'
-    )
+    with pytest.raises(UserError, match=r"not a GPU: pip install -e \"\.\[cuda12\]"):
+        planning.described_device(cards.CARDS["a4000"])
 
 
 @needs_plugin

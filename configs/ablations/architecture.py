@@ -73,7 +73,7 @@ ROWS = {
     "layers-12": Row({"layers": 12}, 1.85, "81.68", 59346),
     "layers-18": Row({"layers": 18}, 1.90, "81.02", 40577),
     "layers-24": Row({"layers": 24}, 1.97, "80.81", 30455),
-    # n-m: n layers gone through m times, with the same weights.
+    # n-m: n layers run m times, with the same weights.
     "recurrent-1-12": Row({"layers": 1, "repeats": 12}, 2.13, "79.23", 62318),
     "recurrent-2-6": Row({"layers": 2, "repeats": 6}, 2.00, "80.86", 62677),
     "recurrent-3-4": Row({"layers": 3, "repeats": 4}, 1.94, "80.95", 61772),

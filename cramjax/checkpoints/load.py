@@ -6,10 +6,10 @@ model = cramjax.load("runs/quickstart")
 vectors_NxD = model.encode(["a first text", "a second one"])
 model.fill_mask("the capital of france is <mask>.")
 
-It is read from a workdir of cramjax, or from a folder of another project: config.json,
+It comes from a workdir of cramjax, or from another project's folder with config.json,
 model.safetensors and tokenizer.json, as on the Hugging Face hub. The vocabulary of such
 a model is reordered so that the special tokens have their ids of `cramjax.tokens`;
-nothing else needs to know where a model came from.
+nothing else depends on where a model came from.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ WEIGHTS = "model.safetensors"  # in another project's
 AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
-# Names of the special tokens here and elsewhere; <unk> alone may be missing.
+# Names of the special tokens here and elsewhere; only <unk> may be missing.
 _NAMES = {
     "<pad>": ("<pad>", "[PAD]"),
     "<unk>": ("<unk>", "[UNK]"),
@@ -52,15 +52,15 @@ _NAMES = {
     "<sep>": ("<sep>", "[SEP]"),
     "<mask>": ("<mask>", "[MASK]"),
 }
-SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())  # by all their names
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A model with its weights and tokenizer.
 
-    A text that is too long for the model is cut, and one UserWarning says how many
-    were. Predicting tokens raises a UserError if there is no masked-LM head.
+    Texts that are too long for the model are cut, with one UserWarning. Predicting
+    tokens raises a UserError if there is no masked-LM head.
 
     Attributes:
       model: its shape.
@@ -201,7 +201,6 @@ def load(path: str | Path) -> Pretrained:
     config = config_module.from_dict(values)
     weights, _ = read_back(config, folder)
     return Pretrained(
-        # On a CPU it is float32 mathematics anyway.
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
         weights["pretrained"],
         tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
@@ -234,12 +233,12 @@ def load_foreign(folder: Path) -> Pretrained:
     of_head = ("cls.predictions.", "head.")
     has_head = kind == AUTHORS or any(name.startswith(of_head) for name in tensors)
     try:
-        keys = _NEUTRAL | keys_of(facts)
+        keys = keys_of(facts)
     except KeyError as error:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
     if not has_head:
         keys |= {"head_transform": False, "decoder_bias": False}
-    model = ModelConfig(**keys)
+    model = ModelConfig(dtype="float32", **keys)
     params = params_of(tensors, model, has_head)
     tokenizer, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
@@ -286,12 +285,9 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
     vocab = content["model"]["vocab"]
     if isinstance(vocab, dict):
         # The library would choose ids of its own for added tokens outside of it.
-        vocab = {added["content"]: added["id"] for added in content["added_tokens"]} | (
-            vocab
-        )
-        vocab = {token: int(new_ids_V[i]) for token, i in vocab.items()}
-    elif len(vocab) <= old_ids_V[: len(SPECIAL_TOKENS)].max():
-        raise UserError(f"{path} has special tokens that are not in its vocabulary")
+        added_ids = {added["content"]: added["id"] for added in content["added_tokens"]}
+        ids = added_ids | vocab
+        vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
     else:  # [[token, score], ...], in the order of their ids
         vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
     content["model"]["vocab"] = vocab
@@ -300,17 +296,6 @@ def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
     ours = Tokenizer.from_str(json.dumps(content))
     ours.encode_special_tokens = True
     return ours, old_ids_V
-
-
-# Keys of the model that mean nothing once there are weights, or are the same in all.
-_NEUTRAL: dict[str, Any] = convert.HF_FORM | {
-    "dtype": "float32",
-    "attention": "xla",
-    "activation": "gelu",
-    "sparse_prediction": True,
-    "init": "normal",
-    "init_std": 0.02,
-}
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,7 +336,7 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
-    """A norm without a bias (`norm_bias` is false) is one whose bias is 0."""
+    """Reads a norm without a bias (`norm_bias` is false) as one with a bias of 0."""
     zeros = {
         name.removesuffix("weight") + "bias": np.zeros_like(tensor)
         for name, tensor in tensors.items()
@@ -361,14 +346,14 @@ def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
 
 
 def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
-    """Refuses local layers and another rotary base, as ModernBERT-base has them.
+    """Refuses local layers and another rotary base, which ModernBERT-base has.
 
     The defaults are those of Hugging Face's library: every third layer attends
     everywhere, with a base of 160,000.
     """
     layers = facts["num_hidden_layers"]
     every = facts.get("global_attn_every_n_layers", 3)
-    # Older files count the layers, newer ones list them and the bases.
+    # Version 4 of the library counts the layers, version 5 lists them and the bases.
     kinds = facts.get("layer_types") or [
         "sliding_attention" if layer % every else "full_attention"
         for layer in range(layers)
@@ -376,26 +361,21 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
     rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
     theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
     scaling = rotary.get("rope_type", "default")
-    found = []
-    if local := sum(kind != "full_attention" for kind in kinds):
-        window = facts.get("local_attention", 128)
-        found.append(f"{local} of {layers} layers that see {window} tokens around each")
-    if theta != BASE:
-        found.append(f"a rotary theta of {theta:g}")
-    if scaling != "default":
-        found.append(f"rotary positions of the type {scaling!r}")
-    if found:
+    local = sum(kind != "full_attention" for kind in kinds)
+    if local or theta != BASE or scaling != "default":
         raise UserError(
-            f"{CONFIG}: this ModernBERT has {' and '.join(found)}; readable are those "
-            f"with layers that all see all tokens and a rotary theta of {BASE:g}, and "
-            "BERT"
+            f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
+            f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
+            "readable are BERT, and ModernBERT with global attention in all layers and "
+            f"'default' rotary positions with a theta of {BASE:g}"
         )
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The final model of arXiv 2212.14034, section 4.2, of any size.
 
-    Other biases, norms or heads show in the tensors; what does not is required here.
+    All other keys have their defaults. Other biases, norms or heads would show in the
+    tensors; what would not is required here.
     """
     arch = facts["arch"]
     embedding, attention = arch["embedding"], arch["attention"]
@@ -410,17 +390,7 @@ def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
         "heads": attention["num_attention_heads"],
         "vocab_size": embedding["vocab_size"],
         "max_length": embedding["max_seq_length"],
-        "token_types": 0,
         "norm_eps": arch["norm_eps"],
-        "ffn": "gated",
-        "positions": "scaled_sinusoidal",
-        "norm_placement": "pre",
-        "first_norm": True,
-        "final_norm": True,
-        "qkv_bias": False,
-        "linear_bias": False,
-        "head_transform": False,
-        "decoder_bias": False,
     }
 
 

@@ -111,22 +111,18 @@ class DataConfig(Section):
     order: str = key("sentence_length", one_of(*ORDERS))
 
     def _relate(self) -> None:
-        self._check(
-            not self.shares
-            or (len(self.shares) == len(self.sources) and min(self.shares) > 0),
-            "shares",
-            f"() or a positive number for each of data.sources={self.sources}",
-        )
-        self._check(
-            not self.shares or self.max_chars > 0,
-            "max_chars",
-            "> 0, the characters of the whole corpus, which data.shares divides",
-        )
-        self._check(
-            self.sep or self.order != "fragments",
-            "order",
-            "another one with data.sep=False: fragments are counted by <sep>",
-        )
+        shares = self.shares
+        if shares and (len(shares) != len(self.sources) or min(shares) <= 0):
+            one_each = (
+                f"() or a positive number for each of data.sources={self.sources}"
+            )
+            self._refuse("shares", one_each)
+        if shares and not self.max_chars:
+            whole = "> 0, the characters of the whole corpus, which data.shares divides"
+            self._refuse("max_chars", whole)
+        if self.order == "fragments" and not self.sep:
+            other = "another one with data.sep=False: fragments are counted by <sep>"
+            self._refuse("order", other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +158,9 @@ class ObjectiveConfig(Section):
 
     def _relate(self) -> None:
         rest = 1 - self.mask_share
-        self._check(
-            self.random_share <= rest,
-            "random_share",
-            f"between 0 and 1 - objective.mask_share = {rest:g}",
-        )
+        if self.random_share > rest:
+            limit = f"between 0 and 1 - objective.mask_share = {rest:g}"
+            self._refuse("random_share", limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +181,8 @@ class CurriculumConfig(Section):
     unfold: bool = key(True, absent=True)  # use all of a block, not its beginning only
 
     def _relate(self) -> None:
-        self._check(
-            len(self.starts) == len(self.lengths)
-            and increasing(self.starts)
-            and all(0 <= start < 1 for start in self.starts),
-            "starts",
-            f"increasing, in [0, 1), one for each of curriculum.lengths={self.lengths}",
-        )
+        inside = all(0 <= start < 1 for start in self.starts)
+        one_each = len(self.starts) == len(self.lengths)
+        if not (one_each and inside and increasing(self.starts)):
+            allowed = "increasing, in [0, 1), one for each of curriculum.lengths="
+            self._refuse("starts", f"{allowed}{self.lengths}")

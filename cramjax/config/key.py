@@ -10,7 +10,7 @@ from cramjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values a key may have, as a test and in words."""
+    """Which values a key may have: a test, and its description."""
 
     allows: Callable[[Any], bool]
     text: str
@@ -44,18 +44,18 @@ class Section:
     def __post_init__(self):
         """Raises a `UserError` for the first value that is not allowed."""
         for field in dataclasses.fields(self):
-            if rule := field.metadata.get("rule"):
-                holds = rule.allows(getattr(self, field.name))
-                self._check(holds, field.name, rule.text)
+            rule = field.metadata.get("rule")
+            if rule and not rule.allows(getattr(self, field.name)):
+                self._refuse(field.name, rule.text)
         self._relate()
 
     def _relate(self) -> None:
-        """Calls `_check` for what must hold between keys."""
+        """Calls `_refuse` for values that are only wrong together."""
 
-    def _check(self, holds: bool, name: str, allowed: str) -> None:
+    def _refuse(self, name: str, allowed: str) -> None:
         section = type(self).__name__.removesuffix("Config").lower()
-        prefix = section and f"{section}."
-        require(holds, prefix + name, operator.attrgetter(name)(self), allowed)
+        key = f"{section}.{name}" if section else name
+        require(False, key, operator.attrgetter(name)(self), allowed)
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:

@@ -14,7 +14,7 @@ class ModelConfig(Section):
     width: int = key(768, above(0))  # of the residual stream
     ffn_width: int = key(3072, above(0))  # of gate and value together, each half of it
     layers: int = key(16, above(0))
-    # How often the layers are run through, each time with the same weights.
+    # How often all layers are applied, each time with the same weights.
     repeats: int = key(1, above(0), absent=1)
     heads: int = key(12, above(0))  # head dim = width / heads
     # Entries of the tokenizer, its 7 special tokens included.
@@ -69,45 +69,31 @@ class ModelConfig(Section):
     init_std: float = key(0.02, above(0))  # of dense kernels and embeddings
 
     def _relate(self) -> None:
-        self._check(
-            self.width % self.heads == 0,
-            "heads",
-            f"a divisor of model.width={self.width}",
-        )
-        self._check(
-            "sinusoidal" not in self.positions or self.embedding_dim % 2 == 0,
-            "embedding_width" if self.embedding_width else "width",
-            f"even with model.positions={self.positions!r}",
-        )
-        self._check(
-            not self.rotary or (self.head_dim % 2 == 0 and self.mixing == "attention"),
-            "positions",
-            "another one, unless model.width / model.heads is even and model.mixing is "
-            "'attention'",
-        )
-        self._check(
-            self.ffn == "plain" or self.ffn_width % 2 == 0,
-            "ffn_width",
-            "even with model.ffn='gated'",
-        )
-        self._check(
-            self.ffn_every <= self.layers,
-            "ffn_every",
-            f"between 1 and model.layers={self.layers}",
-        )
+        if self.width % self.heads:
+            self._refuse("heads", f"a divisor of model.width={self.width}")
+        if "sinusoidal" in self.positions and self.embedding_dim % 2:
+            name = "embedding_width" if self.embedding_width else "width"
+            self._refuse(name, f"even with model.positions={self.positions!r}")
+        if self.rotary and (self.head_dim % 2 or self.mixing != "attention"):
+            self._refuse(
+                "positions",
+                "another one, unless model.width / model.heads is even and "
+                "model.mixing is 'attention'",
+            )
+        if self.ffn == "gated" and self.ffn_width % 2:
+            self._refuse("ffn_width", "even with model.ffn='gated'")
+        if self.ffn_every > self.layers:
+            self._refuse("ffn_every", f"between 1 and model.layers={self.layers}")
         fits_cudnn = self.head_dim <= 128 and self.head_dim % 8 == 0
-        self._check(
-            self.attention != "cudnn" or (self.dtype != "float32" and fits_cudnn),
-            "attention",
-            f"'xla' or 'auto' with model.dtype={self.dtype!r} and model.width / "
-            f"model.heads = {self.head_dim} (cuDNN attention is 16-bit, its heads have "
-            "up to 128 channels, a multiple of 8)",
-        )
-        self._check(
-            self.first_norm or self.norm_placement == "pre",
-            "first_norm",
-            "True with model.norm_placement='post'",
-        )
+        if self.attention == "cudnn" and (self.dtype == "float32" or not fits_cudnn):
+            self._refuse(
+                "attention",
+                f"'xla' or 'auto' with model.dtype={self.dtype!r} and model.width / "
+                f"model.heads = {self.head_dim} (cuDNN attention is 16-bit, its heads "
+                "have up to 128 channels, a multiple of 8)",
+            )
+        if not self.first_norm and self.norm_placement == "post":
+            self._refuse("first_norm", "True with model.norm_placement='post'")
 
     @property
     def head_dim(self) -> int:

@@ -28,7 +28,7 @@ class Config(Section):
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))
     # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
-    # batch's ramp begins with one of them.
+    # batch's ramp begins with one micro-batch.
     micro_batch: int = key(128, at_least(0, "sequences; 0 = the most that fit"))
     # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
     compilation_cache: str = key("~/.cache/cramjax", absent="", operational=True)
@@ -51,61 +51,47 @@ class Config(Section):
         model, objective, batch = self.model, self.objective, self.batch
         length = model.max_length
         lengths = self.curriculum.lengths or (length,)
-        self._check(self.seed < 2**31, "seed", "in [0, 2^31)")
-        self._check(
-            self.micro_batch <= batch.sequences,
-            "micro_batch",
-            f"at most batch.sequences={batch.sequences}",
-        )
-        self._check(
-            model.added_positions != "learned" or self.glue.max_length <= length,
-            "glue.max_length",
-            f"at most model.max_length={length}, the number of learned positions",
-        )
-        self._check(
-            not objective.separate_documents
-            or (model.mixing == "attention" and self.data.sep),
-            "objective.separate_documents",
-            "False, unless model.mixing is 'attention' and data.sep is True",
-        )
-        first_update = batch.sequences * length
-        self._check(
-            self.budget.kind != "tokens"
-            or batch.ramp_share > 0
-            or self.budget.tokens >= first_update,
-            "budget.tokens",
-            f"at least {first_update}, one update of batch.sequences="
-            f"{batch.sequences} (or batch.ramp_share above 0)",
-        )
+        if self.seed >= 2**31:
+            self._refuse("seed", "in [0, 2^31)")
+        if self.micro_batch > batch.sequences:
+            limit = f"at most batch.sequences={batch.sequences}"
+            self._refuse("micro_batch", limit)
+        if model.added_positions == "learned" and self.glue.max_length > length:
+            positions = f"at most model.max_length={length}, the number of learned"
+            self._refuse("glue.max_length", f"{positions} positions")
+        needed = model.mixing == "attention" and self.data.sep
+        if objective.separate_documents and not needed:
+            unless = "False, unless model.mixing is 'attention' and data.sep is True"
+            self._refuse("objective.separate_documents", unless)
+        update = batch.sequences * length
+        if not batch.ramp_share and 0 < self.budget.tokens < update:
+            self._refuse(
+                "budget.tokens",
+                f"at least {update}, one update of batch.sequences={batch.sequences} "
+                "(or batch.ramp_share above 0)",
+            )
         divides = all(length % n == 0 for n in lengths) or not self.curriculum.unfold
-        self._check(
-            max(lengths) <= length and divides,
-            "curriculum.lengths",
-            f"at most model.max_length={length}, and divisors of it with "
-            "curriculum.unfold=True",
-        )
-        self._check(
-            model.attention != "cudnn" or not any(n % 2 for n in (*lengths, length)),
-            "model.attention",
-            f"'xla' or 'auto' with sequences of {lengths} (cuDNN's have even lengths)",
-        )
-        rates = {
-            "objective.mask_rate": (objective.mask_rate, lengths[0]),
-            "objective.final_mask_rate": (objective.min_mask_rate, lengths[0]),
-            "validation.mask_rate": (self.validation.mask_rate, length),
-        }
-        for name, (rate, shortest) in rates.items():
-            self._check(
-                round(rate * shortest) >= 1,
-                name,
-                f"large enough to mask one position of a sequence of {shortest}",
+        if max(lengths) > length or not divides:
+            self._refuse(
+                "curriculum.lengths",
+                f"at most model.max_length={length}, and divisors of it with "
+                "curriculum.unfold=True",
             )
+        if model.attention == "cudnn" and any(n % 2 for n in (*lengths, length)):
+            even = f"with sequences of {lengths} (cuDNN's have even lengths)"
+            self._refuse("model.attention", f"'xla' or 'auto' {even}")
+        for name, rate, shortest in (
+            ("objective.mask_rate", objective.mask_rate, lengths[0]),
+            ("objective.final_mask_rate", objective.min_mask_rate, lengths[0]),
+            ("validation.mask_rate", self.validation.mask_rate, length),
+        ):
+            if round(rate * shortest) < 1:
+                one = "large enough to mask one position of a sequence of"
+                self._refuse(name, f"{one} {shortest}")
         for start in self.glue.starts:
-            self._check(
-                start in ("pretrained", "random", *self.averaging.names),
-                "glue.starts",
-                f"without {start!r}, unless averaging.{start}_... is set",
-            )
+            if start not in ("pretrained", "random", *self.averaging.names):
+                unless = f"without {start!r}, unless averaging.{start}_... is set"
+                self._refuse("glue.starts", unless)
 
 
 def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -150,11 +136,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Parses nested mappings strictly; "format", which records have, is left out.
+    """Parses nested mappings strictly, but ignores the "format" of records.
 
     Raises:
-      UserError: a key is missing or unknown, or its value has the wrong type or is not
-        allowed.
+      UserError: a key is missing or unknown, or its value is not allowed.
     """
     return _parse(Config, {k: x for k, x in values.items() if k != "format"}, "")
 
@@ -190,7 +175,7 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-# What a value of each type is, for people.
+# Names of the types in messages.
 EXPECTED = {
     bool: "True or False",
     int: "a whole number",
@@ -206,10 +191,9 @@ def record(path: Path, config: Config) -> None:
 
 
 def read_recorded(path: Path, hint: str) -> dict[str, Any]:
-    """Reads a config.json of this version or of an earlier one.
+    """Returns the nested values of a config.json, also of an earlier version.
 
-    Returns its nested values, "format" among them, with those of `ABSENT` for keys that
-    the version that wrote it did not have.
+    "format" is among them, and `ABSENT` for keys that are newer than the file.
 
     Raises:
       UserError: it is missing, damaged or of a later version; the message ends in

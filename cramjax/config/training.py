@@ -59,21 +59,13 @@ class ScheduleConfig(Section):
     updates: int = key(0, at_least(0, "0 = over the budget"), absent=0)
 
     def _relate(self) -> None:
-        self._check(
-            self.curve != "trapezoid" or self.falloff <= 0.5,
-            "falloff",
-            "at most 0.5 with schedule.curve='trapezoid'",
-        )
-        self._check(
-            self.curve != "inverse_sqrt" or self.warmup > 0,
-            "warmup",
-            "above 0 with schedule.curve='inverse_sqrt'",
-        )
-        self._check(
-            self.cooldown <= 1 - self.warmup,
-            "cooldown",
-            f"between 0 and 1 - schedule.warmup = {1 - self.warmup:g}",
-        )
+        if self.curve == "trapezoid" and self.falloff > 0.5:
+            self._refuse("falloff", "at most 0.5 with schedule.curve='trapezoid'")
+        if self.curve == "inverse_sqrt" and not self.warmup:
+            self._refuse("warmup", "above 0 with schedule.curve='inverse_sqrt'")
+        rest = 1 - self.warmup
+        if self.cooldown > rest:
+            self._refuse("cooldown", f"between 0 and 1 - schedule.warmup = {rest:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +111,10 @@ class BudgetConfig(Section):
             )
         if len(given) > 1:
             values = " and ".join(f"{k}={v:.12g}" for k, v in given.items())
-            ways = ", or ".join(
-                " ".join(
-                    f"--config.budget.{k}={v if k == kept else 0:.12g}"
-                    for k, v in given.items()
-                )
-                for kept in given
+            raise UserError(
+                f"more than one budget: {values}; set all but one to 0, e.g. "
+                f"--config.budget.{next(iter(given))}=0"
             )
-            raise UserError(f"more than one budget: {values}; pass one of {ways}")
 
     @property
     def kind(self) -> str:
@@ -155,8 +143,8 @@ class GuardConfig(Section):
     """When a run that goes wrong steps back or stops."""
 
     # After this many micro-batches in a row without finite gradients, training goes
-    # back to the last checkpoint with a lower learning rate, once; the second time the
-    # run stops.
+    # back to the last checkpoint with a lower learning rate; the second time the run
+    # stops.
     max_bad_steps: int = key(50, at_least(1), absent=50)
     rate_factor: float = key(0.5, within("(0, 1)"), absent=0.5)  # how much lower
     # The run stops if the loss is above this; 0 = no limit.

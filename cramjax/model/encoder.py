@@ -77,11 +77,9 @@ class Embedding(nn.Module):
             x_BxLxE += jnp.take(self.token_type, types_BxL, axis=0)
         x_BxLxE = self.norm(x_BxLxE) if config.embedding_norm else x_BxLxE
         x_BxLxE = self.drop(x_BxLxE.astype(config.dtype))
-        return (
-            self.projection(x_BxLxE)
-            if config.embedding_dim != config.width
-            else x_BxLxE
-        )
+        if config.embedding_dim == config.width:
+            return x_BxLxE
+        return self.projection(x_BxLxE)
 
     def logits(self, hidden_BxPxE: jax.Array) -> jax.Array:
         """Returns float32 logits_BxPxV."""
@@ -178,8 +176,8 @@ class Block(nn.Module):
 
     def setup(self):
         config = self.config
-        if self.index or config.first_norm:
-            self.attention_norm = norm(config)
+        normed = self.index or config.first_norm
+        self.attention_norm = norm(config) if normed else lambda x_NxD: x_NxD
         self.attention = MIXING[config.mixing](config, self.dropout)
         if config.has_ffn(self.index):
             self.ffn_norm = norm(config)
@@ -194,9 +192,7 @@ class Block(nn.Module):
         def attention(x_NxD):
             return self.attention(x_NxD, length, mask_BxLxM)
 
-        normed = self.index or self.config.first_norm
-        attention_norm = self.attention_norm if normed else lambda x_NxD: x_NxD
-        x_NxD = self._add(x_NxD, attention, attention_norm)
+        x_NxD = self._add(x_NxD, attention, self.attention_norm)
         if self.config.has_ffn(self.index):
             x_NxD = self._add(x_NxD, self.ffn, self.ffn_norm)
         return x_NxD
@@ -347,9 +343,9 @@ def document_mask(tokens_BxL: jax.Array) -> jax.Array:
 
 
 def second_segment(tokens_BxL: jax.Array) -> jax.Array:
-    """Returns types_BxL: 1 from the last text of `<cls> A <sep> B <sep>` on, else 0.
+    """Returns types_BxL: 1 from B of `<cls> A <sep> B <sep>` on, else 0.
 
-    A may hold further `<sep>`; a row with one `<sep>` has no second segment.
+    A may contain further `<sep>`; a row with one `<sep>` has no second segment.
     """
     count_Bx1 = (tokens_BxL == SEP).astype(jnp.int32).sum(axis=1, keepdims=True)
     first_of_b_Bx1 = jnp.maximum(count_Bx1 - 1, 1)
@@ -363,9 +359,8 @@ def _ends_before(tokens_BxL: jax.Array) -> jax.Array:
 
 
 def on_any_device(config: ModelConfig) -> ModelConfig:
-    """Returns the same model with the attention that every device can compute.
+    """Returns the model with the attention that every device can compute.
 
-    Attention itself has no parameters, so they and their shapes stay the same. A model
-    that was trained with cuDNN's attention is read and used elsewhere like this.
+    The choice of the implementation changes no parameter.
     """
     return dataclasses.replace(config, attention="xla")

@@ -1,9 +1,10 @@
-"""What is measured beside the training step: reading, the host's loop, fine-tuning."""
+"""Measurements beside the training step: reading, the host's loop, fine-tuning."""
 
 import contextlib
 import dataclasses
 import io
 import tempfile
+import types
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from cramjax.config import Config, load
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
-from cramjax.device.compile import FIRST_TOKEN
+from cramjax.device.compile import FIRST_TOKEN, MicroStep
 from cramjax.device.monitor import Throughput
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import CHUNK, finetune, padded_length
@@ -27,7 +28,7 @@ from cramjax.training.clock import Clock
 from cramjax.training.log import MetricsLog, Readings
 from cramjax.training.loop import Session, train
 
-HOST_S = 30.0  # what `host` takes: it packs a corpus, too
+HOST_S = 30.0  # an estimate for `host`, which also packs a corpus
 LOOP_S = 6.0
 READ_S = 2.0
 TRIALS = 5
@@ -36,31 +37,28 @@ TRIALS_S = 4.0  # of one fine-tuning
 
 
 def host(config: Config) -> dict[str, float]:
-    """Measures the host alone, on the package's books in blocks of the config's length.
+    """Measures the host alone, on the embedded books in blocks of the config's length.
 
     Returns:
       {"read_tokens_per_s" (batches in the config's order), "loop_tokens_per_s" (the
-      training loop with a step that only passes its state on; median over the lines of
-      its log), "loop_micro_batch"}
+      training loop around a step without work; median over the lines of its log),
+      "loop_micro_batch"}
     """
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [
-            f"data.dir={folder}",
-            f"model.max_length={config.model.max_length}",
-        ]
-        corpus = prepare(load("quickstart", overrides))
+        length = f"model.max_length={config.model.max_length}"
+        corpus = prepare(load("quickstart", [f"data.dir={folder}", length]))
         order, seed = config.data.order, config.seed
         return {
             "read_tokens_per_s": read_speed(corpus, order, seed, READ_S),
-            "loop_tokens_per_s": _loop_speed(_for_loop(config), corpus, Path(folder)),
+            "loop_tokens_per_s": _loop_speed(config, corpus, Path(folder)),
             "loop_micro_batch": READ_ROWS,
         }
 
 
-def _for_loop(config: Config) -> Config:
-    """Keeps what the loop does in every step; nothing is validated or saved."""
+def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
+    """Runs the training loop without a step's work, validation and checkpoints."""
     sequences = max(config.batch.sequences, READ_ROWS)
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         micro_batch=READ_ROWS,
         batch=dataclasses.replace(config.batch, sequences=sequences),
@@ -69,81 +67,61 @@ def _for_loop(config: Config) -> Config:
         ),
         validation=dataclasses.replace(config.validation, every_minutes=0.0),
     )
+    methods = ("warn_if_full", "save", "save_at_last")
+    store = types.SimpleNamespace(**dict.fromkeys(methods, lambda *_: None))
+    step = idle_step(train_step.build(config))
+    [tokens_BxL] = step.random_batches(1)
+    state, _ = step.function(step.fresh_state(), tokens_BxL, np.float32(0))  # compiles
+    path, clock = workdir / "metrics.jsonl", Clock(config.budget)
+    with MetricsLog(path) as log, contextlib.redirect_stdout(io.StringIO()):
+        measured = (Readings(), Throughput(clock, None))
+        stopped_by = train(
+            Session(config, corpus, workdir, store, log, step, state, clock, *measured)
+        )
+    if stopped_by is not None:
+        raise KeyboardInterrupt(stopped_by)
+    speeds = [x["tokens_per_s"] for x in metrics_log.read(path) if "tokens_per_s" in x]
+    return median(speeds[:-1] or speeds)  # the last line may be of a few steps
 
 
-class _NoStore:
-    """Keeps no checkpoints."""
+def idle_step(step: MicroStep) -> MicroStep:
+    """Returns a micro-step with the same arguments and results that does no work.
 
-    def nothing(self, *_: Any) -> None:
-        pass
-
-    warn_if_full = save = save_at_last = nothing
-
-
-def idle_step(config: Config) -> Any:
-    """Returns a jitted step with the real one's arguments and results, but no work.
-
-    It reads one token, so that the batch has to get to the device.
+    It reads one token, so that the batch has to reach the device.
     """
-    real = train_step.build(config)
 
-    def step(state, tokens_BxL, progress):
-        shapes = jax.eval_shape(real.function, state, tokens_BxL, progress)[1]
+    def function(state, tokens_BxL, progress):
+        _, shapes = jax.eval_shape(step.function, state, tokens_BxL, progress)
         metrics = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         metrics["finite"] = jnp.bool_(True)
         metrics["loss"] = 1 / (1 + tokens_BxL[0, 0].astype(jnp.float32))
         return state.replace(step=state.step + 1), metrics
 
-    same = real.sharding
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(same, same, same), out_shardings=same
+    same = step.sharding
+    jitted = jax.jit(
+        function, donate_argnums=0, in_shardings=(same, same, same), out_shardings=same
     )
-
-
-def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
-    path, store = workdir / "metrics.jsonl", _NoStore()
-    with MetricsLog(path) as log:
-        idle = dataclasses.replace(train_step.build(config), function=idle_step(config))
-        state, clock = idle.fresh_state(), Clock(config.budget)
-        session = Session(
-            config,
-            corpus,
-            workdir,
-            store,
-            log,
-            idle,
-            state,
-            clock,
-            Readings(),
-            Throughput(clock, None),
-        )
-        with contextlib.redirect_stdout(io.StringIO()):  # hides its progress
-            stopped_by = train(session)
-    if stopped_by is not None:
-        raise KeyboardInterrupt(stopped_by)
-    # The first line has the compilation in it, the last one may be of a few steps.
-    lines = [line for line in metrics_log.read(path) if "tokens_per_s" in line]
-    return median(line["tokens_per_s"] for line in lines[1:-1] or lines)
+    return dataclasses.replace(step, function=jitted)
 
 
 def trials_needed_s(compile_s: float) -> float:
-    """Returns about how long `trials` takes, from a training step's compilation."""
+    """Estimates the duration of `trials` from a training step's compilation."""
     return 3 * compile_s + 2 * (ROUNDS + 1) * TRIALS_S
 
 
 def trials(config: Config, tokens_per_s: float, deadline: Deadline) -> dict[str, Any]:
-    """Fine-tunes made-up rows: trials in one program, and one after the other.
+    """Fine-tunes on random rows: trials in one program, and one after the other.
 
     Args:
       config: its `model`, `glue` (the protocol) and `seed`.
-      tokens_per_s: of pretraining, to choose how long fine-tuning should be.
+      tokens_per_s: of pretraining, which the number of steps is chosen by.
       deadline: of the benchmark.
 
     Returns:
       {"ratio" (time in one program over time one after the other: "median", "min",
       "max", "rounds"), "trials", "steps" of each, "rows" of a step, "length" of a row}
     """
-    glue = config.glue
+    glue = dataclasses.replace(config.glue, trials=TRIALS, epochs=1)
     tokens = TRIALS * glue.batch_size * glue.max_length  # of one step of all trials
     steps = min(max(round(TRIALS_S * tokens_per_s / tokens), 2), CHUNK)
     rows = random_rows(config, steps * glue.batch_size)
@@ -151,12 +129,9 @@ def trials(config: Config, tokens_per_s: float, deadline: Deadline) -> dict[str,
     short = Encoded(rows.tokens_NxL[:1, :8], rows.labels_N[:1])
 
     def train(at_once: int) -> None:
-        protocol = dataclasses.replace(
-            glue, trials=TRIALS, trials_at_once=at_once, epochs=1
-        )
         finetune(
             config.model,
-            protocol,
+            dataclasses.replace(glue, trials_at_once=at_once),
             rows,
             [short],
             2,
@@ -182,10 +157,10 @@ def random_rows(config: Config, count: int) -> Encoded:
     """Returns rows of random tokens and lengths; the first one has the full length."""
     generator = np.random.default_rng(config.seed)
     length = config.glue.max_length
-    tokens_NxL = generator.integers(
-        FIRST_TOKEN, config.model.vocab_size, (count, length), np.int32
-    )
+    shape = (count, length)
+    tokens_NxL = generator.integers(FIRST_TOKEN, config.model.vocab_size, shape)
     lengths_N = generator.integers(8, length + 1, count)
     lengths_N[0] = length
     tokens_NxL[np.arange(length)[None] >= lengths_N[:, None]] = tokenizer.PAD
-    return Encoded(tokens_NxL, generator.integers(0, 2, count, np.int32))
+    labels_N = generator.integers(0, 2, count, np.int32)
+    return Encoded(tokens_NxL.astype(np.int32), labels_N)

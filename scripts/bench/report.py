@@ -1,11 +1,11 @@
-"""The benchmark's table, and where its numbers were measured."""
+"""The benchmark's table, and the description of the machine it was measured on."""
 
 import dataclasses
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -15,7 +15,7 @@ from cramjax.version import code_version
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "nvidia-ml-py")
 COLUMNS = ("tokens/s", "MFU", "memory", "compile", "J per Mtoken")
-BUSY = 0.1  # fraction of the CPU above which the table says that other programs use it
+BUSY = 0.1  # fraction of the CPU used by other programs from which on it is reported
 STEADY = 1.5  # highest over lowest ratio up to which a median is quoted
 
 
@@ -49,99 +49,86 @@ def package_version(name: str) -> str | None:
         return None
 
 
-class Processors(NamedTuple):
-    """Processor seconds up to a moment, of all processors together."""
+def processors() -> tuple[float, float, float]:
+    """Returns processor seconds so far: in total, busy, and busy with this process.
 
-    elapsed_s: float
-    busy_s: float  # with any process of the machine
-    own_s: float  # with this process and its children
-
-    @classmethod
-    def now(cls) -> "Processors | None":
-        """Reads them; None where there is no /proc/stat."""
-        path = Path("/proc/stat")
-        if not path.exists():
-            return None
-        # proc(5): user, nice, system, idle, iowait, irq, softirq, steal.
-        ticks = [int(x) for x in path.read_text().split()[1:9]]
-        busy, per_s = sum(ticks) - ticks[3] - ticks[4], os.sysconf("SC_CLK_TCK")
-        return cls(sum(ticks) / per_s, busy / per_s, sum(os.times()[:4]))
+    They are summed over all processors; 0 where the system has no /proc/stat.
+    """
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0, 0.0, 0.0
+    # proc(5): user, nice, system, idle, iowait, irq, softirq, steal.
+    ticks = [int(x) for x in path.read_text().split()[1:9]]
+    busy, per_s = sum(ticks) - ticks[3] - ticks[4], os.sysconf("SC_CLK_TCK")
+    return sum(ticks) / per_s, busy / per_s, sum(os.times()[:4])
 
 
-def others_fraction(since: Processors | None) -> float | None:
-    """Returns the fraction of the CPU that other programs have used since."""
-    now = Processors.now()
-    if now is None or since is None:
-        return None
-    elapsed_s, busy_s, own_s = (a - b for a, b in zip(now, since, strict=True))
-    return max(busy_s - own_s, 0.0) / max(elapsed_s, 1e-9)
+def others_fraction(before: tuple[float, float, float]) -> float:
+    """Returns the fraction of the CPU that other programs used since `before`."""
+    total_s, busy_s, own_s = (
+        now - then for now, then in zip(processors(), before, strict=True)
+    )
+    return max(busy_s - own_s, 0.0) / max(total_s, 1e-9)
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of what `suite.measure` returned."""
+    """Returns the lines to print of what `suite.measure` returned."""
     length = facts["config"]["model"]["max_length"]
+    torch, host = facts["pytorch"], facts["host"]
     rows = []
     for row in facts["variants"]:
         joules, mfu = row["joules_per_million_tokens"], row["mfu"]
         cells = [
-            _count(row["tokens_per_s"]),
+            f"{row['tokens_per_s']:,.0f}",
             "-" if mfu is None else f"{mfu:.1%}",
             _bytes(row["memory_bytes"]) + " *" * (row["memory_from"] == "compiler"),
             f"{row['compile_s']:.1f} s",
             "not measured" if joules is None else f"{joules:.1f}",
         ]
         rows.append((f"{row['attention']}, {row['micro_batch']} x {length}", cells))
-    torch = facts["pytorch"] or {}
-    if "ratio" in torch:
+    if torch:
         memory = torch["memory_bytes"]
-        cells = [_count(torch["tokens_per_s"]), "", _bytes(memory) if memory else ""]
+        cells = [f"{torch['tokens_per_s']:,.0f}", "", memory and _bytes(memory) or ""]
         rows.append((f"PyTorch, {torch['micro_batch']} x {length}", cells))
-    if host := facts["host"]:
-        rows.append(("reading batches", [_count(host["read_tokens_per_s"])]))
+    if host:
+        rows.append(("reading batches", [f"{host['read_tokens_per_s']:,.0f}"]))
         name = f"the loop alone, {host['loop_micro_batch']} x {length}"
-        rows.append((name, [_count(host["loop_tokens_per_s"])]))
+        rows.append((name, [f"{host['loop_tokens_per_s']:,.0f}"]))
     width = max(len(name) for name, _ in rows)
-    table = [f"{'':{width}}" + "".join(f"{title:>14}" for title in COLUMNS)]
-    for name, cells in rows:
-        table.append(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
-    checks = [
-        f"{attention}: {check['steps']} steps on one batch took the loss from "
-        f"{check['first_loss']:.3f} to {check['last_loss']:.3f}; another batch: "
-        f"{check['loss_in_dtype']:.4f} in {check['dtype']}, "
-        f"{check['loss_in_float32']:.4f} in float32"
-        for attention, check in facts["correctness"].items()
+    return [
+        *(
+            f"{attention}: {check['steps']} steps on one batch took the loss from "
+            f"{check['first_loss']:.3f} to {check['last_loss']:.3f}; another batch: "
+            f"{check['loss_in_dtype']:.4f} in {check['dtype']}, "
+            f"{check['loss_in_float32']:.4f} in float32"
+            for attention, check in facts["correctness"].items()
+        ),
+        "",
+        *(
+            f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells)
+            for name, cells in [("", COLUMNS), *rows]
+        ),
+        "",
+        *_notes(facts),
     ]
-    return [*checks, "", *table, "", *_ratios(facts), *_notes(facts)]
 
 
-def _ratios(facts: dict[str, Any]) -> list[str]:
-    found, torch, trials = [], facts["pytorch"] or {}, facts["trials"]
-    if "ratio" in torch:
-        ours = f"{torch['attention']}, micro-batch {torch['micro_batch']}"
+def _notes(facts: dict[str, Any]) -> list[str]:
+    around, torch, trials = facts["environment"], facts["pytorch"], facts["trials"]
+    found = []
+    if torch:
         how = "torch.compile" if torch["compiled"] else "eager"
         found.append(
-            f"speed over PyTorch's ({how}; {ours}): {_ratio(torch['ratio'])}; one "
-            f"batch, the same weights: loss {torch['our_loss']:.6f} and "
-            f"{torch['loss']:.6f}"
+            f"speed over PyTorch's ({how}; {torch['attention']}, micro-batch "
+            f"{torch['micro_batch']}): {_ratio(torch['ratio'])}; one batch, the same "
+            f"weights: loss {torch['our_loss']:.6f} and {torch['loss']:.6f}"
         )
-        if more := torch["accumulating"]:
-            found.append(
-                f"the same with {more['micro_batches']} micro-batches in an update: "
-                f"{_ratio(more['ratio'])}"
-            )
-    elif torch:
-        found.append(f"PyTorch: skipped, {torch['skipped']}")
     if trials:
         found.append(
             f"time of {trials['trials']} fine-tuning trials in one program over one "
             f"after the other: {_ratio(trials['ratio'])}"
         )
-    return found
-
-
-def _notes(facts: dict[str, Any]) -> list[str]:
-    around = facts["environment"]
-    found = [f"left out: {what}: {why}" for what, why in facts["left_out"]]
+    found += [f"left out: {what}: {why}" for what, why in facts["left_out"]]
     if any(row["memory_from"] == "compiler" for row in facts["variants"]):
         found.append("* the compiler's plan; the device's own peak is not known")
     if facts["host"]:
@@ -162,16 +149,12 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             )
     if others := (around["gpu"] or {}).get("other_processes"):
         found.append(f"{others} other processes compute on the card")
-    if around["backend"] == "cpu" and (around["others_share"] or 0) > BUSY:
+    if around["backend"] == "cpu" and around["others_share"] > BUSY:
         found.append(
             f"other programs used {around['others_share']:.0%} of the processors: "
             "speeds are too low, and ratios may mislead"
         )
     return found
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def _bytes(value: int) -> str:
@@ -181,5 +164,5 @@ def _bytes(value: int) -> str:
 def _ratio(ratio: dict[str, float]) -> str:
     text = f"{ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['rounds']} rounds"
     if ratio["max"] > STEADY * ratio["min"]:
-        return f"unsteady, {text}"
+        return f"unstable, {text}"
     return f"{ratio['median']:.2f} ({text})"

@@ -1,55 +1,70 @@
-"""Seconds: how many are left, and how long programs take beside one another.
+"""How long things take, and how much of the benchmark's time is left.
 
-It imports no JAX: scripts/measure_data.py measures the memory of the data alone.
+This module does not import JAX: scripts/measure_data.py measures the memory of the data
+path alone.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from cramjax.data.corpus import Corpus
 from cramjax.data.order import BlockStream
+from cramjax.errors import UserError, one_line
 
-READ_ROWS = 128  # blocks of a batch, where reading is timed
+logger = logging.getLogger("cramjax.bench")
+
+READ_ROWS = 128  # blocks of a batch when reading is timed
 
 
 class Deadline:
-    """What still fits into the benchmark's time, and what was left out.
+    """The end of the benchmark.
 
     Attributes:
-      left_out: (what, why) of all that was not measured.
+      left_out: (what, why) of everything that was not measured.
     """
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+    def __init__(self, seconds: float):
         """Starts counting."""
-        self._now, self._start, self._seconds = now, now(), seconds
+        self._start, self._seconds = time.monotonic(), seconds
         self.left_out: list[tuple[str, str]] = []
 
     @property
     def used_s(self) -> float:
         """Seconds since the start."""
-        return self._now() - self._start
+        return time.monotonic() - self._start
 
     @property
     def left_s(self) -> float:
         """Seconds until the end; negative after it."""
         return self._seconds - self.used_s
 
-    def allows(self, what: str, needed_s: float) -> bool:
-        """Returns whether there is time; if not, `what` counts as left out."""
-        if needed_s <= self.left_s:
-            return True
-        left_s = max(self.left_s, 0)
-        self.skip(what, f"{left_s:.0f}s left, about {needed_s:.0f}s needed")
-        return False
+    def attempt(self, what: str, needed_s: float, work: Callable[[], Any]) -> Any:
+        """Returns `work()`; None, with an entry in `left_out`, if it fails or is late.
 
-    def skip(self, what: str, why: str) -> None:
-        """Notes that something is not measured."""
-        self.left_out.append((what, why))
+        Args:
+          what: the name of this measurement in the log and in `left_out`.
+          needed_s: an estimate; the work is not begun unless that much time is left.
+          work: the measurement. Whatever it raises, earlier measurements are kept.
+        """
+        if needed_s > self.left_s:
+            left_s = max(self.left_s, 0)
+            why = f"{left_s:.0f}s left, about {needed_s:.0f}s needed"
+            self.left_out.append((what, why))
+            return None
+        logger.info(f"{what} ({self.used_s:.0f}s so far)")
+        try:
+            return work()
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self.left_out.append((what, kind + one_line(error)))
+            return None
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Returns how long it takes; it must wait for the device itself."""
+    """Returns the duration of `work()`, which has to wait for the device itself."""
     start = time.monotonic()
     work()
     return time.monotonic() - start
@@ -58,10 +73,10 @@ def seconds_of(work: Callable[[], object]) -> float:
 def alternate(
     sides: Mapping[str, Callable[[], object]], rounds: int, deadline: Deadline
 ) -> dict[str, list[float]]:
-    """Runs one side after the other, again and again; returns seconds of each run.
+    """Runs the sides in turn for some rounds; returns the seconds of each run.
 
-    What else the machine does then slows all sides alike. After the first round, no
-    round begins that might not end before the deadline.
+    Other programs on the machine then slow down all sides alike. No round but the first
+    begins if it is expected to end after the deadline.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     round_s = 0.0
@@ -75,7 +90,7 @@ def alternate(
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """Returns median, min and max of pairwise ratios, and how many there are."""
+    """Returns median, min and max of the pairwise ratios, and their number."""
     found = [a / b for a, b in zip(over, under, strict=True)]
     return {
         "median": median(found),
@@ -86,7 +101,7 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 
 
 def read_speed(corpus: Corpus, order: str, seed: int, seconds: float) -> float:
-    """Returns tokens/s of reading batches of READ_ROWS blocks, one after the other."""
+    """Returns tokens/s of reading consecutive batches of READ_ROWS blocks."""
     stream = BlockStream(corpus, order, seed)
     stream.batch(0, READ_ROWS)
     start, position = time.monotonic(), 0
