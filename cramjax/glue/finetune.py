@@ -1,4 +1,4 @@
-"""Fine-tuning one task: several trials in one program, from one kind of initialization.
+"""Fine-tuning one task: several trials in one program.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
 `model.encoder`.
@@ -7,6 +7,7 @@ Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows;
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,144 +79,109 @@ class _Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Trials that one program has trained.
+class Finetuned:
+    """Trained trials.
 
     Attributes:
-      trials: their numbers.
-      at_once: how many a program should train; the last group may have fewer.
-      outputs: outputs_TxNxC on each of the scored sets.
+      params_T: float32 parameters of `encoder.Classifier`, in the host's memory.
+      outputs: outputs_TxNxC on each of the predicted sets.
       skipped_T: updates that were left out because a gradient was not finite.
+      at_once: how many trials one program trained.
     """
 
-    trials: range
-    at_once: int
+    params_T: Any
     outputs: list[np.ndarray]
     skipped_T: np.ndarray
+    at_once: int
 
 
-class Watch:
-    """Follows a fine-tuning; this one does nothing, `journal.Journal` does.
-
-    Attributes:
-      at_once: how many trials a program should train; 0 if that is not chosen yet.
-      every: after each epoch, every n-th row of a set is predicted; n for each of the
-        first scored sets.
-    """
-
-    at_once = 0
-    every: tuple[int, ...] = ()
-
-    def kept(self, first: int) -> Group | None:
-        """Returns the group that begins with this trial, if it is already finished."""
-
-    def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
-        """Notes the progress of a group, with the mean loss of its latest steps."""
-
-    def epoch(
-        self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
-    ) -> None:
-        """Notes an epoch's mean training loss, and outputs on the rows of `every`."""
-
-    def finished(self, group: Group) -> None:
-        """Notes a group's outputs."""
+Predict = Callable[[Encoded], np.ndarray]  # returns outputs_TxNxC
 
 
 def finetune(
     model: ModelConfig,
     glue: GlueConfig,
     train: Encoded,
-    scored: Sequence[Encoded],
+    predicted: Sequence[Encoded],
     outputs: int,
     *,
     pretrained: Any | None,
     learning_rate: float,
     seed: int,
-    watch: Watch | None = None,
-) -> list[np.ndarray]:
-    """Fine-tunes `glue.trials` classifiers; returns their outputs_TxNxC on other rows.
+    on_chunk: Callable[[float, float], None] = lambda *_: None,
+    on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
+) -> Finetuned:
+    """Fine-tunes `glue.trials` classifiers; returns their weights and outputs.
 
     The protocol of arXiv 2212.14034, section 5: AdamW, linear warm-up and cosine to 0
     over the task's own steps, every epoch reshuffled, the last partial batch dropped,
-    the last epoch's weights scored. Trials differ in the head's init, dropout and
+    the last epoch's weights kept. Trials differ in the head's init, dropout and
     order; without `pretrained` also in the encoder's init.
 
     Args:
       model: the encoder.
       glue: the protocol's settings.
       train: training rows, at least one batch.
-      scored: sets of rows to predict.
+      predicted: sets of rows to predict after training.
       outputs: number of classes; 1 = a regression, with the mean squared error.
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
-      watch: follows it, and may have groups of trials from an earlier session.
+      on_chunk: called every few steps with the fraction of all trials' steps that is
+        done, and the latest loss.
+      on_epoch: called after each epoch with the numbers of the trials that are trained
+        together, the number of the epoch, their mean losses_T and their predictor,
+        which is valid during the call.
 
     Raises:
-      UserError: there are fewer training rows than one batch, or too little memory.
+      UserError: the device has too little memory for one trial.
     """
-    if len(train) < glue.batch_size:
-        raise UserError(
-            f"config.glue.batch_size is {glue.batch_size}: the task has only "
-            f"{len(train)} training rows"
-        )
     steps = glue.epochs * (len(train) // glue.batch_size)
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
 
-    watch = watch or Watch()
-    few = [rows[::n] for rows, n in zip(scored, watch.every, strict=False)]
-
-    def trained(trials: range, at_once: int) -> Group:
-        """Trains a group; its weights are freed before the next group's are made."""
-        of_epoch = _train(
-            static, train, pretrained, trials, learning_rate, seed, watch.stepped
+    def train_together(trials: range) -> tuple[Any, list[np.ndarray], np.ndarray]:
+        """Returns weights, outputs and skipped_T of some of the trials."""
+        epochs = _train(
+            static, train, pretrained, trials, learning_rate, seed, on_chunk
         )
-        for epoch, (trained_T, loss_T) in enumerate(of_epoch, 1):
-            params_T = trained_T.params
-            if epoch < glue.epochs:
-                outputs = [_predict_all(static, params_T, rows) for rows in few]
-                watch.epoch(trials, epoch, loss_T, outputs)
+        for epoch, (trained_T, loss_T) in enumerate(epochs, 1):
+            predict = functools.partial(_predict_all, static, trained_T.params)
+            on_epoch(trials, epoch, loss_T, predict)
+        params_T = trained_T.params
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
-        del trained_T  # the optimizer's state makes room for predictions
-        outputs = [_predict_all(static, params_T, rows) for rows in scored]
-        last = [o[:, ::n] for o, n in zip(outputs, watch.every, strict=False)]
-        watch.epoch(trials, glue.epochs, loss_T, last)
-        return Group(trials, at_once, outputs, skipped_T)
+        del trained_T, predict  # the optimizer's state makes room for predictions
+        found = [_predict_all(static, params_T, rows) for rows in predicted]
+        return jax.device_get(params_T), found, skipped_T
 
-    groups: list[Group] = []
-    first, at_once = 0, min(watch.at_once, glue.trials)
+    groups = []
+    first, at_once = 0, trials_at_once(static, train)
     while first < glue.trials:
-        group = watch.kept(first)
+        trials = range(first, min(first + at_once, glue.trials))
         try:
-            if group is None:
-                at_once = at_once or trials_at_once(static, train)
-                trials = range(first, min(first + at_once, glue.trials))
-                group = trained(trials, at_once)
-                watch.finished(group)
+            groups.append(train_together(trials))
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if at_once <= 1:
+            if at_once == 1:
                 raise UserError(
                     f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
                     "trial is too much for the memory of "
                     f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
                     "--config.glue.max_length"
                 ) from error
-            at_once = -(-at_once // 2)
+            at_once = 1
             continue
-        groups.append(group)
-        first, at_once = group.trials.stop, group.at_once
-    parts = zip(*(group.outputs for group in groups), strict=True)
-    return [np.concatenate(part) for part in parts]
+        first = trials.stop
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
+    return Finetuned(*together, at_once)
 
 
 def trials_at_once(static: _Static, train: Encoded) -> int:
     """Returns how many trials one program should train.
 
-    `glue.trials_at_once`, or the faster of all and one, as measured; fewer if memory is
-    short. Together they fill a large device, which a batch of 16 rows does not.
+    `glue.trials_at_once`, or the faster of all and one, as measured. Together they fill
+    a large device, which a batch of 16 rows does not.
     """
     glue = static.glue
     if glue.trials_at_once or glue.trials == 1:
@@ -237,23 +203,19 @@ def _fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, fl
     layer differs.
     """
     static = _Static(model, glue, outputs=2, warmup=0.1)
-    if count := min(glue.trials_at_once, glue.trials):
-        return count, _seconds_per_step(static, count, length) / count
-    seconds = {1: _seconds_per_step(static, 1, length)}
-    count = glue.trials
-    while count > 1:
-        try:
-            seconds[count] = _seconds_per_step(static, count, length) / count
-            break
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            count = -(-count // 2)
-    return min(seconds.items(), key=lambda item: item[1])
+    counts = [min(glue.trials_at_once, glue.trials)]
+    if not glue.trials_at_once:
+        counts = sorted({1, glue.trials})
+    seconds = [_seconds_per_step(static, count, length) / count for count in counts]
+    fastest = int(np.argmin(seconds))
+    return counts[fastest], seconds[fastest]
 
 
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
-    """Measures a training step of this many trials, on made-up rows."""
+    """Measures a training step of this many trials, on made-up rows.
+
+    Infinity if the device has too little memory.
+    """
     batch = static.glue.batch_size
     tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)
@@ -266,7 +228,12 @@ def _seconds_per_step(static: _Static, count: int, length: int) -> float:
             *(np.int32(TIMED), np.int32(0), np.float32(8), np.float32(0)),
         )
 
-    return seconds_per_call(take_steps, _init(static, keys_T, None)) / TIMED
+    try:
+        return seconds_per_call(take_steps, _init(static, keys_T, None)) / TIMED
+    except jax.errors.JaxRuntimeError as error:
+        if is_out_of_memory(error):
+            return math.inf
+        raise
 
 
 def _train(
@@ -276,7 +243,7 @@ def _train(
     trials: range,
     learning_rate: float,
     seed: int,
-    stepped: Callable[[range, int, int, float], None],
+    on_chunk: Callable[[float, float], None],
 ) -> Iterator[tuple[_Trial, np.ndarray]]:
     """Yields some of the trials and their mean loss_T after every epoch.
 
@@ -304,7 +271,8 @@ def _train(
         chunk_loss_T = np.asarray(trials_T.loss)
         loss_T = loss_T + chunk_loss_T
         step += count
-        stepped(trials, step, steps, float(chunk_loss_T.mean()) / count)
+        done = (trials.start + len(trials) * step / steps) / glue.trials
+        on_chunk(done, float(chunk_loss_T.mean()) / count)
         if step % steps_per_epoch == 0:
             yield trials_T, loss_T / steps_per_epoch
             loss_T = np.zeros(len(trials))
