@@ -16,7 +16,7 @@ from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
-from cramjax.glue.finetune import Finetuned, finetune, seconds_per_row
+from cramjax.glue.finetune import Finetuned, fastest, finetune
 from cramjax.glue.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -133,15 +133,15 @@ def estimate_s(config: Config, chosen: list[tasks.Task], tokenizer: Tokenizer) -
         rows = _read(config, task)
         few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
         few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
-        steps = -(-len(few) // (glue.batch_size * glue.trials))
-        batches = [few.tokens_NxL[step::steps] for step in range(steps)]
+        starts = range(0, len(few), step := glue.batch_size * glue.trials)
+        batches = [few.tokens_NxL[start : start + step] for start in starts]
         lengths.append(
             np.mean([data.padded_length(b, glue.max_length) for b in batches])
         )
         predicted = sum(map(len, (*rows.dev.values(), *rows.test.values())))
         tokens.append((glue.epochs * len(rows.train) + predicted / 3) * lengths[-1])
     length = round(lengths[int(np.argmax(tokens))])
-    per_token = seconds_per_row(config.model, glue, length) / length
+    per_token = fastest(config.model, glue, length)[1] / (glue.batch_size * length)
     jobs = glue.trials * len(glue.starts) * len(glue.learning_rates)
     return jobs * sum(tokens) * per_token
 

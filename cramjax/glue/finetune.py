@@ -154,8 +154,11 @@ def finetune(
         found = [_predict_all(static, params_T, rows) for rows in predicted]
         return jax.device_get(params_T), found, skipped_T
 
-    groups = []
-    first, at_once = 0, trials_at_once(static, train)
+    at_once = min(glue.trials_at_once or 1, glue.trials)
+    if not glue.trials_at_once and glue.trials > 1:
+        longest = padded_length(train.tokens_NxL, glue.max_length)
+        at_once, _ = fastest(model, glue, longest)
+    groups, first = [], 0
     while first < glue.trials:
         trials = range(first, min(first + at_once, glue.trials))
         try:
@@ -177,45 +180,25 @@ def finetune(
     return Finetuned(*together, at_once)
 
 
-def trials_at_once(static: _Static, train: Encoded) -> int:
-    """Returns how many trials one program should train.
-
-    `glue.trials_at_once`, or the faster of all and one, as measured. Together they fill
-    a large device, which a batch of 16 rows does not.
-    """
-    glue = static.glue
-    if glue.trials_at_once or glue.trials == 1:
-        return min(glue.trials_at_once or 1, glue.trials)
-    longest = padded_length(train.tokens_NxL, glue.max_length)
-    return _fastest(static.model, glue, longest)[0]
-
-
-def seconds_per_row(model: ModelConfig, glue: GlueConfig, length: int) -> float:
-    """Measures how long one trial trains on a row of this length, on made-up rows."""
-    return _fastest(model, glue, length)[1] / glue.batch_size
-
-
 @functools.cache
-def _fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, float]:
+def fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, float]:
     """Returns how many trials to train at once, and the seconds of a step for each.
 
-    One measurement serves all tasks with rows of this length, because only the last
-    layer differs.
+    `glue.trials_at_once`, or the faster of all and one, as measured on made-up rows:
+    together they fill a large device, which a batch of 16 rows does not. One
+    measurement serves all tasks with rows of this length, because only the last layer
+    differs.
     """
     static = _Static(model, glue, outputs=2, warmup=0.1)
-    counts = [min(glue.trials_at_once, glue.trials)]
+    counts = {min(glue.trials_at_once, glue.trials)}
     if not glue.trials_at_once:
-        counts = sorted({1, glue.trials})
-    seconds = [_seconds_per_step(static, count, length) / count for count in counts]
-    fastest = int(np.argmin(seconds))
-    return counts[fastest], seconds[fastest]
+        counts = {1, glue.trials}
+    seconds = {n: _seconds_per_step(static, n, length) / n for n in sorted(counts)}
+    return min(seconds.items(), key=lambda item: item[1])
 
 
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
-    """Measures a training step of this many trials, on made-up rows.
-
-    Infinity if the device has too little memory.
-    """
+    """Measures a training step of this many trials; infinity if memory is short."""
     batch = static.glue.batch_size
     tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)

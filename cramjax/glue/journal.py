@@ -51,6 +51,7 @@ class Journal:
             console=Console(),
             transient=True,
             disable=not sys.stdout.isatty(),
+            get_time=time.monotonic,
             speed_estimate_period=600,
         )
         self._job = self._bar.add_task(f"{self._title}: compiling", total=1.0)

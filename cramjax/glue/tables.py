@@ -245,7 +245,7 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
         [t, *(cells.get(s, "-") for s in starts)] for (_, t), cells in rows.items()
     ]
     text = table(["average of medians", *starts], lines) + f"\n\n{below}"
-    if "superglue" in dict(rows):
+    if any(key == "superglue" for key, _ in rows):
         text += "\n\nSuperGLUE in the paper: " + "; ".join(
             f"{name} {value}" for name, value in PAPER_SUPERGLUE.items()
         )
