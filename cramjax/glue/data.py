@@ -29,19 +29,6 @@ LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few comp
 SOME = 10  # labels named in a message
 
 
-def read(path: Path, split: Split) -> Table:
-    """Reads a `.tsv`, in which quotes are plain characters, or a `.jsonl`.
-
-    Raises:
-      UserError: what cannot be read, with its line.
-    """
-    reader = _read_tsv if path.suffix == ".tsv" else _read_jsonl
-    table = reader(path, split)
-    if not table.rows:
-        raise UserError(f"{path} has no rows")
-    return table
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields line numbers, from 1, and lines without their ends."""
     try:
@@ -61,6 +48,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_tsv(path: Path, split: Split) -> Table:
+    """Reads tab-separated columns, in which quotes are plain characters."""
     lines = ((number, line.split("\t")) for number, line in _lines(path))
     wanted = [*split.texts, *([split.label] if split.label else [])]
     names = split.header or next(lines, (1, wanted))[1]
@@ -135,7 +123,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A split as tokens, padded with <pad> (0) to the longest row."""
+    """A split as tokens; rows are padded with <pad> (0)."""
 
     tokens_NxL: np.ndarray
     labels_N: np.ndarray
@@ -246,7 +234,11 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     for file in split.files:
         path = Path(_folder(task, glue)[1]).expanduser() / file
         if path.is_file():
-            return read(path, split)
+            reader = _read_tsv if path.suffix == ".tsv" else _read_jsonl
+            table = reader(path, split)
+            if not table.rows:
+                raise UserError(f"{path} has no rows")
+            return table
     return None
 
 
@@ -294,8 +286,7 @@ def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
     else:
         dtype, of_label = np.int32, {label: i for i, label in enumerate(labels)}.get
         allowed = f"one of {', '.join(map(repr, labels[:SOME]))}"
-        allowed += ", ..." if len(labels) > SOME else ""
-    values = []
+        values = []
     for row in table.rows:
         values.append(of_label(row.label))
         if values[-1] is None:
@@ -373,9 +364,8 @@ def encode(
     token_rows = [
         template(ids, max_length, empty_second) for ids in zip(*sides, strict=True)
     ]
-    longest = max(map(len, token_rows))
     dtype = token_dtype(tokenizer.get_vocab_size())
-    tokens_NxL = np.full((len(token_rows), longest), PAD, dtype)
+    tokens_NxL = np.full((len(token_rows), max_length), PAD, dtype)
     for i, row in enumerate(token_rows):
         tokens_NxL[i, : len(row)] = row
     return Encoded(tokens_NxL, rows.labels_N)
@@ -405,10 +395,3 @@ def padded_length(tokens: np.ndarray, max_length: int) -> int:
     """
     longest = int((tokens != PAD).sum(axis=-1).max())
     return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
-
-
-def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
-    """Cuts or pads the rows."""
-    missing = max(length - tokens_NxL.shape[1], 0)
-    padded = np.pad(tokens_NxL, [(0, 0), (0, missing)], constant_values=PAD)
-    return padded[:, :length]

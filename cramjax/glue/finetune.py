@@ -21,7 +21,7 @@ from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
-from cramjax.glue.data import Encoded, padded_length, resized
+from cramjax.glue.data import Encoded, padded_length
 from cramjax.model import fused
 from cramjax.model.encoder import Classifier
 from cramjax.training import loss_scale, schedules
@@ -237,7 +237,7 @@ def _train(
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
     trials_T = _init(static, keys_T, pretrained)
     longest = padded_length(train.tokens_NxL, glue.max_length)
-    tokens_NxL = jnp.asarray(resized(train.tokens_NxL, longest))
+    tokens_NxL = jnp.asarray(train.tokens_NxL[:, :longest])
     labels_N = jnp.asarray(train.labels_N)
     steps_per_epoch = len(train) // glue.batch_size
     steps = glue.epochs * steps_per_epoch
@@ -364,8 +364,8 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
         tokens_BxL = rows.tokens_NxL[ids_B]
         length = padded_length(tokens_BxL, static.glue.max_length)
-        tokens_BxL = resized(tokens_BxL, length)
-        outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
+        outputs_TxBxC = _predict(static, params_T, tokens_BxL[:, :length])
+        outputs.append(np.asarray(outputs_TxBxC))
     return np.concatenate(outputs, axis=1)[:, : len(rows)]
 
 

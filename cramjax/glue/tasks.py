@@ -117,55 +117,39 @@ class Table(NamedTuple):
     left_out: int = 0
 
 
+F1 = ("f1", "accuracy")
 BINARY = ("0", "1")
 BOOLEAN = ("false", "true")
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
 PREMISE = ("premise", "hypothesis")
 
-# {source: names of the files in the task's folder}
-_FILES = {
-    "glue": ("train.tsv", "dev.tsv"),
-    "superglue": ("train.jsonl", "val.jsonl"),
-    "embedded": ("train.tsv", "dev.tsv"),
-}
-
 
 def _task(
     source: str,
-    name: str,
     folder: str,
     rows: tuple[int, int],
     texts: tuple[str, ...],
     labels: tuple[str, ...],
     metrics: tuple[str, ...] = ("accuracy",),
-    *,
-    title: str = "",
     **form: Any,
 ) -> Task:
-    """Returns a task with one dev set.
+    """Returns a task of a benchmark, with one dev set.
 
-    Args:
-      source: see `Task`.
-      name: see `Task`.
-      folder: of its files.
-      rows: numbers of rows of train and dev.
-      texts: see `Split`.
-      labels: see `Task`.
-      metrics: see `Scored`.
-      title: the folder's name by default.
-      **form: further attributes of `Split`.
+    Its name is the folder's in lower case. `rows` are the numbers of rows of train and
+    dev, and `form` has further attributes of `Split`.
     """
-    train_file, dev_file = (f"{folder}/{file}" for file in _FILES[source])
-    train = Split((train_file,), texts, **form)
-    dev = dataclasses.replace(train, files=(dev_file,))
+    name = folder.lower().replace("-", "")
+    kind, dev_stem = ("tsv", "dev") if source == "glue" else ("jsonl", "val")
+    train = Split((f"{folder}/train.{kind}",), texts, **form)
+    dev = dataclasses.replace(train, files=(f"{folder}/{dev_stem}.{kind}",))
     test = {folder: Split((f"{folder}/test.tsv",), texts, label=None)}
     return Task(
         name,
-        title or folder,
+        folder,
         source,
         train,
-        (Scored(name, title or folder, dev, metrics, rows[1]),),
+        (Scored(name, folder, dev, metrics, rows[1]),),
         labels,
         test if source == "glue" else {},
         train_rows=rows[0],
@@ -174,17 +158,12 @@ def _task(
 
 _glue = functools.partial(_task, "glue")
 _superglue = functools.partial(_task, "superglue")
-# In the package, see cramjax/demo/README.md.
-_embedded = functools.partial(_task, "embedded")
 
 
 def _mnli() -> Task:
     """Has two dev sets; the diagnostic set has no labels."""
-    task = _glue(
-        *("mnli", "MNLI", (392702, 9815), PAIR),
-        ("entailment", "neutral", "contradiction"),
-        label="gold_label",
-    )
+    classes = ("entailment", "neutral", "contradiction")
+    task = _glue("MNLI", (392702, 9815), PAIR, classes, label="gold_label")
 
     def dev(name: str, title: str, kind: str, rows: int) -> Scored:
         split = dataclasses.replace(task.train, files=(f"MNLI/dev_{kind}.tsv",))
@@ -207,16 +186,35 @@ def _mnli() -> Task:
 
 def _superglue_rte() -> Task:
     """Its model is also scored on the diagnostic sets."""
-    task = _superglue(
-        *("superglue_rte", "RTE", (2490, 277), PREMISE, ENTAILMENT),
-        title="RTE (SuperGLUE)",
-    )
+    task = _superglue("RTE", (2490, 277), PREMISE, ENTAILMENT)
+    name, title = "superglue_rte", "RTE (SuperGLUE)"
     axb, axg = Split(("AX-b/AX-b.jsonl",), PAIR), Split(("AX-g/AX-g.jsonl",), PREMISE)
-    diagnostics = (
-        Scored("axb", "AX-b", axb, ("matthews",), 1104),
-        Scored("axg", "AX-g", axg, ("accuracy",), 356),
+    return dataclasses.replace(
+        task,
+        name=name,
+        title=title,
+        dev=(
+            dataclasses.replace(task.dev[0], name=name, title=title),
+            Scored("axb", "AX-b", axb, ("matthews",), 1104),
+            Scored("axg", "AX-g", axg, ("accuracy",), 356),
+        ),
     )
-    return dataclasses.replace(task, dev=(*task.dev, *diagnostics))
+
+
+def _embedded(
+    name: str,
+    title: str,
+    labels: tuple[str, ...],
+    metric: str = "accuracy",
+    **more: int,
+) -> Task:
+    """Returns a task in the package, see cramjax/demo/README.md."""
+    folder = name.rstrip("0123456789")
+    train, dev = (
+        Split((f"{folder}/{stem}.tsv",), ("sentence",)) for stem in ("train", "dev")
+    )
+    scored = Scored(name, title, dev, (metric,))
+    return Task(name, title, "embedded", train, (scored,), labels, **more)
 
 
 def _multirc_answers(record: Record) -> Iterator[Record]:
@@ -247,50 +245,57 @@ INTENTS = (
 # for the averages that others report, see `scores.AVERAGES`.
 _LIST = (
     _glue(
-        *("cola", "CoLA", (8551, 1043), ("sentence",), BINARY, ("matthews",)),
+        "CoLA",
+        (8551, 1043),
+        ("sentence",),
+        BINARY,
+        ("matthews",),
         header=("source", "label", "mark", "sentence"),
     ),
-    _glue("sst2", "SST-2", (67349, 872), ("sentence",), BINARY),
+    _glue("SST-2", (67349, 872), ("sentence",), BINARY),
+    _glue("MRPC", (3668, 408), ("#1 String", "#2 String"), BINARY, F1, label="Quality"),
+    _glue("STS-B", (5749, 1500), PAIR, (), OF_NUMBERS, label="score"),
     _glue(
-        *("mrpc", "MRPC", (3668, 408), ("#1 String", "#2 String"), BINARY),
-        ("f1", "accuracy"),
-        label="Quality",
-    ),
-    _glue(
-        "stsb", "STS-B", (5749, 1500), PAIR, (), ("pearson", "spearman"), label="score"
-    ),
-    _glue(
-        *("qqp", "QQP", (363846, 40430), ("question1", "question2"), BINARY),
-        ("f1", "accuracy"),
+        "QQP",
+        (363846, 40430),
+        ("question1", "question2"),
+        BINARY,
+        F1,
         label="is_duplicate",
         # Some questions of the official files have line breaks, which cut their rows.
         skip_short=True,
     ),
     _mnli(),
-    _glue("qnli", "QNLI", (104743, 5463), ("question", "sentence"), ENTAILMENT),
-    _glue("rte", "RTE", (2490, 277), PAIR, ENTAILMENT),
+    _glue("QNLI", (104743, 5463), ("question", "sentence"), ENTAILMENT),
+    _glue("RTE", (2490, 277), PAIR, ENTAILMENT),
     # In no average: rows of its training and dev sets contradict each other.
-    _glue("wnli", "WNLI", (635, 71), PAIR, BINARY),
+    _glue("WNLI", (635, 71), PAIR, BINARY),
     # The order of three and more texts is the one of the authors' implementation.
     _superglue(
-        *("cb", "CB", (250, 56), PREMISE, ("entailment", "contradiction", "neutral")),
+        "CB",
+        (250, 56),
+        PREMISE,
+        ("entailment", "contradiction", "neutral"),
         ("macro_f1", "accuracy"),
     ),
     # Both alternatives are in one row, and the class says which one it is.
     _superglue(
-        *("copa", "COPA", (400, 100), ("question", "premise", "choice1", "choice2")),
-        BINARY,
+        "COPA", (400, 100), ("question", "premise", "choice1", "choice2"), BINARY
     ),
     _superglue(
-        *("multirc", "MultiRC", (27243, 4848), ("question", "paragraph", "answer")),
-        *(BINARY, ("f1a",)),
+        "MultiRC",
+        (27243, 4848),
+        ("question", "paragraph", "answer"),
+        BINARY,
+        ("f1a",),
         expand=_multirc_answers,
     ),
     _superglue_rte(),
-    _superglue("wic", "WiC", (5428, 638), ("word", *PAIR), BOOLEAN),
+    _superglue("WiC", (5428, 638), ("word", *PAIR), BOOLEAN),
     # Each span is given by its position, counted in words, and by its text.
     _superglue(
-        *("wsc", "WSC", (554, 104)),
+        "WSC",
+        (554, 104),
         (
             "text",
             "target.span1_index",
@@ -300,20 +305,12 @@ _LIST = (
         ),
         BOOLEAN,
     ),
-    _superglue("boolq", "BoolQ", (9427, 3270), ("question", "passage"), BOOLEAN),
-    _embedded("intents", "intents", (0, 0), ("sentence",), INTENTS, title="Intents"),
-    dataclasses.replace(
-        _embedded(
-            *("intents10", "intents", (0, 0), ("sentence",), INTENTS),
-            title="Intents, 10 examples per class",
-        ),
-        rows_per_class=10,
-    ),
+    _superglue("BoolQ", (9427, 3270), ("question", "passage"), BOOLEAN),
+    _embedded("intents", "Intents", INTENTS),
     _embedded(
-        *("acceptability", "acceptability", (0, 0), ("sentence",), BINARY),
-        ("matthews",),
-        title="Acceptability",
+        "intents10", "Intents, 10 examples per class", INTENTS, rows_per_class=10
     ),
+    _embedded("acceptability", "Acceptability", BINARY, "matthews"),
 )
 TASKS = {task.name: task for task in _LIST}
 
@@ -325,10 +322,9 @@ def own(glue: GlueConfig) -> Task:
         files = tuple(f"{stem}.{kind}" for stem in stems for kind in ("tsv", "jsonl"))
         return Split(files, glue.own_texts, glue.own_label, own=True)
 
-    dev = Scored(
-        *("own", "Own task", split("dev", "val", "validation")), (glue.own_metric,)
-    )
-    return Task("own", "Own task", "own", split("train"), (dev,), labels=())
+    dev = split("dev", "val", "validation")
+    scored = Scored("own", "Own task", dev, (glue.own_metric,))
+    return Task("own", "Own task", "own", split("train"), (scored,), labels=())
 
 
 def get(glue: GlueConfig) -> list[Task]:
