@@ -32,6 +32,7 @@ from cramjax.device import tuning
 from cramjax.device.compile import Ahead, use_cache
 from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
+from cramjax.glue.tasks import Task
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
 from cramjax.training.clock import tokens_bought
@@ -102,7 +103,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
     return weights
 
 
-def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.Found:
+def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
     """Looks at everything that can fail, before any text or task is downloaded.
 
     Args:
@@ -112,7 +113,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
       more: other checks, which raise what is wrong.
 
     Returns:
-      What there is to fine-tune on.
+      The tasks to fine-tune on, see `evaluate.look`.
 
     Raises:
       UserError: all that is wrong, a line each.

@@ -68,7 +68,8 @@ def test_another_projects_model(tmp_path, monkeypatch):
     finetune = evaluate.finetune
 
     def noted(model, glue, train, *args, **kwargs):
-        seen.append((model, train.tokens_NxL[0].tolist(), kwargs["pretrained"]))
+        first = [token for token in train.tokens_NxL[0].tolist() if token]
+        seen.append((model, first, kwargs["pretrained"]))
         return finetune(model, glue, train, *args, **kwargs)
 
     monkeypatch.setattr(evaluate, "finetune", noted)

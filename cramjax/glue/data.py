@@ -285,8 +285,9 @@ def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
         dtype, of_label, allowed = np.float32, _number, "a number"
     else:
         dtype, of_label = np.int32, {label: i for i, label in enumerate(labels)}.get
-        allowed = f"one of {', '.join(map(repr, labels[:SOME]))}"
-        values = []
+        more = ", ..." if len(labels) > SOME else ""
+        allowed = f"one of {', '.join(map(repr, labels[:SOME]))}{more}"
+    values = []
     for row in table.rows:
         values.append(of_label(row.label))
         if values[-1] is None:

@@ -1,6 +1,5 @@
 """All tasks, from all initializations, at all learning rates: the scores of a run."""
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -18,6 +17,7 @@ from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
 from cramjax.glue.journal import Journal
+from cramjax.glue.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -27,83 +27,70 @@ ESTIMATED_ROWS = 1024  # of a task, from which the length of its batches is esti
 DELETE_IT = "delete it to score again"
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The tasks that can be fine-tuned on.
+def look(config: Config, workdir: Path) -> list[Task]:
+    """Reads the files of every task that is not scored yet; logs what is missing.
 
-    Attributes:
-      complete: tasks that are already scored, and tasks with readable training and dev
-        sets.
-      downloadable: tasks that TFDS has to download and prepare.
-      notes: which tasks are not scored, and what else is missing; a sentence each.
-    """
+    So a mistake in them costs no training. Downloads nothing: it only finds out whether
+    TFDS can.
 
-    complete: list[tasks.Task]
-    downloadable: list[tasks.Task]
-    notes: list[str]
-
-
-def look(config: Config, workdir: Path) -> Found:
-    """Reads every task's files, so that a mistake in them costs no training.
-
-    Downloads nothing: it only finds out whether TFDS could. Files of tasks that are
-    already scored in the workdir are not needed.
+    Returns:
+      The tasks that have a training and a dev set, as far as is known.
 
     Raises:
       UserError: a task is unknown, files cannot be used (a line for each), or no task
         has a training and a dev set.
     """
     results = _earlier(workdir / RESULTS)
-    found, faults = Found([], [], []), []
+    found, notes, faults = [], [], []
     for task in tasks.get(config.glue):
-        from_tfds = data.is_from_tfds(task, config.glue)
         try:
             if not _jobs(results, task, config):
-                found.complete.append(task)
-            elif from_tfds and not tfds_source.is_prepared(task, config.glue):
-                found.downloadable.append(task)
+                continue
+            if data.is_from_tfds(task, config.glue):
+                tfds_source.check(task, config.glue)
             else:
-                found.notes.extend(_read(config, task).notes)
-                found.complete.append(task)
-        except data.Incomplete as error:
-            found.notes.append(str(error))
+                notes += _read(config, task).notes
+            found.append(task)
+        except tasks.Incomplete as error:
+            notes.append(str(error))
         except UserError as error:
             faults.append(str(error))
-    if not (faults or found.complete or found.downloadable):
-        faults = found.notes
+    if notes and not (found or results):
+        faults = faults or notes
     if faults:
         raise UserError("\n".join(faults))
+    for note in notes:
+        logger.info(note)
     return found
 
 
-def fetch(config: Config, found: Found) -> list[tasks.Task]:
-    """Downloads and prepares what is missing; logs which tasks will not be scored.
+def fetch(config: Config, found: list[Task]) -> list[Task]:
+    """Has TFDS download and prepare what is missing of the tasks that `look` returned.
 
     Returns:
-      The tasks that have a training and a dev set.
+      The tasks that have a training and a dev set; the others are logged.
 
     Raises:
-      UserError: no task has, or their files cannot be used.
+      UserError: no task has, or their rows cannot be used.
     """
-    complete, notes = list(found.complete), list(found.notes)
-    if found.downloadable:
-        titles = ", ".join(task.title for task in found.downloadable)
-        folder = tfds_source.folder(config.glue)
-        logger.info(f"GLUE: from TFDS, in {folder}; preparing {titles} ...")
-    for task in found.downloadable:
+    complete, missing = [], []
+    for task in found:
         try:
-            notes += _read(config, task).notes
+            if data.is_from_tfds(task, config.glue):
+                logger.info(
+                    f"{task.title}: from TFDS, {tfds_source.folder(config.glue)}"
+                )
+                _read(config, task)
             complete.append(task)
-        except data.Incomplete as error:
-            notes.append(str(error))
-    if notes and not complete:
-        raise UserError("\n".join(notes))
-    for note in notes:
-        logger.info(note)
-    return [task for task in tasks.get(config.glue) if task in complete]
+        except tasks.Incomplete as error:
+            missing.append(str(error))
+            logger.info(missing[-1])
+    if missing and not complete:
+        raise UserError("\n".join(missing))
+    return complete
 
 
-def _read(config: Config, task: tasks.Task) -> TaskRows[Rows]:
+def _read(config: Config, task: Task) -> TaskRows[Rows]:
     """Returns a task's rows, with the training rows that the config samples.
 
     Raises:
@@ -121,7 +108,7 @@ def _read(config: Config, task: tasks.Task) -> TaskRows[Rows]:
     return rows
 
 
-def estimate_s(config: Config, chosen: list[tasks.Task], tokenizer: Tokenizer) -> float:
+def estimate_s(config: Config, chosen: list[Task], tokenizer: Tokenizer) -> float:
     """Estimates how long all trials, initializations and learning rates take.
 
     A step of the largest task is timed, and the others count by their padded tokens.
@@ -151,7 +138,7 @@ def evaluate(
     weights: dict[str, Any],
     tokenizer: Tokenizer,
     workdir: Path,
-    chosen: Sequence[tasks.Task],
+    chosen: Sequence[Task],
     imported: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes on every chosen task and scores its dev sets.
@@ -251,19 +238,18 @@ def _entries(
             "starts": {},
         }
     entries = _of_task(results, rows.task) or new
-
-    def sizes(of: dict[str, dict[str, Any]]) -> str:
-        keys = ("train_rows", "dev_rows", "all_train_rows")
-        return "; ".join(
-            f"{name} with "
-            + ", ".join(f"{key}={(new.get(name, {}) | entry)[key]:,}" for key in keys)
+    before, now = (
+        "; ".join(
+            f"{name} ({(new.get(name, {}) | entry)['all_train_rows']:,} training rows, "
+            f"{entry['train_rows']:,} of them used, and {entry['dev_rows']:,} dev rows)"
             for name, entry in of.items()
         )
-
-    if sizes(entries) != sizes(new):
+        for of in (entries, new)
+    )
+    if before != now:
         raise UserError(
-            f"{path} has scores of {sizes(entries)}, and the files now give "
-            f"{sizes(new)}: bring the earlier files back, or {DELETE_IT}"
+            f"{path} has scores of {before}, and the files now give {now}: bring the "
+            f"earlier files back, or {DELETE_IT}"
         )
     return entries
 
@@ -345,7 +331,7 @@ def _write(
 
 
 def _jobs(
-    results: dict[str, Any], task: tasks.Task, config: Config
+    results: dict[str, Any], task: Task, config: Config
 ) -> list[tuple[str, float]]:
     """Returns the initializations and rates at which a task is not scored yet."""
     entries = _of_task(results, task).values()
@@ -364,6 +350,6 @@ def _jobs(
     ]
 
 
-def _of_task(results: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
+def _of_task(results: dict[str, Any], task: Task) -> dict[str, Any]:
     """Returns the entries of a task's sets."""
     return {n: entry for n, entry in results.items() if entry["task"] == task.name}

@@ -240,25 +240,24 @@ def _train(
     tokens_NxL = jnp.asarray(train.tokens_NxL[:, :longest])
     labels_N = jnp.asarray(train.labels_N)
     steps_per_epoch = len(train) // glue.batch_size
-    steps = glue.epochs * steps_per_epoch
-    step, loss_T = 0, np.zeros(len(trials))
-    for length, rows_SxTxB in chunks(train, glue, trials, seed):
-        count = len(rows_SxTxB)
-        rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
-        trials_T = _train_chunk(
-            *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
-            *(rows_SxTxB, np.int32(count), np.int32(step)),
-            *(np.float32(steps), np.float32(learning_rate)),
-        )
-        # Waiting here for every chunk lets an interruption wait for one only.
-        chunk_loss_T = np.asarray(trials_T.loss)
-        loss_T = loss_T + chunk_loss_T
-        step += count
-        done = (trials.start + len(trials) * step / steps) / glue.trials
-        on_chunk(done, float(chunk_loss_T.mean()) / count)
-        if step % steps_per_epoch == 0:
-            yield trials_T, loss_T / steps_per_epoch
-            loss_T = np.zeros(len(trials))
+    steps, step = glue.epochs * steps_per_epoch, 0
+    for epoch in range(glue.epochs):
+        loss_T = np.zeros(len(trials))
+        for length, rows_SxTxB in chunks(train, glue, trials, seed, epoch):
+            count = len(rows_SxTxB)
+            rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
+            trials_T = _train_chunk(
+                *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
+                *(rows_SxTxB, np.int32(count), np.int32(step)),
+                *(np.float32(steps), np.float32(learning_rate)),
+            )
+            # Waiting here for every chunk lets an interruption wait for one only.
+            chunk_loss_T = np.asarray(trials_T.loss)
+            loss_T += chunk_loss_T
+            step += count
+            done = (trials.start + len(trials) * step / steps) / glue.trials
+            on_chunk(done, float(chunk_loss_T.mean()) / count)
+        yield trials_T, loss_T / steps_per_epoch
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -269,8 +268,7 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> _Trial:
     def one_trial(key):
         # A mask keeps cuDNN's attention, which needs a GPU, from being chosen.
         params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
-        encoder = {k: v for k, v in (pretrained or {}).items() if k in params}
-        params |= encoder
+        params |= {k: v for k, v in (pretrained or {}).items() if k in params}
         return _Trial(
             params=params,
             opt_state=static.optimizer().init(params),
@@ -380,37 +378,31 @@ def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array
 
 
 def chunks(
-    train: Encoded, glue: GlueConfig, trials: range, seed: int
+    train: Encoded, glue: GlueConfig, trials: range, seed: int, epoch: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (length, rows_SxTxB): consecutive steps of the same length, at most CHUNK.
 
-    A chunk ends where its epoch does. The length of a step is that of the longest row
-    in the batches of all trials, rounded up to LENGTH_STEP, even if only some trials
-    are wanted: dropout depends on the shape. Rows are not grouped by length, which
-    would be another shuffle.
+    The length of a step is that of the longest row in the batches of all trials,
+    rounded up to LENGTH_STEP, even if only some trials are wanted: dropout depends on
+    the shape. Rows are not grouped by length, which would be another shuffle.
     """
 
     def length_of(rows_TxB: np.ndarray) -> int:
         return padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
 
-    steps = batches(len(train), glue, seed)
-    for _ in range(glue.epochs):
-        epoch = itertools.islice(steps, len(train) // glue.batch_size)
-        for length, same_length in itertools.groupby(epoch, length_of):
-            wanted = (rows_TxB[trials.start : trials.stop] for rows_TxB in same_length)
-            while chunk := list(itertools.islice(wanted, CHUNK)):
-                yield length, np.stack(chunk)
+    steps = batches(len(train), glue, seed, epoch)
+    for length, same_length in itertools.groupby(steps, length_of):
+        wanted = (rows_TxB[trials.start : trials.stop] for rows_TxB in same_length)
+        while chunk := list(itertools.islice(wanted, CHUNK)):
+            yield length, np.stack(chunk)
 
 
-def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
-    """Yields int32 rows_TxB; the order depends on (seed, trial, epoch) alone."""
-    usable = rows - rows % glue.batch_size
-    for epoch in range(glue.epochs):
-        order_TxN = np.stack(
-            [
-                np.random.default_rng([seed, trial, epoch]).permutation(rows)
-                for trial in range(glue.trials)
-            ]
-        ).astype(np.int32)
-        for start in range(0, usable, glue.batch_size):
-            yield order_TxN[:, start : start + glue.batch_size]
+def batches(rows: int, glue: GlueConfig, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Yields int32 rows_TxB of full batches, in an order of each trial's own."""
+    orders = [
+        np.random.default_rng([seed, trial, epoch]).permutation(rows)
+        for trial in range(glue.trials)
+    ]
+    order_TxN = np.stack(orders).astype(np.int32)
+    for start in range(0, rows - rows % glue.batch_size, glue.batch_size):
+        yield order_TxN[:, start : start + glue.batch_size]

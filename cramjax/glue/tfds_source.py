@@ -22,12 +22,11 @@ def folder(glue: GlueConfig) -> Path:
     return Path(glue.tfds_dir or default).expanduser()
 
 
-def is_prepared(task: Task, glue: GlueConfig) -> bool:
-    """Returns whether a task needs no download; downloads nothing.
+def check(task: Task, glue: GlueConfig) -> None:
+    """Finds out whether a task is prepared or can be; downloads nothing.
 
     Raises:
-      Incomplete: it cannot be prepared, because a file can neither be downloaded nor is
-        in downloads/manual.
+      Incomplete: a file can neither be downloaded nor is in downloads/manual.
     """
     import requests  # TFDS downloads with it, too
 
@@ -36,7 +35,7 @@ def is_prepared(task: Task, glue: GlueConfig) -> bool:
     except Exception as error:  # for example, prepared in another file format
         raise _incomplete(task, glue, tfds.reason(error)) from error
     if builder.data_path.exists():
-        return True
+        return
     for url, info in builder.url_infos.items():
         needed = url == builder.builder_config.data_url
         needed |= task.name == "mrpc" and info.filename in MRPC
@@ -49,7 +48,6 @@ def is_prepared(task: Task, glue: GlueConfig) -> bool:
         except OSError as error:  # all of the package's errors are
             why = f"{info.filename} cannot be downloaded: {tfds.reason(error)}"
             raise _incomplete(task, glue, why) from error
-    return False
 
 
 def read(task: Task, split: Split, glue: GlueConfig) -> Table | None:
