@@ -140,25 +140,15 @@ _Part = TypeVar("_Part", Rows, Encoded)
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows(Generic[_Part]):
-    """All rows of a task, as text or as tokens.
-
-    Attributes:
-      task: the task.
-      train: the rows to train on.
-      dev: {name of a scored set: its rows}, without sets that are missing.
-      test: {name of a submission: its rows}, likewise.
-      labels: in the order of the class ids; () = numbers.
-      all_train_rows: how many rows the training file has.
-      notes: what is missing or was left out, a sentence each.
-    """
+    """All rows of a task, as text or as tokens."""
 
     task: Task
     train: _Part
-    dev: dict[str, _Part]
-    test: dict[str, _Part]
-    labels: tuple[str, ...]
-    all_train_rows: int
-    notes: tuple[str, ...]
+    dev: dict[str, _Part]  # {name of a scored set: its rows}, without missing sets
+    test: dict[str, _Part]  # {name of a submission: its rows}, likewise
+    labels: tuple[str, ...]  # in the order of the class ids; () = numbers
+    all_train_rows: int  # in the training file
+    notes: tuple[str, ...]  # what is missing or was left out, a sentence each
 
     @property
     def outputs(self) -> int:

@@ -217,11 +217,9 @@ def _entries(
     """
     new = {}
     train_N = rows.train.labels_N
+    constant = train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()
     for scored in rows.scored:
         labels_N = rows.dev[scored.name].labels_N
-        constant = (
-            train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()
-        )
         majority_N = np.full_like(labels_N, constant)
         new[scored.name] = {
             "task": rows.task.name,
@@ -334,19 +332,16 @@ def _jobs(
     results: dict[str, Any], task: Task, config: Config
 ) -> list[tuple[str, float]]:
     """Returns the initializations and rates at which a task is not scored yet."""
-    entries = _of_task(results, task).values()
-
-    def is_scored(start: str, rate: float) -> bool:
-        return bool(entries) and all(
-            f"{rate:g}" in entry["starts"].get(start, {"scores": {}})["scores"]
-            for entry in entries
-        )
-
+    entries = _of_task(results, task)
     return [
         (start, rate)
         for start in config.glue.starts
         for rate in config.glue.learning_rates
-        if not is_scored(start, rate)
+        if not entries
+        or any(
+            f"{rate:g}" not in entry["starts"].get(start, {"scores": {}})["scores"]
+            for entry in entries.values()
+        )
     ]
 
 

@@ -60,39 +60,24 @@ class _Static:
 
 @flax.struct.dataclass
 class _Trial:
-    """The state of one trial.
+    """The state of one trial."""
 
-    Attributes:
-      params: float32, the tree of `encoder.Classifier`.
-      opt_state: of `optax.apply_if_finite`, which skips and counts updates with
-        gradients that are not finite.
-      scale: of the loss; 1 unless the model computes in float16.
-      finite_steps: steps since the scale last changed, int32.
-      loss: sum over the steps of the current chunk.
-    """
-
-    params: Any
+    params: Any  # float32, the tree of `encoder.Classifier`
+    # Of `optax.apply_if_finite`: skips and counts updates that are not finite.
     opt_state: optax.ApplyIfFiniteState
-    scale: jax.Array
-    finite_steps: jax.Array
-    loss: jax.Array
+    scale: jax.Array  # of the loss; 1 unless the model computes in float16
+    finite_steps: jax.Array  # since the scale last changed, int32
+    loss: jax.Array  # sum over the steps of the current chunk
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """Trained trials.
+    """Trained trials."""
 
-    Attributes:
-      params_T: float32 parameters of `encoder.Classifier`, in the host's memory.
-      outputs: outputs_TxNxC on each of the predicted sets.
-      skipped_T: updates that were left out because a gradient was not finite.
-      at_once: how many trials one program trained.
-    """
-
-    params_T: Any
-    outputs: list[np.ndarray]
-    skipped_T: np.ndarray
-    at_once: int
+    params_T: Any  # float32, the tree of `encoder.Classifier`, in the host's memory
+    outputs: list[np.ndarray]  # outputs_TxNxC on each of the predicted sets
+    skipped_T: np.ndarray  # updates left out because a gradient was not finite
+    at_once: int  # how many trials one program trained
 
 
 Predict = Callable[[Encoded], np.ndarray]  # returns outputs_TxNxC
@@ -119,9 +104,9 @@ def finetune(
     order; without `pretrained` also in the encoder's init.
 
     Args:
-      model: the encoder.
-      glue: the protocol's settings.
-      train: training rows, at least one batch.
+      model: of the encoder.
+      glue: the protocol.
+      train: at least one batch of rows.
       predicted: sets of rows to predict after training.
       outputs: number of classes; 1 = a regression, with the mean squared error.
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.

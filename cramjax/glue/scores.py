@@ -3,12 +3,11 @@
 An entry is the part of glue.json about a scored set, see `evaluate.evaluate`.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -148,18 +147,11 @@ def divergences(entry: Entry) -> list[str]:
     return sentences
 
 
-@dataclasses.dataclass(frozen=True)
-class Average:
-    """A mean of numbers, or of means of numbers.
-
-    Attributes:
-      title: of the mean of all groups.
-      fewer: the title if some are missing; `{}` becomes the count of the others.
-      groups: the means of the groups have the same weight.
-    """
+class Average(NamedTuple):
+    """The mean of groups of numbers, each with the same weight."""
 
     title: str
-    fewer: str
+    fewer: str  # the title if some are missing; `{}` becomes the count of the others
     groups: tuple[tuple[Number, ...], ...]
 
 

@@ -17,27 +17,22 @@ OF_TWO_CLASSES = ("f1", "f1a")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Rows of one file.
+    """Rows of one file."""
 
-    Attributes:
-      files: candidates in the folder of the task's source; the first one that exists is
-        read, tab-separated (.tsv) or with a JSON object per line (.jsonl).
-      texts: columns of the texts; a dot leads into an object within a JSON object. See
-        `data.encode` for their order.
-      label: column of the label; None if the rows have no label.
-      header: columns of a file that does not begin with their names.
-      expand: makes several records of a line's JSON object.
-      skip_short: rows with too few columns are left out and counted.
-      own: the columns are those of `glue.own_texts` and `glue.own_label`.
-    """
-
+    # Candidates in the folder of the task's source. The first one that exists is read,
+    # tab-separated (.tsv) or with a JSON object per line (.jsonl).
     files: tuple[str, ...]
+    # Columns; a dot leads into an object within a JSON object. See `data.encode` for
+    # their order.
     texts: tuple[str, ...]
-    label: str | None = "label"
-    header: tuple[str, ...] = ()
+    label: str | None = "label"  # column; None if the rows have no label
+    header: tuple[
+        str, ...
+    ] = ()  # of a file that does not begin with its columns' names
+    # Makes several records of a line's JSON object.
     expand: Callable[[Record], Iterable[Record]] | None = None
-    skip_short: bool = False
-    own: bool = False
+    skip_short: bool = False  # leave out rows with too few columns, and count them
+    own: bool = False  # the columns are those of `glue.own_texts` and `glue.own_label`
 
     def hint(self, column: str) -> str:
         """Returns the end of a message about a column: the key that names it, or ""."""
@@ -47,49 +42,31 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A labelled split that is scored.
+    """A labelled split that is scored."""
 
-    Attributes:
-      name: in glue.json.
-      title: as printed.
-      split: where its rows are.
-      metrics: keys of `scores.METRICS`; the first one chooses the learning rate.
-      rows: how many the benchmark has; 0 = not known.
-    """
-
-    name: str
-    title: str
+    name: str  # in glue.json
+    title: str  # as printed
     split: Split
-    metrics: tuple[str, ...]
-    rows: int = 0
+    metrics: tuple[str, ...]  # of `scores.METRICS`; the first chooses the learning rate
+    rows: int = 0  # how many the benchmark has; 0 = not known
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A training set, and the sets that a model trained on it is scored on.
+    """A training set, and the sets that a model trained on it is scored on."""
 
-    Attributes:
-      name: in `glue.tasks`.
-      title: as printed.
-      source: "glue", "superglue", "embedded" or "own": the folder of its files.
-      train: the training rows.
-      dev: the scored sets; the first one chooses the learning rate.
-      labels: all values of the label, in the order of the class ids; () = a number
-        is predicted, or the labels are those of the training rows (source "own").
-      test: {name of the file for the benchmark's server: unlabelled rows}.
-      train_rows: how many the benchmark has; 0 = not known.
-      rows_per_class: how many training rows of each class are used; 0 = all.
-    """
-
-    name: str
-    title: str
-    source: str
+    name: str  # in `glue.tasks`
+    title: str  # as printed
+    source: str  # "glue", "superglue", "embedded" or "own": the folder of its files
     train: Split
-    dev: tuple[Scored, ...]
+    dev: tuple[Scored, ...]  # the first one chooses the learning rate
+    # All values of the label, in the order of the class ids; () = a number is
+    # predicted, or the labels are those of the training rows (source "own").
     labels: tuple[str, ...]
+    # {name of the file for the benchmark's server: unlabelled rows}
     test: dict[str, Split] = dataclasses.field(default_factory=dict)
-    train_rows: int = 0
-    rows_per_class: int = 0
+    train_rows: int = 0  # how many the benchmark has; 0 = not known
+    rows_per_class: int = 0  # how many training rows of each class are used; 0 = all
 
     @property
     def regression(self) -> bool:
