@@ -27,7 +27,7 @@ def read(folder: Path) -> list[Paradigm]:
     """Reads BLiMP's `*.jsonl`, a file for each paradigm.
 
     Raises:
-      UserError: the folder has none, or a line lacks a field.
+      UserError: the folder has none, or a line has no pair.
     """
     paradigms = []
     for path in sorted(folder.expanduser().glob("*.jsonl")):

@@ -113,7 +113,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]
       more: other checks, which raise what is wrong.
 
     Returns:
-      The tasks to fine-tune on, see `evaluate.look`.
+      The tasks to fine-tune on, see `evaluate.check`.
 
     Raises:
       UserError: all that is wrong, a line each.
@@ -121,7 +121,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]
     checks = [partial(check_workdir, workdir, config), *more]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
-    return all_of([*checks, partial(evaluate.look, config, workdir)])[-1]
+    return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:

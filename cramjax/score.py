@@ -69,7 +69,7 @@ def score(argv: Sequence[str]) -> str:
             f"(--checkpoint's {EVALUATION}/ if it is left out)"
         )
     check_workdir(workdir, config)
-    found = evaluate.look(config, workdir)
+    found = evaluate.check(config, workdir)
     use_cache(config.compilation_cache)
     chosen = evaluate.fetch(config, found)
     if foreign:
@@ -128,8 +128,8 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:
-      UserError: `config.glue.max_length` is too long for the model, or there are no
-        weights for an initialization.
+      UserError: the model has no weights for an initialization, or
+        `config.glue.max_length` is too long for it.
     """
     require(
         set(config.glue.starts) <= {"pretrained", "random"},

@@ -1,4 +1,4 @@
-"""Zero-shot grammar: how often a model finds the right sentence of a pair likelier.
+"""Zero-shot grammar: how often a model prefers the right sentence of a pair.
 
 python scripts/blimp.py --checkpoint=DIR --data=blimp [--max_pairs=100] [--json=FILE]
 

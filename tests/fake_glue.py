@@ -28,7 +28,7 @@ def untrained(model, glue, train, sets, outputs, **_):
 
 def evaluated(config, tokenizer, workdir, weights=None):
     """Returns the scores of the config's tasks, as a run does."""
-    chosen = evaluate.fetch(config, evaluate.look(config, workdir))
+    chosen = evaluate.fetch(config, evaluate.check(config, workdir))
     return evaluate.evaluate(config, weights or {}, tokenizer, workdir, chosen)
 
 

@@ -257,7 +257,7 @@ def test_two_dev_sets_predictions_and_submission(
         trials=3,
     )
     config = dataclasses.replace(tiny, glue=glue)
-    evaluate.look(config, tmp_path)
+    evaluate.check(config, tmp_path)
     results = evaluated(config, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     # Labels of dev_mismatched are 0, 1, 2, 0.
@@ -344,7 +344,7 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         return dataclasses.replace(tiny, glue=glue)
 
     config = having("mnli", "stsb")
-    evaluate.look(config, tmp_path)
+    evaluate.check(config, tmp_path)
     results = evaluated(config, corpus.tokenizer, tmp_path)
     assert results.keys() == {"mnli", "mnli_mm"}
     [line] = [line for line in said if "STS-B" in line and "missing" in line]
@@ -354,13 +354,13 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
     assert page.endswith(note)
     assert "mean of 2 of the paper's nine numbers, without SST-2, STS-B, RTE" in page
     # MNLI is scored already, and nothing else can be.
-    assert evaluate.look(having("mnli"), tmp_path) == []
+    assert evaluate.check(having("mnli"), tmp_path) == []
     (tmp_path / "glue.json").unlink()
-    found = evaluate.look(having("mnli", "stsb", "rte"), tmp_path)
+    found = evaluate.check(having("mnli", "stsb", "rte"), tmp_path)
     assert [task.name for task in found] == ["mnli"]
     # Nothing is left to score.
     with pytest.raises(UserError) as error:
-        evaluate.look(having("stsb", "rte", "cb"), tmp_path)
+        evaluate.check(having("stsb", "rte", "cb"), tmp_path)
     first, second, third = str(error.value).splitlines()
     assert first == line and second.startswith("RTE is not scored: RTE/train.tsv is")
     assert f"config.glue.data_dir is {str(glue_folder)!r}: pass --config" in second
@@ -370,9 +370,9 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
 def test_what_is_scored_needs_no_files(scoring_mnli, corpus, glue_folder, tmp_path):
     evaluated(scoring_mnli, corpus.tokenizer, tmp_path)
     (glue_folder / "MNLI" / "train.tsv").unlink()
-    assert evaluate.look(scoring_mnli, tmp_path) == []
+    assert evaluate.check(scoring_mnli, tmp_path) == []
     with pytest.raises(UserError, match=r"MNLI/train\.tsv is missing"):
-        evaluate.look(with_a_rate_more(scoring_mnli), tmp_path)
+        evaluate.check(with_a_rate_more(scoring_mnli), tmp_path)
 
 
 def test_the_best_rate_is_the_first_sets_and_serves_the_others():

@@ -183,7 +183,7 @@ def test_superglue_rows(tmp_path, name, record, texts, labels):
         ("cb", "[1]\n", r"train\.jsonl:1 has no 'premise'"),
         ("wsc", '{"text": "a", "target": 3}\n', r":1 has no 'target.span1_index'"),
         ("cb", '{"premise": null}\n', r":1 has no text or number in 'premise'"),
-        ("multirc", '{"passage": {}}\n', r"train\.jsonl:1 lacks a part: 'questions'"),
+        ("multirc", '{"passage": {}}\n', r"train\.jsonl:1 does not have 'questions'"),
     ],
 )
 def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):

@@ -130,7 +130,7 @@ def names(found):
 
 def test_looking_downloads_nothing(server, tmp_path, said):
     config = having(tmp_path)
-    found = evaluate.look(config, tmp_path)
+    found = evaluate.check(config, tmp_path)
     assert names(found) == ["cola", "mrpc", "mnli"]
     assert not (tmp_path / "tfds" / "glue").exists() and said == []
     assert names(evaluate.fetch(config, found)) == ["cola", "mrpc", "mnli"]
@@ -139,7 +139,7 @@ def test_looking_downloads_nothing(server, tmp_path, said):
     ]
     server.shutdown()
     server.server_close()
-    assert names(evaluate.look(config, tmp_path)) == ["cola", "mrpc", "mnli"]
+    assert names(evaluate.check(config, tmp_path)) == ["cola", "mrpc", "mnli"]
 
 
 def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, said):
@@ -147,7 +147,7 @@ def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, sai
     ids = ids.rename(tmp_path / ids.name)
     (tmp_path / "served" / "CoLA.zip").write_bytes(b"other bytes")
     manual = tmp_path / "tfds" / "downloads" / "manual"
-    found = evaluate.look(having(tmp_path), tmp_path)
+    found = evaluate.check(having(tmp_path), tmp_path)
     assert names(found) == ["cola", "mnli"]
     assert said[0].startswith("MRPC is not scored: glue/mrpc cannot be prepared in ")
     assert "(data_mrpc_dev_ids.tsv cannot be downloaded: HTTPError: 404 " in said[0]
@@ -156,10 +156,10 @@ def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, sai
     assert said[2].startswith("CoLA is not scored: glue/cola cannot be prepared in ")
     assert "wrong checksum" in said[2] and str(manual) in said[2]
     with pytest.raises(UserError, match="MRPC is not scored"):
-        evaluate.look(having(tmp_path, "mrpc"), tmp_path)
+        evaluate.check(having(tmp_path, "mrpc"), tmp_path)
     manual.mkdir(parents=True)
     ids.rename(manual / ids.name)
-    assert names(evaluate.look(having(tmp_path, "mrpc"), tmp_path)) == ["mrpc"]
+    assert names(evaluate.check(having(tmp_path, "mrpc"), tmp_path)) == ["mrpc"]
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_host_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
         fake_glue.expect(fake_glue.write(tmp_path / "files"), patch, address)
         begun = time.monotonic()
         with pytest.raises(UserError, match="timed out") as error:
-            evaluate.look(having(tmp_path), tmp_path)
+            evaluate.check(having(tmp_path), tmp_path)
         assert time.monotonic() - begun < 10
     assert [line[:4] for line in str(error.value).splitlines()] == [
         "CoLA",
@@ -186,7 +186,7 @@ def test_the_folder_is_tfds_own_unless_one_is_named(server, tmp_path, monkeypatc
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "shared"))
     monkeypatch.chdir(tmp_path)
     by_default = having(tmp_path, "cola", tfds_dir="")
-    assert evaluate.fetch(by_default, evaluate.look(by_default, tmp_path))
+    assert evaluate.fetch(by_default, evaluate.check(by_default, tmp_path))
     assert (tmp_path / "shared" / "glue" / "cola").is_dir()
 
 
@@ -204,11 +204,11 @@ def test_the_benchmarks_own_folder_wins_and_is_not_mixed_with_tfds(
         (tmp_path / member).parent.mkdir(exist_ok=True)
         (tmp_path / member).write_text(text)
     config = having(tmp_path, tfds_dir="", data_dir=str(tmp_path))
-    assert names(evaluate.look(config, tmp_path)) == ["cola"]
+    assert names(evaluate.check(config, tmp_path)) == ["cola"]
     assert "MRPC is not scored: MRPC/train.tsv is missing" in said[0]
     assert "MNLI is not scored: MNLI/train.tsv is missing" in said[1]
     with pytest.raises(Asked):  # a folder for TFDS is named
-        evaluate.look(having(tmp_path, data_dir=str(tmp_path)), tmp_path)
+        evaluate.check(having(tmp_path, data_dir=str(tmp_path)), tmp_path)
 
 
 def test_what_another_program_prepared_is_named(server, tmp_path):
@@ -219,7 +219,7 @@ def test_what_another_program_prepared_is_named(server, tmp_path):
     assert '"array_record"' in text
     info.write_text(text.replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match=r"TFRECORD.*another --config\.glue\.tfds_dir"):
-        evaluate.look(having(tmp_path, "cola"), tmp_path)
+        evaluate.check(having(tmp_path, "cola"), tmp_path)
 
 
 def test_the_builder_is_found_in_a_fresh_process(tmp_path):

@@ -26,9 +26,9 @@ def add(entries: dict[str, dict[str, Any]], rows: data.TaskRows[data.Rows]) -> N
     logger.info(
         f"{task.title}: bag of words: fitting it to {len(train):,} training rows"
     )
-    begin = time.monotonic()
+    started = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
-    elapsed_s = time.monotonic() - begin
+    elapsed_s = time.monotonic() - started
     for scored in rows.scored:
         sides = rows.dev[scored.name].labels_N, predictions[scored.name]
         found = {metric: scores.score(metric, *sides) for metric in scored.metrics}

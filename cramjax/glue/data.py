@@ -86,7 +86,7 @@ def _read_jsonl(path: Path, split: Split) -> Table:
         try:
             records = list(split.expand(record)) if split.expand else [record]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{where} lacks a part: {error}") from error
+            raise UserError(f"{where} does not have {error}") from error
         for record in records:
             texts = tuple(_field(record, name, where, split) for name in split.texts)
             label = split.label and _field(record, split.label, where, split)
@@ -210,8 +210,8 @@ def is_from_tfds(task: Task, glue: GlueConfig) -> bool:
     """Returns whether a task is read from TFDS, not from a folder with its files.
 
     GLUE's tasks are if `glue.tfds_dir` is given or the folder `glue.data_dir` does not
-    exist. The two are not mixed: a task that the folder lacks is left out and not taken
-    from TFDS, which may have another copy of the benchmark.
+    exist. The two are not mixed: a task that is missing in the folder is not taken from
+    TFDS, which may have another copy of the benchmark.
     """
     own_files = not glue.tfds_dir and Path(glue.data_dir).expanduser().is_dir()
     return task.source == "glue" and not own_files
@@ -260,7 +260,7 @@ def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
         raise UserError(
             f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
             f"{len(labels)} labels in {glue.own_label!r} (config.glue.own_label), "
-            f"needed are {'exactly 2' if two else '2 or more'}"
+            f"and it needs {'exactly 2' if two else '2 or more'}"
         )
     return labels
 

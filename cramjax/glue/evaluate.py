@@ -27,20 +27,20 @@ ESTIMATED_ROWS = 1024  # of a task, from which the length of its batches is esti
 DELETE_IT = "delete it to score again"
 
 
-def look(config: Config, workdir: Path) -> list[Task]:
+def check(config: Config, workdir: Path) -> list[Task]:
     """Reads the files of every task that is not scored yet; logs what is missing.
 
-    So a mistake in them costs no training. Downloads nothing: it only finds out whether
-    TFDS can.
+    A mistake in them must not cost any training. Nothing is downloaded: TFDS is only
+    asked whether it could.
 
     Returns:
-      The tasks that have a training and a dev set, as far as is known.
+      The tasks that have a training and a dev set, unless a download fails.
 
     Raises:
       UserError: a task is unknown, files cannot be used (a line for each), or no task
         has a training and a dev set.
     """
-    results = _earlier(workdir / RESULTS)
+    results = _read_results(workdir / RESULTS)
     found, notes, faults = [], [], []
     for task in tasks.get(config.glue):
         try:
@@ -65,7 +65,7 @@ def look(config: Config, workdir: Path) -> list[Task]:
 
 
 def fetch(config: Config, found: list[Task]) -> list[Task]:
-    """Has TFDS download and prepare what is missing of the tasks that `look` returned.
+    """Has TFDS download and prepare what is missing of the tasks that `check` returned.
 
     Returns:
       The tasks that have a training and a dev set; the others are logged.
@@ -168,7 +168,7 @@ def evaluate(
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results = _earlier(path)
+    results = _read_results(path)
     todo = [(task, jobs) for task in chosen if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
         rows = _read(config, task)
@@ -178,7 +178,7 @@ def evaluate(
         encoded = data.encode_all(rows, tokenizer, config.glue)
         del rows  # the texts of a large task
         for start, rate in jobs:
-            begin = time.monotonic()
+            started = time.monotonic()
             with Journal(workdir, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
@@ -195,7 +195,8 @@ def evaluate(
             _add_job(entries, encoded, start, rate, trained, workdir)
             _write(path, results, config)
             for entry in entries.values():
-                logger.info(_scores_line(entry, start, rate, time.monotonic() - begin))
+                seconds = time.monotonic() - started
+                logger.info(_scores_line(entry, start, rate, seconds))
     if results and (todo or not (workdir / TABLE).exists()):
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
@@ -261,7 +262,6 @@ def _add_job(
     workdir: Path,
 ) -> None:
     """Adds a job's scores to the entries; writes predictions and submissions."""
-    # The dev sets come first.
     count = len(rows.dev)
     of_dev, of_test = trained.outputs[:count], trained.outputs[count:]
     for scored, outputs_TxNxC in zip(rows.scored, of_dev, strict=True):
@@ -307,7 +307,7 @@ def _scores_line(entry: dict[str, Any], start: str, rate: float, seconds: float)
     )
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> dict[str, Any]:
     """Returns the scores of an earlier session."""
     if not path.exists():
         return {}

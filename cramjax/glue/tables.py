@@ -269,18 +269,18 @@ def _differences(
         row = [entry["title"], entry["metric"]]
         for pair, found in differences.items():
             mark = max(diverged_mark(results, s, [name]) for s in pair.split(" - "))
-            row.append(
-                "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**found[name])
-                + mark
-                if name in found
-                else "-"
-            )
+            cell = "-"
+            if name in found:
+                template = "{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                cell = template.format(**found[name]) + mark
+            row.append(cell)
         for start in models:
             scored, bag = entry["starts"].get(start), entry.get("bag_of_words")
-            mark = diverged_mark(results, start, [name])
-            known = scored and bag
-            gain = known and scored["mean"] - bag[entry["metric"]]
-            row.append(f"{gain:+.1f}{mark}" if known else "-")
+            if scored and bag:
+                gain = scored["mean"] - bag[entry["metric"]]
+                row.append(f"{gain:+.1f}{diverged_mark(results, start, [name])}")
+            else:
+                row.append("-")
         rows.append(row)
     columns = [f"{start} - {BAG_OF_WORDS}" for start in models]
     return (
