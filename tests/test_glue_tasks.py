@@ -251,7 +251,7 @@ def test_own_labels_are_sorted(tmp_path):
     assert data.load(task, glue).labels == tuple("abcdefg")
     write(tmp_path, "train.tsv", text + "a\t \n")
     with pytest.raises(
-        UserError, match=r"train\.tsv:9 has no label in 'label'; .*own_l"
+        UserError, match=r"train\.tsv:9 has the label ' ', not one of .*own_l"
     ):
         data.load(task, glue)
 

@@ -171,7 +171,13 @@ def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
     train_table = _find(task, task.train, glue)
     dev_tables = {scored.name: _find(task, scored.split, glue) for scored in task.dev}
     if train_table is None or not any(dev_tables.values()):
-        raise _missing(task, task.dev[0].split if train_table else task.train, glue)
+        key, folder = _folder(task, glue)
+        missing = task.dev[0].split if train_table else task.train
+        raise Incomplete(
+            f"{task.title} is not scored: {' or '.join(missing.files)} is missing; "
+            f"config.glue.{key} is {folder!r}: pass --config.glue.{key}=FOLDER, the "
+            f"one that holds it, or leave {task.name!r} out of --config.glue.tasks"
+        )
     labels = task.labels
     if not labels and not task.regression:
         labels = _own_labels(train_table, task, glue)
@@ -232,29 +238,13 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     return None
 
 
-def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
-    """Returns an error about a training or dev set that is missing."""
-    key, folder = _folder(task, glue)
-    return Incomplete(
-        f"{task.title} is not scored: {' or '.join(split.files)} is missing; "
-        f"config.glue.{key} is {folder!r}: pass --config.glue.{key}=FOLDER, the one "
-        f"that holds it, or leave {task.name!r} out of --config.glue.tasks"
-    )
-
-
 def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
     """Returns the labels in the training rows of the user's task, sorted.
 
     Raises:
-      UserError: a row has none, or the metric cannot tell them apart.
+      UserError: the metric is not for so many.
     """
-    for row in table.rows:
-        if not row.label.strip():
-            raise UserError(
-                f"{table.where}:{row.line} has no label in {glue.own_label!r}"
-                f"{task.train.hint(glue.own_label)}"
-            )
-    labels = tuple(sorted({row.label for row in table.rows}))
+    labels = tuple(sorted({row.label for row in table.rows if row.label.strip()}))
     two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
@@ -347,13 +337,12 @@ def encode(
     special ones included: the longer side first, from its right end; of two equally
     long sides A keeps the odd token.
     """
-    sides: list[list[list[int]]] = []  # [text][row]
-    for i in range(len(rows.texts[0])):
-        texts = [row[i] for row in rows.texts]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        sides.append([encoding.ids for encoding in encodings])
+    columns = [
+        [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        for texts in map(list, zip(*rows.texts, strict=True))
+    ]
     token_rows = [
-        template(ids, max_length, empty_second) for ids in zip(*sides, strict=True)
+        template(ids, max_length, empty_second) for ids in zip(*columns, strict=True)
     ]
     dtype = token_dtype(tokenizer.get_vocab_size())
     tokens_NxL = np.full((len(token_rows), max_length), PAD, dtype)

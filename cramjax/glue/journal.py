@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 LOG = "finetune.jsonl"
 PLAIN_EVERY_S = 30.0
-# After an epoch, at most one row is predicted for this many rows of training. A forward
-# pass costs a third of a training step: 7 % by calculation. Tasks of a few dozen rows
-# pay more, 13 to 25 % (under a second) on intents10 on a CPU.
+# After an epoch, at most one row is predicted for this many rows of training, which
+# takes 7 % of an epoch: a forward pass costs a third of a training step.
 TRAINED_PER_PREDICTED = 5
 
 
