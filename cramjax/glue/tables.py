@@ -91,7 +91,7 @@ def page(
         f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue, below),
         averages_table(results, glue, below),
-        _differences(results, glue, differences, below),
+        _differences(results, differences, below),
         "## Every trial",
         _trials(results),
         below,
@@ -134,7 +134,7 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
     )
-    for start in models_beside_baselines(glue):
+    for start in [s for s in glue.starts if s != "random"] or glue.starts:
         medians = scores.numbers(results, start)
         numbers = {(n, entry["metric"]): entry["title"] for n, entry in results.items()}
         titles = [
@@ -148,11 +148,6 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
                 f"{'; '.join(titles)}."
             )
     return text
-
-
-def models_beside_baselines(glue: GlueConfig) -> list[str]:
-    """Returns all initializations but "random", unless it is the only one."""
-    return [s for s in glue.starts if s != "random"] or [*glue.starts]
 
 
 def _cell(value: float | None, *marks: str) -> str:
@@ -241,44 +236,30 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
 
 
 def _differences(
-    results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any], below: str
+    results: dict[str, Any], differences: dict[str, Any], below: str
 ) -> str:
-    """Returns a row per set, with a column per pair of initializations, or "".
-
-    A further column compares each initialization with a bag of words, without an
-    interval, because a bag of words is fitted once.
-    """
+    """Returns a row per set, with a column per pair of initializations, or ""."""
     if not any(differences.values()):
         return ""
-    baseline = scores.numbers(results, BAG_OF_WORDS)
-    models = models_beside_baselines(glue) if baseline else []
     rows = []
     for name, entry in results.items():
         row = [entry["title"], entry["metric"]]
         for pair, found in differences.items():
-            mark = max(diverged_mark(results, s, [name]) for s in pair.split(" - "))
             cell = "-"
             if name in found:
                 template = "{difference:+.1f} ({low:+.1f} to {high:+.1f})"
-                cell = template.format(**found[name]) + mark
+                cell = template.format(**found[name])
+                cell += max(
+                    diverged_mark(results, s, [name]) for s in pair.split(" - ")
+                )
             row.append(cell)
-        for start in models:
-            scored, bag = entry["starts"].get(start), entry.get("bag_of_words")
-            if scored and bag:
-                gain = scored["mean"] - bag[entry["metric"]]
-                row.append(f"{gain:+.1f}{diverged_mark(results, start, [name])}")
-            else:
-                row.append("-")
         rows.append(row)
-    columns = [f"{start} - {BAG_OF_WORDS}" for start in models]
     return (
         "## Between initializations\n\n"
-        + table(["task", "metric", *differences, *columns], rows)
+        + table(["task", "metric", *differences], rows)
         + f"\n\nDifferences of the trials' means, with the interval of "
         f"{scores.LEVEL:.0%} of {scores.DRAWS:,} paired bootstrap draws of dev rows "
-        "and trials."
-        + (" A bag of words is fitted once: no interval." if models else "")
-        + f"\n\n{below}"
+        f"and trials.\n\n{below}"
     )
 
 
