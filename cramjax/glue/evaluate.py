@@ -55,10 +55,8 @@ def check(config: Config, workdir: Path) -> list[Task]:
             notes.append(str(error))
         except UserError as error:
             faults.append(str(error))
-    if notes and not (found or results):
-        faults = faults or notes
-    if faults:
-        raise UserError("\n".join(faults))
+    if faults or (notes and not found and not results):
+        raise UserError("\n".join(faults or notes))
     for note in notes:
         logger.info(note)
     return found
@@ -77,9 +75,8 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
     for task in found:
         try:
             if data.is_from_tfds(task, config.glue):
-                logger.info(
-                    f"{task.title}: from TFDS, {tfds_source.folder(config.glue)}"
-                )
+                folder = tfds_source.folder(config.glue)
+                logger.info(f"{task.title}: from TFDS, {folder}")
                 _read(config, task)
             complete.append(task)
         except tasks.Incomplete as error:

@@ -186,7 +186,7 @@ def _embedded(
     **more: int,
 ) -> Task:
     """Returns a task in the package, see cramjax/demo/README.md."""
-    folder = name.rstrip("0123456789")
+    folder = name.rstrip("0123456789")  # intents10 has the files of intents
     train, dev = (
         Split((f"{folder}/{stem}.tsv",), ("sentence",)) for stem in ("train", "dev")
     )
