@@ -45,8 +45,9 @@ class Journal:
         self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
         self._last_plain = time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description}: {task.percentage:.0f}% done, left"),
+            TextColumn("{task.percentage:3.0f}%, left"),
             TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             console=Console(),
             transient=True,
             disable=not sys.stdout.isatty(),
