@@ -257,7 +257,6 @@ def test_two_dev_sets_predictions_and_submission(
         trials=3,
     )
     config = dataclasses.replace(tiny, glue=glue)
-    evaluate.check(config, tmp_path)
     results = evaluated(config, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     # Labels of dev_mismatched are 0, 1, 2, 0.
@@ -344,7 +343,6 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         return dataclasses.replace(tiny, glue=glue)
 
     config = having("mnli", "stsb")
-    evaluate.check(config, tmp_path)
     results = evaluated(config, corpus.tokenizer, tmp_path)
     assert results.keys() == {"mnli", "mnli_mm"}
     [line] = [line for line in said if "STS-B" in line and "missing" in line]

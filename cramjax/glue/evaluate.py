@@ -41,11 +41,11 @@ def check(config: Config, workdir: Path) -> list[Task]:
         has a training and a dev set.
     """
     results = _read_results(workdir / RESULTS)
+    wanted = tasks.get(config.glue)
+    todo = [task for task in wanted if _jobs(results, task, config)]
     found, notes, faults = [], [], []
-    for task in tasks.get(config.glue):
+    for task in todo:
         try:
-            if not _jobs(results, task, config):
-                continue
             if data.is_from_tfds(task, config.glue):
                 tfds_source.check(task, config.glue)
             else:
@@ -55,7 +55,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
             notes.append(str(error))
         except UserError as error:
             faults.append(str(error))
-    if faults or (notes and not found and not results):
+    if faults or (notes and not found and todo == wanted):
         raise UserError("\n".join(faults or notes))
     for note in notes:
         logger.info(note)
