@@ -24,13 +24,8 @@ def pseudo_log_likelihoods(
 ) -> np.ndarray:
     """Returns each row's sum of log-probabilities of its tokens, masked one at a time.
 
-    "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659).
-
-    Args:
-      model: the model's shape.
-      params: of `encoder.MaskedLM`.
-      rows: tokens; the first and the last token of each row are not scored.
-      length_step: rows are padded to a multiple of it.
+    "Masked Language Model Scoring" (Salazar et al. 2020, arXiv 1910.14659). The first
+    and the last token of each row are not scored. `params` are of `encoder.MaskedLM`.
     """
     masked, answers, row_R = [], [], []
     for number, ids in enumerate(rows):
@@ -52,10 +47,7 @@ def pseudo_log_likelihoods(
 def percent_preferred(scores_N: np.ndarray) -> float:
     """Returns how often, in percent, the first of a pair scores higher than the second.
 
-    A tie counts half.
-
-    Args:
-      scores_N: the first pair's first and second text, then the next pair's.
+    The scores are the first pair's two, then the next pair's. A tie counts half.
     """
     first_P, second_P = scores_N[::2], scores_N[1::2]
     return 100 * float(np.mean((first_P > second_P) + 0.5 * (first_P == second_P)))

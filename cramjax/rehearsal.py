@@ -93,7 +93,7 @@ def _scratch(parent: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _try_all(config: Config, found: evaluate.Found, scratch: Path) -> None:
+def _try_all(config: Config, found: list[tasks.Task], scratch: Path) -> None:
     texts, all_chars = _sample(config)
     complete = evaluate.fetch(config, found)
     named = ", ".join(task.title for task in complete)

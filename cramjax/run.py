@@ -32,6 +32,7 @@ from cramjax.device import tuning
 from cramjax.device.compile import Ahead, use_cache
 from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
+from cramjax.glue.tasks import Task
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
 from cramjax.training.clock import tokens_bought
@@ -102,7 +103,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
     return weights
 
 
-def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.Found:
+def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
     """Looks at everything that can fail, before any text or task is downloaded.
 
     Args:
@@ -112,7 +113,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
       more: other checks, which raise what is wrong.
 
     Returns:
-      What there is to fine-tune on.
+      The tasks to fine-tune on, see `evaluate.check`.
 
     Raises:
       UserError: all that is wrong, a line each.
@@ -120,7 +121,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> evaluate.F
     checks = [partial(check_workdir, workdir, config), *more]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
-    return all_of([*checks, partial(evaluate.look, config, workdir)])[-1]
+    return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:

@@ -45,64 +45,49 @@ def score(argv: Sequence[str]) -> str:
     """
     config, extras = parse_command_line(argv, ["checkpoint", "workdir"], SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
+    checkpoint = Path(extras["checkpoint"]) if extras["checkpoint"] else None
     foreign = None  # another project's model
-    if checkpoint := extras["checkpoint"] and Path(extras["checkpoint"]):
-        if (checkpoint / FOREIGN_WEIGHTS).is_file():
-            foreign = load_foreign(checkpoint)
-            config = _of_foreign(config, overridden(argv), foreign)
-        else:
-            config = _of_checkpoint(config, overridden(argv), checkpoint)
-    else:
+    if checkpoint is None:
         glue = dataclasses.replace(config.glue, starts=("random",))
         config = dataclasses.replace(config, glue=glue)
+    elif (checkpoint / FOREIGN_WEIGHTS).is_file():
+        foreign = load_foreign(checkpoint)
+        config = _of_foreign(config, overridden(argv), foreign)
+    else:
+        config = _of_checkpoint(config, overridden(argv), checkpoint)
     default = checkpoint / EVALUATION if checkpoint else "runs/random"
     workdir = Path(extras["workdir"] or default)
-    _check_not_a_runs(workdir)
-    check_workdir(workdir, config)
-    found = evaluate.look(config)
-    use_cache(config.compilation_cache)
-    complete = evaluate.fetch(config, found)
-    if foreign:
-        weights, vocabulary = {"pretrained": foreign.params}, foreign.tokenizer
-        source = {"checkpoint": str(checkpoint.resolve()), "corpus": ""}
-    elif checkpoint:
-        weights, _ = read_back(config, checkpoint)
-        vocabulary = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
-        # The manifest of a corpus that was copied by hand has no name.
-        name = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS).get("name", "")
-        source = {"checkpoint": str(checkpoint.resolve()), "corpus": name}
-    else:
-        corpus = prepare(config)
-        weights, vocabulary = {}, corpus.tokenizer
-        source = {"checkpoint": "", "corpus": corpus.path.name}
-    workdir.mkdir(parents=True, exist_ok=True)
-    with lock_workdir(workdir):
-        _note_source(workdir, source)
-        record(workdir / CONFIG, config)
-        evaluate.evaluate(
-            config,
-            weights,
-            vocabulary,
-            workdir,
-            imported=bool(foreign),
-            chosen=complete,
-        )
-    table = workdir / evaluate.TABLE
-    return f"{table.read_text()}\nwritten to {table}"
-
-
-def _check_not_a_runs(workdir: Path) -> None:
-    """Protects the scores and the config of a pretraining.
-
-    Raises:
-      UserError: the workdir is that of a pretraining.
-    """
     if (workdir / CORPUS).exists():
         raise UserError(
             f"--workdir={workdir} is the folder of a pretraining, not of scores alone: "
             f"pass --checkpoint={workdir} to score its weights, and another --workdir "
             f"(--checkpoint's {EVALUATION}/ if it is left out)"
         )
+    check_workdir(workdir, config)
+    found = evaluate.check(config, workdir)
+    use_cache(config.compilation_cache)
+    chosen = evaluate.fetch(config, found)
+    if foreign:
+        weights, trained = {"pretrained": foreign.params}, foreign.tokenizer
+        corpus_name = ""
+    elif checkpoint:
+        weights, _ = read_back(config, checkpoint)
+        trained = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
+        # The manifest of a corpus that was copied by hand has no name.
+        manifest = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS)
+        corpus_name = manifest.get("name", "")
+    else:
+        corpus = prepare(config)
+        weights, trained, corpus_name = {}, corpus.tokenizer, corpus.path.name
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock_workdir(workdir):
+        _record_source(workdir, checkpoint, corpus_name)
+        record(workdir / CONFIG, config)
+        evaluate.evaluate(
+            config, weights, trained, workdir, chosen, imported=foreign is not None
+        )
+    table = workdir / evaluate.TABLE
+    return f"{table.read_text()}\nwritten to {table}"
 
 
 def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
@@ -118,17 +103,16 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
             f"the --workdir of one, which has {SUMMARY}"
         )
     values = read_recorded(checkpoint / CONFIG, "bring it back")
-    trained = flatten(values)
-    asked = flatten(to_dict(config))
-    for key, left_to_device in (("micro_batch", 0), ("model.attention", "auto")):
-        if asked[key] == left_to_device:  # the run has chosen it
-            asked[key] = trained.get(key)
+    trained, asked = flatten(values), flatten(to_dict(config))
     for key in sorted(given - OPERATIONAL_KEYS - {"seed"}):
-        if not key.startswith("glue.") and asked[key] != trained.get(key):
-            raise UserError(
-                f"--config.{key}={asked[key]!r}: the weights of --checkpoint="
-                f"{checkpoint} have {trained.get(key)!r}; leave it out"
-            )
+        # What was left to the device, the run has chosen.
+        left = {"micro_batch": 0, "model.attention": "auto"}.get(key)
+        if key.startswith("glue.") or asked[key] in (left, trained.get(key)):
+            continue
+        raise UserError(
+            f"--config.{key}={asked[key]!r}: the weights of --checkpoint="
+            f"{checkpoint} have {trained.get(key)!r}; leave it out"
+        )
     values["glue"] = to_dict(config.glue)
     if "seed" in given:
         values["seed"] = config.seed
@@ -139,20 +123,17 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     """Returns `config` with the shape of another project's model, and its template.
 
     Raises:
-      UserError: `config.glue.max_length` is too long for the model, or there are no
-        weights for an initialization.
+      UserError: the model has no weights for an initialization, or
+        `config.glue.max_length` is too long for it.
     """
-    for start in config.glue.starts:
-        require(
-            start in ("pretrained", "random"),
-            "glue.starts",
-            config.glue.starts,
-            "of 'pretrained' and 'random': this checkpoint has no averages",
-        )
+    require(
+        set(config.glue.starts) <= {"pretrained", "random"},
+        "glue.starts",
+        config.glue.starts,
+        "of 'pretrained' and 'random': this checkpoint has no averages",
+    )
     model = dataclasses.replace(
-        foreign.model,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
+        foreign.model, dtype=config.model.dtype, attention=config.model.attention
     )
     glue = config.glue
     if "glue.empty_second" not in given:
@@ -160,19 +141,20 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
     return dataclasses.replace(config, model=model, glue=glue)
 
 
-def _note_source(workdir: Path, source: dict[str, str]) -> None:
+def _record_source(workdir: Path, checkpoint: Path | None, corpus_name: str) -> None:
     """Records which weights are scored; refuses to mix scores of different ones.
 
     Raises:
       UserError: the workdir has scores of other weights.
     """
     path = workdir / WEIGHTS
+    resolved = str(checkpoint.resolve()) if checkpoint else ""
+    source = {"checkpoint": resolved, "corpus": corpus_name}
     if (workdir / evaluate.RESULTS).exists():
         before = files.read_json(path, "pass another --workdir")
-        for key, value in source.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"--workdir={workdir} has the scores of the {key} "
-                    f"{before.get(key)!r}, not {value!r}: pass another --workdir"
-                )
+        if before != source:
+            raise UserError(
+                f"--workdir={workdir} has the scores of {before}, not of {source}: "
+                "pass another --workdir"
+            )
     files.write_json(path, source)

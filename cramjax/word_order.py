@@ -36,12 +36,7 @@ _END = re.compile(r"""[.!?]["'”’)\]]*$""")
 
 
 def score(config: Config, params: Any, corpus: Corpus) -> dict[str, Any] | None:
-    """Scores parameters on sentences of the held-out part.
-
-    Args:
-      config: the run's; `model` and `data.cls` are read.
-      params: of `encoder.MaskedLM`.
-      corpus: sentences are of its held-out part, bigrams of its training part.
+    """Scores parameters of `encoder.MaskedLM` on sentences of the held-out part.
 
     Returns:
       {"model", "bigram" (how often each prefers the original, in percent), "pairs"
@@ -96,12 +91,7 @@ def make_pairs(
     """Returns pairs: a sentence, and the same with two neighbouring words swapped.
 
     Sentences are spread evenly over the held-out text; each ends in a full stop,
-    exclamation or question mark. The two words differ.
-
-    Args:
-      corpus: its held-out part has the sentences.
-      max_tokens: longer sentences are left out.
-      max_pairs: how many pairs at most.
+    exclamation or question mark, and has at most `max_tokens`. The two words differ.
     """
     spelled = tokenizer.spellings(corpus.tokenizer)
     found = []
@@ -131,13 +121,8 @@ def bigram_log_likelihoods(
     P(b|a) = (count(ab) + `PRIOR` P(b)) / (count(a) + `PRIOR`): counts are interpolated
     with the frequencies P(b), the more the rarer a is (a Dirichlet prior: MacKay and
     Peto 1995). Frequencies have 1 added to every count; the first token has P(b) alone.
-
-    Args:
-      blocks: the text to count in; at most `TRAIN_TOKENS`, evenly spread. Only the
-        sentences' bigrams are counted, so that memory does not grow with the square of
-        the vocabulary.
-      sentences: the ones to score.
-      vocab_size: the number of different tokens.
+    At most `TRAIN_TOKENS` are counted, evenly spread over the blocks, and only the
+    sentences' bigrams, so that memory does not grow with the square of the vocabulary.
     """
     pairs_S = [np.array([s[:-1], s[1:]], np.int64) for s in sentences]
     needed = np.unique(np.concatenate([a * vocab_size + b for a, b in pairs_S]))

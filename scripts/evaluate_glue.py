@@ -5,10 +5,10 @@ python scripts/evaluate_glue.py --config=... --checkpoint=DIR [--tasks=rte,mrpc]
 
 DIR is the workdir of a finished pretraining: its config describes the model, and
 --config the fine-tuning (its section `glue`). Or DIR is a folder with a checkpoint of
-Hugging Face's BERT or ModernBERT (config.json, model.safetensors, tokenizer.json): then
-its tokenizer and template are used. Without --checkpoint it starts from random weights
-(in runs/random), with the tokenizer of the config's corpus. The same command continues
-where it was stopped, also with more tasks. Results: glue.json, glue.md, predictions/.
+Hugging Face's BERT or ModernBERT (config.json, model.safetensors, tokenizer.json); its
+tokenizer and template are then used. Without --checkpoint, fine-tuning starts from
+random weights (in runs/random), with the tokenizer of the config's corpus. The same
+command continues, also with more tasks. Results: glue.json, glue.md, predictions/.
 """
 
 import sys
@@ -18,8 +18,8 @@ from cramjax.main import guarded
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Fine-tunes, scores, and prints the table."""
-    from cramjax import score  # imports JAX, which takes seconds
+    """Scores what the flags ask for, and prints the table."""
+    from cramjax import score  # imports JAX: --help need not wait for it
 
     print(score.score(argv))
 

@@ -1,4 +1,4 @@
-"""GLUE's archives with made-up rows, and a host on the loopback interface."""
+"""GLUE's archives with made-up rows, a host on the loopback interface, and trials."""
 
 import contextlib
 import functools
@@ -8,7 +8,28 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from cramjax.glue import evaluate
+from cramjax.glue.finetune import Finetuned
+
+
+def finetuned(outputs):
+    """Returns trials with these outputs_TxNxC, as `finetune` does."""
+    trials = len(outputs[0])
+    return Finetuned({}, outputs, np.zeros(trials, int), trials)
+
+
+def untrained(model, glue, train, sets, outputs, **_):
+    """Takes the place of `finetune`: two trials with outputs that are all 0."""
+    return finetuned([np.zeros((2, len(rows), outputs)) for rows in sets])
+
+
+def evaluated(config, tokenizer, workdir, weights=None):
+    """Returns the scores of the config's tasks, as a run does."""
+    chosen = evaluate.fetch(config, evaluate.check(config, workdir))
+    return evaluate.evaluate(config, weights or {}, tokenizer, workdir, chosen)
 
 
 def tsv(*rows):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from fake_glue import evaluated, untrained
 
 from cramjax import report
 from cramjax.glue import bag_of_words, data, evaluate
@@ -64,11 +65,7 @@ def test_numbers_are_predicted():
 @pytest.fixture
 def constant(monkeypatch):
     """Two trials that cost nothing and say the first class always."""
-
-    def finetune(model, glue, train, sets, outputs, **_):
-        return [np.zeros((2, len(part), outputs)) for part in sets]
-
-    monkeypatch.setattr(evaluate, "finetune", finetune)
+    monkeypatch.setattr(evaluate, "finetune", untrained)
 
 
 def test_it_is_scored_once_on_the_rows_of_the_model(
@@ -83,7 +80,7 @@ def test_it_is_scored_once_on_the_rows_of_the_model(
         return predict(train, dev, regression)
 
     monkeypatch.setattr(bag_of_words, "predict", noted)
-    entry = evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path)["intents10"]
+    entry = evaluated(tiny, corpus.tokenizer, tmp_path)["intents10"]
     score = entry["bag_of_words"]["accuracy"]
     assert score > 60 > entry["majority"]
     title = "Intents, 10 examples per class"
@@ -97,7 +94,7 @@ def test_it_is_scored_once_on_the_rows_of_the_model(
     assert "as the pretrained model, or better, on Intents, 10" in page
 
     more = with_glue(tiny, learning_rates=(1e-3, 2e-3))
-    evaluate.evaluate(more, {}, corpus.tokenizer, tmp_path)
+    evaluated(more, corpus.tokenizer, tmp_path)
     assert seen == [32]
 
 
@@ -117,11 +114,9 @@ def test_a_task_that_is_left_half_done_for_another_has_a_report(
 ):
     """The initialization without scores has a dash. `glue.tasks` may change."""
     half = with_glue(tiny, starts=("pretrained",))
-    evaluate.evaluate(half, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    evaluated(half, corpus.tokenizer, tmp_path)
     other = with_glue(tiny, tasks=("acceptability",))
-    results = evaluate.evaluate(
-        other, {}, corpus.tokenizer, tmp_path, lambda line: None
-    )
+    results = evaluated(other, corpus.tokenizer, tmp_path)
     for name in ("metrics.jsonl", "pretrain.json", "corpus.json"):
         (tmp_path / name).write_text((finished[0] / name).read_text())
     manifest, summary = (

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from fake_glue import evaluated, finetuned, untrained
 
 from cramjax.errors import UserError
 from cramjax.glue import data, evaluate, scores, tasks
@@ -23,17 +24,13 @@ def learn(tiny, labels, outputs, learning_rate, epochs, **glue):
     tokens[:, 3:6] = (8 + labels)[:, None]
     rows = data.Encoded(tokens, labels)
     glue = dataclasses.replace(tiny.glue, epochs=epochs, dropout=0.0, trials=2, **glue)
-    (found,) = finetune(
-        tiny.model,
-        glue,
-        rows,
-        [rows],
-        outputs,
+    found = finetune(
+        *(tiny.model, glue, rows, [rows], outputs),
         pretrained=None,
         learning_rate=learning_rate,
         seed=0,
     )
-    return found
+    return found.outputs[0]
 
 
 def test_finetuning_learns_a_separable_task(tiny):
@@ -67,53 +64,53 @@ def loss(outputs_NxC, labels_N):
 
 
 def twenty_steps(tiny, at_once=3, learning_rate=1e-3):
-    """Returns outputs_TxNxC after 20 steps of 4 rows, at a rate that moves them.
-
-    All calls share their compiled programs: they differ only in what these are given.
-    """
+    """Returns trials after 20 steps of 4 rows, at a rate that moves them."""
     glue = dataclasses.replace(
-        tiny.glue, epochs=2, batch_size=4, trials=3, max_length=48
+        tiny.glue,
+        epochs=2,
+        batch_size=4,
+        trials=3,
+        trials_at_once=at_once,
+        max_length=48,
     )
     rows = rows_of_two_lengths(40)
-    watch = finetuning.Watch()
-    watch.at_once = at_once
-    (found,) = finetune(
-        tiny.model,
-        glue,
-        rows,
-        [rows],
-        2,
+    return finetune(
+        *(tiny.model, glue, rows, [rows], 2),
         pretrained=None,
         learning_rate=learning_rate,
         seed=3,
-        watch=watch,
     )
-    return found, rows.labels_N
 
 
 def test_trials_in_one_program_are_those_that_run_alone(tiny):
-    together, labels_N = twenty_steps(tiny)
-    assert together.shape == (3, 40, 2)
-    for at_once in (1, 2):  # two, then one
-        apart, _ = twenty_steps(tiny, at_once)
-        for one, other in zip(together, apart, strict=True):
-            difference = loss(one, labels_N) - loss(other, labels_N)
-            assert np.abs(difference).max() < 1e-5
-    assert np.abs(together[0] - together[1]).max() > 1e-3  # they do differ
-    moved = together - twenty_steps(tiny, learning_rate=0.0)[0]
+    labels_N = rows_of_two_lengths(40).labels_N
+    together, apart = twenty_steps(tiny), twenty_steps(tiny, 1)
+    assert (together.at_once, apart.at_once) == (3, 1)
+    assert together.outputs[0].shape == (3, 40, 2)
+    for one, other in zip(together.outputs[0], apart.outputs[0], strict=True):
+        difference = loss(one, labels_N) - loss(other, labels_N)
+        assert np.abs(difference).max() < 1e-5
+    for one, other in zip(
+        *map(jax.tree.leaves, (together.params_T, apart.params_T)), strict=True
+    ):
+        assert one.shape == other.shape and one.shape[0] == 3
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    outputs_TxNxC = together.outputs[0]
+    assert np.abs(outputs_TxNxC[0] - outputs_TxNxC[1]).max() > 1e-3  # they do differ
+    moved = outputs_TxNxC - twenty_steps(tiny, learning_rate=0.0).outputs[0]
     assert np.abs(moved).max() > 1e-2  # 20 steps make a difference
 
 
 def test_a_chunk_is_its_steps_one_after_the_other(tiny, monkeypatch):
-    whole, _ = twenty_steps(tiny)
+    whole = twenty_steps(tiny)
     monkeypatch.setattr(finetuning, "CHUNK", 1)
-    single, _ = twenty_steps(tiny)
-    np.testing.assert_allclose(whole, single, atol=1e-6)
+    single = twenty_steps(tiny)
+    np.testing.assert_allclose(whole.outputs[0], single.outputs[0], atol=1e-6)
 
 
-def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
-    """Of three trials together, seen in prediction only: then two, then one."""
-    whole, _ = twenty_steps(tiny)
+def test_memory_that_is_short_after_all_separates_the_trials(tiny, monkeypatch):
+    """It is seen in prediction only."""
+    whole = twenty_steps(tiny)
     predict, fits = finetuning._predict_all, 1
 
     def predict_if_it_fits(static, params_T, rows):
@@ -122,35 +119,32 @@ def test_memory_that_is_short_after_all_splits_the_trials(tiny, monkeypatch):
         return predict(static, params_T, rows)
 
     monkeypatch.setattr(finetuning, "_predict_all", predict_if_it_fits)
-    split, _ = twenty_steps(tiny)
-    np.testing.assert_allclose(split, whole, atol=1e-4)
-    fits = 0  # also if that is seen when one trial is measured
+    split = twenty_steps(tiny)
+    assert split.at_once == 1
+    np.testing.assert_allclose(split.outputs[0], whole.outputs[0], atol=1e-4)
+    fits = 0
     with pytest.raises(UserError, match=r"config\.glue\.batch_size is .* one trial"):
         twenty_steps(tiny)
 
 
-def test_the_faster_way_is_chosen_and_fewer_if_memory_is_short(tiny, monkeypatch):
-    def seconds(static, count, length):
-        asked.append((count, length))
+def test_the_faster_way_is_chosen_if_memory_is_not_short(tiny, monkeypatch):
+    def seconds_per_call(take_steps, trials_T):
+        count = len(trials_T.loss)
+        asked.append(count)
         if count > fits:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return {1: 1.0, 2: 1.5, 3: 2.0, 5: 6.0}[count]
+        return {1: 1.0, 2: 1.5, 3: 6.0}[count]
 
-    monkeypatch.setattr(finetuning, "_seconds_per_step", seconds)
-    rows = rows_of_two_lengths(40)
-    # (trials, what fits, what is chosen): 2.0 s for 3 are less than 3 x 1.0.
-    for trials, fits, chosen in ((3, 9, 3), (5, 9, 1), (5, 3, 3), (3, 2, 2), (3, 1, 1)):
+    monkeypatch.setattr(finetuning, "seconds_per_call", seconds_per_call)
+    # (trials, what fits, what is chosen): 1.5 s for 2 are less than 2 x 1.0.
+    for trials, fits, chosen in ((2, 9, 2), (3, 9, 1), (2, 1, 1)):
         asked = []
         glue = dataclasses.replace(
-            tiny.glue, trials=trials, trials_at_once=0, max_length=48, eps=1e-6 + fits
+            tiny.glue, trials=trials, trials_at_once=0, eps=1e-6 + fits
         )
-        static = finetuning._Static(tiny.model, glue, 2, 0.1)
-        assert finetuning.trials_at_once(static, rows) == chosen
-        assert asked[0] == (1, 48) and asked[1] == (trials, 48)
-        asked.clear()
-        other = dataclasses.replace(static, outputs=7, warmup=0.3)
-        assert finetuning.trials_at_once(other, rows) == chosen
-        assert asked == []  # measured once for all tasks
+        assert finetuning.fastest(tiny.model, glue, 48)[0] == chosen
+        assert finetuning.fastest(tiny.model, glue, 48)[0] == chosen
+        assert asked == [1, trials]  # measured once for all tasks
 
 
 def test_it_is_measured_for_real(tiny):
@@ -180,7 +174,7 @@ def test_every_start_gets_its_weights(tiny, corpus, tmp_path, monkeypatch):
 
     def note(*args, pretrained, **_):
         given.append(pretrained)
-        return [np.zeros((2, len(rows), 7)) for rows in args[3]]
+        return untrained(*args)
 
     monkeypatch.setattr(evaluate, "finetune", note)
     starts = ("pretrained", "random", "ema", "lawa")
@@ -188,24 +182,9 @@ def test_every_start_gets_its_weights(tiny, corpus, tmp_path, monkeypatch):
         tiny, glue=dataclasses.replace(tiny.glue, starts=starts)
     )
     weights = {"pretrained": 1, "ema": 2, "lawa": 3}
-    results = evaluate.evaluate(config, weights, corpus.tokenizer, tmp_path)
+    results = evaluated(config, corpus.tokenizer, tmp_path, weights)
     assert given == [1, None, 2, 3]
     assert list(results["intents10"]["starts"]) == list(starts)
-
-
-def test_too_few_rows_for_a_batch(tiny):
-    rows = data.Encoded(np.ones((3, 8), np.uint16), np.zeros(3, np.int32))
-    with pytest.raises(UserError, match=r"config\.glue\.batch_size is 16"):
-        finetune(
-            tiny.model,
-            tiny.glue,
-            rows,
-            [rows],
-            2,
-            pretrained=None,
-            learning_rate=1e-3,
-            seed=0,
-        )
 
 
 @pytest.fixture
@@ -229,14 +208,10 @@ def glue_folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-def untrained(monkeypatch):
+@pytest.fixture(name="untrained")
+def no_training(monkeypatch):
     """Two trials that cost nothing: all logits are 0."""
-
-    def finetune(model, glue, train, sets, outputs, **_):
-        return [np.zeros((2, len(rows), outputs)) for rows in sets]
-
-    monkeypatch.setattr(evaluate, "finetune", finetune)
+    monkeypatch.setattr(evaluate, "finetune", untrained)
 
 
 @pytest.fixture
@@ -263,15 +238,15 @@ def test_two_dev_sets_predictions_and_submission(
     def trained(model, glue, train, sets, outputs, **_):
         calls.append(outputs)
         if outputs == 1:
-            return [
-                np.full((3, len(rows), 1), [[[9.0]], [[-1]], [[2]]]) for rows in sets
-            ]
+            return finetuned(
+                [np.full((3, len(rows), 1), [[[9.0]], [[-1]], [[2]]]) for rows in sets]
+            )
         found = []
         for rows in sets:
             right = np.eye(3)[rows.labels_N]
             first, last = (np.eye(3)[[c] * len(rows)] for c in (0, 2))
             found.append(np.stack([right, first, last]))
-        return found
+        return finetuned(found)
 
     monkeypatch.setattr(evaluate, "finetune", trained)
     glue = dataclasses.replace(
@@ -282,8 +257,7 @@ def test_two_dev_sets_predictions_and_submission(
         trials=3,
     )
     config = dataclasses.replace(tiny, glue=glue)
-    evaluate.look(config)
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
+    results = evaluated(config, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     # Labels of dev_mismatched are 0, 1, 2, 0.
     third = 100 / 3
@@ -318,7 +292,7 @@ def test_two_dev_sets_predictions_and_submission(
     assert "| MNLI-mm | accuracy | random | 0.001 | **50.0** |" in page
 
     monkeypatch.delattr(evaluate.data, "load")  # the files may be gone by now
-    again = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
+    again = evaluated(config, corpus.tokenizer, tmp_path)
     assert calls == [3, 1]
     assert again == json.loads(json.dumps(results))
 
@@ -329,27 +303,31 @@ def test_a_dev_set_that_comes_between_two_sessions_is_named(
     path = glue_folder / "MNLI" / "dev_mismatched.tsv"
     text = path.read_text()
     path.unlink()
-    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path)
-    assert said[0] == "MNLI-mm is not scored: there is no MNLI/dev_mismatched.tsv"
+    evaluated(scoring_mnli, corpus.tokenizer, tmp_path)
+    assert said[0] == "MNLI-mm is not scored: MNLI/dev_mismatched.tsv is missing"
     assert said[0] in (tmp_path / "glue.md").read_text()
     path.write_text(text)
     config = with_a_rate_more(scoring_mnli)
-    message = r"has scores of mnli, and the files are now of mnli, mnli_mm: delete it"
+    message = r"has scores of mnli \(.*, and the files now give mnli .*; mnli_mm \("
     with pytest.raises(UserError, match=message):
-        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
+        evaluated(config, corpus.tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train", "dev_matched"])
 def test_rows_that_change_between_two_sessions_are_refused(
     scoring_mnli, corpus, glue_folder, tmp_path, name
 ):
-    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    evaluated(scoring_mnli, corpus.tokenizer, tmp_path)
     path = glue_folder / "MNLI" / f"{name}.tsv"
     path.write_text(path.read_text() + "99\tA.\tB.\tneutral\n")
     config = with_a_rate_more(scoring_mnli)
-    rows = "train_rows=16, .* now give 17" if name == "train" else "dev_rows=3, .* 4"
-    with pytest.raises(UserError, match=rows):
-        evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    now = (
+        "17 of them used, and 3 dev"
+        if name == "train"
+        else "16 of them used, and 4 dev"
+    )
+    with pytest.raises(UserError, match=f"now give mnli .*{now}"):
+        evaluated(config, corpus.tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("lacking", ["train", "dev"])
@@ -365,52 +343,34 @@ def test_a_task_without_one_of_its_sets_is_named_and_left_out(
         return dataclasses.replace(tiny, glue=glue)
 
     config = having("mnli", "stsb")
-    evaluate.look(config)
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path)
+    results = evaluated(config, corpus.tokenizer, tmp_path)
     assert results.keys() == {"mnli", "mnli_mm"}
-    assert f"STS-B is not scored: there is no STS-B/{lacking}.tsv" in said
+    [line] = [line for line in said if "STS-B" in line and "missing" in line]
+    assert line.startswith(f"STS-B is not scored: STS-B/{lacking}.tsv is missing; ")
     page = (tmp_path / "glue.md").read_text()
-    note = "STS-B is not scored: its training set or its dev set is not there.\n"
+    note = "STS-B is not scored: its training set or its dev set is missing.\n"
     assert page.endswith(note)
     assert "mean of 2 of the paper's nine numbers, without SST-2, STS-B, RTE" in page
-    found = evaluate.look(having("mnli", "stsb", "rte"))
-    assert [task.name for task in found.complete] == ["mnli"]
-    assert found.notes == [
-        f"STS-B is not scored: there is no STS-B/{lacking}.tsv",
-        "RTE is not scored: there is no RTE/train.tsv",
-    ]
-    # Nothing is left to score: one line for each folder.
-    message = rf"config\.glue\.data_dir is .*STS-B/{lacking}\.tsv is missing; pass"
-    with pytest.raises(UserError, match=message) as error:
-        evaluate.look(having("stsb", "rte", "cb"))
-    first, second = str(error.value).splitlines()
-    assert "config.glue.superglue_dir is" in second
-
-
-def test_a_task_that_was_said_not_to_be_scored_is_not_tried_again(
-    scoring_mnli, corpus, glue_folder, tmp_path, said
-):
-    """Also if its files come while the model is trained."""
-    glue = dataclasses.replace(scoring_mnli.glue, tasks=("mnli", "stsb"))
-    config = dataclasses.replace(scoring_mnli, glue=glue)
-    train = glue_folder / "STS-B" / "train.tsv"
-    text = train.read_text()
-    train.unlink()
-    chosen = evaluate.fetch(config, evaluate.look(config))
-    assert said == ["STS-B is not scored: there is no STS-B/train.tsv"]
-    train.write_text(text)
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, tmp_path, chosen=chosen)
-    assert results.keys() == {"mnli", "mnli_mm"}
-    assert not any(line.startswith("STS-B") for line in said[1:])
+    # MNLI is scored already, and nothing else can be.
+    assert evaluate.check(having("mnli"), tmp_path) == []
+    (tmp_path / "glue.json").unlink()
+    found = evaluate.check(having("mnli", "stsb", "rte"), tmp_path)
+    assert [task.name for task in found] == ["mnli"]
+    # Nothing is left to score.
+    with pytest.raises(UserError) as error:
+        evaluate.check(having("stsb", "rte", "cb"), tmp_path)
+    first, second, third = str(error.value).splitlines()
+    assert first == line and second.startswith("RTE is not scored: RTE/train.tsv is")
+    assert f"config.glue.data_dir is {str(glue_folder)!r}: pass --config" in second
+    assert "config.glue.superglue_dir is" in third
 
 
 def test_what_is_scored_needs_no_files(scoring_mnli, corpus, glue_folder, tmp_path):
-    evaluate.evaluate(scoring_mnli, {}, corpus.tokenizer, tmp_path, lambda line: None)
+    evaluated(scoring_mnli, corpus.tokenizer, tmp_path)
     (glue_folder / "MNLI" / "train.tsv").unlink()
-    found = evaluate.look(scoring_mnli, tmp_path)
-    assert ([task.name for task in found.complete], found.notes) == (["mnli"], [])
+    assert evaluate.check(scoring_mnli, tmp_path) == []
     with pytest.raises(UserError, match=r"MNLI/train\.tsv is missing"):
-        evaluate.look(with_a_rate_more(scoring_mnli), tmp_path)
+        evaluate.check(with_a_rate_more(scoring_mnli), tmp_path)
 
 
 def test_the_best_rate_is_the_first_sets_and_serves_the_others():
@@ -438,4 +398,4 @@ def test_no_test_sets_if_they_are_not_wanted(tiny, glue_folder):
 def test_scores_of_an_earlier_version_are_named(tiny, corpus, tmp_path):
     (tmp_path / "glue.json").write_text('{"intents10": {}}')
     with pytest.raises(UserError, match=r"glue\.json is of an earlier version.*delete"):
-        evaluate.evaluate(tiny, {}, corpus.tokenizer, tmp_path)
+        evaluated(tiny, corpus.tokenizer, tmp_path)

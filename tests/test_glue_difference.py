@@ -2,11 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cramjax import config
 from cramjax.glue import scores, tables
 from cramjax.glue.scores import differences, interval
-
-STARTS = "glue.starts=('pretrained','random')"
 
 
 @pytest.fixture(autouse=True)
@@ -71,22 +68,6 @@ def test_between_reads_the_predictions_of_the_best_rates(tmp_path):
     assert 20 < found["rte"]["low"] < 40 < found["rte"]["high"] < 60
     again = differences(results, tmp_path, "pretrained", "random")
     assert again == found
-    glue = config.load("configs/default.py", [STARTS]).glue
-    text = tables._differences(results, glue, {"pretrained - random": found}, "")
+    text = tables._differences(results, {"pretrained - random": found}, "")
     assert "| RTE | accuracy | +40.0 (+" in text and "| CoLA | matthews | - |" in text
-    assert tables._differences(results, glue, {}, "") == ""
-
-
-def test_the_bag_of_words_has_a_column_of_its_own():
-    """Beside the pretrained model; without an interval, for it is fitted once."""
-    part = {"best_rate": 0.1, "mean": 70.0, "median": 71.0}
-    rte = {"title": "RTE", "metric": "accuracy", "starts": {"pretrained": part}}
-    results = {"rte": rte | {"bag_of_words": {"accuracy": 62.5}}, "cola": {**rte}}
-    results["cola"] |= {"title": "CoLA", "bag_of_words": {"accuracy": 1}, "starts": {}}
-    found = {"rte": {"difference": 4.0, "low": 3.0, "high": 5.0}}
-    glue = config.load("configs/default.py", [STARTS]).glue
-    text = tables._differences(results, glue, {"pretrained - random": found}, "")
-    header = "| task | metric | pretrained - random | pretrained - bag of words |"
-    assert header in text
-    assert "| RTE | accuracy | +4.0 (+3.0 to +5.0) | +7.5 |" in text
-    assert "| CoLA | accuracy | - | - |" in text
+    assert tables._differences(results, {}, "") == ""

@@ -124,22 +124,22 @@ def having(folder, *names, **changes):
     return dataclasses.replace(DEFAULT, glue=dataclasses.replace(GLUE, **changes))
 
 
+def names(found):
+    return [task.name for task in found]
+
+
 def test_looking_downloads_nothing(server, tmp_path, said):
-    found = evaluate.look(having(tmp_path))
-    assert (found.complete, found.notes) == ([], [])
-    assert [task.name for task in found.downloadable] == ["cola", "mrpc", "mnli"]
-    served = (tmp_path / "served").iterdir()
-    wanted = [path for path in served if path.name != "STS-B.zip"]
-    assert found.download_bytes == sum(path.stat().st_size for path in wanted)
-    assert not (tmp_path / "tfds").exists()
-    complete = evaluate.fetch(having(tmp_path), found)
-    assert [task.name for task in complete] == ["cola", "mrpc", "mnli"]
-    assert len(said) == 1 and "preparing CoLA, MRPC, MNLI (" in said[0]
+    config = having(tmp_path)
+    found = evaluate.check(config, tmp_path)
+    assert names(found) == ["cola", "mrpc", "mnli"]
+    assert not (tmp_path / "tfds" / "glue").exists() and said == []
+    assert names(evaluate.fetch(config, found)) == ["cola", "mrpc", "mnli"]
+    assert said == [
+        f"{title}: from TFDS, {tmp_path / 'tfds'}" for title in ("CoLA", "MRPC", "MNLI")
+    ]
     server.shutdown()
     server.server_close()
-    found = evaluate.look(having(tmp_path))
-    assert [task.name for task in found.complete] == ["cola", "mrpc", "mnli"]
-    assert found.downloadable == []
+    assert names(evaluate.check(config, tmp_path)) == ["cola", "mrpc", "mnli"]
 
 
 def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, said):
@@ -147,23 +147,19 @@ def test_what_cannot_be_downloaded_is_named_with_its_place(server, tmp_path, sai
     ids = ids.rename(tmp_path / ids.name)
     (tmp_path / "served" / "CoLA.zip").write_bytes(b"other bytes")
     manual = tmp_path / "tfds" / "downloads" / "manual"
-    found = evaluate.look(having(tmp_path))
-    assert [task.name for task in found.downloadable] == ["cola", "mnli"]
-    assert found.notes == [
-        "MRPC is not scored: data_mrpc_dev_ids.tsv cannot be downloaded from 127.0.0.1 "
-        f"(HTTP status 404); put it into {manual}, or pass --config.glue.tfds_dir= and "
-        "put the benchmark's own folders into config.glue.data_dir, 'glue_data'"
-    ]
-    complete = evaluate.fetch(having(tmp_path), found)
-    assert [task.name for task in complete] == ["mnli"]
-    assert said[1:2] == found.notes
+    found = evaluate.check(having(tmp_path), tmp_path)
+    assert names(found) == ["cola", "mnli"]
+    assert said[0].startswith("MRPC is not scored: glue/mrpc cannot be prepared in ")
+    assert "(data_mrpc_dev_ids.tsv cannot be downloaded: HTTPError: 404 " in said[0]
+    assert f"; put its files into {manual}, or the benchmark's own" in said[0]
+    assert names(evaluate.fetch(having(tmp_path), found)) == ["mnli"]
     assert said[2].startswith("CoLA is not scored: glue/cola cannot be prepared in ")
     assert "wrong checksum" in said[2] and str(manual) in said[2]
     with pytest.raises(UserError, match="MRPC is not scored"):
-        evaluate.look(having(tmp_path, "mrpc"))
+        evaluate.check(having(tmp_path, "mrpc"), tmp_path)
     manual.mkdir(parents=True)
     ids.rename(manual / ids.name)
-    assert evaluate.look(having(tmp_path, "mrpc")).notes == []
+    assert names(evaluate.check(having(tmp_path, "mrpc"), tmp_path)) == ["mrpc"]
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
@@ -176,23 +172,26 @@ def test_a_host_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         fake_glue.expect(fake_glue.write(tmp_path / "files"), patch, address)
         begun = time.monotonic()
-        with pytest.raises(UserError, match="CoLA, MNLI, MRPC are not scored") as error:
-            evaluate.look(having(tmp_path))
+        with pytest.raises(UserError, match="timed out") as error:
+            evaluate.check(having(tmp_path), tmp_path)
         assert time.monotonic() - begun < 10
-    assert str(error.value).count("\n") == 0
-    assert "from 127.0.0.1 (no answer within 0.3 s)" in str(error.value)
+    assert [line[:4] for line in str(error.value).splitlines()] == [
+        "CoLA",
+        "MRPC",
+        "MNLI",
+    ]
 
 
 def test_the_folder_is_tfds_own_unless_one_is_named(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "shared"))
     monkeypatch.chdir(tmp_path)
     by_default = having(tmp_path, "cola", tfds_dir="")
-    assert evaluate.fetch(by_default, evaluate.look(by_default), lambda line: None)
+    assert evaluate.fetch(by_default, evaluate.check(by_default, tmp_path))
     assert (tmp_path / "shared" / "glue" / "cola").is_dir()
 
 
 def test_the_benchmarks_own_folder_wins_and_is_not_mixed_with_tfds(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, said
 ):
     class Asked(BaseException):
         pass
@@ -204,14 +203,12 @@ def test_the_benchmarks_own_folder_wins_and_is_not_mixed_with_tfds(
     for member, text in fake_glue.ARCHIVES["CoLA.zip"].items():
         (tmp_path / member).parent.mkdir(exist_ok=True)
         (tmp_path / member).write_text(text)
-    found = evaluate.look(having(tmp_path, tfds_dir="", data_dir=str(tmp_path)))
-    assert [task.name for task in found.complete] == ["cola"]
-    assert found.notes == [
-        "MRPC is not scored: there is no MRPC/train.tsv",
-        "MNLI is not scored: there is no MNLI/train.tsv",
-    ]
+    config = having(tmp_path, tfds_dir="", data_dir=str(tmp_path))
+    assert names(evaluate.check(config, tmp_path)) == ["cola"]
+    assert "MRPC is not scored: MRPC/train.tsv is missing" in said[0]
+    assert "MNLI is not scored: MNLI/train.tsv is missing" in said[1]
     with pytest.raises(Asked):  # a folder for TFDS is named
-        evaluate.look(having(tmp_path, data_dir=str(tmp_path)))
+        evaluate.check(having(tmp_path, data_dir=str(tmp_path)), tmp_path)
 
 
 def test_what_another_program_prepared_is_named(server, tmp_path):
@@ -222,7 +219,7 @@ def test_what_another_program_prepared_is_named(server, tmp_path):
     assert '"array_record"' in text
     info.write_text(text.replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match=r"TFRECORD.*another --config\.glue\.tfds_dir"):
-        evaluate.look(having(tmp_path, "cola"))
+        evaluate.check(having(tmp_path, "cola"), tmp_path)
 
 
 def test_the_builder_is_found_in_a_fresh_process(tmp_path):
@@ -233,6 +230,6 @@ def test_the_builder_is_found_in_a_fresh_process(tmp_path):
         "def found(self, **_): sys.exit(7)\n"
         "tfds.core.DatasetBuilder.download_and_prepare = found\n"
         "from pathlib import Path\n"
-        f"tfds_source._splits('cola', 'CoLA', Path({str(tmp_path)!r}))\n"
+        f"tfds_source._splits('cola', Path({str(tmp_path)!r}))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7

@@ -172,7 +172,7 @@ def test_fine_tuning_in_16_bits(sized, dtype, outputs):
         pretrained=start(config)[0].params,
         learning_rate=1e-2,
         seed=0,
-    )
+    ).outputs
     assert outputs_TxNxC.shape == (2, 64, outputs)
     outputs_TxNxC = outputs_TxNxC.astype(np.float32)
     if outputs == 1:

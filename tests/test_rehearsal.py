@@ -159,7 +159,7 @@ def test_a_task_without_a_training_set_is_not_said_to_be_readable(
     )
     assert main(command(tmp_path, *flags)) == 0
     out = capsys.readouterr().out
-    assert "fine-tuning data: RTE is not scored: there is no RTE/train.tsv\n" in out
+    assert "RTE is not scored: RTE/train.tsv is missing; " in out
     assert "fine-tuning data: readable: Intents, 10 examples per class\n" in out
     assert "trials, scored on Intents, 10 examples per class" in out
 

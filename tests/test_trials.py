@@ -1,12 +1,12 @@
 """Trials that diverge, and what fine-tuning shows, logs and keeps while it runs."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_glue import evaluated, finetuned
 
 from cramjax.glue import data, evaluate, journal, scores, tasks
 from cramjax.glue import finetune as finetuning
@@ -29,12 +29,6 @@ def separable(count=32):
     tokens = generator.integers(20, 200, (count, 12)).astype(np.uint16)
     tokens[:, 3] = 8 + labels
     return data.Encoded(tokens, labels)
-
-
-def task_of(config, train, dev=None):
-    """Returns the own task with these rows."""
-    (task,) = tasks.get(config.glue)
-    return data.TaskRows(task, train, dev or {}, {}, ("0", "1"), len(train), ())
 
 
 def error_of(found, expected):
@@ -115,20 +109,14 @@ def test_a_rate_that_is_far_too_high_diverges(tiny):
     glue = dataclasses.replace(tiny.glue, trials=2, epochs=2, trials_at_once=2)
     rows = separable()
 
-    def trained(rate):
-        return finetuning.finetune(
-            tiny.model,
-            glue,
-            rows,
-            [rows],
-            2,
+    for rate, count in ((1e30, 2), (1e-3, 0)):
+        found = finetuning.finetune(
+            *(tiny.model, glue, rows, [rows], 2),
             pretrained=None,
             learning_rate=rate,
             seed=0,
         )
-
-    assert scores.diverged(trained(1e30)) == 2
-    assert scores.diverged(trained(1e-3)) == 0
+        assert scores.diverged(found.outputs) == count
 
 
 @pytest.fixture
@@ -162,7 +150,7 @@ def with_glue(config, **glue):
 def scored(config, corpus, workdir, said=()):
     """Returns the entries of glue.json, and what was said of trials."""
     workdir.mkdir(exist_ok=True)
-    results = evaluate.evaluate(config, {}, corpus.tokenizer, workdir)
+    results = evaluated(config, corpus.tokenizer, workdir)
     return results, [line for line in said if "bag of words" not in line]
 
 
@@ -198,7 +186,7 @@ def diverging(monkeypatch, bad_rates):
             if learning_rate in bad_rates:
                 outputs_TxNx1[0] = np.nan
             found.append(outputs_TxNx1)
-        return found
+        return finetuned(found)
 
     monkeypatch.setattr(evaluate, "finetune", finetune)
 
@@ -243,86 +231,6 @@ def test_if_trials_diverge_at_every_rate_there_is_no_submission(
     assert not stale.exists()
 
 
-def test_an_interruption_keeps_finished_trials(
-    own_config, corpus, tmp_path, monkeypatch
-):
-    """To the bit; the third trial is interrupted, and then the only one trained."""
-    expected, _ = scored(own_config, corpus, tmp_path / "whole")
-    trained, train = [], finetuning._train
-
-    def interrupted(static, rows, pretrained, trials, *args):
-        trained.append(trials.start)
-        if trained == [0, 1, 2]:
-            raise KeyboardInterrupt
-        return train(static, rows, pretrained, trials, *args)
-
-    monkeypatch.setattr(finetuning, "_train", interrupted)
-    workdir = tmp_path / "w"
-    with pytest.raises(KeyboardInterrupt):
-        scored(own_config, corpus, workdir)
-    kept = {path.name for path in (workdir / "predictions").iterdir()}
-    assert kept == {"own-random-0.001.trial0.npz", "own-random-0.001.trial1.npz"}
-    found, _ = scored(own_config, corpus, workdir)
-    assert trained == [0, 1, 2, 2]
-    assert found == expected
-    saved = [
-        scores.load_predictions(folder, "own", "random", 1e-3)["predictions_TxN"]
-        for folder in (workdir, tmp_path / "whole")
-    ]
-    np.testing.assert_array_equal(*saved)
-    files = {path.name for path in (workdir / "predictions").iterdir()}
-    assert files == {"own-random-0.001.npz"}
-
-
-def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
-    own_config, corpus, tmp_path, monkeypatch
-):
-    rows = data.load(*tasks.get(own_config.glue), own_config.glue)
-    rows = data.encode_all(rows, corpus.tokenizer, own_config.glue)
-    fewer = dataclasses.replace(rows, train=rows.train[1:])
-    weights = {"embedding": np.ones(3, np.float32)}
-    group = finetuning.Group(range(1), 1, [np.ones((1, 8, 2))], np.array([4]))
-
-    def journal_of(config=own_config, rows=rows, weights=weights):
-        return journal.Journal(config, rows, "random", 1e-3, weights, tmp_path, 0)
-
-    journal_of().finished(group)
-    again = journal_of()
-    assert again.kept(1) is None
-    found = again.kept(0)
-    assert (found.trials, found.at_once, again.skipped) == (range(1), 1, [4])
-    np.testing.assert_array_equal(found.outputs[0], group.outputs[0])
-    for other in (
-        journal_of(weights={"embedding": np.zeros(3, np.float32)}),
-        journal_of(rows=fewer),
-        journal_of(with_glue(own_config, epochs=3)),
-    ):
-        assert other.kept(0) is None
-    for versions in ("code_version", "library_versions"):
-        with monkeypatch.context() as patch:
-            patch.setattr(journal, versions, lambda: "another one")
-            assert journal_of().kept(0) is None
-    assert journal_of().kept(0) is not None
-
-
-def test_a_finished_job_leaves_no_trials(own_config, tmp_path):
-    """Also none that a configuration with more trials began, or of another version."""
-    group = finetuning.Group(range(1), 1, [np.ones((1, 8, 2))], np.array([4]))
-
-    def journal_of(rate, **glue):
-        config = with_glue(own_config, **glue)
-        rows = task_of(config, separable())
-        return journal.Journal(config, rows, "random", rate, None, tmp_path, 0)
-
-    for first in (0, 4):
-        trials = range(first, first + 1)
-        journal_of(1e-3, trials=5).finished(dataclasses.replace(group, trials=trials))
-    journal_of(1e-4, trials=5).finished(group)
-    journal_of(1e-3, trials=2).clear()
-    left = [path.name for path in (tmp_path / "predictions").iterdir()]
-    assert left == ["own-random-0.0001.trial0.npz"]
-
-
 def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):
     results, _ = scored(with_glue(own_config, trials_at_once=2), corpus, tmp_path / "w")
     lines = metrics_log.read(tmp_path / "w" / "finetune.jsonl")
@@ -341,9 +249,19 @@ def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):
 
 def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_path):
     part = separable(3000)
-    rows = task_of(own_config, part[:2000], {"few": part[:130], "many": part})
-    of = journal.Journal(own_config, rows, "random", 1e-3, None, tmp_path, 0)
-    assert of.every == (1, 8)  # at most 2000 / 5
+    (task,) = tasks.get(own_config.glue)
+    task = dataclasses.replace(
+        task,
+        dev=tuple(dataclasses.replace(task.dev[0], name=n) for n in ("few", "many")),
+    )
+    dev = {"few": part[:130], "many": part}
+    rows = data.TaskRows(task, part[:2000], dev, {}, ("0", "1"), 2000, ())
+    with journal.Journal(tmp_path, rows, "random", 1e-3) as job:
+        job.write_epoch(
+            range(1), 1, np.zeros(1), lambda rows: np.ones((1, len(rows), 2))
+        )
+    [line] = metrics_log.read(tmp_path / "finetune.jsonl")
+    assert line["dev_rows"] == {"few": 130, "many": 375}  # at most 2000 / 5
 
 
 def test_a_line_every_half_minute_where_there_is_no_terminal(
@@ -351,44 +269,23 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
 ):
     now = [0.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    rows = task_of(own_config, separable())
-    with journal.Journal(own_config, rows, "random", 1e-3, None, tmp_path, 0) as watch:
-        for step in range(10, 50, 10):  # of 100; half a trial in two
+    (task,) = tasks.get(own_config.glue)
+    rows = data.TaskRows(task, separable(), {}, {}, ("0", "1"), 32, ())
+    with journal.Journal(tmp_path, rows, "random", 1e-3) as job:
+        for step in range(1, 5):
             now[0] += 16
-            watch.stepped(range(1, 3), step, 100, 0.5)
-    # Of 300 trial-steps 140 are done at 32 s, 20 of them in the last 16 s.
+            job.show(step / 10, 0.5)
+    # The first call is the end of compilation: a tenth takes 16 s.
+    title = "fine-tuning Own task (random, learning rate 0.001): loss 0.500"
     assert capsys.readouterr().out.splitlines() == [
-        "fine-tuning Own task (random, learning rate 0.001): trials 2 to 3 of 3, step "
-        "20 of 100, loss 0.500, 47% done, 0:02:08 left",
-        "fine-tuning Own task (random, learning rate 0.001): trials 2 to 3 of 3, step "
-        "40 of 100, loss 0.500, 60% done, 0:01:36 left",
+        f"{title}, 20% done, 0:02:08 left",
+        f"{title}, 40% done, 0:01:36 left",
     ]
-
-
-def test_how_many_trials_ran_at_once_is_said_and_kept(
-    own_config, corpus, tmp_path, monkeypatch, said
-):
-    """Also where it was measured: the next session takes the same."""
-    monkeypatch.setattr(
-        finetuning, "_seconds_per_step", lambda _, count, __: {1: 1.0, 3: 9.0}[count]
-    )
-    config = with_glue(own_config, trials_at_once=0, eps=1.01e-6)
-    results, lines = scored(config, corpus, tmp_path / "w", said)
-    assert results["own"]["trials_at_once"] == 1
-    assert lines[0].endswith("s; 1 of 3 trials at once)")
-    monkeypatch.delattr(finetuning, "trials_at_once")
-    more = with_glue(config, learning_rates=(1e-3, 2e-3))
-    said.clear()
-    results, lines = scored(more, corpus, tmp_path / "w", said)
-    assert lines[0].startswith("Own task: random at 0.002") or len(lines) == 1
-    entry = json.loads((tmp_path / "w" / "glue.json").read_text())["tasks"]["own"]
-    assert entry["trials_at_once"] == 1
-    assert list(entry["starts"]["random"]["scores"]) == ["0.001", "0.002"]
 
 
 def test_the_whole_time_follows_from_one_step(own_config, corpus, monkeypatch):
     """3 trials and 2 rates of (2 x 32 rows + 8 / 3) of 32 tokens, a row in 0.1 s."""
-    monkeypatch.setattr(evaluate, "seconds_per_row", lambda *_: 0.1)
+    monkeypatch.setattr(evaluate, "fastest", lambda *_: (1, 0.8))  # of 8 rows
     config = with_glue(own_config, learning_rates=(1e-3, 2e-3))
     found = evaluate.estimate_s(config, tasks.get(config.glue), corpus.tokenizer)
     assert found == pytest.approx(3 * 2 * (2 * 32 + 8 / 3) * 0.1)

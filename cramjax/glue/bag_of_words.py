@@ -1,7 +1,6 @@
 """The baseline without word order: a linear model on words and word pairs."""
 
 import logging
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,10 +18,7 @@ TOKENS = r"\w+|[^\w\s]"  # words and punctuation marks
 STRENGTH = 3.0  # scikit-learn's C, the inverse of the penalty; the same for all tasks
 
 
-def add(
-    entries: dict[str, dict[str, Any]],
-    rows: data.TaskRows[data.Rows],
-) -> None:
+def add(entries: dict[str, dict[str, Any]], rows: data.TaskRows[data.Rows]) -> None:
     """Adds {metric: score} as "bag_of_words" to a task's entries of glue.json."""
     if all("bag_of_words" in entry for entry in entries.values()):
         return
@@ -30,19 +26,15 @@ def add(
     logger.info(
         f"{task.title}: bag of words: fitting it to {len(train):,} training rows"
     )
-    begin = time.monotonic()
+    started = time.monotonic()
     predictions = predict(train, rows.dev, task.regression)
-    elapsed_s = time.monotonic() - begin
+    elapsed_s = time.monotonic() - started
     for scored in rows.scored:
-        labels_N, predictions_N = (
-            rows.dev[scored.name].labels_N,
-            predictions[scored.name],
-        )
-        found = {m: scores.score(m, labels_N, predictions_N) for m in scored.metrics}
+        sides = rows.dev[scored.name].labels_N, predictions[scored.name]
+        found = {metric: scores.score(metric, *sides) for metric in scored.metrics}
         entries[scored.name]["bag_of_words"] = found
-        first = scored.metrics[0]
-        result = f"{first} {found[first]:.1f} ({elapsed_s:.0f}s)"
-        logger.info(f"{scored.title}: bag of words: {result}")
+        result = f"{scored.metrics[0]} {found[scored.metrics[0]]:.1f}"
+        logger.info(f"{scored.title}: bag of words: {result} ({elapsed_s:.0f}s)")
 
 
 def predict(
@@ -52,20 +44,15 @@ def predict(
 
     Each text of a row has features of its own, the tf-idf of words and pairs of
     neighbouring words. The logistic regression is fitted by averaged stochastic
-    gradient descent, which stays cheap with as many rows as MNLI has. The same rows
-    give the same digits.
-
-    Args:
-      train: the rows that the model is trained on.
-      dev: {name of a scored set: its rows}.
-      regression: the labels are numbers, predicted by a ridge regression.
+    gradient descent, which stays cheap with as many rows as MNLI has. Numbers are
+    predicted by a ridge regression. The same rows give the same digits.
     """
     first, *_ = train.labels_N
     if (train.labels_N == first).all():  # few rows of a rare class: nothing to fit
         return {name: np.full_like(rows.labels_N, first) for name, rows in dev.items()}
     of_train, of_dev = [], {name: [] for name in dev}
     for i, texts in enumerate(zip(*train.texts, strict=True)):
-        if not any(re.search(TOKENS, text) for text in texts):
+        if not any(map(str.strip, texts)):  # a column that is empty in every row
             continue
         words = TfidfVectorizer(
             ngram_range=(1, 2), token_pattern=TOKENS, dtype=np.float32

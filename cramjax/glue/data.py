@@ -16,7 +16,6 @@ from cramjax.errors import UserError
 from cramjax.glue import tfds_source
 from cramjax.glue.tasks import (
     OF_TWO_CLASSES,
-    Form,
     Incomplete,
     Row,
     Scored,
@@ -30,26 +29,13 @@ LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few comp
 SOME = 10  # labels named in a message
 
 
-def read(path: Path, form: Form) -> Table:
-    """Reads a `.tsv`, in which quotes are plain characters, or a `.jsonl`.
-
-    Raises:
-      UserError: what cannot be read, with its line.
-    """
-    table = READERS[path.suffix](path, form)
-    if not table.rows:
-        raise UserError(f"{path} has no rows")
-    return table
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields line numbers, from 1, and lines without their ends."""
     try:
         data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # MRPC's dev set has a byte-order mark
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")  # MRPC's dev set has a byte-order mark
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line} is not UTF-8: {error.reason}") from error
@@ -61,34 +47,33 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def _read_tsv(path: Path, form: Form) -> Table:
+def _read_tsv(path: Path, split: Split) -> Table:
+    """Reads tab-separated columns, in which quotes are plain characters."""
     lines = ((number, line.split("\t")) for number, line in _lines(path))
-    columns = [*form.texts, *([] if form.label is None else [form.label])]
-    width = form.width
-    if not width:
-        names = next(lines, (1, columns))[1]
-        for name in columns:
-            if name not in names:
-                raise UserError(
-                    f"{path} has no column {name!r}; it has {names}{form.hint(name)}"
-                )
-        width = len(names)
-        columns = [names.index(name) for name in columns]
+    wanted = [*split.texts, *([split.label] if split.label else [])]
+    names = split.header or next(lines, (1, wanted))[1]
+    for name in wanted:
+        if name not in names:
+            raise UserError(
+                f"{path} has no column {name!r}; it has {names}{split.hint(name)}"
+            )
+    columns = [names.index(name) for name in wanted]
     rows, left_out = [], 0
     for number, values in lines:
-        if form.skip_short and len(values) < width:
+        if split.skip_short and len(values) < len(names):
             left_out += 1
             continue
-        if len(values) != width:
-            found = "is blank" if values == [""] else f"has {len(values)} columns"
-            raise UserError(f"{path}:{number} {found}, not {width} columns")
+        if len(values) != len(names):
+            raise UserError(
+                f"{path}:{number} has {len(values)} columns, not {len(names)}"
+            )
         picked = [values[column] for column in columns]
-        label = None if form.label is None else picked.pop()
+        label = picked.pop() if split.label else None
         rows.append(Row(number, tuple(picked), label))
     return Table(str(path), rows, left_out)
 
 
-def _read_jsonl(path: Path, form: Form) -> Table:
+def _read_jsonl(path: Path, split: Split) -> Table:
     rows = []
     for number, line in _lines(path):
         if not line.strip():
@@ -99,29 +84,26 @@ def _read_jsonl(path: Path, form: Form) -> Table:
         except ValueError as error:
             raise UserError(f"{where} is not JSON: {error}") from error
         try:
-            records = list(form.expand(record)) if form.expand else [record]
+            records = list(split.expand(record)) if split.expand else [record]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{where} lacks a part: {error}") from error
+            raise UserError(f"{where} does not have {error}") from error
         for record in records:
-            texts = tuple(_field(record, name, where, form) for name in form.texts)
-            label = form.label and _field(record, form.label, where, form)
+            texts = tuple(_field(record, name, where, split) for name in split.texts)
+            label = split.label and _field(record, split.label, where, split)
             rows.append(Row(number, texts, label))
     return Table(str(path), rows)
 
 
-def _field(record: Any, name: str, where: str, form: Form) -> str:
+def _field(record: Any, name: str, where: str, split: Split) -> str:
     """Returns a field as text; a dot in the name leads into an object."""
     value = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"{where} has no {name!r}{form.hint(name)}")
+            raise UserError(f"{where} has no {name!r}{split.hint(name)}")
         value = value[part]
     if not isinstance(value, (str, bool, int, float)):
-        raise UserError(f"{where} has no text or number in {name!r}{form.hint(name)}")
+        raise UserError(f"{where} has no text or number in {name!r}{split.hint(name)}")
     return value if isinstance(value, str) else json.dumps(value)
-
-
-READERS = {".tsv": _read_tsv, ".jsonl": _read_jsonl}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +123,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A split as tokens, padded with <pad> (0) to the longest row."""
+    """A split as tokens; rows are padded with <pad> (0)."""
 
     tokens_NxL: np.ndarray
     labels_N: np.ndarray
@@ -158,25 +140,15 @@ _Part = TypeVar("_Part", Rows, Encoded)
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows(Generic[_Part]):
-    """All rows of a task, as text or as tokens.
-
-    Attributes:
-      task: the task.
-      train: the rows to train on.
-      dev: {name of a scored set: its rows}, without sets that are missing.
-      test: {name of a submission: its rows}, likewise.
-      labels: in the order of the class ids; () = numbers.
-      all_train_rows: how many rows the training file has.
-      notes: what is missing or was left out, a sentence each.
-    """
+    """All rows of a task, as text or as tokens."""
 
     task: Task
     train: _Part
-    dev: dict[str, _Part]
-    test: dict[str, _Part]
-    labels: tuple[str, ...]
-    all_train_rows: int
-    notes: tuple[str, ...]
+    dev: dict[str, _Part]  # {name of a scored set: its rows}, without missing sets
+    test: dict[str, _Part]  # {name of a submission: its rows}, likewise
+    labels: tuple[str, ...]  # in the order of the class ids; () = numbers
+    all_train_rows: int  # in the training file
+    notes: tuple[str, ...]  # what is missing or was left out, a sentence each
 
     @property
     def outputs(self) -> int:
@@ -196,56 +168,56 @@ def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
       Incomplete: the training set is missing, or all dev sets are.
       UserError: a file cannot be used; it names the file and the line.
     """
-    notes: list[str] = []
-
-    def find(split: Split) -> Table | None:
-        table = _find(task, split, glue)
-        if table and table.left_out:
-            notes.append(
-                f"{task.title}: {table.left_out:,} rows of {table.where} have too few "
-                "columns and are left out"
-            )
-        return table
-
-    train_table = find(task.train)
-    dev_tables = {scored.name: find(scored.split) for scored in task.dev}
+    train_table = _find(task, task.train, glue)
+    dev_tables = {scored.name: _find(task, scored.split, glue) for scored in task.dev}
     if train_table is None or not any(dev_tables.values()):
-        raise _missing(task, task.dev[0].split if train_table else task.train, glue)
+        key, folder = _folder(task, glue)
+        missing = task.dev[0].split if train_table else task.train
+        raise Incomplete(
+            f"{task.title} is not scored: {' or '.join(missing.files)} is missing; "
+            f"config.glue.{key} is {folder!r}: pass --config.glue.{key}=FOLDER, the "
+            f"one that holds it, or leave {task.name!r} out of --config.glue.tasks"
+        )
     labels = task.labels
     if not labels and not task.regression:
         labels = _own_labels(train_table, task, glue)
+    notes = [
+        f"{task.title}: {table.left_out:,} rows of {table.where} have too few columns "
+        "and are left out"
+        for table in (train_table, *dev_tables.values())
+        if table and table.left_out
+    ]
+    notes += [
+        f"{scored.title} is not scored: {scored.split.files[0]} is missing"
+        for scored in task.dev
+        if not dev_tables[scored.name]
+    ]
     train = _rows(train_table, labels, task)
-    dev, test = {}, {}
-    for scored in task.dev:
-        if table := dev_tables[scored.name]:
-            dev[scored.name] = _rows(table, labels, task)
-        else:
-            notes.append(_not_scored(scored.title, scored.split))
+    dev = {
+        name: _rows(table, labels, task) for name, table in dev_tables.items() if table
+    }
+    test = {}
     for name, split in task.test.items() if glue.test_sets else ():
-        if table := find(split):
+        if table := _find(task, split, glue):
             zeros_N = np.zeros(len(table.rows), train.labels_N.dtype)
             test[name] = Rows([row.texts for row in table.rows], zeros_N)
     return TaskRows(task, train, dev, test, labels, len(train), tuple(notes))
 
 
-def _folder(task: Task, glue: GlueConfig) -> tuple[str, Path]:
-    """Returns the key of the folder that a task's files are in, and the folder."""
-    demo = str(resources.files("cramjax") / "demo")
-    key, folder = {
-        "glue": ("data_dir", glue.data_dir),
-        "superglue": ("superglue_dir", glue.superglue_dir),
-        "own": ("own_dir", glue.own_dir),
-        "embedded": ("data_dir", demo),
-    }[task.source]
-    return key, Path(folder).expanduser()
+def _folder(task: Task, glue: GlueConfig) -> tuple[str, str]:
+    """Returns the key of the folder that a task's files are in, and its value."""
+    if task.source == "embedded":
+        return "data_dir", str(resources.files("cramjax") / "demo")
+    keys = {"glue": "data_dir", "superglue": "superglue_dir", "own": "own_dir"}
+    return keys[task.source], getattr(glue, keys[task.source])
 
 
 def is_from_tfds(task: Task, glue: GlueConfig) -> bool:
     """Returns whether a task is read from TFDS, not from a folder with its files.
 
     GLUE's tasks are if `glue.tfds_dir` is given or the folder `glue.data_dir` does not
-    exist. The two are not mixed: a task that the folder lacks is left out and not taken
-    from TFDS, which may have another copy of the benchmark.
+    exist. The two are not mixed: a task that is missing in the folder is not taken from
+    TFDS, which may have another copy of the benchmark.
     """
     own_files = not glue.tfds_dir and Path(glue.data_dir).expanduser().is_dir()
     return task.source == "glue" and not own_files
@@ -256,48 +228,29 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     if is_from_tfds(task, glue):
         return tfds_source.read(task, split, glue)
     for file in split.files:
-        path = _folder(task, glue)[1] / file
+        path = Path(_folder(task, glue)[1]).expanduser() / file
         if path.is_file():
-            return read(path, split.form)
+            reader = _read_tsv if path.suffix == ".tsv" else _read_jsonl
+            table = reader(path, split)
+            if not table.rows:
+                raise UserError(f"{path} has no rows")
+            return table
     return None
-
-
-def _not_scored(title: str, without: Split) -> str:
-    return f"{title} is not scored: there is no {without.files[0]}"
-
-
-def _missing(task: Task, split: Split, glue: GlueConfig) -> Incomplete:
-    """Returns an error about a training or dev set that is missing."""
-    key, folder = _folder(task, glue)
-    names = " or ".join(str(folder / file) for file in split.files)
-    return Incomplete(
-        key,
-        f"config.glue.{key} is {getattr(glue, key)!r}: {names} is missing; pass "
-        f"--config.glue.{key}=FOLDER, the one that holds it, or leave {task.name!r} "
-        'out of --config.glue.tasks ("()" = no fine-tuning)',
-        _not_scored(task.title, split),
-    )
 
 
 def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
     """Returns the labels in the training rows of the user's task, sorted.
 
     Raises:
-      UserError: a row has none, or the metric cannot tell them apart.
+      UserError: the metric is not for so many.
     """
-    for row in table.rows:
-        if not row.label.strip():
-            raise UserError(
-                f"{table.where}:{row.line} has no label in {glue.own_label!r}"
-                f"{task.train.form.hint(glue.own_label)}"
-            )
-    labels = tuple(sorted({row.label for row in table.rows}))
+    labels = tuple(sorted({row.label for row in table.rows if row.label.strip()}))
     two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):
         raise UserError(
             f"config.glue.own_metric is {glue.own_metric!r}: the training rows have "
             f"{len(labels)} labels in {glue.own_label!r} (config.glue.own_label), "
-            f"needed are {'exactly 2' if two else '2 or more'}"
+            f"and it needs {'exactly 2' if two else '2 or more'}"
         )
     return labels
 
@@ -312,13 +265,13 @@ def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
         dtype, of_label, allowed = np.float32, _number, "a number"
     else:
         dtype, of_label = np.int32, {label: i for i, label in enumerate(labels)}.get
-        allowed = f"one of {', '.join(map(repr, labels[:SOME]))}"
-        allowed += ", ..." if len(labels) > SOME else ""
+        more = ", ..." if len(labels) > SOME else ""
+        allowed = f"one of {', '.join(map(repr, labels[:SOME]))}{more}"
     values = []
     for row in table.rows:
         values.append(of_label(row.label))
         if values[-1] is None:
-            hint = task.train.form.hint(task.train.form.label)
+            hint = task.train.hint(task.train.label)
             if hint and task.regression:
                 hint += ", or another --config.glue.own_metric"
             raise UserError(
@@ -384,17 +337,15 @@ def encode(
     special ones included: the longer side first, from its right end; of two equally
     long sides A keeps the odd token.
     """
-    sides: list[list[list[int]]] = []  # [text][row]
-    for i in range(len(rows.texts[0])):
-        texts = [row[i] for row in rows.texts]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        sides.append([encoding.ids for encoding in encodings])
-    token_rows = [
-        template(ids, max_length, empty_second) for ids in zip(*sides, strict=True)
+    columns = [
+        [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        for texts in map(list, zip(*rows.texts, strict=True))
     ]
-    longest = max(map(len, token_rows))
+    token_rows = [
+        template(ids, max_length, empty_second) for ids in zip(*columns, strict=True)
+    ]
     dtype = token_dtype(tokenizer.get_vocab_size())
-    tokens_NxL = np.full((len(token_rows), longest), PAD, dtype)
+    tokens_NxL = np.full((len(token_rows), max_length), PAD, dtype)
     for i, row in enumerate(token_rows):
         tokens_NxL[i, : len(row)] = row
     return Encoded(tokens_NxL, rows.labels_N)
@@ -424,10 +375,3 @@ def padded_length(tokens: np.ndarray, max_length: int) -> int:
     """
     longest = int((tokens != PAD).sum(axis=-1).max())
     return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
-
-
-def resized(tokens_NxL: np.ndarray, length: int) -> np.ndarray:
-    """Cuts or pads the rows."""
-    missing = max(length - tokens_NxL.shape[1], 0)
-    padded = np.pad(tokens_NxL, [(0, 0), (0, missing)], constant_values=PAD)
-    return padded[:, :length]

@@ -1,6 +1,5 @@
 """All tasks, from all initializations, at all learning rates: the scores of a run."""
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -16,8 +15,9 @@ from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
-from cramjax.glue.finetune import finetune, seconds_per_row
+from cramjax.glue.finetune import Finetuned, fastest, finetune
 from cramjax.glue.journal import Journal
+from cramjax.glue.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -27,93 +27,67 @@ ESTIMATED_ROWS = 1024  # of a task, from which the length of its batches is esti
 DELETE_IT = "delete it to score again"
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The tasks that can be fine-tuned on.
+def check(config: Config, workdir: Path) -> list[Task]:
+    """Reads the files of every task that is not scored yet; logs what is missing.
 
-    Attributes:
-      complete: tasks that are already scored, and tasks whose training and dev sets
-        were read.
-      downloadable: tasks that TFDS will have to download and prepare.
-      download_bytes: the size of these downloads.
-      notes: which tasks are not scored, and what else is missing; a sentence each.
-    """
+    A mistake in them must not cost any training. Nothing is downloaded: TFDS is only
+    asked whether it could.
 
-    complete: list[tasks.Task]
-    downloadable: list[tasks.Task]
-    download_bytes: int
-    notes: list[str]
-
-
-def look(config: Config, workdir: Path | None = None) -> Found:
-    """Reads every task's files, so that a mistake in them costs no training.
-
-    Downloads nothing: it only finds out whether TFDS could. Files of tasks that are
-    already scored in the workdir are not needed.
+    Returns:
+      The tasks that have a training and a dev set, unless a download fails.
 
     Raises:
       UserError: a task is unknown, files cannot be used (a line for each), or no task
         has a training and a dev set.
     """
-    results = _earlier(workdir / RESULTS) if workdir else {}
-    scored = [t for t in tasks.get(config.glue) if not _jobs(results, t, config)]
-    chosen = [task for task in tasks.get(config.glue) if task not in scored]
-    of_tfds = [task for task in chosen if data.is_from_tfds(task, config.glue)]
-    tfds = tfds_source.look(of_tfds, config.glue)
-    # Errors, one for each folder that lacks something.
-    lines: dict[Any, str] = dict(enumerate(tfds.why))
-    found = Found(scored, tfds.downloadable, tfds.download_bytes, [*tfds.why])
-    faults = []
-    for task in chosen:
-        if task in (*tfds.downloadable, *tfds.lacking):
-            continue
+    results = _read_results(workdir / RESULTS)
+    wanted = tasks.get(config.glue)
+    todo = [task for task in wanted if _jobs(results, task, config)]
+    found, notes, faults = [], [], []
+    for task in todo:
         try:
-            found.notes.extend(_read(config, task).notes)
-            found.complete.append(task)
-        except data.Incomplete as error:
-            lines.setdefault(error.key, str(error))
-            found.notes.append(error.note)
+            if data.is_from_tfds(task, config.glue):
+                tfds_source.check(task, config.glue)
+            else:
+                notes += _read(config, task).notes
+            found.append(task)
+        except tasks.Incomplete as error:
+            notes.append(str(error))
         except UserError as error:
             faults.append(str(error))
-    if not (faults or found.complete or found.downloadable):
-        faults = list(lines.values())
-    if faults:
-        raise UserError("\n".join(faults))
+    if faults or (notes and not found and todo == wanted):
+        raise UserError("\n".join(faults or notes))
+    for note in notes:
+        logger.info(note)
     return found
 
 
-def fetch(config: Config, found: Found) -> list[tasks.Task]:
-    """Downloads and prepares what is missing; prints which tasks will not be scored.
+def fetch(config: Config, found: list[Task]) -> list[Task]:
+    """Has TFDS download and prepare what is missing of the tasks that `check` returned.
 
     Returns:
-      The tasks that have a training and a dev set.
+      The tasks that have a training and a dev set; the others are logged.
 
     Raises:
-      UserError: no task has, or their files cannot be used.
+      UserError: no task has, or their rows cannot be used.
     """
-    complete, notes = list(found.complete), list(found.notes)
-    wanted = (*found.complete, *found.downloadable)
-    if any(data.is_from_tfds(task, config.glue) for task in wanted):
-        todo = ", ".join(task.title for task in found.downloadable)
-        size = f"{found.download_bytes / 1e6:,.1f} MB to download"
-        logger.info(
-            f"GLUE: from TFDS, in {tfds_source.folder(config.glue)}"
-            + (f"; preparing {todo} ({size}) ..." if todo else "")
-        )
-    for task in found.downloadable:
+    complete, missing = [], []
+    for task in found:
         try:
-            notes += _read(config, task).notes
+            if data.is_from_tfds(task, config.glue):
+                folder = tfds_source.folder(config.glue)
+                logger.info(f"{task.title}: from TFDS, {folder}")
+                _read(config, task)
             complete.append(task)
-        except data.Incomplete as error:
-            notes.append(error.note)
-    if notes and not complete:
-        raise UserError("\n".join(notes))
-    for note in notes:
-        logger.info(note)
-    return [task for task in tasks.get(config.glue) if task in complete]
+        except tasks.Incomplete as error:
+            missing.append(str(error))
+            logger.info(missing[-1])
+    if missing and not complete:
+        raise UserError("\n".join(missing))
+    return complete
 
 
-def _read(config: Config, task: tasks.Task) -> TaskRows[Rows]:
+def _read(config: Config, task: Task) -> TaskRows[Rows]:
     """Returns a task's rows, with the training rows that the config samples.
 
     Raises:
@@ -131,7 +105,7 @@ def _read(config: Config, task: tasks.Task) -> TaskRows[Rows]:
     return rows
 
 
-def estimate_s(config: Config, chosen: list[tasks.Task], tokenizer: Tokenizer) -> float:
+def estimate_s(config: Config, chosen: list[Task], tokenizer: Tokenizer) -> float:
     """Estimates how long all trials, initializations and learning rates take.
 
     A step of the largest task is timed, and the others count by their padded tokens.
@@ -143,15 +117,15 @@ def estimate_s(config: Config, chosen: list[tasks.Task], tokenizer: Tokenizer) -
         rows = _read(config, task)
         few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
         few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
-        steps = -(-len(few) // (glue.batch_size * glue.trials))
-        batches = [few.tokens_NxL[step::steps] for step in range(steps)]
+        starts = range(0, len(few), step := glue.batch_size * glue.trials)
+        batches = [few.tokens_NxL[start : start + step] for start in starts]
         lengths.append(
             np.mean([data.padded_length(b, glue.max_length) for b in batches])
         )
         predicted = sum(map(len, (*rows.dev.values(), *rows.test.values())))
         tokens.append((glue.epochs * len(rows.train) + predicted / 3) * lengths[-1])
     length = round(lengths[int(np.argmax(tokens))])
-    per_token = seconds_per_row(config.model, glue, length) / length
+    per_token = fastest(config.model, glue, length)[1] / (glue.batch_size * length)
     jobs = glue.trials * len(glue.starts) * len(glue.learning_rates)
     return jobs * sum(tokens) * per_token
 
@@ -161,23 +135,22 @@ def evaluate(
     weights: dict[str, Any],
     tokenizer: Tokenizer,
     workdir: Path,
+    chosen: Sequence[Task],
     imported: bool = False,
-    chosen: Sequence[tasks.Task] | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes on every task of the config and scores its dev sets.
+    """Fine-tunes on every chosen task and scores its dev sets.
 
     Results are written to glue.json after every job; jobs with results are skipped.
     Beside it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, for test
-    sets, submission/. A task without a training set or without dev sets is named, and
-    left out.
+    sets, submission/.
 
     Args:
       config: its `glue` and `model` sections.
       weights: parameters of `encoder.MaskedLM` for every initialization but "random".
       tokenizer: the one they were trained with.
       workdir: the folder of glue.json.
+      chosen: the tasks, as `fetch` returns them.
       imported: the weights are those of another project's model.
-      chosen: the tasks, as `fetch` returns them; by default all of the config's.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -192,52 +165,36 @@ def evaluate(
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results = _earlier(path)
-    new = not (workdir / TABLE).exists()
-    for task in tasks.get(config.glue) if chosen is None else chosen:
-        jobs = _jobs(results, task, config)
-        if not jobs:
-            continue
-        new = True
-        try:
-            rows = _read(config, task)
-        except data.Incomplete as error:
-            logger.info(error.note)
-            continue
-        for note in rows.notes if chosen is None else ():
-            logger.info(note)
+    results = _read_results(path)
+    todo = [(task, jobs) for task in chosen if (jobs := _jobs(results, task, config))]
+    for task, jobs in todo:
+        rows = _read(config, task)
         entries = _entries(path, results, rows)
         results |= entries
         bag_of_words.add(entries, rows)
         encoded = data.encode_all(rows, tokenizer, config.glue)
         del rows  # the texts of a large task
         for start, rate in jobs:
-            begin = time.monotonic()
-            # The measurement for the first job of a task holds for the others.
-            measured = next(iter(entries.values())).get("trials_at_once")
-            at_once = measured or config.glue.trials_at_once
-            pretrained = weights.get(start)
-            journal = Journal(
-                config, encoded, start, rate, pretrained, workdir, at_once
-            )
-            with journal:
-                outputs = finetune(
+            started = time.monotonic()
+            with Journal(workdir, encoded, start, rate) as journal:
+                trained = finetune(
                     config.model,
                     config.glue,
                     encoded.train,
                     [*encoded.dev.values(), *encoded.test.values()],
                     encoded.outputs,
-                    pretrained=pretrained,
+                    pretrained=weights.get(start),
                     learning_rate=rate,
                     seed=config.seed,
-                    watch=journal,
+                    on_chunk=journal.show,
+                    on_epoch=journal.write_epoch,
                 )
-                _note(entries, encoded, outputs, journal, workdir)
-                _write(path, results, config)
-                journal.clear()
+            _add_job(entries, encoded, start, rate, trained, workdir)
+            _write(path, results, config)
             for entry in entries.values():
-                logger.info(_scores_line(entry, start, rate, time.monotonic() - begin))
-    if results and new:
+                seconds = time.monotonic() - started
+                logger.info(_scores_line(entry, start, rate, seconds))
+    if results and (todo or not (workdir / TABLE).exists()):
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
@@ -258,11 +215,9 @@ def _entries(
     """
     new = {}
     train_N = rows.train.labels_N
+    constant = train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()
     for scored in rows.scored:
         labels_N = rows.dev[scored.name].labels_N
-        constant = (
-            train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()
-        )
         majority_N = np.full_like(labels_N, constant)
         new[scored.name] = {
             "task": rows.task.name,
@@ -279,43 +234,43 @@ def _entries(
             "starts": {},
         }
     entries = _of_task(results, rows.task) or new
-    if entries.keys() != new.keys():
-        raise UserError(
-            f"{path} has scores of {', '.join(entries)}, and the files are now of "
-            f"{', '.join(new)}: {DELETE_IT}"
+    before, now = (
+        "; ".join(
+            f"{name} ({(new.get(name, {}) | entry)['all_train_rows']:,} training rows, "
+            f"{entry['train_rows']:,} of them used, and {entry['dev_rows']:,} dev rows)"
+            for name, entry in of.items()
         )
-    for name, entry in entries.items():
-        for key in ("train_rows", "dev_rows", "all_train_rows"):
-            if entry.get(key, new[name][key]) != new[name][key]:
-                raise UserError(
-                    f"{path} has scores of {entry['title']} with {key}="
-                    f"{entry[key]:,}, and the files now give {new[name][key]:,}: bring "
-                    f"them back, or {DELETE_IT}"
-                )
+        for of in (entries, new)
+    )
+    if before != now:
+        raise UserError(
+            f"{path} has scores of {before}, and the files now give {now}: bring the "
+            f"earlier files back, or {DELETE_IT}"
+        )
     return entries
 
 
-def _note(
+def _add_job(
     entries: dict[str, dict[str, Any]],
     rows: TaskRows[Encoded],
-    outputs: list[np.ndarray],
-    journal: Journal,
+    start: str,
+    rate: float,
+    trained: Finetuned,
     workdir: Path,
 ) -> None:
     """Adds a job's scores to the entries; writes predictions and submissions."""
-    start, rate = journal.start, journal.rate
-    # The dev sets come first.
-    for (name, part), outputs_TxNxC in zip(rows.dev.items(), outputs, strict=False):
-        predictions_TxN = scores.predictions(outputs_TxNxC)
-        metrics = next(s.metrics for s in rows.scored if s.name == name)
-        trials = scores.of_trials(metrics, part.labels_N, outputs_TxNxC)
-        scores.add(entries[name], start, rate, trials)
+    count = len(rows.dev)
+    of_dev, of_test = trained.outputs[:count], trained.outputs[count:]
+    for scored, outputs_TxNxC in zip(rows.scored, of_dev, strict=True):
+        labels_N = rows.dev[scored.name].labels_N
+        trials = scores.of_trials(scored.metrics, labels_N, outputs_TxNxC)
+        scores.add(entries[scored.name], start, rate, trials)
         scores.save_predictions(
-            *(workdir, name, start, rate),
-            predictions_TxN=predictions_TxN,
-            labels_N=part.labels_N,
+            *(workdir, scored.name, start, rate),
+            predictions_TxN=scores.predictions(outputs_TxNxC),
+            labels_N=labels_N,
         )
-    for name, outputs_TxNxC in zip(rows.test, outputs[len(rows.dev) :], strict=True):
+    for name, outputs_TxNxC in zip(rows.test, of_test, strict=True):
         predictions_TxN = scores.predictions(outputs_TxNxC)
         scores.save_predictions(
             *(workdir, f"{name}-test", start, rate), predictions_TxN=predictions_TxN
@@ -323,9 +278,10 @@ def _note(
     first, *_ = of_task = list(entries.values())
     for entry in of_task:
         scored = entry["starts"][start]
-        scored.setdefault("diverged", {})[f"{rate:g}"] = scores.diverged(outputs)
-        scored.setdefault("skipped", {})[f"{rate:g}"] = journal.skipped
-        entry["trials_at_once"] = journal.at_once
+        diverged, skipped = scores.diverged(trained.outputs), trained.skipped_T.tolist()
+        scored.setdefault("diverged", {})[f"{rate:g}"] = diverged
+        scored.setdefault("skipped", {})[f"{rate:g}"] = skipped
+        entry["trials_at_once"] = trained.at_once
     scores.summarise(of_task, start)
     for name in rows.test:
         scores.write_submission(workdir, first, start, name)
@@ -335,20 +291,20 @@ def _scores_line(entry: dict[str, Any], start: str, rate: float, seconds: float)
     """Returns a line about one set's scores at one rate."""
     scored, rate = entry["starts"][start], f"{rate:g}"
     trials = scored["scores"][rate]
-    remarks = [f"{seconds:.0f}s"]
-    remarks.append(f"{entry['trials_at_once']} of {len(trials)} trials at once")
-    if any(skipped := scored["skipped"][rate]):
-        remarks.append(f"updates skipped: {', '.join(map(str, skipped))}")
-    if diverged := scored["diverged"][rate]:
-        remarks.append(f"{diverged} diverged: their outputs are not finite")
     numbers = ", ".join(f"{score:.1f}" for score in trials)
+    remarks = (
+        f"{seconds:.0f}s; {entry['trials_at_once']} of {len(trials)} trials at once"
+    )
+    if any(skipped := scored["skipped"][rate]):
+        remarks += f"; updates skipped: {', '.join(map(str, skipped))}"
+    if diverged := scored["diverged"][rate]:
+        remarks += f"; {diverged} diverged: their outputs are not finite"
     return (
-        f"{entry['title']}: {start} at {rate}: {entry['metric']} {numbers} "
-        f"({'; '.join(remarks)})"
+        f"{entry['title']}: {start} at {rate}: {entry['metric']} {numbers} ({remarks})"
     )
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> dict[str, Any]:
     """Returns the scores of an earlier session."""
     if not path.exists():
         return {}
@@ -370,25 +326,22 @@ def _write(
 
 
 def _jobs(
-    results: dict[str, Any], task: tasks.Task, config: Config
+    results: dict[str, Any], task: Task, config: Config
 ) -> list[tuple[str, float]]:
     """Returns the initializations and rates at which a task is not scored yet."""
-    entries = _of_task(results, task).values()
-
-    def is_scored(start: str, rate: float) -> bool:
-        return bool(entries) and all(
-            f"{rate:g}" in entry["starts"].get(start, {"scores": {}})["scores"]
-            for entry in entries
-        )
-
+    entries = _of_task(results, task)
     return [
         (start, rate)
         for start in config.glue.starts
         for rate in config.glue.learning_rates
-        if not is_scored(start, rate)
+        if not entries
+        or any(
+            f"{rate:g}" not in entry["starts"].get(start, {"scores": {}})["scores"]
+            for entry in entries.values()
+        )
     ]
 
 
-def _of_task(results: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
+def _of_task(results: dict[str, Any], task: Task) -> dict[str, Any]:
     """Returns the entries of a task's sets."""
     return {n: entry for n, entry in results.items() if entry["task"] == task.name}

@@ -1,4 +1,4 @@
-"""Fine-tuning one task: several trials in one program, from one kind of initialization.
+"""Fine-tuning one task: several trials in one program.
 
 Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows; see
 `model.encoder`.
@@ -7,6 +7,7 @@ Axes: T trials, B batch, L position, C classes or the 1 of a regression, N rows;
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from cramjax.config import GlueConfig, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
-from cramjax.glue.data import Encoded, padded_length, resized
+from cramjax.glue.data import Encoded, padded_length
 from cramjax.model import fused
 from cramjax.model.encoder import Classifier
 from cramjax.training import loss_scale, schedules
@@ -59,201 +60,130 @@ class _Static:
 
 @flax.struct.dataclass
 class _Trial:
-    """The state of one trial.
+    """The state of one trial."""
 
-    Attributes:
-      params: float32, the tree of `encoder.Classifier`.
-      opt_state: of `optax.apply_if_finite`, which skips and counts updates with
-        gradients that are not finite.
-      scale: of the loss; 1 unless the model computes in float16.
-      finite_steps: steps since the scale last changed, int32.
-      loss: sum over the steps of the current chunk.
-    """
-
-    params: Any
+    params: Any  # float32, the tree of `encoder.Classifier`
+    # Of `optax.apply_if_finite`: skips and counts updates that are not finite.
     opt_state: optax.ApplyIfFiniteState
-    scale: jax.Array
-    finite_steps: jax.Array
-    loss: jax.Array
+    scale: jax.Array  # of the loss; 1 unless the model computes in float16
+    finite_steps: jax.Array  # since the scale last changed, int32
+    loss: jax.Array  # sum over the steps of the current chunk
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Trials that one program has trained.
+class Finetuned:
+    """Trained trials."""
 
-    Attributes:
-      trials: their numbers.
-      at_once: how many a program should train; the last group may have fewer.
-      outputs: outputs_TxNxC on each of the scored sets.
-      skipped_T: updates that were left out because a gradient was not finite.
-    """
-
-    trials: range
-    at_once: int
-    outputs: list[np.ndarray]
-    skipped_T: np.ndarray
+    params_T: Any  # float32, the tree of `encoder.Classifier`, in the host's memory
+    outputs: list[np.ndarray]  # outputs_TxNxC on each of the predicted sets
+    skipped_T: np.ndarray  # updates left out because a gradient was not finite
+    at_once: int  # how many trials one program trained
 
 
-class Watch:
-    """Follows a fine-tuning; this one does nothing, `journal.Journal` does.
-
-    Attributes:
-      at_once: how many trials a program should train; 0 if that is not chosen yet.
-      every: after each epoch, every n-th row of a set is predicted; n for each of the
-        first scored sets.
-    """
-
-    at_once = 0
-    every: tuple[int, ...] = ()
-
-    def kept(self, first: int) -> Group | None:
-        """Returns the group that begins with this trial, if it is already finished."""
-
-    def stepped(self, trials: range, step: int, steps: int, loss: float) -> None:
-        """Notes the progress of a group, with the mean loss of its latest steps."""
-
-    def epoch(
-        self, trials: range, epoch: int, loss_T: np.ndarray, outputs: list[np.ndarray]
-    ) -> None:
-        """Notes an epoch's mean training loss, and outputs on the rows of `every`."""
-
-    def finished(self, group: Group) -> None:
-        """Notes a group's outputs."""
+Predict = Callable[[Encoded], np.ndarray]  # returns outputs_TxNxC
 
 
 def finetune(
     model: ModelConfig,
     glue: GlueConfig,
     train: Encoded,
-    scored: Sequence[Encoded],
+    predicted: Sequence[Encoded],
     outputs: int,
     *,
     pretrained: Any | None,
     learning_rate: float,
     seed: int,
-    watch: Watch | None = None,
-) -> list[np.ndarray]:
-    """Fine-tunes `glue.trials` classifiers; returns their outputs_TxNxC on other rows.
+    on_chunk: Callable[[float, float], None] = lambda *_: None,
+    on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
+) -> Finetuned:
+    """Fine-tunes `glue.trials` classifiers; returns their weights and outputs.
 
     The protocol of arXiv 2212.14034, section 5: AdamW, linear warm-up and cosine to 0
     over the task's own steps, every epoch reshuffled, the last partial batch dropped,
-    the last epoch's weights scored. Trials differ in the head's init, dropout and
+    the last epoch's weights kept. Trials differ in the head's init, dropout and
     order; without `pretrained` also in the encoder's init.
 
     Args:
-      model: the encoder.
-      glue: the protocol's settings.
-      train: training rows, at least one batch.
-      scored: sets of rows to predict.
+      model: of the encoder.
+      glue: the protocol.
+      train: at least one batch of rows.
+      predicted: sets of rows to predict after training.
       outputs: number of classes; 1 = a regression, with the mean squared error.
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
-      watch: follows it, and may have groups of trials from an earlier session.
+      on_chunk: called every few steps with the fraction of all trials' steps that is
+        done, and the latest loss.
+      on_epoch: called after each epoch with the numbers of the trials that are trained
+        together, the number of the epoch, their mean losses_T and their predictor,
+        which is valid during the call.
 
     Raises:
-      UserError: there are fewer training rows than one batch, or too little memory.
+      UserError: the device has too little memory for one trial.
     """
-    if len(train) < glue.batch_size:
-        raise UserError(
-            f"config.glue.batch_size is {glue.batch_size}: the task has only "
-            f"{len(train)} training rows"
-        )
     steps = glue.epochs * (len(train) // glue.batch_size)
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
 
-    watch = watch or Watch()
-    few = [rows[::n] for rows, n in zip(scored, watch.every, strict=False)]
-
-    def trained(trials: range, at_once: int) -> Group:
-        """Trains a group; its weights are freed before the next group's are made."""
-        of_epoch = _train(
-            static, train, pretrained, trials, learning_rate, seed, watch.stepped
+    def train_together(trials: range) -> tuple[Any, list[np.ndarray], np.ndarray]:
+        """Returns weights, outputs and skipped_T of some of the trials."""
+        epochs = _train(
+            static, train, pretrained, trials, learning_rate, seed, on_chunk
         )
-        for epoch, (trained_T, loss_T) in enumerate(of_epoch, 1):
-            params_T = trained_T.params
-            if epoch < glue.epochs:
-                outputs = [_predict_all(static, params_T, rows) for rows in few]
-                watch.epoch(trials, epoch, loss_T, outputs)
+        for epoch, (trained_T, loss_T) in enumerate(epochs, 1):
+            predict = functools.partial(_predict_all, static, trained_T.params)
+            on_epoch(trials, epoch, loss_T, predict)
+        params_T = trained_T.params
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
-        del trained_T  # the optimizer's state makes room for predictions
-        outputs = [_predict_all(static, params_T, rows) for rows in scored]
-        last = [o[:, ::n] for o, n in zip(outputs, watch.every, strict=False)]
-        watch.epoch(trials, glue.epochs, loss_T, last)
-        return Group(trials, at_once, outputs, skipped_T)
+        del trained_T, predict  # the optimizer's state makes room for predictions
+        found = [_predict_all(static, params_T, rows) for rows in predicted]
+        return jax.device_get(params_T), found, skipped_T
 
-    groups: list[Group] = []
-    first, at_once = 0, min(watch.at_once, glue.trials)
+    at_once = min(glue.trials_at_once or 1, glue.trials)
+    if not glue.trials_at_once and glue.trials > 1:
+        longest = padded_length(train.tokens_NxL, glue.max_length)
+        at_once, _ = fastest(model, glue, longest)
+    groups, first = [], 0
     while first < glue.trials:
-        group = watch.kept(first)
+        trials = range(first, min(first + at_once, glue.trials))
         try:
-            if group is None:
-                at_once = at_once or trials_at_once(static, train)
-                trials = range(first, min(first + at_once, glue.trials))
-                group = trained(trials, at_once)
-                watch.finished(group)
+            groups.append(train_together(trials))
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if at_once <= 1:
+            if at_once == 1:
                 raise UserError(
                     f"config.glue.batch_size is {glue.batch_size}: fine-tuning one "
                     "trial is too much for the memory of "
                     f"{jax.devices()[0].device_kind}; pass a smaller one, or a smaller "
                     "--config.glue.max_length"
                 ) from error
-            at_once = -(-at_once // 2)
+            at_once = 1
             continue
-        groups.append(group)
-        first, at_once = group.trials.stop, group.at_once
-    parts = zip(*(group.outputs for group in groups), strict=True)
-    return [np.concatenate(part) for part in parts]
-
-
-def trials_at_once(static: _Static, train: Encoded) -> int:
-    """Returns how many trials one program should train.
-
-    `glue.trials_at_once`, or the faster of all and one, as measured; fewer if memory is
-    short. Together they fill a large device, which a batch of 16 rows does not.
-    """
-    glue = static.glue
-    if glue.trials_at_once or glue.trials == 1:
-        return min(glue.trials_at_once or 1, glue.trials)
-    longest = padded_length(train.tokens_NxL, glue.max_length)
-    return _fastest(static.model, glue, longest)[0]
-
-
-def seconds_per_row(model: ModelConfig, glue: GlueConfig, length: int) -> float:
-    """Measures how long one trial trains on a row of this length, on made-up rows."""
-    return _fastest(model, glue, length)[1] / glue.batch_size
+        first = trials.stop
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
+    return Finetuned(*together, at_once)
 
 
 @functools.cache
-def _fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, float]:
+def fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, float]:
     """Returns how many trials to train at once, and the seconds of a step for each.
 
-    One measurement serves all tasks with rows of this length, because only the last
-    layer differs.
+    `glue.trials_at_once`, or the faster of all and one, as measured on made-up rows:
+    together they fill a large device, which a batch of 16 rows does not. One
+    measurement serves all tasks with rows of this length, because only the last layer
+    differs.
     """
     static = _Static(model, glue, outputs=2, warmup=0.1)
-    if count := min(glue.trials_at_once, glue.trials):
-        return count, _seconds_per_step(static, count, length) / count
-    seconds = {1: _seconds_per_step(static, 1, length)}
-    count = glue.trials
-    while count > 1:
-        try:
-            seconds[count] = _seconds_per_step(static, count, length) / count
-            break
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            count = -(-count // 2)
+    counts = {min(glue.trials_at_once, glue.trials)}
+    if not glue.trials_at_once:
+        counts = {1, glue.trials}
+    seconds = {n: _seconds_per_step(static, n, length) / n for n in sorted(counts)}
     return min(seconds.items(), key=lambda item: item[1])
 
 
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
-    """Measures a training step of this many trials, on made-up rows."""
+    """Measures a training step of this many trials; infinity if memory is short."""
     batch = static.glue.batch_size
     tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)
@@ -266,7 +196,12 @@ def _seconds_per_step(static: _Static, count: int, length: int) -> float:
             *(np.int32(TIMED), np.int32(0), np.float32(8), np.float32(0)),
         )
 
-    return seconds_per_call(take_steps, _init(static, keys_T, None)) / TIMED
+    try:
+        return seconds_per_call(take_steps, _init(static, keys_T, None)) / TIMED
+    except jax.errors.JaxRuntimeError as error:
+        if is_out_of_memory(error):
+            return math.inf
+        raise
 
 
 def _train(
@@ -276,7 +211,7 @@ def _train(
     trials: range,
     learning_rate: float,
     seed: int,
-    stepped: Callable[[range, int, int, float], None],
+    on_chunk: Callable[[float, float], None],
 ) -> Iterator[tuple[_Trial, np.ndarray]]:
     """Yields some of the trials and their mean loss_T after every epoch.
 
@@ -287,27 +222,27 @@ def _train(
     keys_T = jax.random.split(jax.random.key(seed), glue.trials)[np.array(trials)]
     trials_T = _init(static, keys_T, pretrained)
     longest = padded_length(train.tokens_NxL, glue.max_length)
-    tokens_NxL = jnp.asarray(resized(train.tokens_NxL, longest))
+    tokens_NxL = jnp.asarray(train.tokens_NxL[:, :longest])
     labels_N = jnp.asarray(train.labels_N)
     steps_per_epoch = len(train) // glue.batch_size
-    steps = glue.epochs * steps_per_epoch
-    step, loss_T = 0, np.zeros(len(trials))
-    for length, rows_SxTxB in chunks(train, glue, trials, seed):
-        count = len(rows_SxTxB)
-        rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
-        trials_T = _train_chunk(
-            *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
-            *(rows_SxTxB, np.int32(count), np.int32(step)),
-            *(np.float32(steps), np.float32(learning_rate)),
-        )
-        # Waiting here for every chunk lets an interruption wait for one only.
-        chunk_loss_T = np.asarray(trials_T.loss)
-        loss_T = loss_T + chunk_loss_T
-        step += count
-        stepped(trials, step, steps, float(chunk_loss_T.mean()) / count)
-        if step % steps_per_epoch == 0:
-            yield trials_T, loss_T / steps_per_epoch
-            loss_T = np.zeros(len(trials))
+    steps, step = glue.epochs * steps_per_epoch, 0
+    for epoch in range(glue.epochs):
+        loss_T = np.zeros(len(trials))
+        for length, rows_SxTxB in chunks(train, glue, trials, seed, epoch):
+            count = len(rows_SxTxB)
+            rows_SxTxB = np.pad(rows_SxTxB, [(0, CHUNK - count), (0, 0), (0, 0)])
+            trials_T = _train_chunk(
+                *(static, length, trials_T, keys_T, tokens_NxL, labels_N),
+                *(rows_SxTxB, np.int32(count), np.int32(step)),
+                *(np.float32(steps), np.float32(learning_rate)),
+            )
+            # Waiting here for every chunk lets an interruption wait for one only.
+            chunk_loss_T = np.asarray(trials_T.loss)
+            loss_T += chunk_loss_T
+            step += count
+            done = (trials.start + len(trials) * step / steps) / glue.trials
+            on_chunk(done, float(chunk_loss_T.mean()) / count)
+        yield trials_T, loss_T / steps_per_epoch
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -318,8 +253,7 @@ def _init(static: _Static, keys_T: jax.Array, pretrained: Any | None) -> _Trial:
     def one_trial(key):
         # A mask keeps cuDNN's attention, which needs a GPU, from being chosen.
         params = static.classifier(0.0).init(key, tokens_1xL, tokens_1xL)["params"]
-        encoder = {k: v for k, v in (pretrained or {}).items() if k in params}
-        params |= encoder
+        params |= {k: v for k, v in (pretrained or {}).items() if k in params}
         return _Trial(
             params=params,
             opt_state=static.optimizer().init(params),
@@ -413,8 +347,8 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
         ids_B = np.minimum(np.arange(start, start + EVAL_BATCH), len(rows) - 1)
         tokens_BxL = rows.tokens_NxL[ids_B]
         length = padded_length(tokens_BxL, static.glue.max_length)
-        tokens_BxL = resized(tokens_BxL, length)
-        outputs.append(np.asarray(_predict(static, params_T, tokens_BxL)))
+        outputs_TxBxC = _predict(static, params_T, tokens_BxL[:, :length])
+        outputs.append(np.asarray(outputs_TxBxC))
     return np.concatenate(outputs, axis=1)[:, : len(rows)]
 
 
@@ -429,37 +363,31 @@ def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array
 
 
 def chunks(
-    train: Encoded, glue: GlueConfig, trials: range, seed: int
+    train: Encoded, glue: GlueConfig, trials: range, seed: int, epoch: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (length, rows_SxTxB): consecutive steps of the same length, at most CHUNK.
 
-    A chunk ends where its epoch does. The length of a step is that of the longest row
-    in the batches of all trials, rounded up to LENGTH_STEP, even if only some trials
-    are wanted: dropout depends on the shape. Rows are not grouped by length, which
-    would be another shuffle.
+    The length of a step is that of the longest row in the batches of all trials,
+    rounded up to LENGTH_STEP, even if only some trials are wanted: dropout depends on
+    the shape. Rows are not grouped by length, which would be another shuffle.
     """
 
     def length_of(rows_TxB: np.ndarray) -> int:
         return padded_length(train.tokens_NxL[rows_TxB], glue.max_length)
 
-    steps = batches(len(train), glue, seed)
-    for _ in range(glue.epochs):
-        epoch = itertools.islice(steps, len(train) // glue.batch_size)
-        for length, same_length in itertools.groupby(epoch, length_of):
-            wanted = (rows_TxB[trials.start : trials.stop] for rows_TxB in same_length)
-            while chunk := list(itertools.islice(wanted, CHUNK)):
-                yield length, np.stack(chunk)
+    steps = batches(len(train), glue, seed, epoch)
+    for length, same_length in itertools.groupby(steps, length_of):
+        wanted = (rows_TxB[trials.start : trials.stop] for rows_TxB in same_length)
+        while chunk := list(itertools.islice(wanted, CHUNK)):
+            yield length, np.stack(chunk)
 
 
-def batches(rows: int, glue: GlueConfig, seed: int) -> Iterator[np.ndarray]:
-    """Yields int32 rows_TxB; the order depends on (seed, trial, epoch) alone."""
-    usable = rows - rows % glue.batch_size
-    for epoch in range(glue.epochs):
-        order_TxN = np.stack(
-            [
-                np.random.default_rng([seed, trial, epoch]).permutation(rows)
-                for trial in range(glue.trials)
-            ]
-        ).astype(np.int32)
-        for start in range(0, usable, glue.batch_size):
-            yield order_TxN[:, start : start + glue.batch_size]
+def batches(rows: int, glue: GlueConfig, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Yields int32 rows_TxB of full batches, in an order of each trial's own."""
+    orders = [
+        np.random.default_rng([seed, trial, epoch]).permutation(rows)
+        for trial in range(glue.trials)
+    ]
+    order_TxN = np.stack(orders).astype(np.int32)
+    for start in range(0, rows - rows % glue.batch_size, glue.batch_size):
+        yield order_TxN[:, start : start + glue.batch_size]

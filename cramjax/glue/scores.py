@@ -3,12 +3,11 @@
 An entry is the part of glue.json about a scored set, see `evaluate.evaluate`.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -29,23 +28,19 @@ Number = tuple[str, str]  # a scored set and a metric
 Entry = dict[str, Any]
 
 
-def _matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
-    """Returns 0 if one side is constant, as in arXiv 2212.14034, section 5."""
-    if np.ptp(labels_N) == 0 or np.ptp(predictions_N) == 0:
-        return 0.0
-    return matthews_corrcoef(labels_N, predictions_N)
-
-
 def _correlation(
-    function: Callable, labels_N: np.ndarray, predictions_N: np.ndarray
+    function: Metric, labels_N: np.ndarray, predictions_N: np.ndarray
 ) -> float:
-    """Returns 0 where it is undefined: one side is constant, or a trial diverged."""
+    """Returns 0 where it is undefined: one side is constant, or a trial diverged.
+
+    For constant sides as in arXiv 2212.14034, section 5.
+    """
     sides = [np.asarray(x, np.float64) for x in (labels_N, predictions_N)]
     if not all(np.isfinite(x).all() and np.ptp(x) > 0 for x in sides):
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        value = float(function(*sides).statistic)
+        value = float(function(*sides))
     return value if np.isfinite(value) else 0.0
 
 
@@ -56,9 +51,9 @@ METRICS: dict[str, Metric] = {
     # Over all answers of all questions, as MultiRC calls it.
     "f1a": partial(f1_score, average="binary", zero_division=0),
     "macro_f1": partial(f1_score, average="macro", zero_division=0),
-    "matthews": _matthews,
-    "pearson": partial(_correlation, stats.pearsonr),
-    "spearman": partial(_correlation, stats.spearmanr),
+    "matthews": partial(_correlation, matthews_corrcoef),
+    "pearson": partial(_correlation, lambda *sides: stats.pearsonr(*sides).statistic),
+    "spearman": partial(_correlation, lambda *sides: stats.spearmanr(*sides).statistic),
 }
 
 
@@ -131,15 +126,13 @@ def has_diverged(scored: Mapping[str, Any]) -> bool:
 
 
 def divergences(entry: Entry) -> list[str]:
-    """Returns a sentence about each initialization whose trials diverged."""
+    """Returns a sentence about each initialization with trials that diverged."""
     sentences = []
     for start, scored in entry["starts"].items():
-        diverged = {r: n for r, n in scored.get("diverged", {}).items() if n}
-        if not diverged:
-            continue
         found = ", ".join(
             f"{count} of {len(scored['scores'][rate])} trials at {rate}"
-            for rate, count in diverged.items()
+            for rate, count in scored.get("diverged", {}).items()
+            if count
         )
         rest = "these learning rates are not chosen"
         if has_diverged(scored):
@@ -148,24 +141,17 @@ def divergences(entry: Entry) -> list[str]:
                 "(diverged), count them as a constant prediction, and there is no "
                 "submission"
             )
-        sentences.append(
-            f"{entry['title']}, {start}: the outputs of {found} are not finite; {rest}"
-        )
+        if found:
+            title = f"{entry['title']}, {start}"
+            sentences.append(f"{title}: the outputs of {found} are not finite; {rest}")
     return sentences
 
 
-@dataclasses.dataclass(frozen=True)
-class Average:
-    """A mean of numbers, or of means of numbers.
-
-    Attributes:
-      title: of the mean of all groups.
-      fewer: the title if some are missing; `{}` becomes the count of the others.
-      groups: the means of the groups have the same weight.
-    """
+class Average(NamedTuple):
+    """The mean of groups of numbers, each with the same weight."""
 
     title: str
-    fewer: str
+    fewer: str  # the title if some are missing; `{}` becomes the count of the others
     groups: tuple[tuple[Number, ...], ...]
 
 
@@ -283,23 +269,20 @@ def is_sampled(entry: Mapping[str, Any]) -> bool:
 def differences(
     results: Mapping[str, Entry], workdir: Path, first: str, second: str
 ) -> dict[str, dict[str, float]]:
-    """Returns {set: `interval`} of two initializations, each at its own best rate.
-
-    Args:
-      results: as `evaluate.evaluate` returns them.
-      workdir: the folder with predictions/.
-      first: an initialization.
-      second: the one that it is compared with.
-    """
+    """Returns {set: `interval`} of two initializations, each at its own best rate."""
     found = {}
     for name, entry in results.items():
-        if {first, second} <= set(entry["starts"]):
+        starts = entry["starts"]
+        if first in starts and second in starts:
             sides = [
-                load_predictions(workdir, name, s, entry["starts"][s]["best_rate"])
+                load_predictions(workdir, name, s, starts[s]["best_rate"])
                 for s in (first, second)
             ]
-            predicted = [side["predictions_TxN"] for side in sides]
-            found[name] = interval(entry["metric"], sides[0]["labels_N"], *predicted)
+            found[name] = interval(
+                entry["metric"],
+                sides[0]["labels_N"],
+                *(side["predictions_TxN"] for side in sides),
+            )
     return found
 
 

@@ -3,57 +3,48 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from cramjax.config import Config, GlueConfig
 from cramjax.glue import scores, tasks
 from cramjax.glue.scores import AVERAGES, BAG_OF_WORDS, NINE
 from cramjax.markdown import table
 
-# Of section 5 and the authors' implementation: {key of `GlueConfig`: value}.
-PROTOCOL = {
-    "trials": 5,
-    "max_length": 128,
-    "empty_second": True,
-    "epochs": 5,
-    "batch_size": 16,
-    "learning_rates": (4e-5,),
-    "b1": 0.9,
-    "b2": 0.98,
-    "eps": 1e-6,
-    "weight_decay": 0.0,
-    "warmup_share": 0.1,
-    "warmup_steps": 0,
-    "dropout": 0.1,
-    "head_width": 1024,
-}
+# The protocol of section 5 and the authors' implementation: keys of `GlueConfig` with
+# the paper's values as defaults.
+PROTOCOL = (
+    "trials",
+    "max_length",
+    "empty_second",
+    "epochs",
+    "batch_size",
+    "learning_rates",
+    "b1",
+    "b2",
+    "eps",
+    "weight_decay",
+    "warmup_share",
+    "warmup_steps",
+    "dropout",
+    "head_width",
+)
 
 # Tables 3 and 6: GLUE dev sets, medians of five trials. The last row scores the
 # authors' published checkpoint, as its repository reports it.
-# {row: (the nine numbers, their mean as printed)}
-PAPER_GLUE = {
-    "BERT-base, fully trained": (
-        (83.3, 83.5, 92.0, 86.7, 58.8, 90.6, 87.8, 89.3, 56.9),
-        81.0,
-    ),
-    "BERT-base, no pretraining": (
-        (34.1, 34.1, 79.9, 17.8, 47.3, 50.0, 68.6, 77.9, 0.0),
-        45.5,
-    ),
-    "crammed, 2080 Ti": ((82.5, 82.8, 91.6, 86.2, 56.7, 89.1, 87.1, 88.3, 48.3), 79.2),
-    "crammed, A4000": ((82.7, 83.1, 91.5, 86.4, 56.5, 88.8, 86.9, 88.2, 48.6), 79.2),
-    "crammed, A6000": ((84.0, 84.4, 92.3, 87.0, 57.4, 90.0, 87.7, 89.0, 51.8), 80.4),
-    "Izsak recipe, A6000": (
-        (76.7, 76.9, 87.4, 78.7, 50.9, 85.9, 84.5, 81.8, 39.8),
-        73.6,
-    ),
-    "BERT recipe stopped, A6000": (
-        (64.4, 63.9, 79.3, 20.8, 49.8, 58.3, 75.1, 74.2, 7.7),
-        54.8,
-    ),
-    "authors' published checkpoint": (
-        (84.1, 84.6, 92.0, 87.4, 58.5, 90.2, 87.5, 88.9, 53.3),
-        80.7,
-    ),
-}
+_PAPER_GLUE = """
+BERT-base, fully trained:      83.3 83.5 92.0 86.7 58.8 90.6 87.8 89.3 56.9 81.0
+BERT-base, no pretraining:     34.1 34.1 79.9 17.8 47.3 50.0 68.6 77.9  0.0 45.5
+crammed, 2080 Ti:              82.5 82.8 91.6 86.2 56.7 89.1 87.1 88.3 48.3 79.2
+crammed, A4000:                82.7 83.1 91.5 86.4 56.5 88.8 86.9 88.2 48.6 79.2
+crammed, A6000:                84.0 84.4 92.3 87.0 57.4 90.0 87.7 89.0 51.8 80.4
+Izsak recipe, A6000:           76.7 76.9 87.4 78.7 50.9 85.9 84.5 81.8 39.8 73.6
+BERT recipe stopped, A6000:    64.4 63.9 79.3 20.8 49.8 58.3 75.1 74.2  7.7 54.8
+authors' published checkpoint: 84.1 84.6 92.0 87.4 58.5 90.2 87.5 88.9 53.3 80.7
+"""
+PAPER_GLUE: dict[str, list[float]] = {}  # {row: the numbers of `NINE`, their mean}
+for _line in _PAPER_GLUE.strip().splitlines():
+    _name, _, _numbers = _line.partition(":")
+    PAPER_GLUE[_name] = [float(number) for number in _numbers.split()]
 
 # {row: mean of the ten numbers of SuperGLUE}
 PAPER_SUPERGLUE = {"BERT-base, fully trained": 56.6, "crammed, A6000": 54.2}
@@ -91,14 +82,7 @@ def page(
     differences: dict[str, Any],
     imported: bool = False,
 ) -> str:
-    """Returns glue.md.
-
-    Args:
-      results: as `evaluate.evaluate` returns them.
-      config: of the run, or of the fine-tuning alone.
-      differences: {"first - second": what `scores.differences` returns}.
-      imported: the weights are those of another project's model.
-    """
+    """Returns glue.md; differences are {"first - second": `scores.differences`}."""
     glue = config.glue
     below = conditions(config, imported)
     sections = [
@@ -107,7 +91,7 @@ def page(
         f"{glue.epochs}. {how_chosen(glue)}",
         _beside_the_paper(results, glue, below),
         averages_table(results, glue, below),
-        _differences(results, glue, differences, below),
+        _differences(results, differences, below),
         "## Every trial",
         _trials(results),
         below,
@@ -145,41 +129,39 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
     baseline = scores.numbers(results, BAG_OF_WORDS)
     if not baseline:
         return ""
-    sentences = [
+    text = (
         "The bag of words is a logistic regression (for numbers, a ridge regression) "
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
-    ]
-    for start in models_beside_baselines(glue):
+    )
+    for start in [s for s in glue.starts if s != "random"] or glue.starts:
         medians = scores.numbers(results, start)
+        numbers = {(n, entry["metric"]): entry["title"] for n, entry in results.items()}
         titles = [
-            entry["title"]
-            for name, entry in results.items()
-            if (number := (name, entry["metric"])) in baseline
-            and number in medians
-            and medians[number] <= baseline[number]
+            title
+            for number, title in numbers.items()
+            if medians.get(number, np.inf) <= baseline.get(number, -np.inf)
         ]
         if titles:
-            sentences.append(
-                f"It does as well as {MODELS[start]}, or better, on "
+            text += (
+                f" It does as well as {MODELS[start]}, or better, on "
                 f"{'; '.join(titles)}."
             )
-    return " ".join(sentences)
+    return text
 
 
-def models_beside_baselines(glue: GlueConfig) -> list[str]:
-    """Returns all initializations but "random", unless it is the only one."""
-    return [s for s in glue.starts if s != "random"] or [*glue.starts]
+def _cell(value: float | None, *marks: str) -> str:
+    return "-" if value is None else f"{value:.1f}{''.join(marks)}"
 
 
 def baseline_cells(entry: dict[str, Any], metric: str = "") -> list[str]:
-    """Returns the scores of a bag of words and of the most frequent class."""
+    """Returns the scores of a bag of words and of the most frequent class.
+
+    The latter is known for the set's first metric, the default.
+    """
     bag = entry.get("bag_of_words", {}).get(metric or entry["metric"])
-    headline = metric in ("", entry["metric"])
-    return [
-        "-" if bag is None else f"{bag:.1f}",
-        f"{entry['majority']:.1f}" if headline else "-",
-    ]
+    majority = entry["majority"] if metric in ("", entry["metric"]) else None
+    return [_cell(bag), _cell(majority)]
 
 
 def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> str:
@@ -193,39 +175,35 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
 
     Numbers from a part of the benchmark's rows, and means of them, are marked.
     """
-    names = {name for name, _ in NINE}
-    if not names & results.keys():
+    names = [name for name, _ in NINE]
+    found = [name for name in names if name in results]
+    if not found:
         return ""
-    parts = {
-        name for name in names & results.keys() if scores.is_sampled(results[name])
-    }
+    sampled = {n: SAMPLED for n in found if scores.is_sampled(results[n])}
     rows = []
     for start in (*glue.starts, BAG_OF_WORDS):
         values = scores.numbers(results, start)
-        found = [values.get(number) for number in NINE]
-        complete = None not in found
-        mean = scores.mean(AVERAGES["nine"], values) if complete else None
         cells = [
-            "-"
-            if value is None
-            else f"{value:.1f}{SAMPLED if name in parts else ''}"
-            f"{diverged_mark(results, start, [name])}"
-            for value, (name, _) in zip(found, NINE, strict=True)
+            _cell(
+                values.get(number),
+                sampled.get(number[0], ""),
+                diverged_mark(results, start, number[:1]),
+            )
+            for number in NINE
         ]
-        whole = "-"
-        if mean:
-            marks = (SAMPLED if parts else "") + diverged_mark(results, start, names)
-            whole = f"{mean[0]:.1f}{marks}"
-        rows.append([f"**{start}**", *cells, whole])
-    for name, (values, mean) in PAPER_GLUE.items():
-        rows.append([name, *(f"{value:.1f}" for value in values), f"{mean:.1f}"])
-    header = [scores.TITLES[name] for name, _ in NINE]
+        mean = None
+        if all(number in values for number in NINE):
+            mean, _ = scores.mean(AVERAGES["nine"], values)
+        marks = (SAMPLED if sampled else "", diverged_mark(results, start, names))
+        rows.append([f"**{start}**", *cells, _cell(mean, *marks)])
+    rows += [[name, *map(_cell, numbers)] for name, numbers in PAPER_GLUE.items()]
+    header = [scores.TITLES[name] for name in names]
     return (
         "## Beside the paper\n\n"
         + table(["", *header, "mean"], rows)
         + "\n\nPlain rows are those of arXiv 2212.14034, with medians of five trials. "
         "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'."
-        + (EXPLAINED if parts else "")
+        + (EXPLAINED if sampled else "")
         + f"\n\n{below}"
     )
 
@@ -234,24 +212,23 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
     """Returns the averages of each initialization's medians, or "" without any."""
     starts = (*glue.starts, BAG_OF_WORDS)
     by_start = {start: scores.averages(results, start) for start in starts}
-    keys = [key for key in AVERAGES if any(key in of for of in by_start.values())]
-    rows = []
-    for key in keys:
-        found = [of.get(key) for of in by_start.values()]
-        names = {name for group in AVERAGES[key].groups for name, _ in group}
-        # An initialization with fewer scored tasks has another title: another row.
-        for title in dict.fromkeys(mean["title"] for mean in found if mean):
-            cells = [
-                f"{mean['value']:.1f}{diverged_mark(results, start, names)}"
-                if mean and mean["title"] == title
-                else "-"
-                for start, mean in zip(starts, found, strict=True)
-            ]
-            rows.append([title, *cells])
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for key, average in AVERAGES.items():
+        names = {name for group in average.groups for name, _ in group}
+        for start, means in by_start.items():
+            if mean := means.get(key):
+                # With fewer scored tasks an average has another title: another row.
+                cells = rows.setdefault((key, mean["title"]), {})
+                cells[start] = _cell(
+                    mean["value"], diverged_mark(results, start, names)
+                )
     if not rows:
         return ""
-    text = table(["average of medians", *starts], rows) + f"\n\n{below}"
-    if "superglue" in keys:
+    lines = [
+        [t, *(cells.get(s, "-") for s in starts)] for (_, t), cells in rows.items()
+    ]
+    text = table(["average of medians", *starts], lines) + f"\n\n{below}"
+    if any(key == "superglue" for key, _ in rows):
         text += "\n\nSuperGLUE in the paper: " + "; ".join(
             f"{name} {value}" for name, value in PAPER_SUPERGLUE.items()
         )
@@ -259,52 +236,30 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
 
 
 def _differences(
-    results: dict[str, Any], glue: GlueConfig, differences: dict[str, Any], below: str
+    results: dict[str, Any], differences: dict[str, Any], below: str
 ) -> str:
-    """Returns a row per set, with a column per pair of initializations, or "".
-
-    A further column compares each initialization with a bag of words, without an
-    interval, because a bag of words is fitted once.
-    """
+    """Returns a row per set, with a column per pair of initializations, or ""."""
     if not any(differences.values()):
         return ""
-    baseline = scores.numbers(results, BAG_OF_WORDS)
-    models = models_beside_baselines(glue) if baseline else []
-
-    def marks(name: str, *starts: str) -> str:
-        return max(diverged_mark(results, start, [name]) for start in starts)
-
-    def over_bag_of_words(name: str, entry: dict[str, Any], start: str) -> str:
-        bag = baseline.get((name, entry["metric"]))
-        if bag is None or start not in entry["starts"]:
-            return "-"
-        gain = entry["starts"][start]["mean"] - bag
-        return f"{gain:+.1f}{marks(name, start)}"
-
-    rows = [
-        [
-            entry["title"],
-            entry["metric"],
-            *(
-                f"{found[name]['difference']:+.1f} ({found[name]['low']:+.1f} to "
-                f"{found[name]['high']:+.1f}){marks(name, *pair.split(' - '))}"
-                if name in found
-                else "-"
-                for pair, found in differences.items()
-            ),
-            *(over_bag_of_words(name, entry, start) for start in models),
-        ]
-        for name, entry in results.items()
-    ]
-    columns = [f"{start} - {BAG_OF_WORDS}" for start in models]
+    rows = []
+    for name, entry in results.items():
+        row = [entry["title"], entry["metric"]]
+        for pair, found in differences.items():
+            cell = "-"
+            if name in found:
+                template = "{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                cell = template.format(**found[name])
+                cell += max(
+                    diverged_mark(results, s, [name]) for s in pair.split(" - ")
+                )
+            row.append(cell)
+        rows.append(row)
     return (
         "## Between initializations\n\n"
-        + table(["task", "metric", *differences, *columns], rows)
+        + table(["task", "metric", *differences], rows)
         + f"\n\nDifferences of the trials' means, with the interval of "
         f"{scores.LEVEL:.0%} of {scores.DRAWS:,} paired bootstrap draws of dev rows "
-        "and trials."
-        + (" A bag of words is fitted once: no interval." if models else "")
-        + f"\n\n{below}"
+        f"and trials.\n\n{below}"
     )
 
 
@@ -317,7 +272,6 @@ def _trials(results: dict[str, Any]) -> str:
             parts = {entry["metric"]: scored} | scored["others"]
             for metric, part in parts.items():
                 trials = part["scores"][f"{scored['best_rate']:g}"]
-                std = "-" if part["std"] is None else f"{part['std']:.1f}"
                 rows.append(
                     [
                         entry["title"],
@@ -325,8 +279,8 @@ def _trials(results: dict[str, Any]) -> str:
                         start,
                         f"{scored['best_rate']:g}",
                         f"**{part['median']:.1f}**{mark}",
-                        f"{part['mean']:.1f}",
-                        std,
+                        _cell(part["mean"]),
+                        _cell(part["std"]),
                         ", ".join(f"{score:.1f}" for score in trials),
                         *baseline_cells(entry, metric),
                         rows_used(entry, "train"),
@@ -351,7 +305,7 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     scored = {entry["task"] for entry in results.values()}
     found += [line for entry in results.values() for line in scores.divergences(entry)]
     found += [
-        f"{task.title} is not scored: its training set or its dev set is not there"
+        f"{task.title} is not scored: its training set or its dev set is missing"
         for task in tasks.get(glue)
         if task.name not in scored
     ]
@@ -364,10 +318,11 @@ def departures(glue: GlueConfig) -> list[str]:
     def plain(value: Any) -> str:
         return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+    paper = GlueConfig()
     found = [
-        f"{key} {plain(getattr(glue, key))} ({plain(value)})"
-        for key, value in PROTOCOL.items()
-        if getattr(glue, key) != value
+        f"{key} {plain(getattr(glue, key))} ({plain(getattr(paper, key))})"
+        for key in PROTOCOL
+        if getattr(glue, key) != getattr(paper, key)
     ]
     if len(glue.learning_rates) > 1:
         found.append("the learning rate is chosen for each task (one for all)")
@@ -375,12 +330,7 @@ def departures(glue: GlueConfig) -> list[str]:
 
 
 def broken_rules(config: Config, imported: bool) -> list[str]:
-    """Returns which rules of cramming (section 2) the scores break, as far as is known.
-
-    Args:
-      config: of the run, or of the fine-tuning alone.
-      imported: the weights are those of another project's model.
-    """
+    """Returns which rules of cramming (section 2) the scores break, as far as known."""
     sources = [source.lower().replace("_", "-") for source in config.data.sources]
     filtered = any(name in source for name in MODEL_FILTERED for source in sources)
     rules = {

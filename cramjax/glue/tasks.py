@@ -1,13 +1,13 @@
-"""The tasks, one entry each: their files, and what is scored by which metric."""
+"""The tasks: their files, and what is scored by which metric."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from cramjax.config import GlueConfig
 from cramjax.errors import UserError
 
-Columns = tuple[str, ...] | tuple[int, ...]
 Record = dict[str, Any]  # of a JSON file
 
 # Metrics of a regression, and of a label with two values.
@@ -16,95 +16,57 @@ OF_TWO_CLASSES = ("f1", "f1a")
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """The format of a file's rows.
-
-    Attributes:
-      texts: columns of the texts: names, or numbers if the file has no header. A dot
-        leads into an object within a JSON object. See `data.encode` for their order.
-      label: column of the label; None if the rows have no label.
-      width: number of columns of a file without a header; 0 = it has a header.
-      expand: makes several records of a line's JSON object.
-      skip_short: rows with too few columns are left out and counted.
-      texts_key: the config key that names the texts; "" if they are fixed.
-      label_key: likewise for the label.
-    """
-
-    texts: Columns
-    label: str | int | None
-    width: int = 0
-    expand: Callable[[Record], Iterable[Record]] | None = None
-    skip_short: bool = False
-    texts_key: str = ""
-    label_key: str = ""
-
-    def hint(self, column: str | int) -> str:
-        """Returns the end of a message about a column: the key that names it, or ""."""
-        key = self.label_key if column == self.label else self.texts_key
-        return f"; name another column in --config.{key}" if key else ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Split:
-    """Rows of one file.
+    """Rows of one file."""
 
-    Attributes:
-      files: candidates in the folder of the task's source; the first one that exists is
-        read, tab-separated (.tsv) or with a JSON object per line (.jsonl).
-      form: the format of the rows.
-    """
-
+    # Candidates in the folder of the task's source. The first one that exists is read,
+    # tab-separated (.tsv) or with a JSON object per line (.jsonl).
     files: tuple[str, ...]
-    form: Form
+    # Columns; a dot leads into an object within a JSON object. See `data.encode` for
+    # their order.
+    texts: tuple[str, ...]
+    label: str | None = "label"  # column; None if the rows have no label
+    header: tuple[
+        str, ...
+    ] = ()  # of a file that does not begin with its columns' names
+    # Makes several records of a line's JSON object.
+    expand: Callable[[Record], Iterable[Record]] | None = None
+    skip_short: bool = False  # leave out rows with too few columns, and count them
+    own: bool = False  # the columns are those of `glue.own_texts` and `glue.own_label`
+
+    def hint(self, column: str) -> str:
+        """Returns the end of a message about a column: the key that names it, or ""."""
+        key = "own_label" if column == self.label else "own_texts"
+        return f"; name another column in --config.glue.{key}" if self.own else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A labelled split that is scored.
+    """A labelled split that is scored."""
 
-    Attributes:
-      name: in glue.json.
-      title: as printed.
-      split: where its rows are.
-      metrics: keys of `scores.METRICS`; the first one chooses the learning rate.
-      rows: how many the benchmark has; 0 = not known.
-    """
-
-    name: str
-    title: str
+    name: str  # in glue.json
+    title: str  # as printed
     split: Split
-    metrics: tuple[str, ...]
-    rows: int = 0
+    metrics: tuple[str, ...]  # of `scores.METRICS`; the first chooses the learning rate
+    rows: int = 0  # how many the benchmark has; 0 = not known
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A training set, and the sets that a model trained on it is scored on.
+    """A training set, and the sets that a model trained on it is scored on."""
 
-    Attributes:
-      name: in `glue.tasks`.
-      title: as printed.
-      source: "glue", "superglue", "embedded" or "own": the folder of its files.
-      train: the training rows.
-      dev: the scored sets; the first one chooses the learning rate.
-      labels: all values of the label, in the order of the class ids; () = a number
-        is predicted, or the labels are those of the training rows (source "own").
-      test: {name of the file for the benchmark's server: unlabelled rows}.
-      train_rows: how many the benchmark has; 0 = not known.
-      tfds_texts: names of the texts in TFDS if they are not those of `train`.
-      rows_per_class: how many training rows of each class are used; 0 = all.
-    """
-
-    name: str
-    title: str
-    source: str
+    name: str  # in `glue.tasks`
+    title: str  # as printed
+    source: str  # "glue", "superglue", "embedded" or "own": the folder of its files
     train: Split
-    dev: tuple[Scored, ...]
+    dev: tuple[Scored, ...]  # the first one chooses the learning rate
+    # All values of the label, in the order of the class ids; () = a number is
+    # predicted, or the labels are those of the training rows (source "own").
     labels: tuple[str, ...]
+    # {name of the file for the benchmark's server: unlabelled rows}
     test: dict[str, Split] = dataclasses.field(default_factory=dict)
-    train_rows: int = 0
-    tfds_texts: tuple[str, ...] = ()
-    rows_per_class: int = 0
+    train_rows: int = 0  # how many the benchmark has; 0 = not known
+    rows_per_class: int = 0  # how many training rows of each class are used; 0 = all
 
     @property
     def regression(self) -> bool:
@@ -113,18 +75,7 @@ class Task:
 
 
 class Incomplete(UserError):
-    """A task's training set or its dev sets are missing.
-
-    Attributes:
-      key: the key of the config's section `glue` that names their folder.
-      note: a sentence about it, printed if other tasks are scored.
-    """
-
-    def __init__(self, key: str, message: str, note: str = ""):
-        """By default the note is the message."""
-        super().__init__(message)
-        self.key = key
-        self.note = note or message
+    """A task's training set or its dev sets are missing: it is not scored."""
 
 
 class Row(NamedTuple):
@@ -136,95 +87,111 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A split as it was read: from where, its rows, and how many were left out."""
+    """The rows of a split, where they were read, and how many were left out."""
 
     where: str
     rows: list[Row]
     left_out: int = 0
 
 
+F1 = ("f1", "accuracy")
 BINARY = ("0", "1")
+BOOLEAN = ("false", "true")
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
-KINDS = ("tsv", "jsonl")  # of files
+PREMISE = ("premise", "hypothesis")
 
 
-def _glue(
-    name: str,
+def _task(
+    source: str,
     folder: str,
-    form: Form,
-    labels: tuple[str, ...],
-    scores: tuple[str, ...],
     rows: tuple[int, int],
-    test_texts: tuple[str, ...] = (),
-    tfds_texts: tuple[str, ...] = (),
+    texts: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...] = ("accuracy",),
+    **form: Any,
 ) -> Task:
-    """A task of GLUE with one dev set; `rows` are those of train and dev."""
-    dev = Split((f"{folder}/dev.tsv",), form)
-    test = Form(test_texts or form.texts, None)
+    """Returns a task of a benchmark, with one dev set.
+
+    Its name is the folder's in lower case. `rows` are the numbers of rows of train and
+    dev, and `form` has further attributes of `Split`.
+    """
+    name = folder.lower().replace("-", "")
+    kind, dev_stem = ("tsv", "dev") if source == "glue" else ("jsonl", "val")
+    train = Split((f"{folder}/train.{kind}",), texts, **form)
+    dev = dataclasses.replace(train, files=(f"{folder}/{dev_stem}.{kind}",))
+    test = {folder: Split((f"{folder}/test.tsv",), texts, label=None)}
     return Task(
         name,
         folder,
-        "glue",
-        Split((f"{folder}/train.tsv",), form),
-        (Scored(name, folder, dev, scores, rows[1]),),
+        source,
+        train,
+        (Scored(name, folder, dev, metrics, rows[1]),),
         labels,
-        {folder: Split((f"{folder}/test.tsv",), test)},
+        test if source == "glue" else {},
         train_rows=rows[0],
-        tfds_texts=tfds_texts,
     )
+
+
+_glue = functools.partial(_task, "glue")
+_superglue = functools.partial(_task, "superglue")
 
 
 def _mnli() -> Task:
     """Has two dev sets; the diagnostic set has no labels."""
-    form, test = Form(PAIR, "gold_label"), Form(PAIR, None)
+    classes = ("entailment", "neutral", "contradiction")
+    task = _glue("MNLI", (392702, 9815), PAIR, classes, label="gold_label")
 
-    def dev(name: str, suffix: str, kind: str, rows: int) -> Scored:
-        split = Split((f"MNLI/dev_{kind}.tsv",), form)
-        return Scored(name, f"MNLI-{suffix}", split, ("accuracy",), rows)
+    def dev(name: str, title: str, kind: str, rows: int) -> Scored:
+        split = dataclasses.replace(task.train, files=(f"MNLI/dev_{kind}.tsv",))
+        return Scored(name, title, split, ("accuracy",), rows)
 
-    return Task(
-        "mnli",
-        "MNLI",
-        "glue",
-        Split(("MNLI/train.tsv",), form),
-        (
-            dev("mnli", "m", "matched", 9815),
-            dev("mnli_mm", "mm", "mismatched", 9832),
+    test = {
+        "MNLI-m": "MNLI/test_matched.tsv",
+        "MNLI-mm": "MNLI/test_mismatched.tsv",
+        "AX": "diagnostic/diagnostic.tsv",
+    }
+    return dataclasses.replace(
+        task,
+        dev=(
+            dev("mnli", "MNLI-m", "matched", 9815),
+            dev("mnli_mm", "MNLI-mm", "mismatched", 9832),
         ),
-        ("entailment", "neutral", "contradiction"),
-        {
-            "MNLI-m": Split(("MNLI/test_matched.tsv",), test),
-            "MNLI-mm": Split(("MNLI/test_mismatched.tsv",), test),
-            "AX": Split(("diagnostic/diagnostic.tsv",), test),
-        },
-        train_rows=392702,
-        tfds_texts=("premise", "hypothesis"),
+        test={name: Split((file,), PAIR, label=None) for name, file in test.items()},
     )
 
 
-def _superglue(
+def _superglue_rte() -> Task:
+    """Its model is also scored on the diagnostic sets."""
+    task = _superglue("RTE", (2490, 277), PREMISE, ENTAILMENT)
+    name, title = "superglue_rte", "RTE (SuperGLUE)"
+    axb, axg = Split(("AX-b/AX-b.jsonl",), PAIR), Split(("AX-g/AX-g.jsonl",), PREMISE)
+    return dataclasses.replace(
+        task,
+        name=name,
+        title=title,
+        dev=(
+            dataclasses.replace(task.dev[0], name=name, title=title),
+            Scored("axb", "AX-b", axb, ("matthews",), 1104),
+            Scored("axg", "AX-g", axg, ("accuracy",), 356),
+        ),
+    )
+
+
+def _embedded(
     name: str,
-    folder: str,
-    form: Form,
+    title: str,
     labels: tuple[str, ...],
-    scores: tuple[str, ...],
-    rows: tuple[int, int],
-    title: str = "",
-    also: tuple[Scored, ...] = (),
+    metric: str = "accuracy",
+    **more: int,
 ) -> Task:
-    """A task of SuperGLUE; `also` are further sets that its model is scored on."""
-    title = title or folder
-    dev = Split((f"{folder}/val.jsonl",), form)
-    return Task(
-        name,
-        title,
-        "superglue",
-        Split((f"{folder}/train.jsonl",), form),
-        (Scored(name, title, dev, scores, rows[1]), *also),
-        labels,
-        train_rows=rows[0],
+    """Returns a task in the package, see cramjax/demo/README.md."""
+    folder = name.rstrip("0123456789")  # intents10 has the files of intents
+    train, dev = (
+        Split((f"{folder}/{stem}.tsv",), ("sentence",)) for stem in ("train", "dev")
     )
+    scored = Scored(name, title, dev, (metric,))
+    return Task(name, title, "embedded", train, (scored,), labels, **more)
 
 
 def _multirc_answers(record: Record) -> Iterator[Record]:
@@ -240,57 +207,14 @@ def _multirc_answers(record: Record) -> Iterator[Record]:
             }
 
 
-_DIAGNOSTICS = (
-    Scored(
-        "axb",
-        "AX-b",
-        Split(("AX-b/AX-b.jsonl",), Form(PAIR, "label")),
-        ("matthews",),
-        1104,
-    ),
-    Scored(
-        "axg",
-        "AX-g",
-        Split(("AX-g/AX-g.jsonl",), Form(("premise", "hypothesis"), "label")),
-        ("accuracy",),
-        356,
-    ),
-)
-
-
-def _embedded(name: str, title: str, labels: tuple[str, ...], score: str) -> Task:
-    """A task in the package, see cramjax/demo/README.md."""
-    form = Form(("sentence",), "label")
-    train, dev = (Split((f"{name}/{stem}.tsv",), form) for stem in ("train", "dev"))
-    return Task(
-        name, title, "embedded", train, (Scored(name, title, dev, (score,)),), labels
-    )
-
-
-_INTENTS = _embedded(
-    "intents",
-    "Intents",
-    (
-        "AddToPlaylist",
-        "BookRestaurant",
-        "GetWeather",
-        "PlayMusic",
-        "RateBook",
-        "SearchCreativeWork",
-        "SearchScreeningEvent",
-    ),
-    "accuracy",
-)
-_INTENTS10 = dataclasses.replace(
-    _INTENTS,
-    name="intents10",
-    title="Intents, 10 examples per class",
-    dev=(
-        dataclasses.replace(
-            _INTENTS.dev[0], name="intents10", title="Intents, 10 examples per class"
-        ),
-    ),
-    rows_per_class=10,
+INTENTS = (
+    "AddToPlaylist",
+    "BookRestaurant",
+    "GetWeather",
+    "PlayMusic",
+    "RateBook",
+    "SearchCreativeWork",
+    "SearchScreeningEvent",
 )
 
 # GLUE (arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537) with the first metric and the
@@ -298,128 +222,71 @@ _INTENTS10 = dataclasses.replace(
 # for the averages that others report, see `scores.AVERAGES`.
 _LIST = (
     _glue(
-        "cola",
         "CoLA",
-        Form((3,), 1, width=4),
+        (8551, 1043),
+        ("sentence",),
         BINARY,
         ("matthews",),
-        (8551, 1043),
-        test_texts=("sentence",),
-        tfds_texts=("sentence",),
+        header=("source", "label", "mark", "sentence"),
     ),
+    _glue("SST-2", (67349, 872), ("sentence",), BINARY),
+    _glue("MRPC", (3668, 408), ("#1 String", "#2 String"), BINARY, F1, label="Quality"),
+    _glue("STS-B", (5749, 1500), PAIR, (), OF_NUMBERS, label="score"),
     _glue(
-        "sst2",
-        "SST-2",
-        Form(("sentence",), "label"),
-        BINARY,
-        ("accuracy",),
-        (67349, 872),
-    ),
-    _glue(
-        "mrpc",
-        "MRPC",
-        Form(("#1 String", "#2 String"), "Quality"),
-        BINARY,
-        ("f1", "accuracy"),
-        (3668, 408),
-        tfds_texts=PAIR,
-    ),
-    _glue(
-        "stsb", "STS-B", Form(PAIR, "score"), (), ("pearson", "spearman"), (5749, 1500)
-    ),
-    _glue(
-        "qqp",
         "QQP",
-        # Some questions of the official files have line breaks, which cut their rows.
-        Form(("question1", "question2"), "is_duplicate", skip_short=True),
-        BINARY,
-        ("f1", "accuracy"),
         (363846, 40430),
+        ("question1", "question2"),
+        BINARY,
+        F1,
+        label="is_duplicate",
+        # Some questions of the official files have line breaks, which cut their rows.
+        skip_short=True,
     ),
     _mnli(),
-    _glue(
-        "qnli",
-        "QNLI",
-        Form(("question", "sentence"), "label"),
-        ENTAILMENT,
-        ("accuracy",),
-        (104743, 5463),
-    ),
-    _glue("rte", "RTE", Form(PAIR, "label"), ENTAILMENT, ("accuracy",), (2490, 277)),
+    _glue("QNLI", (104743, 5463), ("question", "sentence"), ENTAILMENT),
+    _glue("RTE", (2490, 277), PAIR, ENTAILMENT),
     # In no average: rows of its training and dev sets contradict each other.
-    _glue("wnli", "WNLI", Form(PAIR, "label"), BINARY, ("accuracy",), (635, 71)),
+    _glue("WNLI", (635, 71), PAIR, BINARY),
     # The order of three and more texts is the one of the authors' implementation.
     _superglue(
-        "cb",
         "CB",
-        Form(("premise", "hypothesis"), "label"),
+        (250, 56),
+        PREMISE,
         ("entailment", "contradiction", "neutral"),
         ("macro_f1", "accuracy"),
-        (250, 56),
     ),
     # Both alternatives are in one row, and the class says which one it is.
     _superglue(
-        "copa",
-        "COPA",
-        Form(("question", "premise", "choice1", "choice2"), "label"),
-        BINARY,
-        ("accuracy",),
-        (400, 100),
+        "COPA", (400, 100), ("question", "premise", "choice1", "choice2"), BINARY
     ),
     _superglue(
-        "multirc",
         "MultiRC",
-        Form(("question", "paragraph", "answer"), "label", expand=_multirc_answers),
+        (27243, 4848),
+        ("question", "paragraph", "answer"),
         BINARY,
         ("f1a",),
-        (27243, 4848),
+        expand=_multirc_answers,
     ),
-    _superglue(
-        "superglue_rte",
-        "RTE",
-        Form(("premise", "hypothesis"), "label"),
-        ENTAILMENT,
-        ("accuracy",),
-        (2490, 277),
-        title="RTE (SuperGLUE)",
-        also=_DIAGNOSTICS,
-    ),
-    _superglue(
-        "wic",
-        "WiC",
-        Form(("word", *PAIR), "label"),
-        ("false", "true"),
-        ("accuracy",),
-        (5428, 638),
-    ),
+    _superglue_rte(),
+    _superglue("WiC", (5428, 638), ("word", *PAIR), BOOLEAN),
     # Each span is given by its position, counted in words, and by its text.
     _superglue(
-        "wsc",
         "WSC",
-        Form(
-            (
-                "text",
-                "target.span1_index",
-                "target.span2_index",
-                "target.span1_text",
-                "target.span2_text",
-            ),
-            "label",
-        ),
-        ("false", "true"),
-        ("accuracy",),
         (554, 104),
+        (
+            "text",
+            "target.span1_index",
+            "target.span2_index",
+            "target.span1_text",
+            "target.span2_text",
+        ),
+        BOOLEAN,
     ),
-    _superglue(
-        "boolq",
-        "BoolQ",
-        Form(("question", "passage"), "label"),
-        ("false", "true"),
-        ("accuracy",),
-        (9427, 3270),
+    _superglue("BoolQ", (9427, 3270), ("question", "passage"), BOOLEAN),
+    _embedded("intents", "Intents", INTENTS),
+    _embedded(
+        "intents10", "Intents, 10 examples per class", INTENTS, rows_per_class=10
     ),
-    _INTENTS,
-    _INTENTS10,
     _embedded("acceptability", "Acceptability", BINARY, "matthews"),
 )
 TASKS = {task.name: task for task in _LIST}
@@ -427,25 +294,14 @@ TASKS = {task.name: task for task in _LIST}
 
 def own(glue: GlueConfig) -> Task:
     """Returns the user's task, from the folder `glue.own_dir`."""
-    form = Form(
-        glue.own_texts,
-        glue.own_label,
-        texts_key="glue.own_texts",
-        label_key="glue.own_label",
-    )
 
     def split(*stems: str) -> Split:
-        return Split(tuple(f"{s}.{kind}" for s in stems for kind in KINDS), form)
+        files = tuple(f"{stem}.{kind}" for stem in stems for kind in ("tsv", "jsonl"))
+        return Split(files, glue.own_texts, glue.own_label, own=True)
 
     dev = split("dev", "val", "validation")
-    return Task(
-        "own",
-        "Own task",
-        "own",
-        split("train"),
-        (Scored("own", "Own task", dev, (glue.own_metric,)),),
-        labels=(),
-    )
+    scored = Scored("own", "Own task", dev, (glue.own_metric,))
+    return Task("own", "Own task", "own", split("train"), (scored,), labels=())
 
 
 def get(glue: GlueConfig) -> list[Task]:
