@@ -18,7 +18,7 @@ from cramjax.glue.finetune import Finetuned
 def finetuned(outputs):
     """Returns trials with these outputs_TxNxC, as `finetune` does."""
     trials = len(outputs[0])
-    return Finetuned({}, outputs, np.zeros(trials, int), trials)
+    return Finetuned(outputs, np.zeros(trials, int), trials)
 
 
 def untrained(model, glue, train, sets, outputs, **_):

@@ -247,6 +247,37 @@ def test_every_epoch_has_its_scores(own_config, corpus, tmp_path):
     )
 
 
+def test_an_interruption_keeps_finished_trials(
+    own_config, corpus, tmp_path, monkeypatch
+):
+    """To the bit; the third trial is interrupted, and then the only one trained."""
+    expected, _ = scored(own_config, corpus, tmp_path / "whole")
+    trained, train = [], finetuning._train
+
+    def interrupted(static, rows, pretrained, trials, *args):
+        trained.append(trials.start)
+        if trained == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return train(static, rows, pretrained, trials, *args)
+
+    monkeypatch.setattr(finetuning, "_train", interrupted)
+    workdir = tmp_path / "w"
+    with pytest.raises(KeyboardInterrupt):
+        scored(own_config, corpus, workdir)
+    kept = {path.name for path in (workdir / "predictions").iterdir()}
+    assert kept == {"own-random-0.001.trial0.npz", "own-random-0.001.trial1.npz"}
+    found, _ = scored(own_config, corpus, workdir)
+    assert trained == [0, 1, 2, 2]
+    assert found == expected
+    saved = [
+        scores.load_predictions(folder, "own", "random", 1e-3)["predictions_TxN"]
+        for folder in (workdir, tmp_path / "whole")
+    ]
+    np.testing.assert_array_equal(*saved)
+    files = {path.name for path in (workdir / "predictions").iterdir()}
+    assert files == {"own-random-0.001.npz"}
+
+
 def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_path):
     part = separable(3000)
     (task,) = tasks.get(own_config.glue)

@@ -16,7 +16,7 @@ from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
-from cramjax.glue.journal import Journal
+from cramjax.glue.journal import FinishedTrials, Journal
 from cramjax.glue.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,7 @@ def evaluate(
         del rows  # the texts of a large task
         for start, rate in jobs:
             started = time.monotonic()
+            finished = FinishedTrials(workdir, config, encoded, start, rate)
             with Journal(workdir, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
@@ -188,9 +189,11 @@ def evaluate(
                     seed=config.seed,
                     on_chunk=journal.show,
                     on_epoch=journal.write_epoch,
+                    finished=finished,
                 )
             _add_job(entries, encoded, start, rate, trained, workdir)
             _write(path, results, config)
+            finished.clear()
             for entry in entries.values():
                 seconds = time.monotonic() - started
                 logger.info(_scores_line(entry, start, rate, seconds))

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -72,15 +72,24 @@ class _Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """Trained trials."""
+    """What trained trials predict."""
 
-    params_T: Any  # float32, the tree of `encoder.Classifier`, in the host's memory
     outputs: list[np.ndarray]  # outputs_TxNxC on each of the predicted sets
     skipped_T: np.ndarray  # updates left out because a gradient was not finite
     at_once: int  # how many trials one program trained
 
 
 Predict = Callable[[Encoded], np.ndarray]  # returns outputs_TxNxC
+
+
+class Finished(Protocol):
+    """Keeps trials that are finished while others of the job are not."""
+
+    def load(self, first: int) -> Finetuned | None:
+        """Returns the trials from this number on that an earlier session finished."""
+
+    def save(self, first: int, trained: Finetuned) -> None:
+        """Keeps trials."""
 
 
 def finetune(
@@ -95,8 +104,9 @@ def finetune(
     seed: int,
     on_chunk: Callable[[float, float], None] = lambda *_: None,
     on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
+    finished: Finished | None = None,
 ) -> Finetuned:
-    """Fine-tunes `glue.trials` classifiers; returns their weights and outputs.
+    """Fine-tunes `glue.trials` classifiers; returns what they predict.
 
     The protocol of arXiv 2212.14034, section 5: AdamW, linear warm-up and cosine to 0
     over the task's own steps, every epoch reshuffled, the last partial batch dropped,
@@ -117,6 +127,8 @@ def finetune(
       on_epoch: called after each epoch with the numbers of the trials that are trained
         together, the number of the epoch, their mean losses_T and their predictor,
         which is valid during the call.
+      finished: keeps trials that are trained before others; those are not trained
+        again.
 
     Raises:
       UserError: the device has too little memory for one trial.
@@ -125,8 +137,7 @@ def finetune(
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
 
-    def train_together(trials: range) -> tuple[Any, list[np.ndarray], np.ndarray]:
-        """Returns weights, outputs and skipped_T of some of the trials."""
+    def train_together(trials: range) -> Finetuned:
         epochs = _train(
             static, train, pretrained, trials, learning_rate, seed, on_chunk
         )
@@ -137,7 +148,7 @@ def finetune(
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
         del trained_T, predict  # the optimizer's state makes room for predictions
         found = [_predict_all(static, params_T, rows) for rows in predicted]
-        return jax.device_get(params_T), found, skipped_T
+        return Finetuned(found, skipped_T, len(trials))
 
     at_once = min(glue.trials_at_once or 1, glue.trials)
     if not glue.trials_at_once and glue.trials > 1:
@@ -145,6 +156,10 @@ def finetune(
         at_once, _ = fastest(model, glue, longest)
     groups, first = [], 0
     while first < glue.trials:
+        if finished and (group := finished.load(first)):
+            groups.append(group)
+            first += len(group.skipped_T)
+            continue
         trials = range(first, min(first + at_once, glue.trials))
         try:
             groups.append(train_together(trials))
@@ -160,9 +175,15 @@ def finetune(
                 ) from error
             at_once = 1
             continue
+        if finished and len(trials) < glue.trials:
+            finished.save(first, groups[-1])
         first = trials.stop
-    together = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
-    return Finetuned(*together, at_once)
+    parts = zip(*(group.outputs for group in groups), strict=True)
+    return Finetuned(
+        [np.concatenate(outputs) for outputs in parts],
+        np.concatenate([group.skipped_T for group in groups]),
+        max(group.at_once for group in groups),
+    )
 
 
 @functools.cache

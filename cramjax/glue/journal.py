@@ -1,6 +1,8 @@
 """What fine-tuning shows and logs while it runs."""
 
+import dataclasses
 import datetime
+import hashlib
 import logging
 import math
 import sys
@@ -11,10 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+from cramjax import files
+from cramjax.config import Config
 from cramjax.glue import scores
 from cramjax.glue.data import Encoded, TaskRows
-from cramjax.glue.finetune import EVAL_BATCH, Predict
+from cramjax.glue.finetune import EVAL_BATCH, Finetuned, Predict
 from cramjax.training.log import MetricsLog
+from cramjax.version import code_version, library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ class Journal:
     "start" (the initialization), "rate", "trials" (their numbers), "epoch", "loss"
     (mean over the epoch, of each trial; null if it is not finite), "scores" ({dev set:
     {metric: score of each trial}}) and "dev_rows" (on how many rows, spread evenly over
-    the set; glue.json has the scores on all rows). A job that was interrupted is
+    the set; glue.json has the scores on all rows). Trials that were interrupted are
     repeated: of two lines about the same epoch the later one counts.
     """
 
@@ -98,3 +103,65 @@ class Journal:
             scores=found,
             dev_rows=dev_rows,
         )
+
+
+class FinishedTrials:
+    """A job's finished trials, in predictions/ until all of them are.
+
+    An interruption then costs the trials that it interrupts, and no others.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        rows: TaskRows[Encoded],
+        start: str,
+        rate: float,
+    ):
+        """Reads nothing yet."""
+        self._folder = workdir / scores.PREDICTIONS
+        self._name = f"{rows.task.name}-{start}-{rate:g}.trial"
+        # Other tasks, initializations and rates may join without changing this job.
+        glue = dataclasses.replace(
+            config.glue, tasks=(), starts=(start,), learning_rates=(rate,)
+        )
+        parts = (rows.train, *rows.dev.values(), *rows.test.values())
+        settings = (config.model, glue, config.seed, code_version(), library_versions())
+        identity = hashlib.sha256(repr(settings).encode())
+        for part in parts:
+            identity.update(np.ascontiguousarray(part.tokens_NxL).tobytes())
+            identity.update(np.ascontiguousarray(part.labels_N).tobytes())
+        self._identity = identity.hexdigest()
+
+    def load(self, first: int) -> Finetuned | None:
+        """Returns the trials from this number on, if settings and rows are the same."""
+        try:
+            with np.load(self._path(first)) as found:
+                if str(found["identity"]) != self._identity:
+                    return None
+                outputs = [found[f"outputs_{i}"] for i in range(int(found["sets"]))]
+                return Finetuned(outputs, found["skipped_T"], int(found["at_once"]))
+        except Exception:  # missing or damaged: the trials are trained again
+            return None
+
+    def save(self, first: int, trained: Finetuned) -> None:
+        """Keeps trials."""
+        self._folder.mkdir(exist_ok=True)
+        with files.replacing(self._path(first)) as file:
+            np.savez(
+                file,
+                identity=self._identity,
+                sets=len(trained.outputs),
+                skipped_T=trained.skipped_T,
+                at_once=trained.at_once,
+                **{f"outputs_{i}": array for i, array in enumerate(trained.outputs)},
+            )
+
+    def clear(self) -> None:
+        """Deletes the trials: the job's scores are written."""
+        for path in self._folder.glob(f"{self._name}*"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, first: int) -> Path:
+        return self._folder / f"{self._name}{first}.npz"
