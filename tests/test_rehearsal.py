@@ -6,14 +6,12 @@ import re
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from types import SimpleNamespace
 
 import jax
 import pytest
 from conftest import TINY, tiny_config
-from filelock import FileLock
 
 from cramjax import rehearsal
 from cramjax.config import BudgetConfig
@@ -102,30 +100,6 @@ def test_what_the_host_has_no_memory_for_is_not_run(tmp_path, monkeypatch, capsy
     assert not list((tmp_path / "runs" / "one").glob("checkpoints/*"))
 
 
-def test_what_a_killed_rehearsal_left_goes_and_what_is_in_use_stays(tmp_path):
-    for name in ("killed", "running"):
-        (tmp_path / f".rehearsal-{name}" / "run").mkdir(parents=True)
-    with (
-        FileLock(tmp_path / ".rehearsal-running" / "lock"),
-        rehearsal._scratch(tmp_path) as scratch,
-    ):
-        names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".rehearsal-running", scratch.name}
-    assert not scratch.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    with (
-        pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"),
-        rehearsal._scratch(tmp_path),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("moment", ["sample", "training"])
 def test_an_interrupted_rehearsal_says_that_nothing_stays(
     tmp_path, monkeypatch, capsys, moment
@@ -159,7 +133,7 @@ def test_a_task_without_a_training_set_is_not_said_to_be_readable(
     )
     assert main(command(tmp_path, *flags)) == 0
     out = capsys.readouterr().out
-    assert "fine-tuning data: RTE is not scored: there is no RTE/train.tsv\n" in out
+    assert "RTE is not scored: there is no RTE/train.tsv\n" in out
     assert "fine-tuning data: readable: Intents, 10 examples per class\n" in out
     assert "trials, scored on Intents, 10 examples per class" in out
 

@@ -18,13 +18,12 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import FIRST_TOKEN
-from cramjax.device.monitor import Throughput
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import CHUNK, finetune, padded_length
 from cramjax.training import log as metrics_log
 from cramjax.training import train_step
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Readings
+from cramjax.training.log import MetricsLog, Readings, Throughput
 from cramjax.training.loop import Session, train
 
 HOST_S = 30.0  # what `host` takes: it packs a corpus, too
@@ -77,7 +76,7 @@ class _NoStore:
     def nothing(self, *_: Any) -> None:
         pass
 
-    warn_if_full = save = save_at_last = nothing
+    save = save_at_last = nothing
 
 
 def idle_step(config: Config) -> Any:
