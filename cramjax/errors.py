@@ -1,4 +1,4 @@
-"""The error a user can cause, and mend."""
+"""The errors that a user can cause, and correct."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -6,19 +6,19 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Ends the program with exit code 2 and one line, or one for each thing wrong.
+    """Ends the program with exit code 2 and one line, or one for each problem.
 
-    A line names the key or file, its value, and what to do about it. What can be seen
-    beforehand is raised before any compute is spent.
+    A line names the key or file, its value, and what to do about it. Problems that can
+    be seen beforehand are raised before any compute is spent.
     """
 
 
 class TrainingFailed(UserError):
-    """Training came to nothing: its numbers are not finite, or the loss stays high."""
+    """Training failed: its numbers are not finite, or the loss stays high."""
 
 
 class SourceLost(UserError):
-    """Text could not be read to its end, by no fault of its own: try again."""
+    """Text could not be read to its end for an external reason: try again."""
 
 
 class DiskFull(UserError):
@@ -29,13 +29,13 @@ class Interrupted(Exception):
     """A signal ended the run at a point from which the same command goes on."""
 
     def __init__(self, message: str, signal_number: int):
-        """Keeps the signal, from which the exit code follows."""
+        """Derives the exit code from the signal."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
 def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Calls every check; returns what they return.
+    """Calls every check and returns their results.
 
     Raises:
       UserError: with the lines of all checks that failed.
@@ -52,12 +52,12 @@ def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
 
 
 def one_line(error: Exception) -> str:
-    """Returns an error's message as one line that is not too long."""
+    """Returns an error's message as one line of at most 200 characters."""
     return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether XLA's error says that the device has too little memory."""
+    """Returns whether XLA's error reports that the device has too little memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 

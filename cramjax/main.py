@@ -2,11 +2,11 @@
 
 python -m cramjax.main --config=a4000
 
-Everything the run writes is in --workdir=FOLDER, which defaults to runs/ and the name
-of the config: runs/a4000. Run the same command again, and it continues where it ended.
+The run writes to --workdir=FOLDER, by default runs/ and the name of the config:
+runs/a4000. The same command, run again, continues where it ended.
 Any key of the config can be overridden: --config.budget.hours=0.5
---print_config prints every key with the value that it resolves to, and ends.
---rehearse tries every stage for a moment and says what the budget will buy.
+--print_config prints every key with its value, and ends.
+--rehearse tries every stage for a moment and estimates what the budget will buy.
 --config takes a file or the name of one in configs/: quickstart, a4000, a6000,
 rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
 """
@@ -32,7 +32,7 @@ logger = logging.getLogger("cramjax.main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job with these arguments or the program's; returns the exit code."""
+    """Runs the job with the given or the program's arguments; returns the exit code."""
     begun = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv, __doc__):
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
         logger.info(f"workdir: {workdir}")
-        # These import JAX, for which a mistyped flag need not wait.
+        # Imported here because they import JAX: a mistyped flag is reported at once.
         if extras["rehearse"]:
             from cramjax.rehearsal import rehearse
 
@@ -67,7 +67,7 @@ def default_workdir(config: str) -> Path:
 def guarded(
     command: Callable[[Sequence[str]], Any], argv: Sequence[str], usage: str
 ) -> int:
-    """Runs another command as `main` runs this one; returns its exit code."""
+    """Runs another command as `main` runs the job; returns its exit code."""
     if asks_for_help(argv, usage):
         return 0
     with errors_explained() as outcome:
@@ -76,7 +76,7 @@ def guarded(
 
 
 def asks_for_help(argv: Sequence[str], usage: str) -> bool:
-    """Prints the usage if the arguments ask for it."""
+    """Prints the usage if the arguments ask for it; returns whether they do."""
     asked = bool({"-h", "--help"} & set(argv))
     if asked:
         print(usage.strip())
@@ -85,17 +85,17 @@ def asks_for_help(argv: Sequence[str], usage: str) -> bool:
 
 @dataclasses.dataclass
 class Outcome:
-    """How a command ended."""
+    """The result of a command."""
 
     exit_code: int = 0
 
 
 @contextlib.contextmanager
 def errors_explained() -> Iterator[Outcome]:
-    """Turns what ends the block early into an exit code and a message on stderr.
+    """Turns an error that ends the block into an exit code and a message on stderr.
 
-    The code is 2 for a user's mistakes, a line for each; 128 plus the signal's number
-    for an interruption.
+    The code is 2 for a user's mistakes, with a line for each, and 128 plus the signal's
+    number for an interruption.
     """
     outcome = Outcome()
     print_messages()
@@ -115,11 +115,8 @@ def errors_explained() -> Iterator[Outcome]:
     except (OSError, ValueError) as error:
         if not is_disk_full(error):
             raise
-        print(
-            f"error: {one_line(error)}: make room, and the same command goes on "
-            "with what is complete",
-            file=sys.stderr,
-        )
+        hint = "make room, and the same command goes on with what is complete"
+        print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT

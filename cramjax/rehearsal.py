@@ -8,15 +8,14 @@ import logging
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import numpy as np
-from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from cramjax.config import BudgetConfig, Config, DataConfig
@@ -30,7 +29,7 @@ from cramjax.device.compile import use_cache
 from cramjax.errors import Interrupted, UserError
 from cramjax.glue import evaluate, tasks
 from cramjax.model.flops import train_flops_per_token
-from cramjax.run import as_recorded, look, nearest_folder, run
+from cramjax.run import as_recorded, check, nearest_folder, run
 from cramjax.tokens import token_dtype
 from cramjax.training import log, train_step
 from cramjax.training.clock import tokens_bought
@@ -39,76 +38,53 @@ from cramjax.training.pretrain import CHECKPOINTS, METRICS, read_back
 logger = logging.getLogger(__name__)
 
 UPDATES = 8
-PREFIX = ".rehearsal-"  # of the folder
 SAMPLE_CHARS = 2_000_000  # of text, from all sources together
 PARTS_OPENED = 8  # of a source, spread over it
-PIECES = 100  # the sample becomes so many documents or more: some are held out
+PIECES = 100  # the sample becomes at least this many documents: some are held out
 CHARS_PER_ENTRY = 100  # of the sample, for its tokenizer
 
 
 def rehearse(config: Config, workdir: Path) -> None:
     """Tries all stages, prints a line for each and what the budget will buy.
 
-    What it writes is in a folder beside the workdir that is deleted in the end; only
-    compiled programs stay, in `config.compilation_cache`, and what TFDS prepares.
+    It writes to a temporary folder beside the workdir; only compiled programs stay, in
+    `config.compilation_cache`, and what TFDS prepares.
 
     Raises:
-      UserError: what would end the run (a line for each thing that can be seen without
-        trying), or its disk being too small.
+      UserError: what would end the run (a line for each problem that can be seen
+        without trying), or a disk that is too small.
       Interrupted: a signal arrived.
     """
     config = as_recorded(config, workdir)
-    found = look(config, workdir, partial(_check_workdirs_disk, config, workdir))
+    found = check(config, workdir, partial(_check_workdirs_disk, config, workdir))
     use_cache(config.compilation_cache)
-    message = "interrupted: a rehearsal leaves nothing behind"
+    parent, message = nearest_folder(workdir), "a rehearsal leaves nothing behind"
     try:
-        with _scratch(nearest_folder(workdir)) as scratch:
-            _try_all(config, found, scratch)
+        with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=parent) as scratch:
+            _try_all(config, found, Path(scratch))
     except Interrupted as error:
-        raise Interrupted(message, error.exit_code - 128) from error
+        raise Interrupted(f"interrupted: {message}", error.exit_code - 128) from error
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        raise Interrupted(message, number) from error
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """Makes a folder for the block, and removes those of rehearsals that were killed.
-
-    Raises:
-      UserError: it cannot be made.
-    """
-    for left in parent.glob(f"{PREFIX}*"):
-        lock = FileLock(left / "lock", blocking=False)
-        with contextlib.suppress(Timeout, OSError), lock:
-            shutil.rmtree(left)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
-    except OSError as error:
-        raise UserError(
-            f"--workdir: {parent} cannot be written ({error.strerror}); pass another "
-            "one"
-        ) from error
-    with folder as name, FileLock(Path(name) / "lock"):
-        yield Path(name)
+        raise Interrupted(f"interrupted: {message}", number) from error
 
 
 def _try_all(config: Config, found: list[tasks.Task], scratch: Path) -> None:
     texts, all_chars = _sample(config)
     complete = evaluate.fetch(config, found)
     named = ", ".join(task.title for task in complete)
-    _say("fine-tuning data", f"readable: {named}" if named else "no tasks")
+    _report("fine-tuning data", f"readable: {named}" if named else "no tasks")
     data = _sample_data(config, texts, scratch)
     with contextlib.redirect_stdout(io.StringIO()):
         corpus = prepare(dataclasses.replace(config, data=data))
     blocks, chars = len(corpus.train) + len(corpus.held_out), sum(map(len, texts))
-    _say("corpus", f"{chars:,} characters make {blocks:,} blocks")
+    _report("corpus", f"{chars:,} characters make {blocks:,} blocks")
     all_tokens = all_chars * sum(corpus.manifest["tokens"].values()) / chars
     _check_corpus_disk(config, all_tokens)
     config = tuning.choose(config, train_step.build)
     small = _shrunken(config, data, complete)
     shape = f"{config.micro_batch} x {config.model.max_length}"
-    _say("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
+    _report("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
     with contextlib.redirect_stdout(io.StringIO()):
         weights = run(small, scratch / "run")
     seconds_per_step, compile_s = _report_training(small, weights, scratch / "run")
@@ -117,15 +93,15 @@ def _try_all(config: Config, found: list[tasks.Task], scratch: Path) -> None:
         titles = ", ".join(scored["title"] for scored in tried.values())
         hours = evaluate.estimate_s(config, complete, corpus.tokenizer) / 3600
         whole = f"{hours:.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
-        _say(
+        _report(
             "fine-tuning",
             f"one step of {config.glue.trials} trials, scored on {titles}; an estimate "
             f"of the whole: {whole}",
         )
-    _say("budget", estimate(config, seconds_per_step, compile_s, all_tokens))
+    _report("budget", estimate(config, seconds_per_step, compile_s, all_tokens))
 
 
-def _say(stage: str, text: str) -> None:
+def _report(stage: str, text: str) -> None:
     logger.info(f"rehearsal: {stage}: {text}")
 
 
@@ -148,16 +124,15 @@ def _sample(config: Config) -> tuple[list[str], float]:
                 left -= len(text)
                 if left <= 0:
                     break
-        notes = "".join(
-            f"; {what}: {n:,}" for what, n in sorted(records.problems.items())
-        )
+        problems = sorted(records.problems.items())
+        notes = "".join(f"; {problem}: {times:,}" for problem, times in problems)
         if opened and count == len(texts):
             raise UserError(
                 f"config.data.sources: no text at the beginning of {name!r}{notes}; "
                 "see data.txt_documents, data.text_field and data.keep in "
                 "cramjax/config/data.py for what is a document"
             )
-        _say(
+        _report(
             "text",
             f"{name}: {len(texts) - count:,} documents at the beginning of "
             f"{len(opened):,} of {len(of_source):,} parts{notes}",
@@ -169,7 +144,7 @@ def _sample(config: Config) -> tuple[list[str], float]:
 def _sample_data(config: Config, texts: list[str], scratch: Path) -> DataConfig:
     """Returns the data section with the sample as its text, in small documents.
 
-    A sample fills no large vocabulary: its tokenizer gets entries without text.
+    A sample does not fill a large vocabulary: its tokenizer gets unused entries.
     """
     chars = sum(map(len, texts))
     piece = max(chars // PIECES, 200)
@@ -205,11 +180,11 @@ def _sample_data(config: Config, texts: list[str], scratch: Path) -> DataConfig:
 
 def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> Config:
     """Returns the config for a few updates, and one step of the smallest task."""
-    rows = config.micro_batch
-    glue = dataclasses.replace(config.glue, tasks=())
+    rows, replace = config.micro_batch, dataclasses.replace
+    glue = replace(config.glue, tasks=())
     if complete:
         smallest = min(complete, key=lambda task: sum(s.rows for s in task.dev))
-        glue = dataclasses.replace(
+        glue = replace(
             config.glue,
             tasks=(smallest.name,),
             max_train_rows=config.glue.batch_size,
@@ -218,65 +193,67 @@ def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> C
             starts=config.glue.starts[:1],
             learning_rates=config.glue.learning_rates[:1],
         )
-    return dataclasses.replace(
+    return replace(
         config,
         data=data,
         glue=glue,
         budget=BudgetConfig(
             hours=0.0, tokens=UPDATES * rows * config.model.max_length, flops=0.0
         ),
-        batch=dataclasses.replace(config.batch, sequences=rows, ramp_share=0.0),
-        curriculum=dataclasses.replace(config.curriculum, lengths=(), starts=()),
-        guard=dataclasses.replace(config.guard, max_loss=0.0),
-        log=dataclasses.replace(config.log, every_steps=1),
-        validation=dataclasses.replace(config.validation, max_blocks=rows),
+        batch=replace(config.batch, sequences=rows, ramp_share=0.0),
+        curriculum=replace(config.curriculum, lengths=(), starts=()),
+        guard=replace(config.guard, max_loss=0.0),
+        log=replace(config.log, every_steps=1),
+        validation=replace(config.validation, max_blocks=rows),
     )
 
 
 def _report_training(
-    config: Config, weights: dict, workdir: Path
+    config: Config, weights: dict[str, Any], workdir: Path
 ) -> tuple[float, float]:
-    """Prints how training went; returns seconds of a step, and of compilation.
+    """Prints how training went; returns seconds per step, and of compilation.
 
     Raises:
-      UserError: what was read is not what was written.
+      UserError: the checkpoint is not read as it was written.
     """
     restored, summary = read_back(config, workdir)
     lines = [line for line in log.read(workdir / METRICS) if "event" not in line]
-    seconds = median(b["elapsed_s"] - a["elapsed_s"] for a, b in pairwise(lines))
-    mfu = monitor.mfu(summary["model_flops"] / UPDATES, seconds)
-    peak = summary["peak_memory_bytes"]
-    compile_s = summary["seconds"]["compilation"]
-    _say(
+    step_s = median(b["elapsed_s"] - a["elapsed_s"] for a, b in pairwise(lines))
+    mfu = monitor.mfu(summary["model_flops"] / UPDATES, step_s)
+    peak, spent = summary["peak_memory_bytes"], summary["seconds"]
+    _report(
         "training",
-        f"compiled in {compile_s:.0f} s; "
+        f"compiled in {spent['compilation']:.0f} s; "
         + (f"{_size(peak)} of {_size(tuning.device_bytes())} used; " if peak else "")
-        + f"{summary['tokens'] / UPDATES / seconds:,.0f} tokens/s"
+        + f"{summary['tokens'] / UPDATES / step_s:,.0f} tokens/s"
         + (f", mfu {mfu:.0%}" if mfu else "")
         + f"; {summary['updates']} updates, loss {summary['train_loss']:.2f}, held out "
         f"{summary['held_out_loss']:.2f}",
     )
+    folder = workdir / CHECKPOINTS
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), weights, restored)
     if not all(jax.tree.leaves(equal)):
         raise UserError(
-            f"{workdir / CHECKPOINTS} is not read as it was written: pass a --workdir "
-            "on another disk"
+            f"{folder} is not read as it was written: pass a --workdir on another disk"
         )
-    written = (workdir / CHECKPOINTS).rglob("*")
-    size = sum(path.stat().st_size for path in written if path.is_file())
-    write_s = summary["seconds"]["checkpoints"]
-    _say("checkpoint", f"{_size(size)} written in {write_s:.1f} s, read back equal")
-    return seconds, compile_s
+    _report(
+        "checkpoint",
+        f"{_size(_bytes_in(folder))} written in {spent['checkpoints']:.1f} s, read "
+        "back equal",
+    )
+    return step_s, spent["compilation"]
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _check_workdirs_disk(config: Config, workdir: Path) -> None:
     state = sum(state_bytes(config).values())
-    existing = [p for p in (workdir / CHECKPOINTS).rglob("*") if p.is_file()]
-    # A new checkpoint is whole before the oldest one is deleted.
-    needed = (config.checkpoint.keep + 1) * state
-    needed = max(needed - sum(path.stat().st_size for path in existing), state)
+    # A new checkpoint is complete before the oldest one is deleted.
+    needed = (config.checkpoint.keep + 1) * state - _bytes_in(workdir / CHECKPOINTS)
     wrong = f"config.checkpoint.keep is {config.checkpoint.keep}"
-    _check_disk(workdir, "checkpoints", needed, wrong, "--workdir")
+    _check_disk(workdir, "checkpoints", max(needed, state), wrong, "--workdir")
 
 
 def _check_corpus_disk(config: Config, tokens: float) -> None:
@@ -288,10 +265,10 @@ def _check_corpus_disk(config: Config, tokens: float) -> None:
 
 
 def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -> None:
-    """Compares what will be written to a folder with what is free there.
+    """Refuses to write more bytes to a folder than are free there.
 
     Raises:
-      UserError: it will not fit.
+      UserError: it will not fit; the message begins with `wrong`.
     """
     nearest = nearest_folder(folder)
     free = shutil.disk_usage(nearest).free
@@ -300,7 +277,7 @@ def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -
             f"{wrong}: {what} will take {_size(needed)}, and {nearest} has "
             f"{_size(free)} left: make room, or pass another {flag}"
         )
-    _say("disk", f"{what} will take {_size(needed)} of {_size(free)} free")
+    _report("disk", f"{what} will take {_size(needed)} of {_size(free)} free")
 
 
 def _size(count: float) -> str:
@@ -310,13 +287,9 @@ def _size(count: float) -> str:
 def estimate(
     config: Config, seconds_per_step: float, compile_s: float, all_tokens: float
 ) -> str:
-    """Returns what the budget will buy, or take, at this speed.
+    """Returns what the budget will buy, or take, at the speed of a micro-step.
 
-    Args:
-      config: with the budget.
-      seconds_per_step: of a micro-batch.
-      compile_s: what compiling takes of the budget.
-      all_tokens: about how many the text has.
+    Compilation takes `compile_s` of the budget; the text has about `all_tokens`.
     """
     budget = config.budget
     tokens_per_s = config.micro_batch * config.model.max_length / seconds_per_step

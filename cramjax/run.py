@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,11 @@ from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
 from cramjax.data.prepare import check as find_text
 from cramjax.data.prepare import corpus_path, prepare
 from cramjax.device import tuning
-from cramjax.device.compile import Ahead, use_cache
+from cramjax.device.compile import MicroStep, use_cache
 from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
-from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
-from cramjax.training.clock import tokens_bought
 from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
 
     Args:
       config: of the run; what it leaves to the device is as recorded, or chosen.
-      workdir: its folder.
+      workdir: of the run.
       begun: `time.monotonic()` when the session began; now if it is left out.
 
     Returns:
@@ -63,24 +62,26 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
       UserError: a mistake that can be seen before compute is spent.
       Interrupted: a signal arrived during pretraining; the state is saved.
     """
-    ahead = Ahead(begun)
+    begun = time.monotonic() if begun is None else begun
     config = as_recorded(config, workdir)
-    found = look(config, workdir)
+    found = check(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()
     complete = evaluate.fetch(config, found)
-    ahead.begun += time.monotonic() - start  # downloading does not prepare training
+    begun += time.monotonic() - start  # downloading does not prepare training
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
         weights, summary = read_back(config, workdir)
     else:
-        with ahead:
-            corpus = _prepare(config, workdir, ahead)
+        with ThreadPoolExecutor(1) as pool:
+            corpus, step, built_s = _prepare(config, workdir, pool)
             with lock_workdir(workdir):
                 config = tuning.choose(config, train_step.build)
                 record(workdir / CONFIG, config)
-                ahead.start(train_step.build(config))
-                weights, summary = pretrain(config, corpus, workdir, ahead)
+                step = step or pool.submit(train_step.build(config).compiled)
+                weights, summary = pretrain(
+                    config, corpus, workdir, step, begun + built_s
+                )
     if "word_order" in summary:  # older versions did not measure it
         logger.info(word_order.line(summary["word_order"]))
     logger.info(
@@ -103,17 +104,14 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
     return weights
 
 
-def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
-    """Looks at everything that can fail, before any text or task is downloaded.
+def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
+    """Checks everything that can fail, before any text or task is downloaded.
 
-    Args:
-      config: of the run.
-      workdir: its folder. If pretraining is finished there, neither the text nor the
-        GPU is needed.
-      more: other checks, which raise what is wrong.
+    If pretraining is finished in the workdir, neither the text nor the GPU is needed.
+    `more` are further checks, which raise `UserError`.
 
     Returns:
-      The tasks to fine-tune on, see `evaluate.check`.
+      The tasks that can be fine-tuned on.
 
     Raises:
       UserError: all that is wrong, a line each.
@@ -125,7 +123,7 @@ def look(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:
-    """Returns the config with what an earlier session has chosen for the device."""
+    """Returns the config with an earlier session's choices for the device."""
     path = workdir / CONFIG
     if not tuning.is_asked_for(config) or not path.exists():
         return config
@@ -133,32 +131,33 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     return tuning.as_recorded(config, values)
 
 
-def _prepare(config: Config, workdir: Path, ahead: Ahead) -> Corpus:
-    """Returns the corpus, built if missing; notes it in the workdir."""
+def _prepare(
+    config: Config, workdir: Path, pool: Executor
+) -> tuple[Corpus, Future[MicroStep] | None, float]:
+    """Returns the corpus, and records it in the workdir.
+
+    Also returns the micro-step if it is being compiled meanwhile, and the seconds that
+    building the corpus took, 0 if it existed.
+    """
     path = corpus_path(config)
     check_corpus(workdir, path.name)
-    exists = (path / MANIFEST).exists()
+    exists, step, start = (path / MANIFEST).exists(), None, time.monotonic()
     if exists and not tuning.is_asked_for(config):
-        ahead.start(train_step.build(config))  # while checksums are compared
-    start = time.monotonic()
+        step = pool.submit(train_step.build(config).compiled)
     corpus = prepare(config)
-    if not exists:
-        ahead.begun += time.monotonic() - start  # nor does building a corpus
+    built_s = 0.0 if exists else time.monotonic() - start
     note_corpus(workdir, corpus)
-    if passes := more_than_one_pass(config, corpus):
-        logger.info(passes)
-    return corpus
+    return corpus, step, built_s
 
 
 def check_platform(config: Config) -> None:
     """Refuses to pretrain a GPU config without a GPU.
 
     Raises:
-      UserError: JAX sees no GPU, and `config.platform` or `config.model.attention` asks
-        for one; or one that is too old for cuDNN's attention.
+      UserError: `config.platform` or `config.model.attention` asks for a GPU that JAX
+        does not see, or that is too old for cuDNN's attention.
     """
-    attention = config.model.attention
-    backend = jax.default_backend()
+    attention, backend = config.model.attention, jax.default_backend()
     if backend == "gpu":
         require(
             attention != "cudnn" or tuning.has_cudnn(),
@@ -168,24 +167,21 @@ def check_platform(config: Config) -> None:
             "capability 8.0",
         )
         return
-    instead = {}
-    if config.platform == "gpu":
-        instead["platform"] = "any"
-    if attention == "cudnn":
-        instead["model.attention"] = "xla"
-    flags = " ".join(f"--config.{key}={value}" for key, value in instead.items())
-    for key, value in instead.items():
+    for key, value, needs_gpu, instead in (
+        ("platform", config.platform, "gpu", "any"),
+        ("model.attention", attention, "cudnn", "xla"),
+    ):
         require(
-            False,
+            value != needs_gpu,
             key,
-            flatten(to_dict(config))[key],
-            f"{value!r} where JAX sees only {backend}: pass {flags}, or install the "
-            "extra cuda12 or cuda13",
+            value,
+            f"{instead!r} where JAX sees only {backend}: pass --config.{key}={instead},"
+            " or install the extra cuda12 or cuda13",
         )
 
 
 def check_text(config: Config) -> None:
-    """Looks for the text and for a place for the corpus, see `prepare.check`.
+    """Checks the text and the place for the corpus, see `prepare.check`.
 
     Raises:
       UserError: a source cannot be had, or `config.data.dir` cannot be written.
@@ -199,45 +195,26 @@ def check_text(config: Config) -> None:
     find_text(config)
 
 
-def more_than_one_pass(config: Config, corpus: Corpus) -> str:
-    """Returns a line that says how often the budget goes through the text, or "".
-
-    How much a budget of hours buys is not known beforehand; report.md has it.
-    """
-    per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
-    tokens = tokens_bought(config.budget, 0.0, per_token)
-    in_corpus = len(corpus.train) * corpus.train.length
-    if tokens <= in_corpus:
-        return ""
-    return (
-        f"budget: {tokens:,.0f} tokens, {tokens / in_corpus:.1f} passes over the "
-        f"corpus's {in_corpus:,}"
-    )
-
-
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from working in the workdir while the block runs.
+    """Keeps other processes out of the workdir during the block.
 
     Raises:
-      UserError: another process works there.
+      UserError: another process uses it.
     """
-    lock = FileLock(workdir / LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"--workdir={workdir} is in use by another process: wait for it, or pass "
-            "another --workdir"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(workdir / LOCK, blocking=False))
+        except Timeout as error:
+            raise UserError(
+                f"--workdir={workdir} is in use by another process: wait for it, or "
+                "pass another --workdir"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def check_corpus(workdir: Path, name: str) -> None:
-    """Refuses to go on with another corpus than the run began with.
+    """Refuses to continue with another corpus than the run began with.
 
     Raises:
       UserError: the text or its settings have changed.
@@ -258,8 +235,7 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
     """Copies the corpus's tokenizer and manifest to the workdir.
 
     Raises:
-      UserError: the folder cannot be made, or the run began with a corpus of the same
-        name that had other tokens.
+      UserError: the run began with a corpus of the same name but with other tokens.
     """
     path = workdir / CORPUS
     if path.exists():
@@ -270,10 +246,7 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
                 "been rebuilt since with other tokens or blocks (their checksums "
                 "differ): bring it back, or pass another --workdir"
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made: {error}") from error
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
     files.write_json(path, {"name": corpus.path.name, **corpus.manifest})
 

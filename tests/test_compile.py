@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from cramjax import run as run_module
 from cramjax.data.tokenizer import SPECIAL_TOKENS
 from cramjax.device.compile import (
     FIRST_TOKEN,
-    Ahead,
+    MicroStep,
     abstract,
     tree_bytes,
     use_cache,
@@ -109,11 +111,12 @@ def test_a_step_compiled_ahead_is_the_one_that_trains(
         return masking.mask_tokens(*args, **kwargs)
 
     monkeypatch.setattr(train_step, "mask_tokens", mask_tokens)
-    with Ahead() as ahead:
-        ahead.start(train_step.build(tiny))
-        ahead.start(train_step.build(tiny))
-        weights, summary = pretrain.pretrain(tiny, corpus, tmp_path / "a", ahead)
-        step = ahead.result()
+    begun = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(train_step.build(tiny).compiled)
+        folder = tmp_path / "a"
+        weights, summary = pretrain.pretrain(tiny, corpus, folder, ahead, begun)
+    step = ahead.result()
     assert traced == [1]
     assert summary["seconds"]["compilation"] == step.compile_s > 0
     expected, other = pretrain.pretrain(tiny, corpus, tmp_path / "b")
@@ -149,29 +152,33 @@ def test_the_first_step_counts_from_the_sessions_start_without_the_corpus(
 def test_a_curriculum_compiles_as_it_comes_to_its_lengths(data_dir):
     stages = ("curriculum.lengths=(8,32)", "curriculum.starts=(0.0,0.5)")
     config = tiny_config(data_dir, *stages)
-    with Ahead() as ahead:
-        ahead.start(train_step.build(config))
-        assert ahead.result().shapes == frozenset()
+    assert train_step.build(config).compiled().compile_s == 0
 
 
 def test_a_corpus_that_is_there_is_checked_meanwhile(
     tiny, corpus, tmp_path, monkeypatch
 ):
-    calls = []
+    calls, compiling = [], threading.Event()
 
     def prepare(config):
+        assert not run_module.corpus_path(config).exists() or compiling.wait(60)
         calls.append("prepare")
         return corpus
 
     def finish(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Ahead, "start", lambda *_: calls.append("compile"))
+    def compiled(step):
+        calls.append("compile")
+        compiling.set()
+        return step
+
+    monkeypatch.setattr(MicroStep, "compiled", compiled)
     monkeypatch.setattr(run_module, "prepare", prepare)
     monkeypatch.setattr(run_module, "pretrain", finish)
     with pytest.raises(KeyboardInterrupt):
         run_module.run(tiny, tmp_path / "there")
-    assert calls == ["compile", "prepare", "compile"]
+    assert calls == ["compile", "prepare"]
     calls.clear()
     monkeypatch.setattr(run_module, "corpus_path", lambda config: tmp_path / "not")
     with pytest.raises(KeyboardInterrupt):

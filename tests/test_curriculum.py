@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cramjax.config import CurriculumConfig
-from cramjax.training.loop import cut
+from cramjax.training.loop import batch
 from cramjax.training.schedules import sequence_length
 
 # The first one of arXiv 2212.14034, Table 12.
@@ -30,17 +32,20 @@ def test_stages(progress, length):
     assert sequence_length(progress, PAPER, 128) == length
 
 
-def test_without_stages_blocks_stay_whole():
-    none = CurriculumConfig(lengths=(), starts=(), unfold=True)
-    assert sequence_length(0.3, none, 96) == 96
-    blocks = np.arange(12).reshape(2, 6)
-    for unfold in (True, False):
-        np.testing.assert_array_equal(cut(blocks, 6, unfold), blocks)
-
-
-def test_unfolding_keeps_every_token_in_order():
-    blocks = np.arange(12).reshape(2, 6)
-    np.testing.assert_array_equal(
-        cut(blocks, 3, True), [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+@pytest.mark.parametrize(
+    ("lengths", "unfold", "rows"),
+    [
+        ((), True, [range(16), range(16, 32)]),
+        ((8, 16), True, [range(8), range(8, 16), range(16, 24), range(24, 32)]),
+        ((8, 16), False, [range(8), range(16, 24)]),
+    ],
+)
+def test_batches_at_the_beginning(lengths, unfold, rows):
+    starts = (0.0, 0.5)[: len(lengths)]
+    stages = CurriculumConfig(lengths=lengths, starts=starts, unfold=unfold)
+    blocks = np.arange(32).reshape(2, 16)
+    session = SimpleNamespace(
+        config=SimpleNamespace(micro_batch=2, curriculum=stages),
+        stream=SimpleNamespace(batch=lambda position, rows: blocks),
     )
-    np.testing.assert_array_equal(cut(blocks, 3, False), [[0, 1, 2], [6, 7, 8]])
+    np.testing.assert_array_equal(batch(session, 0, 0.3), [list(row) for row in rows])

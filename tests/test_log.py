@@ -1,4 +1,7 @@
-"""metrics.jsonl after a kill."""
+"""metrics.jsonl after a kill and on a full disk."""
+
+import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,3 +20,35 @@ def test_a_line_that_a_kill_cut_does_not_spoil_the_next_one(tmp_path, whole):
             log.write(step=step)
     lines = metrics_log.read(path)
     assert [line["step"] for line in lines] == [*(0 for _ in before), 1, 2]
+
+
+def test_a_cut_log_forgets_what_will_be_measured_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in range(1, 5):
+            log.write(step=step, elapsed_s=10.0 * step)
+    with path.open("a") as file:
+        file.write('{"step": 5, "elap')  # killed here
+    with MetricsLog(path) as log:
+        log.cut(2, event="resumed", step=2, elapsed_s=40.0)
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2]
+
+
+def test_lines_wait_for_room_too(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.write(step=1)
+        file, room = log._file, [3, 0, 4, 0]
+
+        def write(content):
+            if room and not (allowed := room.pop(0)):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return file.write(content[:allowed] if room else content)
+
+        log._file = SimpleNamespace(write=write, close=file.close)
+        log.write(step=2)
+        assert [line["step"] for line in metrics_log.read(path)] == [1]
+        log.write(step=3)
+        log.cut(2, event="resumed", step=2)
+        log.write(step=3)
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2, 3]

@@ -6,14 +6,12 @@ import re
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from types import SimpleNamespace
 
 import jax
 import pytest
 from conftest import TINY, tiny_config
-from filelock import FileLock
 
 from cramjax import rehearsal
 from cramjax.config import BudgetConfig
@@ -100,30 +98,6 @@ def test_what_the_host_has_no_memory_for_is_not_run(tmp_path, monkeypatch, capsy
         assert error.startswith("error: config.micro_batch is 4: the training step ne")
         assert error.count("\n") == 1
     assert not list((tmp_path / "runs" / "one").glob("checkpoints/*"))
-
-
-def test_what_a_killed_rehearsal_left_goes_and_what_is_in_use_stays(tmp_path):
-    for name in ("killed", "running"):
-        (tmp_path / f".rehearsal-{name}" / "run").mkdir(parents=True)
-    with (
-        FileLock(tmp_path / ".rehearsal-running" / "lock"),
-        rehearsal._scratch(tmp_path) as scratch,
-    ):
-        names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".rehearsal-running", scratch.name}
-    assert not scratch.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    with (
-        pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"),
-        rehearsal._scratch(tmp_path),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("moment", ["sample", "training"])

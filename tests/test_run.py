@@ -11,16 +11,13 @@ from conftest import TINY, tiny_config
 from test_pretrain import stop_after
 
 from cramjax import config as config_module
-from cramjax.config import BudgetConfig
 from cramjax.errors import UserError
 from cramjax.main import main
-from cramjax.model.flops import train_flops_per_token
 from cramjax.run import (
     check_corpus,
     check_platform,
     check_workdir,
     lock_workdir,
-    more_than_one_pass,
     note_corpus,
     run,
 )
@@ -87,21 +84,6 @@ def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):
     error = capsys.readouterr().err
     assert "holds a run with config.model.layers=2, not 3" in error
     assert error.count("\n") == 1
-
-
-def test_several_passes_are_said(tiny, corpus):
-    there = len(corpus.train) * 32
-    per_token = train_flops_per_token(tiny.model, tiny.objective.mask_rate)
-    for budget, expected in (
-        ({"tokens": there}, ""),
-        ({"tokens": 3 * there}, f"{3 * there:,} tokens, 3.0 passes"),
-        ({"flops": 2.5 * there * per_token}, "2.5 passes over"),
-        ({"hours": 9e9}, ""),
-    ):
-        none = {"hours": 0.0, "tokens": 0, "flops": 0.0}
-        config = dataclasses.replace(tiny, budget=BudgetConfig(**none | budget))
-        line = more_than_one_pass(config, corpus)
-        assert expected in line and bool(expected) == bool(line)
 
 
 def test_changed_text_is_refused(tmp_path, corpus):

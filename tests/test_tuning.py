@@ -66,7 +66,7 @@ def test_the_micro_batch_is_the_largest_that_runs(automatic, monkeypatch, said):
     assert asked == ["micro-batch: compiling for 12 sequences ...", *asked[1:]]
     assert [line for line in said[1:] if line not in asked] == [
         "micro-batch: 6 sequences do not fit after all",
-        "micro-batch: 4 sequences, the most that fit",  # not asked for
+        "micro-batch: 4 sequences, the most that fit in 7.0 GB",
     ]
     monkeypatch.setattr(tuning, "memory_limit_bytes", lambda: 5 * 10**8)
     with pytest.raises(UserError, match=r"config\.micro_batch is 0: not one sequence"):
@@ -167,7 +167,7 @@ def test_a_run_records_what_was_chosen_and_keeps_to_it(
     glue = dataclasses.replace(automatic.glue, tasks=())
     automatic = dataclasses.replace(automatic, glue=glue)
     run(automatic, tmp_path)
-    assert "micro-batch: 12 sequences, the most that fit (" in capsys.readouterr().out
+    assert "micro-batch: 12 sequences, the most that fit in " in capsys.readouterr().out
     recorded = json.loads((tmp_path / "config.json").read_text())
     assert (recorded["micro_batch"], recorded["model"]["attention"]) == (12, "xla")
     summary = json.loads((tmp_path / "pretrain.json").read_text())

@@ -1,11 +1,11 @@
-"""Graphics cards: peak speed for MFU, memory to fit into, a target to compile for."""
+"""Graphics cards: peak speed, memory, and what a compiler must know of them."""
 
 import re
 from typing import NamedTuple
 
 
 class Architecture(NamedTuple):
-    """What one core (multiprocessor) has, by compute capability."""
+    """Properties of one core (multiprocessor), by compute capability."""
 
     fpus: int  # float32 units
     threads: int  # resident at most
@@ -13,7 +13,7 @@ class Architecture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One card, in its vendor's numbers."""
+    """A card, in its vendor's numbers."""
 
     title: str
     peak_tflops: float  # dense 16-bit products with float32 sums, 10^12 FLOP/s
@@ -31,17 +31,17 @@ class Card(NamedTuple):
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second."""
+        """Memory bandwidth in bytes per second."""
         return self.bandwidth_gbps * 1e9
 
     @property
     def peak(self) -> float:
-        """FLOP/s."""
+        """Peak speed in FLOP/s."""
         return self.peak_tflops * 1e12
 
     @property
     def architecture(self) -> Architecture:
-        """What follows from the compute capability."""
+        """Properties of its cores."""
         return ARCHITECTURES[self.compute_capability]
 
     @property
@@ -84,14 +84,14 @@ CARDS = {
     "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
 }
 
-# Words in a device's name that make it a different card from the one it is named after.
+# Words in a device's name that mark a different card from the one it is named after.
 OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+([qc]|gb)")
 
 
 def of_device(device_kind: str) -> Card | None:
     """Returns the card that JAX calls `device_kind`, None if it is not in `CARDS`.
 
-    The name has all words of the title: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
+    The name contains every word of the title: "NVIDIA A100-SXM4-80GB" is an A100 80GB.
     """
     words = set(re.split(r"[\s-]+", device_kind.lower()))
     for card in CARDS.values():

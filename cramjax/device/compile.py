@@ -1,6 +1,5 @@
 """The one place that compiles a training step, measures its memory and times it."""
 
-import concurrent.futures
 import dataclasses
 import logging
 import re
@@ -23,20 +22,18 @@ FIRST_TOKEN = 8  # of made-up batches: above the ids of all special tokens
 
 
 def use_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder, and on a GPU what autotuning has found.
+    """Keeps compiled programs in a folder, and on a GPU the results of autotuning.
 
-    JAX tells programs apart by all that they depend on: itself, the device, the flags.
-    A folder that JAX has from elsewhere, for example JAX_COMPILATION_CACHE_DIR, wins.
-
-    Args:
-      folder: `config.compilation_cache`, "" for none.
+    Each is found again only by the same JAX on the same device with the same flags. A
+    folder that JAX already has, for example from JAX_COMPILATION_CACHE_DIR, takes
+    precedence; "" means no folder.
     """
     if not folder or jax.config.jax_compilation_cache_dir:
         return
     try:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # no home folder, or no right to write
+    except (OSError, RuntimeError) as error:  # not writable, or no home folder
         logger.warning(f"config.compilation_cache is {folder!r}: not used ({error})")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
@@ -45,20 +42,16 @@ def use_cache(folder: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MicroStep:
-    """A jitted micro-step, how it is fed, and what compiling it has cost.
-
-    Training makes it (`train_step.build`); the device package only compiles it.
+    """A jitted micro-step and how to feed it; made by `train_step.build`.
 
     Attributes:
-      config: the run's.
+      config: of the run.
       function: (state, tokens_BxL, progress) to (state, metrics); donates the state.
-      init_state: returns a fresh state when it is traced.
+      init_state: returns the initial state when it is traced.
       sharding: of the state.
       token_dtype: of the batches.
-      begun: `time.monotonic()` when this session began to prepare for training.
-      shapes: of the batches that it is compiled for.
-      compile_s: how long that took.
-      needed_bytes: what the largest of these programs takes, with its arguments.
+      compile_s: how long `compiled` took; 0 if it compiled nothing.
+      needed_bytes: memory of the compiled program and its arguments.
     """
 
     config: Config
@@ -66,19 +59,17 @@ class MicroStep:
     init_state: Callable[[], Any]
     sharding: jax.sharding.Sharding
     token_dtype: str
-    begun: float = dataclasses.field(default_factory=time.monotonic)
-    shapes: frozenset[tuple[int, int]] = frozenset()
     compile_s: float = 0.0
     needed_bytes: int = 0
 
     @property
     def block_shape(self) -> tuple[int, int]:
-        """Of a micro-batch of whole blocks."""
+        """The shape of a micro-batch of whole blocks."""
         return self.config.micro_batch, self.config.model.max_length
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch of whole blocks."""
+        """The tokens in a micro-batch of whole blocks."""
         rows, length = self.block_shape
         return rows * length
 
@@ -91,41 +82,31 @@ class MicroStep:
         )
 
     def compiled(self) -> "MicroStep":
-        """Returns the same micro-step, compiled for the batches that come first.
+        """Returns the same micro-step, compiled for whole blocks.
 
         With a curriculum nothing is compiled: training may resume at any length.
         """
         if self.config.curriculum.lengths:
             return self
         start = time.monotonic()
-        program = self.lowered().compile()
-        return dataclasses.replace(
-            self,
-            shapes=frozenset([self.block_shape]),
-            compile_s=time.monotonic() - start,
-            needed_bytes=planned_bytes(program),
-        )
+        needed_bytes = planned_bytes(self.lowered().compile())
+        compile_s = time.monotonic() - start
+        return dataclasses.replace(self, compile_s=compile_s, needed_bytes=needed_bytes)
 
     def fresh_state(self) -> Any:
-        """Returns the state that training starts from, on the device."""
+        """Returns the initial state, on the device."""
         return jax.jit(self.init_state, out_shardings=self.sharding)()
 
     def random_batches(self, count: int, seed: int = 0) -> list[np.ndarray]:
-        """Returns whole blocks of tokens_BxL, as frequent as in text (Zipf's law).
+        """Returns whole blocks of tokens_BxL, distributed as in text (Zipf's law).
 
-        No special token is among them.
+        They contain no special tokens.
         """
         ids = np.arange(FIRST_TOKEN, self.config.model.vocab_size)
-        cumulated_V = np.cumsum(1 / np.arange(1, len(ids) + 1))
-        generator = np.random.default_rng(seed)
-        return [
-            ids[
-                np.searchsorted(
-                    cumulated_V, generator.random(self.block_shape) * cumulated_V[-1]
-                )
-            ].astype(self.token_dtype)
-            for _ in range(count)
-        ]
+        cumulative_V = np.cumsum(1 / np.arange(1, len(ids) + 1))
+        random = np.random.default_rng(seed).random((count, *self.block_shape))
+        ranks = np.searchsorted(cumulative_V, random * cumulative_V[-1])
+        return list(ids[ranks].astype(self.token_dtype))
 
 
 def abstract(make: Callable[[], Any], sharding: jax.sharding.Sharding) -> Any:
@@ -142,7 +123,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the memory a program takes with its arguments, as the compiler plans."""
+    """Returns the memory that the compiler plans for a program and its arguments."""
     sizes = program.memory_analysis()
     return (
         sizes.argument_size_in_bytes
@@ -153,15 +134,12 @@ def planned_bytes(program: jax.stages.Compiled) -> int:
 
 
 def recomputes(program: jax.stages.Compiled, limit_bytes: float) -> bool:
-    """Returns whether anything is computed twice because memory was short.
+    """Returns whether a program computes anything twice for lack of memory.
 
-    XLA does that by itself as soon as a program would take more than about 0.77 of a
-    GPU's memory (seen with jax 0.12), and names what it repeats after what it repeats.
-    It repeats some cheap things in any case.
-
-    Args:
-      program: the compiled program.
-      limit_bytes: what it may take; memory is not short below half of it.
+    XLA does so by itself when a program would take more than about 0.77 of a GPU's
+    memory (seen with jax 0.12), and marks the repeated instructions in their names. It
+    repeats some cheap instructions in any case, so programs that need less than half of
+    the limit do not count.
     """
     if planned_bytes(program) < limit_bytes / 2:
         return False
@@ -169,7 +147,7 @@ def recomputes(program: jax.stages.Compiled, limit_bytes: float) -> bool:
 
 
 def seconds_per_step(step: MicroStep, at_least_s: float = MEASURED_S) -> float:
-    """Returns the median time of a micro-step, from a fresh state on random tokens."""
+    """Returns the median time of a micro-step, from the initial state on."""
     [tokens_BxL] = step.random_batches(1)
     return seconds_per_call(
         lambda state: step.function(state, tokens_BxL, np.float32(0))[0],
@@ -181,12 +159,10 @@ def seconds_per_step(step: MicroStep, at_least_s: float = MEASURED_S) -> float:
 def seconds_per_call(
     function: Callable[[Any], Any], state: Any, at_least_s: float = 0.0
 ) -> float:
-    """Returns the median time of at least three calls that each update a state.
+    """Returns the median time of at least three calls, each of which returns a state.
 
-    Args:
-      function: returns the next state; its first call compiles and does not count.
-      state: what the first call is given.
-      at_least_s: of all calls that count.
+    The first call, which compiles, does not count; the others take `at_least_s` or more
+    in total.
     """
     seconds: list[float] = []
     while len(seconds) < 4 or sum(seconds[1:]) < at_least_s:
@@ -194,33 +170,3 @@ def seconds_per_call(
         state = jax.block_until_ready(function(state))
         seconds.append(time.monotonic() - start)
     return median(seconds[1:])
-
-
-class Ahead:
-    """Compiles the micro-step in a thread; a context manager that waits for it.
-
-    Attributes:
-      begun: see `MicroStep`.
-    """
-
-    def __init__(self, begun: float | None = None):
-        """Compiles nothing yet."""
-        self.begun = time.monotonic() if begun is None else begun
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._step: concurrent.futures.Future[MicroStep] | None = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._pool.shutdown()
-
-    def start(self, step: MicroStep) -> None:
-        """Begins to compile, unless it has begun already."""
-        if self._step is None:
-            step = dataclasses.replace(step, begun=self.begun)
-            self._step = self._pool.submit(step.compiled)
-
-    def result(self) -> MicroStep:
-        """Returns the step when it is compiled."""
-        return self._step.result()

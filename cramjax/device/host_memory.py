@@ -1,4 +1,4 @@
-"""The host's memory: how much there is, and the allocator that hands it out."""
+"""The host's memory: its size, and the allocator that hands it out."""
 
 import contextlib
 import ctypes
@@ -6,13 +6,12 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-# Option numbers of glibc's malloc.h, and the values they get.
+# Options of glibc's malloc.h and their values. The first one comes first because glibc
+# before 2.35 refuses it: then nothing is changed.
 _OPTIONS = (
-    # Fewer bytes than this are taken from a heap. It comes first, since glibc before
-    # 2.35 refuses it: then nothing is changed.
-    (-3, 1 << 30),  # M_MMAP_THRESHOLD
-    (-8, 1),  # M_ARENA_MAX: one heap, which can grow; the threads' own ones cannot
-    (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: so many free bytes of it are kept
+    (-3, 1 << 30),  # M_MMAP_THRESHOLD: smaller allocations come from a heap
+    (-8, 1),  # M_ARENA_MAX: one heap, which can grow; those of threads cannot
+    (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: free bytes that the heap keeps
 )
 
 
@@ -20,11 +19,10 @@ def keep_freed() -> bool:
     """Keeps freed memory in the process; returns whether the allocator can do that.
 
     XLA on a CPU allocates its temporaries at every step. By default glibc returns them
-    to the kernel, which hands out other pages and clears each of them: a quarter of a
-    training step. Call this before any thread is started. Other allocators are left as
-    they are, and so is that of a process that computes on a GPU: its temporaries are
-    elsewhere, and the threads that compile for it, one for each core, would wait for
-    one another at the one heap.
+    to the kernel, which clears every page it hands out again: a quarter of a training
+    step. Call this before any thread is started. It changes nothing if the process
+    computes on a GPU: its temporaries are elsewhere, and the threads that compile for
+    it would wait for one another at the single heap.
     """
     if _computes_on_gpu():
         return False
@@ -36,7 +34,7 @@ def keep_freed() -> bool:
 
 
 def _computes_on_gpu() -> bool:
-    """Returns whether JAX will: both its plugin and NVIDIA's driver are installed."""
+    """Returns whether JAX will: its plugin and NVIDIA's driver are both installed."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return False
     try:
@@ -47,10 +45,9 @@ def _computes_on_gpu() -> bool:
 
 
 def limit_bytes(root: Path = Path("/")) -> int:
-    """Returns the memory that this process may have: the machine's, or its container's.
+    """Returns the memory available to this process: the machine's or its container's.
 
-    Args:
-      root: the folder that has proc/ and sys/.
+    The folders proc/ and sys/ are those of `root`.
     """
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     groups = root / "proc/self/cgroup"

@@ -1,8 +1,6 @@
-"""How fast training goes, and what the graphics card reports about itself.
+"""What the graphics card reports about itself, through NVIDIA's management library.
 
-The card is asked through NVIDIA's management library. The package nvidia-ml-py (module
-`pynvml`) comes with the extras cuda12 and cuda13; without it, or without a card, there
-is nothing to read.
+The package nvidia-ml-py (module `pynvml`) comes with the extras cuda12 and cuda13.
 """
 
 import ctypes
@@ -10,8 +8,9 @@ import dataclasses
 import functools
 import os
 import uuid
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -32,7 +31,7 @@ THROTTLE_REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class GpuStats:
-    """One reading; None is what this card or driver does not report."""
+    """One reading; a value that this card or driver does not report is None."""
 
     name: str | None
     driver: str | None  # its version
@@ -44,13 +43,12 @@ class GpuStats:
     sm_clock_mhz: int | None  # now
     sm_clock_max_mhz: int | None
     throttle_reasons: tuple[str, ...] | None  # now, values of `THROTTLE_REASONS`
-    # Computing on the card beside this one. A container may hide them, or show this
-    # process under another number, as one of them.
+    # That compute on the card. In a container, this process may be counted as one.
     other_processes: int | None
 
 
 def read_gpu() -> GpuStats | None:
-    """Returns what the card that JAX computes on reports; None where JAX uses no GPU.
+    """Returns what the card that JAX computes on reports, None without a GPU.
 
     It takes well under a millisecond.
     """
@@ -68,27 +66,30 @@ def read_gpu() -> GpuStats | None:
     def ask_card(name: str, *arguments: Any) -> Any:
         return ask(f"nvmlDeviceGet{name}", handle, *arguments)
 
-    def thousandth(value: int | None) -> float | None:
-        return None if value is None else value / 1000
+    def known(convert: Callable[[Any], Any], value: Any) -> Any:
+        return None if value is None else convert(value)
 
-    memory, bits = ask_card("MemoryInfo"), ask_card("CurrentClocksThrottleReasons")
-    processes, sm = ask_card("ComputeRunningProcesses"), library.NVML_CLOCK_SM
+    def thousandth(name: str) -> float | None:
+        return known(lambda value: value / 1000, ask_card(name))
+
+    def reasons(bits: int) -> tuple[str, ...]:
+        return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
+
+    def others(processes: list[Any]) -> int:
+        return sum(process.pid != os.getpid() for process in processes)
+
     return GpuStats(
         name=ask_card("Name"),
         driver=ask("nvmlSystemGetDriverVersion"),
-        power_w=thousandth(ask_card("PowerUsage")),
-        power_limit_w=thousandth(ask_card("EnforcedPowerLimit")),
-        energy_j=thousandth(ask_card("TotalEnergyConsumption")),
-        memory_used_bytes=None if memory is None else memory.used,
+        power_w=thousandth("PowerUsage"),
+        power_limit_w=thousandth("EnforcedPowerLimit"),
+        energy_j=thousandth("TotalEnergyConsumption"),
+        memory_used_bytes=known(lambda memory: memory.used, ask_card("MemoryInfo")),
         temperature_c=ask_card("Temperature", library.NVML_TEMPERATURE_GPU),
-        sm_clock_mhz=ask_card("ClockInfo", sm),
-        sm_clock_max_mhz=ask_card("MaxClockInfo", sm),
-        throttle_reasons=None
-        if bits is None
-        else tuple(reason for bit, reason in THROTTLE_REASONS.items() if bits & bit),
-        other_processes=None
-        if processes is None
-        else sum(process.pid != os.getpid() for process in processes),
+        sm_clock_mhz=ask_card("ClockInfo", library.NVML_CLOCK_SM),
+        sm_clock_max_mhz=ask_card("MaxClockInfo", library.NVML_CLOCK_SM),
+        throttle_reasons=known(reasons, ask_card("CurrentClocksThrottleReasons")),
+        other_processes=known(others, ask_card("ComputeRunningProcesses")),
     )
 
 
@@ -107,11 +108,11 @@ def _library() -> ModuleType | None:
 
 @functools.cache
 def _handle() -> Any:
-    """Returns the library's handle of JAX's card, None if there is none.
+    """Returns the library's handle of JAX's card, None if it has none.
 
-    The library counts cards by their place on the bus and sees all of them; CUDA puts
-    the fastest one first and leaves out those that CUDA_VISIBLE_DEVICES does not name.
-    So where there are several, the UUID identifies the card.
+    The library sees all cards, in the order of their places on the bus. CUDA puts the
+    fastest one first and hides those that CUDA_VISIBLE_DEVICES does not name, so that
+    of several cards the UUID identifies the one in use.
     """
     library = _library()
     if library is None:
@@ -126,7 +127,7 @@ def _handle() -> Any:
 
 
 def _uuid(ordinal: int) -> str | None:
-    """Returns the UUID of CUDA's device of a number, as NVIDIA's tools print it."""
+    """Returns the UUID of CUDA's device `ordinal`, as NVIDIA's tools print it."""
     device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -141,7 +142,7 @@ def _uuid(ordinal: int) -> str | None:
 
 
 def card() -> Card | None:
-    """Returns the card that JAX computes on, None if its peak is not known."""
+    """Returns the card that JAX computes on, None if it is not in `cards.CARDS`."""
     return of_device(jax.devices()[0].device_kind)
 
 
@@ -152,72 +153,11 @@ def mfu(flops: float, seconds: float) -> float | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Returns the most this process has used on the device, if the device counts it."""
+    """Returns this process's peak memory on the device, None if it is not counted."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-class Clock(Protocol):
-    """What is read of the budget's clock."""
-
-    tokens: int
-    flops: float
-    seconds: dict[str, float]  # by what they went to, of which "training" is one
-
-
-class Throughput:
-    """Measures what goes into a line of metrics.jsonl, since the line before.
-
-    Attributes:
-      latest: of the last line, {} before the first.
-    """
-
-    def __init__(self, clock: Clock, energy_kwh: float | None):
-        """Begins to measure.
-
-        Args:
-          clock: the budget's.
-          energy_kwh: what earlier sessions of the run drew, None if not known.
-        """
-        self._before_kwh, self._first_kwh = energy_kwh, _meter_kwh()
-        self.latest: dict[str, float] = {}
-        self.restart(clock)
-
-    def restart(self, clock: Clock) -> None:
-        """Begins a new line here."""
-        self._seconds = clock.seconds
-        self._tokens, self._flops = clock.tokens, clock.flops
-
-    def line(self, clock: Clock) -> dict[str, float]:
-        """Ends a line here; returns those of its numbers that are known.
-
-        `tokens_per_s` and `mfu` are over all seconds since the last line,
-        `not_training` is the fraction of these that went to compilation, checkpoints or
-        validation. `peak_memory_bytes` is the device's, in this session. `energy_kwh`
-        is the whole card's, in all sessions.
-        """
-        spent = {kind: s - self._seconds[kind] for kind, s in clock.seconds.items()}
-        seconds = max(sum(spent.values()), 1e-9)
-        numbers = {
-            "tokens_per_s": (clock.tokens - self._tokens) / seconds,
-            "mfu": mfu(clock.flops - self._flops, seconds),
-            "not_training": 1 - spent["training"] / seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "energy_kwh": self.energy_kwh,
-        }
-        self.latest = {name: x for name, x in numbers.items() if x is not None}
-        self.restart(clock)
-        return self.latest
-
-    @property
-    def energy_kwh(self) -> float | None:
-        """What the card has drawn so far, in all sessions of the run."""
-        now_kwh = _meter_kwh()
-        if now_kwh is None or self._first_kwh is None:
-            return self._before_kwh
-        return (self._before_kwh or 0.0) + now_kwh - self._first_kwh
-
-
-def _meter_kwh() -> float | None:
+def energy_kwh() -> float | None:
     """Returns what the card has drawn since its driver was loaded."""
     stats = read_gpu()
     known = stats is not None and stats.energy_j is not None

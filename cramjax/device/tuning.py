@@ -1,4 +1,4 @@
-"""What the device decides: the faster attention, the largest micro-batch that fits."""
+"""What is left to the device: the faster attention, the largest micro-batch."""
 
 import bisect
 import dataclasses
@@ -24,29 +24,28 @@ from cramjax.errors import UserError, is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
 
-# Makes the micro-step of a config for this device: `train_step.build`.
-Build = Callable[[Config], MicroStep]
+Build = Callable[[Config], MicroStep]  # `train_step.build`
 
 PROBE_SEQUENCES = 64  # micro-batch at which implementations of attention are compared
-FIRST_PROBE = 64  # sequences: the first micro-batch whose memory is asked for
+FIRST_PROBE = 64  # micro-batch at which the search for the largest one begins
 # How far a micro-batch may make an update larger than `batch.sequences`.
 MAX_ROUNDING = 0.02
 # Fraction of the memory that a step may take. The rest is for what JAX keeps beside the
-# program, and on a CPU, where the system kills a program that is too large, for others.
+# program; on a CPU, where the system kills a program that is too large, for others.
 DEVICE_FRACTION, HOST_FRACTION = 0.95, 0.5
 
 
 def is_asked_for(config: Config) -> bool:
-    """Returns whether the config leaves something to the device."""
+    """Returns whether the config leaves a choice to the device."""
     return config.micro_batch == 0 or config.model.attention == "auto"
 
 
 def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
-    """Returns the config with what an earlier session has chosen.
+    """Returns the config with an earlier session's choices.
 
     Args:
       config: as given.
-      values: {"section.key": value} of the config.json that session left.
+      values: {"section.key": value} of that session's config.json.
     """
     rows, attention = values.get("micro_batch"), values.get("model.attention")
     if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
@@ -57,7 +56,7 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def choose(config: Config, build: Build) -> Config:
-    """Returns the config with the attention and the micro-batch that suit this device.
+    """Returns the config with this device's best attention and micro-batch.
 
     Raises:
       UserError: not even one sequence fits.
@@ -98,7 +97,7 @@ def has_cudnn() -> bool:
 def would_use_cudnn(config: Config) -> bool:
     """Returns whether the model can call cuDNN's attention, and would if asked to.
 
-    With a mask or with dropout it does not call it.
+    It does not with a mask or with dropout.
     """
     try:
         with_attention(config, "cudnn")
@@ -110,21 +109,19 @@ def would_use_cudnn(config: Config) -> bool:
 
 
 def _attention(config: Config, build: Build) -> str:
-    """Returns the implementation that trains faster."""
+    """Returns the attention that trains faster."""
     names = attentions(config)
     if len(names) == 1:
         logger.info(f"attention: {names[0]}, the only one for this model and device")
         return names[0]
     rows = config.micro_batch or min(PROBE_SEQUENCES, config.batch.sequences)
-    tokens_per_s = _tokens_per_s(config, names, rows, build)
-    while not tokens_per_s and not config.micro_batch and rows > 1:
+    while not (tokens_per_s := _tokens_per_s(config, names, rows, build)):
+        if config.micro_batch or rows == 1:
+            raise UserError(
+                f"config.micro_batch is {config.micro_batch}: no attention runs with "
+                f"{rows} sequences, see above; pass fewer, or a smaller model"
+            )
         rows //= 2
-        tokens_per_s = _tokens_per_s(config, names, rows, build)
-    if not tokens_per_s:
-        raise UserError(
-            f"config.micro_batch is {config.micro_batch}: no attention runs with "
-            f"{rows} sequences, see above; pass fewer, or a smaller model"
-        )
     best = max(tokens_per_s, key=tokens_per_s.__getitem__)
     speeds = ", ".join(f"{name} {x:,.0f}" for name, x in tokens_per_s.items())
     logger.info(f"attention: {best} (tokens/s with {rows} sequences: {speeds})")
@@ -132,12 +129,9 @@ def _attention(config: Config, build: Build) -> str:
 
 
 def _tokens_per_s(
-    config: Config,
-    names: Sequence[str],
-    rows: int,
-    build: Build,
+    config: Config, names: Sequence[str], rows: int, build: Build
 ) -> dict[str, float]:
-    """Measures those attentions that run with so many sequences."""
+    """Measures the attentions that run with a micro-batch of `rows`."""
     found = {}
     for name in names:
         trial = dataclasses.replace(with_attention(config, name), micro_batch=rows)
@@ -154,17 +148,16 @@ def _tokens_per_s(
 
 
 def _micro_batch(config: Config, build: Build) -> int:
-    """Returns the largest number of sequences whose step fits when it is run."""
+    """Returns the largest number of sequences that fit when the step is run."""
     limit = memory_limit_bytes()
-    needs: dict[int, float] = {}
+    gigabytes = f"{limit / 1e9:.1f} GB"
 
     def step_of(rows: int) -> MicroStep:
         return build(dataclasses.replace(config, micro_batch=rows))
 
     def need_bytes(rows: int) -> float:
         logger.info(f"micro-batch: compiling for {rows} sequences ...")
-        needs[rows] = needed_bytes(step_of(rows))
-        return needs[rows]
+        return needed_bytes(step_of(rows))
 
     one = step_of(1)
     fitting = largest_first(
@@ -181,21 +174,18 @@ def _micro_batch(config: Config, build: Build) -> int:
                 raise
             logger.info(f"micro-batch: {rows} sequences do not fit after all")
             continue
-        sizes = ""
-        if rows in needs:
-            sizes = f" ({needs[rows] / 1e9:.1f} of {limit / 1e9:.1f} GB)"
-        logger.info(f"micro-batch: {rows} sequences, the most that fit{sizes}")
+        logger.info(f"micro-batch: {rows} sequences, the most that fit in {gigabytes}")
         return rows
     raise UserError(
-        f"config.micro_batch is 0: not one sequence fits in the {limit / 1e9:.1f} GB "
-        f"of {jax.devices()[0].device_kind}: pass a smaller model"
+        f"config.micro_batch is 0: not one sequence fits in the {gigabytes} of "
+        f"{jax.devices()[0].device_kind}: pass a smaller model"
     )
 
 
 def needed_bytes(step: MicroStep) -> float:
-    """Returns what the compiled micro-step and its state take.
+    """Returns the memory of the compiled micro-step and its state.
 
-    inf: it cannot be compiled, or only by computing something twice.
+    It is inf if the step cannot be compiled without computing something twice.
     """
     try:
         program = step.lowered().compile()
@@ -209,17 +199,16 @@ def needed_bytes(step: MicroStep) -> float:
 
 def memory_limit_bytes() -> int:
     """Returns how much memory a program may take on this device."""
-    there, fraction = _memory()
-    return int(fraction * there)
+    size, fraction = _memory()
+    return int(fraction * size)
 
 
 def device_bytes() -> int:
-    """Returns how much memory the programs on this device have."""
+    """Returns the memory of this device, for all its programs."""
     return _memory()[0]
 
 
 def _memory() -> tuple[int, float]:
-    """Returns the bytes of memory, and the fraction of them to use."""
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -230,10 +219,9 @@ def _memory() -> tuple[int, float]:
 
 
 def micro_batches(sequences: int) -> list[int]:
-    """Returns the micro-batches for batches of so many sequences, in ascending order.
+    """Returns the micro-batches for a batch of `sequences`, in ascending order.
 
-    They are powers of two and 1.5 times these, of which a whole number makes up the
-    batch, or nearly so.
+    They are powers of two and 1.5 times these that divide the batch, at least nearly.
     """
     powers = [2**n for n in range(sequences.bit_length())]
     candidates = {sequences, *powers, *(3 * power // 2 for power in powers[1:])}
@@ -255,8 +243,8 @@ def largest_first(
 ) -> list[int]:
     """Returns the micro-batches that fit, largest first.
 
-    Every call of `need_bytes` compiles, so there are few of them: the need rises about
-    linearly from `fixed_bytes`, so each answer predicts where to look next.
+    Every call of `need_bytes` compiles. To make few of them, each answer predicts the
+    next probe: the need rises about linearly from `fixed_bytes`.
 
     Args:
       ladder: micro-batches, ascending.

@@ -1,4 +1,4 @@
-"""How far a run has got, in steps, tokens, FLOPs and seconds: the loop's only clock."""
+"""How far a run has got, in steps, tokens, FLOPs and seconds: its only clock."""
 
 import contextlib
 import time
@@ -7,10 +7,11 @@ from typing import Any
 
 from cramjax.config import BudgetConfig
 
-# What a second can go to. "training" is everything that is not said to be something
-# else, data loading included; "lost" is work undone by a crash or a step back.
+# Kinds of seconds. "training" is everything that is not measured as another kind, data
+# loading included; "lost" is work undone by a crash or a step back.
 CHARGED = ("training", "lost", "compilation", "checkpoints")
 FREE = ("validation", "idle")
+COUNTS = ("step", "updates", "position", "tokens", "flops")
 
 
 def tokens_bought(
@@ -33,10 +34,10 @@ class Clock:
 
     Attributes:
       step: micro-steps handed to the device.
-      updates: optimizer steps that were read back.
-      position: blocks read; the next batch begins here.
+      updates: optimizer steps whose metrics were read back.
+      position: blocks used; the next batch begins here.
       tokens: tokens trained on.
-      flops: model FLOPs of these.
+      flops: model FLOPs of these tokens.
     """
 
     def __init__(
@@ -45,35 +46,26 @@ class Clock:
         saved: Mapping[str, Any] | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        """Starts the clock, from what an earlier session has `saved()`."""
-        saved = saved or {}
+        """Starts the clock, from an earlier session's `saved()` if there is one."""
         self._budget = budget
         self._now = now
-        self._seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | saved.get("seconds", {})
         self._kind, self._since = "training", now()
-        self._set_counts(saved)
+        self._set(saved or {})
 
-    def _set_counts(self, saved: Mapping[str, Any]) -> None:
-        self.step = saved.get("step", 0)
-        self.updates = saved.get("updates", 0)
-        self.position = saved.get("position", 0)
-        self.tokens = saved.get("tokens", 0)
-        self.flops = saved.get("flops", 0.0)
+    def _set(self, saved: Mapping[str, Any]) -> None:
+        for name in COUNTS:
+            setattr(self, name, saved.get(name, 0))
+        self._seconds = dict.fromkeys((*CHARGED, *FREE), 0.0) | saved.get("seconds", {})
 
     def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, as JSON values."""
-        return {
-            "step": self.step,
-            "updates": self.updates,
-            "position": self.position,
-            "tokens": self.tokens,
-            "flops": self.flops,
-            "seconds": self.seconds,
+        """Returns the clock's state as JSON values."""
+        return {name: getattr(self, name) for name in COUNTS} | {
+            "seconds": self.seconds
         }
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds so far, {kind: seconds} for the kinds of `CHARGED` and `FREE`."""
+        """Seconds so far by kind, `CHARGED` and `FREE`."""
         running = self._now() - self._since
         return self._seconds | {self._kind: self._seconds[self._kind] + running}
 
@@ -84,13 +76,13 @@ class Clock:
         return sum(seconds[kind] for kind in CHARGED)
 
     def progress(self) -> float:
-        """Returns the fraction of the budget that is spent, in [0, 1]."""
-        used, total = {
+        """Returns the fraction of the budget already spent, in [0, 1]."""
+        spent, total = {
             "hours": (self.elapsed_s, self._budget.hours * 3600),
             "tokens": (self.tokens, self._budget.tokens),
             "flops": (self.flops, self._budget.flops),
         }[self._budget.kind]
-        return min(used / total, 1.0)
+        return min(spent / total, 1.0)
 
     def advance(self, blocks: int, tokens: int, flops: float) -> None:
         """Counts a micro-step that has been handed to the device."""
@@ -109,26 +101,22 @@ class Clock:
             self._switch(before)
 
     def _switch(self, kind: str) -> str:
-        self._seconds = self.seconds
-        self._since = self._now()
+        self._seconds, self._since = self.seconds, self._now()
         before, self._kind = self._kind, kind
         return before
 
     def restart(self) -> None:
-        """Forgets the time since the clock was made: preparing it is not charged."""
+        """Discards the seconds since the clock was made, which prepared training."""
         self._since = self._now()
 
     def charge(self, kind: str, seconds: float) -> None:
-        """Counts seconds as `kind` that passed while the clock did not run."""
+        """Counts seconds as `kind` that passed while the clock was not running."""
         self._seconds[kind] += seconds
 
     def go_back(self, saved: Mapping[str, Any]) -> None:
         """Returns to a checkpoint; the seconds charged since then are lost."""
-        self._set_counts(saved)
-        self._switch(self._kind)
-        kept = saved.get("seconds", {})
-        for kind in CHARGED:
-            if kind != "lost":
-                before = kept.get(kind, 0.0)
-                self._seconds["lost"] += self._seconds[kind] - before
-                self._seconds[kind] = before
+        spent_s, now = self.elapsed_s, self.seconds
+        self._set(saved)
+        self._since = self._now()
+        self._seconds |= {kind: now[kind] for kind in FREE}
+        self._seconds["lost"] += spent_s - self.elapsed_s

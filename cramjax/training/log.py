@@ -19,20 +19,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cramjax import files
-from cramjax.config import BudgetConfig
+from cramjax.device import monitor
 from cramjax.errors import is_disk_full
 from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 10.0
-PASSES_KNOWN_AT = 0.05  # fraction of the budget after which the speed is believed
 
 
 class MetricsLog:
     """Appends lines, each at once; a context manager.
 
-    Lines that do not fit on a full disk are kept, and written once they fit.
+    Lines that do not fit on a full disk are kept in memory until they do.
     """
 
     def __init__(self, path: Path):
@@ -44,7 +43,7 @@ class MetricsLog:
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
-        self._kept = b""
+        self._unwritten = b""
 
     def __enter__(self):
         return self
@@ -54,63 +53,52 @@ class MetricsLog:
 
     def write(self, **values: Any) -> None:
         """Appends one line, with the time of day in seconds since 1970."""
-        self._kept += (json.dumps({"time": time.time(), **values}) + "\n").encode()
+        self._unwritten += (json.dumps({"time": time.time(), **values}) + "\n").encode()
         try:
-            while self._kept:
-                self._kept = self._kept[self._file.write(self._kept) :]
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
             if not is_disk_full(error):
                 raise
 
     def cut(self, after: int, **event: Any) -> None:
-        """Drops what was measured after a step, which will be measured again.
+        """Drops the lines after a step, which will be repeated, and adds an event.
 
-        The event that says so comes in the same write: a kill leaves both or none.
+        Both happen in one write, so a kill leaves both or neither.
         """
-        known = _parsed(self._path.read_bytes() + self._kept)
+        known = _parsed(self._path.read_bytes() + self._unwritten)
         lines = [line for line in known if line["step"] <= after]
         lines.append({"time": time.time(), **event})
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file, self._kept = self._path.open("ab", buffering=0), b""
+        self._file, self._unwritten = self._path.open("ab", buffering=0), b""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines; the last one is left out if a kill cut it off."""
+    """Returns the lines, without a last one that a kill has cut off."""
     return _parsed(path.read_bytes() if path.exists() else b"")
 
 
 def _parsed(content: bytes) -> list[dict[str, Any]]:
-    lines, parsed = content.decode().splitlines(), []
-    for number, line in enumerate(lines):
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines) - 1:
-                raise
-    return parsed
+    *whole, _ = content.split(b"\n")  # the last line is empty or cut off
+    return [json.loads(line) for line in whole]
 
 
 @dataclasses.dataclass
 class Readings:
-    """What the micro-steps reported; kept in every checkpoint.
+    """What the micro-steps have reported; kept in every checkpoint."""
 
-    Attributes:
-      window: losses since the last line of metrics.jsonl.
-      last_loss: the mean over the window before that, or None.
-      latest: learning_rate, grad_norm, batch_size, skipped and bad_in_a_row of the
-        last micro-step that was read.
-    """
-
-    window: list[float] = dataclasses.field(default_factory=list)
-    last_loss: float | None = None
+    window: list[float] = dataclasses.field(default_factory=list)  # losses since a line
+    last_loss: float | None = None  # the mean over the window before this one
+    # learning_rate, grad_norm, batch_size, skipped and bad_in_a_row of the latest
+    # micro-step that was read.
     latest: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"skipped": 0, "bad_in_a_row": 0}
     )
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> "Readings":
-        """Returns the readings that a checkpoint has kept, among other values."""
+        """Returns the readings that a checkpoint holds, among other values."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: saved[name] for name in names if name in saved})
 
@@ -126,23 +114,60 @@ class Readings:
         self.last_loss, self.window = self.loss, []
 
 
-class ProgressLine:
-    """A live line on a terminal, plain lines elsewhere; a context manager.
+class Throughput:
+    """Measures speed and energy between two lines of metrics.jsonl.
 
-    It shows the spent fraction of the budget, loss, throughput, learning rate, batch
-    size and time left.
+    Attributes:
+      latest: what `line` returned last, {} before the first line.
     """
 
-    def __init__(self, budget: BudgetConfig, corpus_tokens: int):
-        """Shows nothing yet.
+    def __init__(self, clock: Clock, energy_kwh: float | None):
+        """Starts to measure; earlier sessions drew `energy_kwh`, if that is known."""
+        self._clock = clock
+        self._before_kwh, self._first_kwh = energy_kwh, monitor.energy_kwh()
+        self.latest: dict[str, float] = {}
+        self.restart()
 
-        Args:
-          budget: of the run.
-          corpus_tokens: in the training blocks. How often a budget of hours goes
-            through them is known once the speed is, and printed if it is more than
-            once.
+    def restart(self) -> None:
+        """Begins a new interval."""
+        self._start = self._clock.saved()
+
+    def line(self) -> dict[str, float]:
+        """Ends the interval; returns those of its numbers that are known.
+
+        `tokens_per_s` and `mfu` are over all its seconds; `not_training` is the
+        fraction of these spent on compilation, checkpoints or validation.
+        `peak_memory_bytes` is the device's in this session, `energy_kwh` the whole
+        card's in all sessions.
         """
-        self._corpus_tokens = corpus_tokens if budget.kind == "hours" else 0
+        start, end = self._start, self._clock.saved()
+        self.restart()
+        spent = {kind: s - start["seconds"][kind] for kind, s in end["seconds"].items()}
+        seconds = max(sum(spent.values()), 1e-9)
+        numbers = {
+            "tokens_per_s": (end["tokens"] - start["tokens"]) / seconds,
+            "mfu": monitor.mfu(end["flops"] - start["flops"], seconds),
+            "not_training": 1 - spent["training"] / seconds,
+            "peak_memory_bytes": monitor.peak_memory_bytes(),
+            "energy_kwh": self.energy_kwh,
+        }
+        self.latest = {name: x for name, x in numbers.items() if x is not None}
+        return self.latest
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """What the card has drawn so far, in all sessions of the run."""
+        now_kwh = monitor.energy_kwh()
+        if now_kwh is None or self._first_kwh is None:
+            return self._before_kwh
+        return (self._before_kwh or 0.0) + now_kwh - self._first_kwh
+
+
+class ProgressLine:
+    """A live line on a terminal, plain lines elsewhere; a context manager."""
+
+    def __init__(self):
+        """Shows nothing yet."""
         self._start: tuple[float, float, int] | None = None
         self._last_plain = 0.0
         self._live = None
@@ -167,13 +192,7 @@ class ProgressLine:
     def update(
         self, clock: Clock, readings: Readings, throughput: Mapping[str, float]
     ) -> None:
-        """Shows the state after a step.
-
-        Args:
-          clock: of the run.
-          readings: of the micro-steps.
-          throughput: what `monitor.Throughput.line` returned last.
-        """
+        """Shows the state after a step; `throughput` is `Throughput.latest`."""
         used, now = clock.progress(), time.monotonic()
         if self._start is None:  # the first step compiles: rates count from its end
             self._start = (now, used, clock.tokens)
@@ -182,45 +201,35 @@ class ProgressLine:
         seconds = max(now - start, 1e-9)
         tokens_per_s = (clock.tokens - start_tokens) / seconds
         left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
-        if self._corpus_tokens and used > PASSES_KNOWN_AT:
-            self._print_passes(clock.tokens + tokens_per_s * left_s)
         latest, loss = readings.latest, readings.loss
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
             f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
             f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  left {_duration(left_s)}"
-            f"{_device(throughput)}{_skipped(latest['skipped'])}"
+            f"{_device(throughput)}"
         )
+        if latest["skipped"]:
+            text += f"  {latest['skipped']} micro-batches skipped: not finite"
         if self._live:
             self._live.update(self._task, completed=used, description=text)
         elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
             self._last_plain = now
             logger.info(f"pretraining {used:6.1%}  {text}")
 
-    def _print_passes(self, tokens: float) -> None:
-        passes, self._corpus_tokens = tokens / self._corpus_tokens, 0
-        if passes > 1:
-            logger.info(f"budget: at this speed {passes:.1f} passes over the corpus")
-
 
 def _device(throughput: Mapping[str, float]) -> str:
     """Returns what is known of the device, e.g. "  mfu 41%  9.8 GB  1.21 kWh"."""
-    shown = {
-        "mfu": lambda fraction: f"  mfu {fraction:.0%}",
-        "not_training": lambda fraction: (
-            f"  not training {fraction:.0%}" if fraction >= 0.005 else ""
-        ),
-        "peak_memory_bytes": lambda size: f"  {size / 1e9:.1f} GB",
-        "energy_kwh": lambda energy: f"  {energy:.2f} kWh",
-    }
-    return "".join(
-        show(throughput[name]) for name, show in shown.items() if name in throughput
-    )
-
-
-def _skipped(count: float) -> str:
-    return f"  {count} micro-batches skipped: not finite" if count else ""
+    text = ""
+    if "mfu" in throughput:
+        text += f"  mfu {throughput['mfu']:.0%}"
+    if (fraction := throughput.get("not_training", 0)) >= 0.005:
+        text += f"  not training {fraction:.0%}"
+    if "peak_memory_bytes" in throughput:
+        text += f"  {throughput['peak_memory_bytes'] / 1e9:.1f} GB"
+    if "energy_kwh" in throughput:
+        text += f"  {throughput['energy_kwh']:.2f} kWh"
+    return text
 
 
 def _si(value: float) -> str:

@@ -19,13 +19,12 @@ from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.order import BlockStream
 from cramjax.device.compile import MicroStep, abstract
-from cramjax.device.monitor import Throughput
 from cramjax.errors import TrainingFailed
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import schedules, train_step
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, ProgressLine, Readings
+from cramjax.training.log import MetricsLog, ProgressLine, Readings, Throughput
 from cramjax.training.validation import score
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ FIRST_STEP = "first_step"
 
 
 class Step(NamedTuple):
-    """A micro-step on the device, and the budget that was spent before it."""
+    """A micro-step on the device, and the progress before it."""
 
     step: int
     position: int
@@ -47,28 +46,11 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass
 class Session:
-    """What one process reads and changes while it trains.
-
-    Attributes:
-      config: of the run.
-      corpus: to train and to validate on.
-      workdir: of the run; a batch with bad numbers is written there.
-      store: of the checkpoints.
-      log: metrics.jsonl.
-      micro_step: compiled for the batches of `micro_step.shapes`.
-      state: a `train_step.TrainState` on the device.
-      clock: the run's progress.
-      readings: what the micro-steps reported.
-      throughput: measures the time between two lines of the log.
-      steps_back: how often training went back to a checkpoint.
-      compiled: shapes of the batches that the micro-step is compiled for.
-      last_read: the micro-step whose metrics were read last in this session.
-      first_step_s: from `MicroStep.begun` to the end of this session's first step.
-    """
+    """What one process reads and changes while it trains."""
 
     config: Config
     corpus: Corpus
-    workdir: Path
+    workdir: Path  # a batch with bad numbers is written there
     store: CheckpointStore
     log: MetricsLog
     micro_step: MicroStep
@@ -76,36 +58,34 @@ class Session:
     clock: Clock
     readings: Readings
     throughput: Throughput
-    steps_back: int = 0
-    compiled: set[tuple[int, int]] = dataclasses.field(default_factory=set)
-    last_read: Step | None = None
-    first_step_s: float | None = None
+    # `time.monotonic()` when the session began to prepare for training.
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+    compiled_before_s: float = 0.0  # seconds of compilation in earlier sessions
+    steps_back: int = 0  # how often training went back to a checkpoint
+    last_read: Step | None = None  # the latest step of this session that was read
+    first_step_s: float | None = None  # from `begun` to the end of the first step
 
-    @functools.cached_property
-    def stream(self) -> BlockStream:
-        """The training blocks, in the config's order."""
-        return BlockStream(self.corpus, self.config.data.order, self.config.seed)
+    def __post_init__(self):
+        config, step = self.config, self.micro_step
+        self.stream = BlockStream(self.corpus, config.data.order, config.seed)
+        # Shapes of the batches that the micro-step is compiled for.
+        self.compiled = {step.block_shape} if step.compile_s else set()
 
 
 def train(session: Session) -> int | None:
     """Steps until the budget is spent (None), or a signal arrives (its number).
 
-    When it returns the state is on disk: a second signal cannot prevent that.
+    When it returns the state is on disk, which a second signal cannot prevent.
 
     Raises:
       TrainingFailed: bad numbers again after a step back, or too high a loss.
       UserError: the disk is full, and the user does not wait for room.
     """
     config, clock, store = session.config, session.clock, session.store
-    blocks = session.corpus.train
-    line = ProgressLine(config.budget, len(blocks) * blocks.length)
     validation = Timer(config.validation.every_minutes)
     checkpoint = Timer(config.checkpoint.every_minutes)
-    compiled_before_s = clock.seconds["compilation"] - session.micro_step.compile_s
-    session.compiled |= session.micro_step.shapes
     in_flight = None
-    with stop_signals() as signals, line:
-        store.warn_if_full(session.state)
+    with stop_signals() as signals, ProgressLine() as line:
         while (used := clock.progress()) < 1 and not signals:
             # The device works on this step while the host reads the one before it: it
             # never waits for the host, and the host is at most one step ahead of it.
@@ -118,7 +98,7 @@ def train(session: Session) -> int | None:
                 read_metrics(session, in_flight)
                 in_flight = None
             if session.first_step_s is None and session.last_read:
-                note_first_step(session, compiled_before_s)
+                note_first_step(session)
             line.update(clock, session.readings, session.throughput.latest)
             if has_bad_numbers(session):
                 in_flight = None
@@ -129,18 +109,15 @@ def train(session: Session) -> int | None:
                 check_loss(session)
             if validates:
                 validate(session)
-                validation.restart()
             if saves:
                 save(session)
-                checkpoint.restart()
         read_metrics(session, in_flight)
         finished = clock.progress() >= 1
         if finished and session.readings.window:  # time was up after the last step
             write_line(session)
         store.save_at_last(session.state, lambda: host_state(session), clock, signals)
-        if not finished:  # the last write is charged, too
-            event = {"step": clock.step, "elapsed_s": clock.elapsed_s}
-            session.log.write(event="stopped", **event)
+        if not finished:  # after the last write, which is charged, too
+            write_event(session, "stopped")
     return signals[0] if signals else None
 
 
@@ -149,23 +126,22 @@ class Timer:
 
     def __init__(self, every_minutes: float):
         """Starts now."""
-        self._every_s = 60 * every_minutes
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts again."""
-        self._start = time.monotonic()
+        self._every_s, self._start = 60 * every_minutes, time.monotonic()
 
     def is_due(self) -> bool:
-        """Returns whether the time is over."""
-        return 0 < self._every_s < time.monotonic() - self._start
+        """Returns whether the time has passed; if so, starts again."""
+        now = time.monotonic()
+        due = 0 < self._every_s < now - self._start
+        if due:
+            self._start = now
+        return due
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP in the block instead of ending the process.
 
-    A closed terminal sends SIGHUP; under `nohup` it is ignored, and stays so.
+    A closed terminal sends SIGHUP; under `nohup` it stays ignored.
     """
     received: list[int] = []
 
@@ -174,8 +150,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         # Not `print`, which the signal may have interrupted; and stderr may be closed.
         with contextlib.suppress(OSError):
-            text = f"{signal.Signals(number).name}: stopping ...\n"
-            os.write(2, text.encode())
+            os.write(2, f"{signal.Signals(number).name}: stopping ...\n".encode())
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -207,27 +182,17 @@ def dispatch(session: Session, used: float) -> Step:
 
 
 def batch(session: Session, position: int, used: float) -> np.ndarray:
-    """Returns tokens_BxL: blocks from a position on, as long as the curriculum says."""
+    """Returns tokens_BxL: blocks from `position` on, cut as the curriculum demands."""
     blocks_BxL = session.stream.batch(position, session.config.micro_batch)
     stages = session.config.curriculum
     length = schedules.sequence_length(used, stages, blocks_BxL.shape[1])
-    return cut(blocks_BxL, length, stages.unfold)
-
-
-def cut(blocks_BxL: np.ndarray, length: int, unfold: bool) -> np.ndarray:
-    """Returns sequences of `length` tokens.
-
-    Args:
-      blocks_BxL: packed blocks.
-      length: at most L; a divisor of L if unfolding.
-      unfold: whether a block becomes L / length sequences, (B * L / length) x length,
-        or its first `length` tokens are taken and the others lost, B x length.
-    """
-    return blocks_BxL.reshape(-1, length) if unfold else blocks_BxL[:, :length]
+    if stages.unfold:  # every block becomes several rows
+        return blocks_BxL.reshape(-1, length)
+    return blocks_BxL[:, :length]  # the rest of the block is dropped
 
 
 def read_metrics(session: Session, step: Step | None) -> None:
-    """Waits for a micro-step, if there is one, and takes in what it reports."""
+    """Waits for a micro-step, if there is one, and records what it reports."""
     if step is None:
         return
     metrics = {name: np.asarray(x).item() for name, x in step.metrics.items()}
@@ -244,22 +209,20 @@ def read_metrics(session: Session, step: Step | None) -> None:
     }
 
 
-def note_first_step(session: Session, compiled_before_s: float) -> None:
+def write_event(session: Session, event: str, **values: Any) -> None:
+    """Writes an event to metrics.jsonl, with the step and the time."""
+    step, elapsed_s = session.clock.step, session.clock.elapsed_s
+    session.log.write(event=event, step=step, elapsed_s=elapsed_s, **values)
+
+
+def note_first_step(session: Session) -> None:
     """Reports how long it took until the session's first step was done."""
-    clock = session.clock
-    session.first_step_s = time.monotonic() - session.micro_step.begun
-    compile_s = clock.seconds["compilation"] - compiled_before_s
+    first_step_s = session.first_step_s = time.monotonic() - session.begun
+    compile_s = session.clock.seconds["compilation"] - session.compiled_before_s
     logger.info(
-        f"first step after {session.first_step_s:.1f} s, "
-        f"{compile_s:.1f} s of compilation"
+        f"first step after {first_step_s:.1f} s, {compile_s:.1f} s of compilation"
     )
-    session.log.write(
-        event=FIRST_STEP,
-        step=clock.step,
-        elapsed_s=clock.elapsed_s,
-        first_step_s=session.first_step_s,
-        compile_s=compile_s,
-    )
+    write_event(session, FIRST_STEP, first_step_s=first_step_s, compile_s=compile_s)
 
 
 def write_line(session: Session) -> None:
@@ -273,7 +236,7 @@ def write_line(session: Session) -> None:
         tokens=clock.tokens,
         elapsed_s=clock.elapsed_s,
         loss=session.readings.last_loss,
-        **session.throughput.line(clock),
+        **session.throughput.line(),
         **session.readings.latest,
     )
 
@@ -284,13 +247,7 @@ def validate(session: Session) -> None:
     with clock.measure("validation"):
         weights = train_step.weights(session.config, session.state)
         scores = score(session.config, weights, corpus)
-    session.log.write(
-        event="validation",
-        step=clock.step,
-        tokens=clock.tokens,
-        elapsed_s=clock.elapsed_s,
-        **scores,
-    )
+    write_event(session, "validation", tokens=clock.tokens, **scores)
     logger.info(
         f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
         f"{corpus.manifest['unigram_entropy']:.3f}) after {clock.tokens:,} tokens, "
@@ -305,7 +262,7 @@ def save(session: Session) -> None:
 
 
 def host_state(session: Session) -> dict[str, Any]:
-    """Returns what a checkpoint keeps beside the device's state, as JSON values."""
+    """Returns the host's part of a checkpoint, as JSON values."""
     return {
         **session.clock.saved(),
         **dataclasses.asdict(session.readings),
@@ -332,7 +289,7 @@ def check_loss(session: Session) -> None:
 def has_bad_numbers(session: Session) -> bool:
     """Returns whether too many micro-steps in a row had gradients that are not finite.
 
-    Only those of this session count: a run that was stopped there can be resumed.
+    Earlier sessions' steps do not count, so that a run stopped there can be resumed.
     """
     bad = session.readings.latest["bad_in_a_row"]
     return bool(session.last_read) and bad >= session.config.guard.max_bad_steps
@@ -367,7 +324,7 @@ def step_back(session: Session) -> None:
     session.readings.latest["bad_in_a_row"] = 0
     session.last_read = None
     clock.go_back(saved)
-    session.throughput.restart(clock)
+    session.throughput.restart()
     session.log.cut(
         clock.step,
         event=STEPPED_BACK,
@@ -385,13 +342,9 @@ def step_back(session: Session) -> None:
 def restore_or_init(
     config: Config, store: CheckpointStore, steps_back: int
 ) -> tuple[train_step.TrainState, dict[str, Any]]:
-    """Returns the newest checkpoint's state and `host_state`, or a fresh state and {}.
+    """Returns the latest checkpoint's state and `host_state`, or a new state and {}.
 
-    Args:
-      config: of the run.
-      store: of the checkpoints.
-      steps_back: how often training went back to a checkpoint because of bad numbers;
-        each time lowers the learning rate by `guard.rate_factor`.
+    Each of `steps_back` lowers the learning rate by `guard.rate_factor`.
     """
     sharding = train_step.replicated(train_step.make_mesh())
     make = functools.partial(train_step.init_state, config)
@@ -399,8 +352,7 @@ def restore_or_init(
     if step is None:
         state, saved = jax.jit(make, out_shardings=sharding)(), {}
     else:
-        state = store.state(step, abstract(make, sharding))
-        saved = store.host(step)
+        state, saved = store.restore(step, abstract(make, sharding))
     # The checkpoint may have been written before the step back.
     scale = jnp.float32(config.guard.rate_factor**steps_back)
     return state.replace(rate_scale=jax.device_put(scale, sharding)), saved

@@ -1,4 +1,4 @@
-"""Masked language modelling's corruption, on the device, with static shapes."""
+"""The corruption of masked language modelling, on the device, with static shapes."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from cramjax.model.flops import predicted_positions
 
 
 class Masked(NamedTuple):
-    """A corrupted batch: what the model sees, and what it must predict where."""
+    """A corrupted batch, and the tokens that the model must predict."""
 
     tokens_BxL: jax.Array
     positions_BxP: jax.Array
@@ -29,28 +29,27 @@ def mask_tokens(
     predicted: jax.Array | None = None,
     never_ids: tuple[int, ...] = (),
 ) -> Masked:
-    """Masks exactly P = round(mask_rate * L) positions of every row.
+    """Selects exactly P = round(mask_rate * L) positions of every row for prediction.
 
-    Positions are drawn without regard to special tokens but `never_ids`, all of a row
-    equally likely. Of the P, the first round(0.8 P) become <mask>, those up to
-    round(0.9 P) a uniformly random token, the rest stay as they are (80/10/10 as in
+    Positions are drawn uniformly without replacement, with no regard to special tokens
+    other than `never_ids`. The first round(0.8 P) become <mask>, the following ones up
+    to round(0.9 P) a uniformly random token, and the rest are kept (80/10/10 as in
     BERT, arXiv 1810.04805; the exact counts are those of the authors' implementation of
-    arXiv 2212.14034). In short rows the rounding shows: of P = 5, 4 are masked and 1
-    stays.
+    arXiv 2212.14034). In short rows the rounding matters: of P = 5, 4 are masked and 1
+    is kept.
 
     Args:
-      key: all the randomness there is.
+      key: the only source of randomness.
       tokens_BxL: any integer dtype.
       mask_rate: fraction of positions, static.
       mask_id: the id of <mask>, static.
       vocab_size: random tokens are drawn from [0, vocab_size), static.
       mask_share: fraction of the P that becomes <mask>, static.
       random_share: fraction of the P that becomes a random token, static.
-      predicted: a number up to P, traced: only so many are corrupted and weigh in the
-        loss, and the shares are of these. None means P.
-      never_ids: tokens that are never predicted, static. The P positions are drawn
-        among the others; in a row with fewer than P others, the rest of the P fall on
-        these tokens and weigh 0 in the loss.
+      predicted: a number up to P, traced: only this many positions are corrupted and
+        weighted in the loss, and the two fractions refer to them. None means P.
+      never_ids: tokens that are never predicted, static. If a row has fewer than P
+        other tokens, the remaining positions fall on these and have weight 0.
     """
     rows, length = tokens_BxL.shape
     count = predicted_positions(mask_rate, length)
@@ -84,9 +83,7 @@ def mask_tokens(
     for never_id in never_ids:
         weights_BxP *= targets_BxP != never_id
     row_Bx1 = jnp.arange(rows)[:, None]
-    return Masked(
-        tokens_BxL.at[row_Bx1, positions_BxP].set(new_BxP, unique_indices=True),
-        positions_BxP,
-        targets_BxP,
-        weights_BxP,
+    corrupted_BxL = tokens_BxL.at[row_Bx1, positions_BxP].set(
+        new_BxP, unique_indices=True
     )
+    return Masked(corrupted_BxL, positions_BxP, targets_BxP, weights_BxP)

@@ -1,6 +1,6 @@
-"""The optax chain, its methods by name, and its decay mask.
+"""The optax chain: clipping, one of several methods, decay, the learning rate.
 
-The recipe's is AdamW with clipping (arXiv 2212.14034, section 4.3).
+The recipe is AdamW with clipping (arXiv 2212.14034, section 4.3).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,29 @@ from cramjax.config import OptimizerConfig, ScheduleConfig
 from cramjax.training import schedules
 
 
+def make_optimizer(
+    config: OptimizerConfig, schedule: ScheduleConfig
+) -> optax.GradientTransformationExtraArgs:
+    """Returns clipping and the config's method at the schedule's learning rate.
+
+    Its `update` needs `progress=`, `rate_scale=` and `emit=`, see `scale_by_schedule`
+    and `when_emitting`. The state has, for `optax.tree.get`, "learning_rate" and
+    "grad_norm", the norm of the accumulated gradient before clipping.
+    """
+    clip = optax.identity()
+    if config.clip_norm:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    step = [METHODS[config.name](config)]
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
+    step.insert(0 if config.name in L2_DECAY else 1, decay)
+    return optax.chain(
+        optax.snapshot("grad_norm", optax.tree.norm),
+        clip,
+        *step,
+        scale_by_schedule(config.learning_rate, schedule),
+    )
+
+
 class ScaleByScheduleState(NamedTuple):
     """Updates so far, and the learning rate of the last one, for the logs."""
 
@@ -27,9 +50,9 @@ def scale_by_schedule(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates by minus the learning rate.
 
-    It follows from the extra argument `progress`, the fraction of the budget already
-    spent, or, if `schedule.updates` is set, from the number of updates before this one;
-    the extra argument `rate_scale` multiplies it.
+    The rate follows the extra argument `progress`, the fraction of the budget already
+    spent, or the number of earlier updates if `schedule.updates` is set. The extra
+    argument `rate_scale` multiplies it.
     """
 
     def init(params):
@@ -50,8 +73,8 @@ def scale_by_schedule(
 def decay_mask(params: Any) -> Any:
     """Returns a tree of bools: which parameters decay, by their names.
 
-    All do except LayerNorm's scales and biases and every other bias; the positions'
-    scale does, as in the authors' implementation.
+    All do except biases and LayerNorm's scales; the scale of the position embedding
+    does, as in the authors' implementation.
     """
 
     def decays(path: tuple[jax.tree_util.DictKey, ...], _) -> bool:
@@ -60,19 +83,6 @@ def decay_mask(params: Any) -> Any:
         return not name.endswith("bias") and not in_norm
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-class Method(NamedTuple):
-    """What turns a clipped gradient into a step of about unit size.
-
-    Attributes:
-      make: from the config to the transformation.
-      decay: "decoupled" (added to the step, arXiv 1711.05101) or "l2" (to the
-        gradient).
-    """
-
-    make: Callable[[OptimizerConfig], optax.GradientTransformation]
-    decay: str
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -87,23 +97,11 @@ def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def _sgd(config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.trace(decay=config.b1, nesterov=True)
-
-
-def _radam(config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.scale_by_radam(b1=config.b1, b2=config.b2, eps=config.eps)
-
-
-def _lion(config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.scale_by_lion(b1=config.b1, b2=config.b2)
-
-
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     """Muon for the layers' kernels, Adam for the rest (Jordan et al., 2024).
 
-    Steps are scaled to the size of Adam's (arXiv 2502.16982, section 2.2), so that one
-    learning rate serves both.
+    Muon's steps are scaled to the size of Adam's (arXiv 2502.16982, section 2.2), so
+    that one learning rate serves both.
     """
     plain_matrix = optax.contrib.MuonDimensionNumbers()
     orthogonal = optax.contrib.scale_by_muon(
@@ -112,14 +110,10 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
             lambda _: plain_matrix, tree
         ),
     )
-    muon = optax.chain(
-        when_emitting(orthogonal),
-        optax.stateless(
-            lambda updates, _: jax.tree.map(
-                lambda u: 0.2 * max(u.shape) ** 0.5 * u, updates
-            )
-        ),
+    to_adams_size = optax.stateless_with_tree_map(
+        lambda u, _: 0.2 * max(u.shape) ** 0.5 * u
     )
+    muon = optax.chain(when_emitting(orthogonal), to_adams_size)
     return optax.partition({"matrix": muon, "other": _adam(config)}, muon_labels)
 
 
@@ -137,10 +131,10 @@ def muon_labels(params: Any) -> Any:
 def when_emitting(
     transform: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Spares the work where `optax.MultiSteps` throws its result away.
+    """Skips the work where `optax.MultiSteps` would discard its result.
 
-    The extra argument `emit` says whether this micro-step ends an accumulation; if not,
-    updates are 0 and the state stays.
+    If the extra argument `emit` is false, this micro-step does not end an accumulation:
+    the updates are 0 and the state is kept.
     """
 
     def update(updates, state, params=None, *, emit, **extra):
@@ -154,38 +148,15 @@ def when_emitting(
     return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
-METHODS = {
-    "adamw": Method(_adam, "decoupled"),
-    "adam_l2": Method(_adam, "l2"),
-    "adafactor": Method(_adafactor, "decoupled"),
-    "sgd": Method(_sgd, "l2"),
-    "radam": Method(_radam, "l2"),
-    "lion": Method(_lion, "decoupled"),
-    "muon": Method(_muon, "decoupled"),
+# Each turns a clipped gradient into a step of about unit size.
+METHODS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "adam_l2": _adam,
+    "adafactor": _adafactor,
+    "sgd": lambda c: optax.trace(decay=c.b1, nesterov=True),
+    "radam": lambda c: optax.scale_by_radam(b1=c.b1, b2=c.b2, eps=c.eps),
+    "lion": lambda c: optax.scale_by_lion(b1=c.b1, b2=c.b2),
+    "muon": _muon,
 }
-
-
-def make_optimizer(
-    config: OptimizerConfig, schedule: ScheduleConfig
-) -> optax.GradientTransformationExtraArgs:
-    """Returns clipping and the config's method at the schedule's learning rate.
-
-    Its `update` needs `progress=`, `rate_scale=` and `emit=`, see `scale_by_schedule`
-    and `when_emitting`. The state keeps the norm of the accumulated gradient before
-    clipping as "grad_norm", and "learning_rate", for `optax.tree.get`.
-    """
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity()
-    )
-    method = METHODS[config.name]
-    step = [method.make(config)]
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
-    step.insert(0 if method.decay == "l2" else 1, decay)
-    return optax.chain(
-        optax.snapshot("grad_norm", optax.tree.norm),
-        clip,
-        *step,
-        scale_by_schedule(config.learning_rate, schedule),
-    )
+# Here decay is added to the gradient; elsewhere to the step (arXiv 1711.05101).
+L2_DECAY = ("adam_l2", "sgd", "radam")

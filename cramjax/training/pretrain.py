@@ -4,6 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from cramjax import files, word_order
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.device import host_memory, monitor
-from cramjax.device.compile import Ahead, MicroStep, abstract
-from cramjax.device.monitor import Throughput
+from cramjax.device.compile import MicroStep, abstract
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.training import averaging, train_step
 from cramjax.training import log as metrics_log
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Readings
+from cramjax.training.log import MetricsLog, Readings, Throughput
 from cramjax.training.loop import RESUMED, STEPPED_BACK, Session, restore_or_init, train
 from cramjax.training.validation import score
 from cramjax.version import code_version, command_line, library_versions
@@ -32,25 +32,29 @@ SUMMARY = "pretrain.json"
 
 
 def pretrain(
-    config: Config, corpus: Corpus, workdir: Path, ahead: Ahead | None = None
+    config: Config,
+    corpus: Corpus,
+    workdir: Path,
+    step: Future[MicroStep] | None = None,
+    begun: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
-    Writes checkpoints/, metrics.jsonl and, when all is done, pretrain.json in the
-    workdir.
+    Writes checkpoints/, metrics.jsonl and, at the end, pretrain.json in the workdir.
 
     Args:
-      config: the run's.
-      corpus: to train on.
+      config: of the run.
+      corpus: to train and to validate on.
       workdir: of the run.
-      ahead: compiles the micro-step; without it the first step does.
+      step: the micro-step, being compiled; without it the first step compiles.
+      begun: `time.monotonic()` when the session began to prepare for training.
 
     Returns:
       Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
       that are on), and the summary of pretrain.json.
 
     Raises:
-      Interrupted: SIGINT or SIGTERM came; the state is saved.
+      Interrupted: SIGINT or SIGTERM arrived; the state is saved.
       TrainingFailed: the numbers are bad, or the loss too high; see `loop.train`.
       UserError: the device has too little memory.
     """
@@ -59,7 +63,7 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        session = resume(config, corpus, store, log, workdir, ahead)
+        session = resume(config, corpus, store, log, workdir, step, begun)
         clock = session.clock
         stopped_by = train(session)
         if stopped_by is not None:
@@ -91,12 +95,17 @@ def resume(
     store: CheckpointStore,
     log: MetricsLog,
     workdir: Path,
-    ahead: Ahead | None = None,
+    step: Future[MicroStep] | None = None,
+    begun: float | None = None,
 ) -> Session:
-    """Returns a session that goes on from the last checkpoint, or a fresh one.
+    """Returns a session that continues from the last checkpoint, or a new one.
 
-    Whatever was done after the checkpoint is charged: a crash gains no time.
+    Work done after the checkpoint is charged: a crash gains no time.
+
+    Raises:
+      UserError: the step is too large for the host's memory.
     """
+    begun = time.monotonic() if begun is None else begun
     lines = metrics_log.read(workdir / METRICS)
     steps_back = sum(line.get("event") == STEPPED_BACK for line in lines)
     state, saved = restore_or_init(config, store, steps_back)
@@ -118,65 +127,69 @@ def resume(
             energy_kwh=energy_kwh,
             idle_s=clock.seconds["idle"],
         )
-    step = ahead.result() if ahead else train_step.build(config)
-    check_memory(config, step)
+    micro_step = step.result() if step else train_step.build(config)
+    limit, needed = host_memory.limit_bytes(), micro_step.needed_bytes
+    if jax.default_backend() == "cpu" and needed > limit:
+        # A GPU reports that by itself; here the system would silently kill the process.
+        raise _too_large(
+            config,
+            f"the training step needs {needed / 1e9:.1f} GB, and there are "
+            f"{limit / 1e9:.1f}",
+        )
     clock.restart()
-    # All of it, although the corpus may have been checked at the same time.
-    clock.charge("compilation", step.compile_s)
+    compiled_before_s = clock.seconds["compilation"]
+    # All of it, even if the corpus was checked at the same time.
+    clock.charge("compilation", micro_step.compile_s)
     return Session(
         config,
         corpus,
         workdir,
         store,
         log,
-        step,
+        micro_step,
         state,
         clock,
         Readings.restored(saved),
         Throughput(clock, energy_kwh),
-        steps_back,
+        begun=begun,
+        compiled_before_s=compiled_before_s,
+        steps_back=steps_back,
     )
-
-
-def check_memory(config: Config, step: MicroStep) -> None:
-    """Refuses a step that is too large for the host's memory.
-
-    A GPU says so by itself; on a CPU the system kills the process silently.
-
-    Raises:
-      UserError: it is.
-    """
-    there = host_memory.limit_bytes()
-    if jax.default_backend() == "cpu" and step.needed_bytes > there:
-        raise UserError(
-            f"config.micro_batch is {config.micro_batch}: the training step needs "
-            f"{step.needed_bytes / 1e9:.1f} GB, and there are {there / 1e9:.1f}; pass "
-            "a smaller one (0: the largest that fits), or a smaller model, and another "
-            "--workdir"
-        )
 
 
 @contextlib.contextmanager
 def out_of_memory_explained(config: Config) -> Iterator[None]:
-    """Makes a `UserError` of the device's memory being full in the block."""
+    """Raises `UserError` if the block runs out of the device's memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            f"config.micro_batch is {config.micro_batch}: too much for the memory of "
-            f"{jax.devices()[0].device_kind}; pass a smaller one (0: the largest that "
-            "fits), or a smaller model, and another --workdir"
-        ) from error
+        card = jax.devices()[0].device_kind
+        raise _too_large(config, f"too much for the memory of {card}") from error
+
+
+def _too_large(config: Config, why: str) -> UserError:
+    return UserError(
+        f"config.micro_batch is {config.micro_batch}: {why}; pass a smaller one (0: "
+        "the largest that fits), or a smaller model, and another --workdir"
+    )
 
 
 def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what `pretrain` returned when it finished in this workdir.
 
     Raises:
-      UserError: its files are gone or damaged.
+      UserError: its files are missing or damaged.
     """
+
+    def scored() -> dict[str, Any]:
+        state = train_step.init_state(config)
+        if not config.averaging.names:  # earlier versions did not even store the count
+            return {"params": state.params}
+        kept = {k: v for k, v in vars(state.averages).items() if v is not None}
+        return {"params": state.params, "averages": kept}
+
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
         step = store.latest_step()
         if step is None:
@@ -186,31 +199,16 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
                 "delete the file to train again"
             )
         replicated = train_step.replicated(train_step.make_mesh())
-        found = store.parts(step, abstract(lambda: _scored(config), replicated))
-    params, averages = found["params"], {}
+        found = store.parts(step, abstract(scored, replicated))
+    weights = {"pretrained": found["params"]}
     if "averages" in found:
-        kept = averaging.Averages(
-            **{"ema": None, "snapshots": None} | found["averages"]
-        )
-        averages = averaging.read(config.averaging, kept, params)
-    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return {"pretrained": params, **averages}, summary
-
-
-def _scored(config: Config) -> dict[str, Any]:
-    """Returns the parts of a fresh state from which weights are scored.
-
-    Earlier versions stored no averages: they are left out if the config has none.
-    """
-    state = train_step.init_state(config)
-    if not config.averaging.names:
-        return {"params": state.params}
-    kept = {k: v for k, v in vars(state.averages).items() if v is not None}
-    return {"params": state.params, "averages": kept}
+        averages = averaging.Averages(**found["averages"])
+        weights |= averaging.read(config.averaging, averages, found["params"])
+    return weights, files.read_json(workdir / SUMMARY, "delete it to make it again")
 
 
 def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
-    clock, blocks = session.clock, session.corpus.train
+    clock, readings = session.clock, session.readings
     elapsed_s = clock.elapsed_s
     return {
         "held_out_loss": scores["loss"],
@@ -219,9 +217,9 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "averages": scores["averages"],
         "word_order": scores["word_order"],
         "unigram_entropy": session.corpus.manifest["unigram_entropy"],
-        "train_loss": session.readings.last_loss,
+        "train_loss": readings.last_loss,
         "tokens": clock.tokens,
-        "passes": clock.position / len(blocks),
+        "passes": clock.position / len(session.corpus.train),
         "micro_steps": clock.step,
         "updates": clock.updates,
         "elapsed_s": elapsed_s,
@@ -233,7 +231,7 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": monitor.peak_memory_bytes(),
         "energy_kwh": session.throughput.energy_kwh,
         "parameters": sum(x.size for x in jax.tree.leaves(session.state.params)),
-        "skipped": session.readings.latest["skipped"],
+        "skipped": readings.latest["skipped"],
         "device": jax.devices()[0].device_kind,
         "code": code_version(),
         "versions": library_versions(),

@@ -12,59 +12,48 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.config import Config
-from cramjax.data import tokenizer
 from cramjax.device.compile import MicroStep
 from cramjax.model import fused
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.model.flops import predicted_positions
-from cramjax.tokens import token_dtype
+from cramjax.tokens import CLS, MASK, SEP, token_dtype
 from cramjax.training import averaging, loss_scale, schedules
-from cramjax.training.masking import mask_tokens
+from cramjax.training.masking import Masked, mask_tokens
 from cramjax.training.optimizer import make_optimizer
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a micro-step reads and writes on the device.
+    """Everything that a micro-step reads and writes on the device; counts are int32.
 
-    Attributes:
-      params: float32, the tree of `encoder.MaskedLM`.
-      opt_state: of `optax.MultiSteps` around the optimizer.
-      averages: of the parameters, see `averaging.read`.
-      step: micro-steps done, int32.
-      accumulate: micro-batches per update, fixed while one is accumulated, int32.
-      skipped: micro-batches left out because a gradient was not finite, int32; in
-        float16 only those at the lowest loss scale, the others are how it is found.
-      bad_in_a_row: of these, the ones since the last good micro-batch, int32.
-      loss_scale: 1 unless the model computes in float16.
-      finite_steps: micro-steps since the loss scale last changed, int32.
-      rate_scale: factor of the learning rate, below 1 after bad numbers.
+    A micro-batch is skipped if a gradient is not finite. In float16, only those skipped
+    at the lowest loss scale are counted: the others are how the scale is found.
     """
 
-    params: Any
-    opt_state: optax.MultiStepsState
+    params: Any  # float32, the tree of `encoder.MaskedLM`
+    opt_state: optax.MultiStepsState  # around the state of `make_optimizer`
     averages: averaging.Averages
-    step: jax.Array
-    accumulate: jax.Array
-    skipped: jax.Array
-    bad_in_a_row: jax.Array
-    loss_scale: jax.Array
-    finite_steps: jax.Array
-    rate_scale: jax.Array
+    step: jax.Array  # micro-steps completed
+    accumulate: jax.Array  # micro-batches per update, fixed during an accumulation
+    skipped: jax.Array  # micro-batches
+    bad_in_a_row: jax.Array  # micro-batches skipped since the last good one
+    loss_scale: jax.Array  # 1 unless the model computes in float16
+    finite_steps: jax.Array  # micro-steps since the loss scale last changed
+    rate_scale: jax.Array  # factor of the learning rate, below 1 after bad numbers
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis "data"; with one device by default."""
+    """Returns a mesh with one axis, "data"; by default of one device."""
     return Mesh(np.asarray(devices or jax.devices()[:1]), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of the state: the same on every device."""
+    """Returns the sharding of the state: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def init_state(config: Config) -> TrainState:
-    """Returns a fresh state; call it under jit, or a step would compile twice."""
+    """Returns the initial state; call it under jit, or the step compiles twice."""
     model = MaskedLM(on_any_device(config.model))
     tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
@@ -84,13 +73,13 @@ def init_state(config: Config) -> TrainState:
 
 
 def weights(config: Config, state: TrainState) -> dict[str, Any]:
-    """Returns parameters by name: "pretrained", and the averages that are on."""
+    """Returns parameters by name: "pretrained" and the averages that are on."""
     averages = averaging.read(config.averaging, state.averages, state.params)
     return {"pretrained": state.params, **averages}
 
 
 def build(config: Config, mesh: Mesh | None = None) -> MicroStep:
-    """Returns the micro-step with all that it takes to compile, feed and time it."""
+    """Returns the micro-step and what is needed to compile, feed and time it."""
     mesh = mesh or make_mesh()
     return MicroStep(
         config=config,
@@ -106,19 +95,21 @@ def make_micro_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted `micro_step(state, tokens_BxL, progress)`.
 
-    It compiles once for each B x L: `progress`, the fraction of the budget already
-    spent, is traced, and the ramp's accumulation count lives in the state. The state is
-    donated. The batch is split over the mesh. Randomness depends on (config.seed,
-    state.step) alone.
+    It compiles once per B x L: `progress`, the fraction of the budget already spent, is
+    traced, and the accumulation count is part of the state. The state is donated, the
+    batch is split over the mesh, and randomness depends only on config.seed and
+    state.step.
 
-    Returned metrics, all scalars: `loss` (nats), `finite`, `accumulate`,
+    The returned metrics are scalars: `loss` (nats), `finite`, `accumulate`,
     `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,
-    `skipped` (micro-batches so far), `bad_in_a_row`.
+    `skipped` (micro-batches so far) and `bad_in_a_row`.
     """
-    model = MaskedLM(config.model, dropout=config.objective.dropout)
+    objective = config.objective
+    model = MaskedLM(config.model, dropout=objective.dropout)
+    scales_loss = loss_scale.is_used(config.model.dtype)
 
     def loss_of(params, masked, attention_mask, dropout_key, scale):
-        rngs = {"dropout": dropout_key} if config.objective.dropout else {}
+        rngs = {"dropout": dropout_key} if objective.dropout else {}
         logits_BxPxV = model.apply(
             {"params": params},
             masked.tokens_BxL,
@@ -132,31 +123,17 @@ def make_micro_step(
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         mask_key, dropout_key = jax.random.split(key)
-        masked = mask_tokens(
-            mask_key,
-            tokens_BxL,
-            mask_rate=config.objective.max_mask_rate,
-            mask_id=tokenizer.MASK,
-            vocab_size=config.model.vocab_size,
-            mask_share=config.objective.mask_share,
-            random_share=config.objective.random_share,
-            predicted=_predicted(config, progress, tokens_BxL.shape[1]),
-            # The edges of the mask below show where a <sep> is.
-            never_ids=(tokenizer.CLS, tokenizer.SEP)
-            if config.objective.separate_documents
-            else (),
-        )
+        masked = _corrupted(config, mask_key, tokens_BxL, progress)
         attention_mask = None
-        if config.objective.separate_documents:
+        if objective.separate_documents:
             attention_mask = document_mask(tokens_BxL)
         grads, loss = jax.grad(loss_of, has_aux=True)(
             state.params, masked, attention_mask, dropout_key, state.loss_scale
         )
-        scales_loss = loss_scale.is_used(config.model.dtype)
         if scales_loss:
             grads = jax.tree.map(lambda g: g / state.loss_scale, grads)
 
-        # k may only change between accumulations: in one, it would lose gradients.
+        # Changing k during an accumulation would lose gradients.
         accumulate = jnp.where(
             state.opt_state.mini_step == 0,
             schedules.accumulation_steps(
@@ -167,8 +144,7 @@ def make_micro_step(
             ),
             state.accumulate,
         )
-        multi_steps = _multi_steps(config, accumulate)
-        updates, opt_state = multi_steps.update(
+        updates, opt_state = _multi_steps(config, accumulate).update(
             grads,
             state.opt_state,
             state.params,
@@ -185,7 +161,7 @@ def make_micro_step(
         )
         updated = finite & (opt_state.mini_step == 0)
         params = optax.apply_updates(state.params, updates)
-        new_state = TrainState(
+        new_state = state.replace(
             params=params,
             opt_state=opt_state,
             averages=averaging.update(
@@ -197,7 +173,6 @@ def make_micro_step(
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + bad),
             loss_scale=next_scale,
             finite_steps=finite_steps,
-            rate_scale=state.rate_scale,
         )
         metrics = {
             "loss": loss,
@@ -221,19 +196,34 @@ def make_micro_step(
     )
 
 
+def _corrupted(
+    config: Config, key: jax.Array, tokens_BxL: jax.Array, progress: jax.Array
+) -> Masked:
+    """Returns the batch masked as `config.objective` demands at this progress."""
+    objective, predicted = config.objective, None
+    if objective.final_mask_rate:
+        change = objective.final_mask_rate - objective.mask_rate
+        length = tokens_BxL.shape[1]
+        count = jnp.round((objective.mask_rate + change * progress) * length)
+        most = predicted_positions(objective.max_mask_rate, length)
+        predicted = jnp.clip(count, 1, most)
+    return mask_tokens(
+        key,
+        tokens_BxL,
+        mask_rate=objective.max_mask_rate,
+        mask_id=MASK,
+        vocab_size=config.model.vocab_size,
+        mask_share=objective.mask_share,
+        random_share=objective.random_share,
+        predicted=predicted,
+        # With separate documents, the attention mask reveals where a <sep> is.
+        never_ids=(CLS, SEP) if objective.separate_documents else (),
+    )
+
+
 def _multi_steps(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
     return optax.MultiSteps(
         make_optimizer(config.optimizer, config.schedule),
         every_k_schedule=lambda _: accumulate,
         should_skip_update_fn=optax.skip_not_finite,
     )
-
-
-def _predicted(config: Config, progress: jax.Array, length: int) -> jax.Array | None:
-    """Returns the positions to predict in a row now, None if always as many."""
-    objective = config.objective
-    if not objective.final_mask_rate:
-        return None
-    change = objective.final_mask_rate - objective.mask_rate
-    count = jnp.round((objective.mask_rate + change * progress) * length)
-    return jnp.clip(count, 1, predicted_positions(objective.max_mask_rate, length))

@@ -9,10 +9,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.config import Config
-from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
+from cramjax.data.tokenizer import spellings
 from cramjax.model.encoder import MaskedLM, document_mask
 from cramjax.model.fused import cross_entropies
+from cramjax.tokens import CLS, MASK, SEP
 from cramjax.training.masking import mask_tokens
 
 KEY = 15  # of the masks: the same for every run, whatever its seed
@@ -22,7 +23,7 @@ def score(config: Config, weights: dict[str, Any], corpus: Corpus) -> dict[str, 
     """Scores a run's weights, see `train_step.weights`, on the held-out part.
 
     Returns:
-      What `held_out` does for "pretrained", and "averages", {name: loss} of the others.
+      The scores of "pretrained", see `held_out`, and "averages": {name: loss}.
     """
     averages = {
         name: held_out(config, params, corpus)["loss"]
@@ -35,23 +36,23 @@ def score(config: Config, weights: dict[str, Any], corpus: Corpus) -> dict[str, 
 def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     """Scores parameters on the held-out part.
 
-    All chosen positions are <mask>: none is given away by being kept, whatever the
-    training's mixture. A <sep> is never asked for: the attention mask of
-    `objective.separate_documents` shows where they are, and runs with and without it
-    are to be compared. Each block's mask depends on its number in the held-out part
-    alone, so runs with another micro-batch, masking rate, data order or seed are scored
-    on the same question.
+    All selected positions become <mask>, whatever the mixture in training, so that no
+    answer is visible. <cls> and <sep> are never selected: with
+    `objective.separate_documents` the attention mask reveals where they are, and runs
+    with and without it must be comparable. A block's mask depends only on its index in
+    the held-out part, so runs that differ in micro-batch, training mask rate, data
+    order or seed are scored on the same positions.
 
     Args:
-      config: `validation` and `model` are read, and `micro_batch` for the batch size.
+      config: `model` and `validation` are used, and `micro_batch` as the batch size.
       params: of `encoder.MaskedLM`.
-      corpus: `validation.max_blocks` blocks of its held-out part are used, evenly
-        spread, so that every source has its fraction of them.
+      corpus: up to `validation.max_blocks` held-out blocks are scored, evenly spaced so
+        that all sources are represented.
 
     Returns:
-      "loss", nats per masked token; "accuracy", fraction of masked tokens that are the
-      likeliest one; "bits_per_byte", bits needed for the masked tokens by the bytes of
-      text they stand for, which also compares runs with different tokenizers.
+      "loss", in nats per masked token; "accuracy", the fraction of masked tokens that
+      the model finds likeliest; "bits_per_byte", the bits per UTF-8 byte of the masked
+      tokens' text, which is also comparable between tokenizers.
     """
     blocks = corpus.held_out
     rows = min(len(blocks), config.validation.max_blocks)
@@ -76,9 +77,9 @@ def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def token_bytes(words: Tokenizer) -> np.ndarray:
-    """Returns bytes_V: the UTF-8 bytes a token stands for, 0 for special ones."""
-    return np.array([len(text.encode()) for text, _ in tokenizer.spellings(words)])
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns bytes_V: the UTF-8 bytes of each token's text, 0 for special tokens."""
+    return np.array([len(text.encode()) for text, _ in spellings(tokenizer)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,11 +89,11 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
             jax.random.fold_in(jax.random.key(KEY), row_id),
             tokens_L[None],
             mask_rate=config.validation.mask_rate,
-            mask_id=tokenizer.MASK,
+            mask_id=MASK,
             vocab_size=config.model.vocab_size,
             mask_share=1.0,
             random_share=0.0,
-            never_ids=(tokenizer.CLS, tokenizer.SEP),
+            never_ids=(CLS, SEP),
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))

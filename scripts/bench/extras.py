@@ -19,13 +19,12 @@ from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import FIRST_TOKEN, MicroStep
-from cramjax.device.monitor import Throughput
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import CHUNK, finetune, padded_length
 from cramjax.training import log as metrics_log
 from cramjax.training import train_step
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Readings
+from cramjax.training.log import MetricsLog, Readings, Throughput
 from cramjax.training.loop import Session, train
 
 HOST_S = 30.0  # an estimate for `host`, which also packs a corpus
@@ -67,7 +66,7 @@ def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
         ),
         validation=dataclasses.replace(config.validation, every_minutes=0.0),
     )
-    methods = ("warn_if_full", "save", "save_at_last")
+    methods = ("save", "save_at_last")
     store = types.SimpleNamespace(**dict.fromkeys(methods, lambda *_: None))
     step = idle_step(train_step.build(config))
     [tokens_BxL] = step.random_batches(1)
