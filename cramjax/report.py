@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cramjax import word_order
+from cramjax import files, word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
-from cramjax.glue import tables
+from cramjax.glue import evaluate, tables
 from cramjax.markdown import table
 from cramjax.training import log as metrics_log
 from cramjax.training.clock import CHARGED, FREE
@@ -46,31 +46,47 @@ def write(
     events = metrics_log.read(workdir / METRICS)
     _loss_figure(config, events, summary).savefig(workdir / "loss.png", dpi=120)
     _schedule_figure(config, events).savefig(workdir / "schedule.png", dpi=120)
-    fine_tuned = " It was then fine-tuned on labelled examples." if results else ""
     sections = [
         f"# {workdir.name}",
-        f"A masked language model of {summary['parameters']:,} parameters, pretrained "
-        f"from random initialization on {summary['tokens']:,} tokens of text."
-        f"{fine_tuned}",
+        f"A masked language model of {summary['parameters']:,} parameters (BERT-base: "
+        f"110 million), pretrained from random weights on {summary['tokens']:,} tokens:"
+        f" {manifest['tokens']['train']:,} tokens of text, read "
+        f"{summary['passes']:.1f} times.",
+        verdict(config, summary, results),
         _learned_section(config, summary),
-        _results_section(config, results),
+        _results_section(config, results, workdir),
         _training_section(config, summary),
-        "![loss](loss.png)\n\n![schedule](schedule.png)",
+        _captions(config),
         _origin_section(config, manifest, summary),
         _settings_section(config),
+        _use_section(workdir),
     ]
     path = workdir / REPORT
     path.write_text("\n\n".join(section for section in sections if section) + "\n")
     return path
 
 
-def _results_section(config: Config, results: dict[str, Any]) -> str:
+def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) -> str:
+    """Returns what the numbers mean, in two or three sentences."""
+    ahead = tables.bag_of_words_ahead(results, config.glue) if results else {}
+    titles = next(iter(ahead.values()), [])
+    sentences = [_of_pretraining(summary)]
+    if titles:
+        sentences.append(
+            "After fine-tuning, a bag of words, which only counts words, still does as "
+            f"well or better on {'; '.join(titles)}."
+        )
+    return " ".join(sentences)
+
+
+def _results_section(config: Config, results: dict[str, Any], workdir: Path) -> str:
     if not results:
         return ""
     glue = config.glue
+    found = files.read_json(workdir / evaluate.RESULTS, evaluate.DELETE_IT)
     names = {
         "pretrained": "pretrained",
-        "random": "not pretrained",
+        "random": "random initialization",
         "ema": "pretrained, moving average",
         "lawa": "pretrained, latest weights' average",
     }
@@ -83,7 +99,7 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
         for start in glue.starts:
             best = result["starts"].get(start)
             row.append(
-                f"**{best['median']:.1f}** ({best['min']:.1f} to {best['max']:.1f}) "
+                f"{best['median']:.1f} ({best['min']:.1f} to {best['max']:.1f}) "
                 f"at {best['best_rate']:g}"
                 f"{tables.diverged_mark(results, start, [name])}"
                 if best
@@ -93,11 +109,13 @@ def _results_section(config: Config, results: dict[str, Any]) -> str:
     below = tables.conditions(config)
     sections = [
         "## Fine-tuning",
-        f"Dev sets, in percent: median (lowest to highest) of {glue.trials} trials, "
-        f"{glue.epochs} epochs. {tables.how_chosen(glue)}",
+        f"Scores on dev sets, in percent (correlations times 100), higher is better: "
+        f"the median (lowest to highest) of {glue.trials} trials of {glue.epochs} "
+        f"epochs. {tables.how_chosen(glue)}",
         table(header, rows),
         below,
         tables.bag_of_words(results, glue),
+        tables.differences_table(results, found["differences"], below),
         tables.averages_table(results, glue, below),
         *tables.notes(results, glue),
     ]
@@ -108,7 +126,7 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
     order = summary.get("word_order")
     rows = [
         [
-            "held-out loss",
+            "held-out loss (lower is better)",
             f"**{summary['held_out_loss']:.3f}** nats per masked token",
             "word frequencies of the training text "
             f"{summary['unigram_entropy']:.3f} (unigram entropy)",
@@ -117,9 +135,13 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
             [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
             for name, value in summary["averages"].items()
         ),
-        ["held-out accuracy", f"{summary['held_out_accuracy']:.1%}", ""],
         [
-            "held-out bits per byte",
+            "held-out accuracy (higher is better)",
+            f"{summary['held_out_accuracy']:.1%}",
+            "",
+        ],
+        [
+            "held-out bits per byte (lower is better)",
             f"{summary['bits_per_byte']:.3f}",
             "masked tokens only",
         ],
@@ -134,7 +156,7 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
         error = word_order.margin(order["model"], order["pairs"])
         others = f"bigram model {order['bigram']:.1f} %, chance 50 %"
         score = f"**{order['model']:.1f} %** (+-{error:.1f})"
-        rows.insert(0, ["word order", score, others])
+        rows.insert(0, ["word order (higher is better)", score, others])
         notes += (
             " Word order is how often the model finds a sentence more likely than the "
             f"same sentence with two neighbouring words swapped, in {order['pairs']} "
@@ -145,12 +167,11 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
     elif "word_order" in summary:
         notes += f" {word_order.line(None).capitalize()}."
     header = ["measured", "this model", "for comparison"]
-    sections = ("## What pretraining taught", table(header, rows), _verdict(summary))
-    return "\n\n".join([*sections, notes])
+    return "\n\n".join(["## What pretraining taught", table(header, rows), notes])
 
 
-def _verdict(summary: dict[str, Any]) -> str:
-    """Returns a sentence about what the numbers mean."""
+def _of_pretraining(summary: dict[str, Any]) -> str:
+    """Returns a sentence about the held-out loss and word order."""
     order = summary.get("word_order")
     gap = 1 - summary["held_out_loss"] / summary["unigram_entropy"]
     error = word_order.margin(order["model"], order["pairs"]) if order else 0.0
@@ -194,8 +215,8 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
         ["updates", updates],
         ["micro-batches skipped, not finite", f"{summary['skipped']:,}"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
-        ["time in the budget", charged],
-        ["time outside the budget", _seconds(summary, FREE)],
+        ["training time", charged],
+        ["time that does not count", _seconds(summary, FREE)],
         ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
@@ -203,15 +224,15 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
     return (
         "## Training\n\n"
         + table(["", ""], rows)
-        + "\n\nThe budget covers the training loop: compilation, data loading, "
-        "checkpoints and work lost to a crash count. Building the corpus, validation "
-        "and fine-tuning do not."
+        + "\n\nCompilation, data loading, checkpoints and work repeated after a crash "
+        "count towards the training time, and towards a budget of hours. Building the "
+        "corpus, validation and fine-tuning do not."
     )
 
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what was measured of start-up and device; None is left out."""
-    start = "start of the last session to its first step, without building the corpus"
+    start = "start-up of the last session, without building the corpus"
     mfu = "MFU, the fraction of the card's dense 16-bit peak, over that time"
     energy = "energy drawn by the card, validation included"
     peak = summary["peak_memory_bytes"]
@@ -277,8 +298,36 @@ def _settings_section(config: Config) -> str:
     if not rows:
         return "All settings are those of the paper's recipe."
     return (
-        "## Settings\n\nThese differ from the paper's recipe (`cramjax/config/`):\n\n"
+        "## Settings\n\nThese differ from the recipe of the paper that cramjax follows "
+        "(arXiv 2212.14034); 0 often means none or all, see `cramjax/config/`.\n\n"
         + table(["key", "this run", "recipe"], rows)
+    )
+
+
+def _captions(config: Config) -> str:
+    """Returns the figures, and what their readers ask first."""
+    visible, gap = 1 - config.objective.mask_share, ""
+    if visible:
+        gap = (
+            f" In training, {visible:.0%} of the tokens to predict are visible or "
+            "replaced by others; in the held-out loss all are hidden, so it is higher "
+            "from the beginning."
+        )
+    return (
+        "![loss](loss.png)\n\nThe loss while training. A small model first learns how "
+        "frequent each token is, and stays there until it finds out how to use the "
+        f"neighbouring tokens: then its loss drops.{gap}\n\n![schedule](schedule.png)"
+        "\n\nLearning rate and batch size are functions of the budget already spent."
+    )
+
+
+def _use_section(workdir: Path) -> str:
+    command = f"python scripts/fill_mask.py --checkpoint={workdir}"
+    return (
+        f'## Using the model\n\n    {command} "it was a <mask> day"\n\n'
+        f"In Python, `cramjax.load({str(workdir)!r})` fills masks, compares sentences "
+        "and returns vectors; docs/models.md shows how. All fine-tuning trials are in "
+        "glue.md."
     )
 
 

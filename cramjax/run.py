@@ -98,9 +98,9 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
                 f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
             )
         else:
-            logger.info(
-                f"report: {report.write(config, manifest, summary, results, workdir)}"
-            )
+            path = report.write(config, manifest, summary, results, workdir)
+            logger.info(report.verdict(config, summary, results).replace("**", ""))
+            logger.info(f"report: {path}")
     return weights
 
 

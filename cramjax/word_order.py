@@ -79,8 +79,8 @@ def line(found: Mapping[str, Any] | None) -> str:
     percent, pairs = found["model"], found["pairs"]
     return (
         f"word order: {percent:.1f} % (+-{margin(percent, pairs):.1f}) of {pairs} "
-        "held-out sentences are more likely to the model than the same with two "
-        f"neighbouring words swapped (bigram model {found['bigram']:.1f} %, chance "
+        "held-out sentences are more likely to the model than the same sentence with "
+        f"two neighbouring words swapped (bigram model {found['bigram']:.1f} %, chance "
         "50 %)"
     )
 

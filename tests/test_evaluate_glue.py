@@ -93,7 +93,7 @@ def test_another_projects_model(tmp_path, monkeypatch):
     assert seen[1][1] == [4, first, second, 5]
     assert seen[0][2]["embedding"]["word"].shape == (96, 32)
     page = (tmp_path / "('a',)" / "glue.md").read_text()
-    assert "Track: **open** (an imported model). Not the paper's protocol: " in page
+    assert "Track: **open** (an imported model). Not comparable with the paper" in page
 
 
 def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):

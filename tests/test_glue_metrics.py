@@ -219,7 +219,7 @@ def test_the_page_is_beside_the_papers_rows():
     ours = "| **pretrained** | 84.0 | 84.4 | 92.3 | 87.0 | 57.4 | 90.0 | 87.7 | 89.0 |"
     assert f"{ours} 51.8 | 80.4 |" in page
     assert ours.replace("**pretrained**", "crammed, A6000") in page
-    assert "medians of 5 trials, epochs: 5. Learning rate 4e-05." in page
+    assert "medians of 5 trials of 5 epochs. Learning rate 4e-05." in page
     assert "| MRPC | accuracy | pretrained | 4e-05 | **85.0** |" in page
     assert page.count("Something is missing.") == 1
     fewer = nine()
@@ -263,12 +263,14 @@ def test_track_and_protocol_are_said_under_every_table():
     differences["pretrained - random"]["rte"] = {"difference": 1, "low": 0, "high": 2}
     for results in (nine(), {"rte": nine()["rte"]}):
         found = under_every_table(tables.page(results, compared(), differences))
-        assert set(found) == {"Track: **rules**. The protocol is the paper's."}
+        assert set(found) == {
+            "Track: **rules**. The protocol is the paper's (arXiv 2212.14034)."
+        }
         changed = compared("glue.epochs=4", "glue.warmup_steps=267")
         found = under_every_table(tables.page(results, changed, differences))
         assert set(found) == {
-            "Track: **rules**. Not the paper's protocol: epochs 4 (5), warmup_steps "
-            "267 (0)."
+            "Track: **rules**. Not comparable with the paper (arXiv 2212.14034), whose "
+            "settings are in parentheses: epochs 4 (5), warmup_steps 267 (0)."
         }
 
 

@@ -113,12 +113,12 @@ def test_the_progress_line_shows_it_in_short(capsys):
         "energy_kwh": 1.206,
     }
     clock = SimpleNamespace(tokens=0, progress=lambda: 1.0)
-    with ProgressLine() as shown:
+    with ProgressLine(10) as shown:
         shown.update(clock, readings, {})
         shown.update(clock, readings, line)
     assert "  52.1k tokens/s  " in (out := capsys.readouterr().out)
-    assert out.endswith("  mfu 37%  not training 2%  9.8 GB  1.21 kWh\n")
-    with ProgressLine() as shown:
+    assert out.endswith("  mfu 37%  2% of the time not training  9.8 GB  1.21 kWh\n")
+    with ProgressLine(10) as shown:
         for _ in range(2):
             shown.update(clock, readings, {"not_training": 0.004})
     assert capsys.readouterr().out.endswith("  left 0:00\n")

@@ -82,7 +82,7 @@ def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
         "Licence: CC0",
         "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7.",
         "some device",
-        "| word order | **92.0 %** (+-2.7) | bigram model 80.0 %, chance 50 % |",
+        "(higher is better) | **92.0 %** (+-2.7) | bigram model 80.0 %, chance 50 % |",
         "held-out loss, ema of the weights | 3.900",
         "| optimizer.learning_rate | 0.004 | 0.001 |",
         "| curriculum.lengths | 8, 32 | - |",
@@ -123,7 +123,7 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
 def test_the_numbers_are_put_into_words(loss, word_order, sentence):
     order = word_order and {"model": word_order, "bigram": 80.0, "pairs": 400}
     summary = SUMMARY | {"held_out_loss": loss, "word_order": order}
-    assert sentence in report._verdict(summary)
+    assert sentence in report.verdict(None, summary, {})
 
 
 def test_stages_and_restarts_are_marked_in_both_figures(config, events):

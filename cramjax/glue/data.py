@@ -206,10 +206,13 @@ def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
 
 def _folder(task: Task, glue: GlueConfig) -> tuple[str, str]:
     """Returns the key of the folder that a task's files are in, and its value."""
-    if task.source == "embedded":
-        return "data_dir", str(resources.files("cramjax") / "demo")
-    keys = {"glue": "data_dir", "superglue": "superglue_dir", "own": "own_dir"}
-    return keys[task.source], getattr(glue, keys[task.source])
+    folders = {
+        "embedded": ("data_dir", str(resources.files("cramjax") / "demo")),
+        "glue": ("data_dir", glue.data_dir),
+        "superglue": ("superglue_dir", glue.superglue_dir),
+        "own": ("own_dir", glue.own_dir),
+    }
+    return folders[task.source]
 
 
 def is_from_tfds(task: Task, glue: GlueConfig) -> bool:

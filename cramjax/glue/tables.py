@@ -87,12 +87,12 @@ def page(
     below = conditions(config, imported)
     sections = [
         "# Fine-tuning scores",
-        f"Dev sets, in percent; medians of {glue.trials} trials, epochs: "
-        f"{glue.epochs}. {how_chosen(glue)}",
+        f"Scores on dev sets, in percent (correlations times 100), higher is better; "
+        f"medians of {glue.trials} trials of {glue.epochs} epochs. {how_chosen(glue)}",
         _beside_the_paper(results, glue, below),
         averages_table(results, glue, below),
-        _differences(results, differences, below),
-        "## Every trial",
+        differences_table(results, differences, below),
+        "## Trials at the chosen learning rates",
         _trials(results),
         below,
         bag_of_words(results, glue),
@@ -107,8 +107,8 @@ def how_chosen(glue: GlueConfig) -> str:
     if len(glue.learning_rates) == 1:
         return f"Learning rate {rates}."
     return (
-        f"Each initialization is shown at its own best of the learning rates {rates}, "
-        "chosen by the median on the same dev set."
+        f"Each column uses whichever of the learning rates {rates} has the best median "
+        "on the same dev set, so scores are slightly optimistic."
     )
 
 
@@ -118,22 +118,35 @@ def conditions(config: Config, imported: bool = False) -> str:
     changed = departures(config.glue)
     track = f"**open** ({', '.join(broken)})" if broken else "**rules**"
     return f"Track: {track}. " + (
-        f"Not the paper's protocol: {', '.join(changed)}."
+        "Not comparable with the paper (arXiv 2212.14034), whose settings are in "
+        f"parentheses: {', '.join(changed)}."
         if changed
-        else "The protocol is the paper's."
+        else "The protocol is the paper's (arXiv 2212.14034)."
     )
 
 
 def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
     """Returns what a bag of words is, and where it does as well as a model; or ""."""
-    baseline = scores.numbers(results, BAG_OF_WORDS)
-    if not baseline:
+    if not scores.numbers(results, BAG_OF_WORDS):
         return ""
-    text = (
+    return (
         "The bag of words is a logistic regression (for numbers, a ridge regression) "
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
+    ) + "".join(
+        f" It does as well as {MODELS[start]}, or better, on {'; '.join(titles)}."
+        for start, titles in bag_of_words_ahead(results, glue).items()
     )
+
+
+def bag_of_words_ahead(
+    results: dict[str, Any], glue: GlueConfig
+) -> dict[str, list[str]]:
+    """Returns {initialization: titles of the sets on which a bag of words wins}.
+
+    The random initialization is left out unless it is the only one.
+    """
+    baseline, ahead = scores.numbers(results, BAG_OF_WORDS), {}
     for start in [s for s in glue.starts if s != "random"] or glue.starts:
         medians = scores.numbers(results, start)
         numbers = {(n, entry["metric"]): entry["title"] for n, entry in results.items()}
@@ -143,11 +156,8 @@ def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
             if medians.get(number, np.inf) <= baseline.get(number, -np.inf)
         ]
         if titles:
-            text += (
-                f" It does as well as {MODELS[start]}, or better, on "
-                f"{'; '.join(titles)}."
-            )
-    return text
+            ahead[start] = titles
+    return ahead
 
 
 def _cell(value: float | None, *marks: str) -> str:
@@ -235,7 +245,7 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
     return text
 
 
-def _differences(
+def differences_table(
     results: dict[str, Any], differences: dict[str, Any], below: str
 ) -> str:
     """Returns a row per set, with a column per pair of initializations, or ""."""
@@ -257,9 +267,10 @@ def _differences(
     return (
         "## Between initializations\n\n"
         + table(["task", "metric", *differences], rows)
-        + f"\n\nDifferences of the trials' means, with the interval of "
-        f"{scores.LEVEL:.0%} of {scores.DRAWS:,} paired bootstrap draws of dev rows "
-        f"and trials.\n\n{below}"
+        + "\n\nDifferences of the trials' means (the other tables show medians), with "
+        f"the {scores.LEVEL:.0%} interval of {scores.DRAWS:,} bootstrap draws of dev "
+        "rows and trials in parentheses. An interval that includes 0 shows no "
+        f"difference.\n\n{below}"
     )
 
 
@@ -287,7 +298,9 @@ def _trials(results: dict[str, Any]) -> str:
                         rows_used(entry, "dev"),
                     ]
                 )
-    header = "task,metric,start,learning rate,median,mean,standard deviation,trials"
+    header = (
+        "task,metric,initialization,learning rate,median,mean,standard deviation,trials"
+    )
     header += ",bag of words,majority class,training rows,dev rows"
     return table(header.split(","), rows)
 
@@ -304,6 +317,15 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     found = [note for entry in results.values() for note in entry["notes"]]
     scored = {entry["task"] for entry in results.values()}
     found += [line for entry in results.values() for line in scores.divergences(entry)]
+    ends = {min(glue.learning_rates): "lowest", max(glue.learning_rates): "highest"}
+    if len(glue.learning_rates) > 1:
+        found += [
+            f"{entry['title']}, {start}: the best learning rate is the "
+            f"{ends[scored['best_rate']]} one, so another may do better"
+            for entry in results.values()
+            for start, scored in entry["starts"].items()
+            if scored["best_rate"] in ends
+        ]
     found += [
         f"{task.title} is not scored: its training set or its dev set is missing"
         for task in tasks.get(glue)

@@ -25,7 +25,7 @@ from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 20.0
 
 
 class MetricsLog:
@@ -166,8 +166,9 @@ class Throughput:
 class ProgressLine:
     """A live line on a terminal, plain lines elsewhere; a context manager."""
 
-    def __init__(self):
-        """Shows nothing yet."""
+    def __init__(self, corpus_tokens: int):
+        """Shows nothing yet; `corpus_tokens` are those of one pass over the text."""
+        self._corpus_tokens = corpus_tokens
         self._start: tuple[float, float, int] | None = None
         self._last_plain = 0.0
         self._live = None
@@ -202,12 +203,14 @@ class ProgressLine:
         tokens_per_s = (clock.tokens - start_tokens) / seconds
         left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
         latest, loss = readings.latest, readings.loss
+        passes = clock.tokens / self._corpus_tokens
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
             f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
             f"lr {latest.get('learning_rate', 0):.2e}  "
-            f"batch {latest.get('batch_size', 0)}  left {_duration(left_s)}"
-            f"{_device(throughput)}"
+            f"batch {latest.get('batch_size', 0)}  "
+            f"pass {passes:.1f} of {passes / max(used, 1e-9):.1f}  "
+            f"left {_duration(left_s)}{_device(throughput)}"
         )
         if latest["skipped"]:
             text += f"  {latest['skipped']} micro-batches skipped: not finite"
@@ -224,7 +227,7 @@ def _device(throughput: Mapping[str, float]) -> str:
     if "mfu" in throughput:
         text += f"  mfu {throughput['mfu']:.0%}"
     if (fraction := throughput.get("not_training", 0)) >= 0.005:
-        text += f"  not training {fraction:.0%}"
+        text += f"  {fraction:.0%} of the time not training"
     if "peak_memory_bytes" in throughput:
         text += f"  {throughput['peak_memory_bytes'] / 1e9:.1f} GB"
     if "energy_kwh" in throughput:

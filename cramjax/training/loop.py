@@ -84,8 +84,9 @@ def train(session: Session) -> int | None:
     config, clock, store = session.config, session.clock, session.store
     validation = Timer(config.validation.every_minutes)
     checkpoint = Timer(config.checkpoint.every_minutes)
-    in_flight = None
-    with stop_signals() as signals, ProgressLine() as line:
+    in_flight, blocks = None, session.corpus.train
+    corpus_tokens = len(blocks) * blocks.length
+    with stop_signals() as signals, ProgressLine(corpus_tokens) as line:
         while (used := clock.progress()) < 1 and not signals:
             # The device works on this step while the host reads the one before it: it
             # never waits for the host, and the host is at most one step ahead of it.
