@@ -115,14 +115,6 @@ def small_config(row):
     return dataclasses.replace(config, model=model)
 
 
-@pytest.fixture
-def quick_compilation():
-    """Small programs that run 20 times: optimising them would take longer."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_the_hand_counts_cover_the_table():
     assert list(PARAMETERS) == list(architecture.ROWS)
 
@@ -180,7 +172,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row_trains(row, quick_compilation):
+def test_every_row_trains(row):
     trace, params = train(small_config(row))
     assert all(np.isfinite(trace))
     assert np.mean(trace[-3:]) < np.mean(trace[:3]) - 0.2

@@ -116,14 +116,6 @@ def assert_close(ours, golden, tolerance):
     assert np.abs(ours - golden).max() <= tolerance * np.abs(golden).max()
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Small programs that run once: optimizing them would take longer."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize(
     ("folder", "variant"),
     [(CUT, name) for name in IN_CUT] + [(FULL, name) for name in VARIANTS],

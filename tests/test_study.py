@@ -13,7 +13,7 @@ from cramjax.study import Study, load_study, run_study, table
 def study(data_dir):
     return Study(
         config="configs/quickstart.py",
-        overrides=(*TINY, f"data.dir={data_dir}", "budget.tokens=640"),
+        overrides=(*TINY, f"data.dir={data_dir}", "budget.tokens=640", "glue.tasks=()"),
         rows={"base": (), "same": ()},
         seeds=(0, 1),
     )
