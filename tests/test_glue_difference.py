@@ -68,6 +68,6 @@ def test_between_reads_the_predictions_of_the_best_rates(tmp_path):
     assert 20 < found["rte"]["low"] < 40 < found["rte"]["high"] < 60
     again = differences(results, tmp_path, "pretrained", "random")
     assert again == found
-    text = tables._differences(results, {"pretrained - random": found}, "")
+    text = tables.differences_table(results, {"pretrained - random": found}, "")
     assert "| RTE | accuracy | +40.0 (+" in text and "| CoLA | matthews | - |" in text
-    assert tables._differences(results, {}, "") == ""
+    assert tables.differences_table(results, {}, "") == ""

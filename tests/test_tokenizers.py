@@ -409,7 +409,7 @@ def test_a_corpus(tmp_path, kind):
     rows = glue_data.Rows([("It was so.", "He said"), ("The", "")], np.array([0, 1]))
     tokens = glue_data.encode(rows, words, 48).tokens_NxL
     pair = [4, *ids_of(words, "it was so."), 5, *ids_of(words, "he said"), 5]
-    assert list(tokens[0]) == pair
+    assert [t for t in tokens[0] if t != tokenizer.PAD] == pair
     settings_of = corpus.manifest["settings"]
     assert settings_of["tokenizer_kind"] == kind
 
@@ -431,7 +431,7 @@ def test_tokens_of_a_large_vocabulary(tmp_path):
     last = corpus.tokenizer.id_to_token(65_539)
     rows = glue_data.Rows([(last,)], np.array([0]))
     tokens = glue_data.encode(rows, corpus.tokenizer, 48).tokens_NxL
-    assert list(tokens[0]) == [4, 65_539, 5, 5]
+    assert [t for t in tokens[0] if t != tokenizer.PAD] == [4, 65_539, 5, 5]
 
 
 def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):

@@ -174,9 +174,10 @@ def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
         key, folder = _folder(task, glue)
         missing = task.dev[0].split if train_table else task.train
         raise Incomplete(
-            f"{task.title} is not scored: {' or '.join(missing.files)} is missing; "
+            task.title,
+            f"{' or '.join(missing.files)} is missing",
             f"config.glue.{key} is {folder!r}: pass --config.glue.{key}=FOLDER, the "
-            f"one that holds it, or leave {task.name!r} out of --config.glue.tasks"
+            f"one that holds it, or leave {task.name!r} out of --config.glue.tasks",
         )
     labels = task.labels
     if not labels and not task.regression:

@@ -43,7 +43,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
     results = _read_results(workdir / RESULTS)
     wanted = tasks.get(config.glue)
     todo = [task for task in wanted if _jobs(results, task, config)]
-    found, notes, faults = [], [], []
+    found, notes, faults, incomplete = [], [], [], []
     for task in todo:
         try:
             if data.is_from_tfds(task, config.glue):
@@ -52,9 +52,10 @@ def check(config: Config, workdir: Path) -> list[Task]:
                 notes += _read(config, task).notes
             found.append(task)
         except tasks.Incomplete as error:
-            notes.append(str(error))
+            incomplete.append(error)
         except UserError as error:
             faults.append(str(error))
+    notes += tasks.missing(incomplete)
     if faults or (notes and not found and todo == wanted):
         raise UserError("\n".join(faults or notes))
     for note in notes:

@@ -1,5 +1,6 @@
 """The tasks: their files, and what is scored by which metric."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -76,6 +77,25 @@ class Task:
 
 class Incomplete(UserError):
     """A task's training set or its dev sets are missing: it is not scored."""
+
+    def __init__(self, title: str, why: str, hint: str):
+        """Takes the task's title, what is missing, and what to do about it."""
+        super().__init__(f"{title} is not scored: {why}; {hint}")
+        self.title, self.why, self.hint = title, why, hint
+
+
+def missing(errors: Iterable[Incomplete]) -> list[str]:
+    """Returns a line for each hint, about all tasks that it helps."""
+    by_hint = collections.defaultdict(list)
+    for error in errors:
+        by_hint[error.hint].append(error)
+    return [
+        str(first)
+        if not others
+        else f"{', '.join(error.title for error in (first, *others))} are not scored: "
+        f"{first.why}; {hint}"
+        for hint, (first, *others) in by_hint.items()
+    ]
 
 
 class Row(NamedTuple):

@@ -80,10 +80,11 @@ def read(task: Task, split: Split, glue: GlueConfig) -> Table | None:
 
 def _incomplete(task: Task, glue: GlueConfig, why: str) -> Incomplete:
     return Incomplete(
-        f"{task.title} is not scored: glue/{task.name} cannot be prepared in "
-        f"{folder(glue)} ({why}); put its files into {_manual(folder(glue))}, or the "
-        "benchmark's own folders into config.glue.data_dir (without glue.tfds_dir), or "
-        "pass another --config.glue.tfds_dir"
+        task.title,
+        f"TFDS cannot prepare glue/{task.name}: {why}",
+        f"put the files into {_manual(folder(glue))}, or the benchmark's own folders "
+        "into config.glue.data_dir (without glue.tfds_dir), or pass another "
+        "--config.glue.tfds_dir",
     )
 
 
