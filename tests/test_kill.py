@@ -21,7 +21,7 @@ OVERRIDES = (
 )
 
 
-@pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[3, pytest.param(20, marks=pytest.mark.slow)])
 def kills(request):
     return request.param
 
