@@ -32,7 +32,7 @@ from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
-from cramjax.model.variants import BASE
+from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.training.pretrain import SUMMARY, read_back
 

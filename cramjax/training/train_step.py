@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.config import Config
 from cramjax.device.compile import MicroStep
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
 from cramjax.model.flops import predicted_positions
 from cramjax.tokens import CLS, MASK, SEP, token_dtype
@@ -117,7 +117,7 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = fused.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_BxP)
+        loss = cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_BxP)
         return loss * scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):

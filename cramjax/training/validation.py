@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.tokenizer import spellings
+from cramjax.model.custom_vjp import cross_entropies
 from cramjax.model.encoder import MaskedLM, document_mask
-from cramjax.model.fused import cross_entropies
 from cramjax.tokens import CLS, MASK, SEP
 from cramjax.training.masking import mask_tokens
 

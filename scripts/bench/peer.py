@@ -26,7 +26,7 @@ from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.errors import UserError
 from cramjax.model.flops import predicted_positions, train_flops_by_part
-from cramjax.model.variants import sinusoids
+from cramjax.model.layers import sinusoids
 
 ROUNDS = 5
 TOLERANCE = 1e-3  # nats of the loss; of the gradient's norm, a fraction

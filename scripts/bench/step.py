@@ -17,7 +17,7 @@ from cramjax.device import monitor
 from cramjax.device.compile import planned_bytes
 from cramjax.device.monitor import peak_memory_bytes
 from cramjax.errors import UserError
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import MaskedLM
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
@@ -195,4 +195,4 @@ def loss_of(params: Any, model: ModelConfig, masked: Masked) -> jax.Array:
     logits_BxPxV = MaskedLM(model).apply(
         {"params": params}, masked.tokens_BxL, masked.positions_BxP
     )
-    return fused.cross_entropy(logits_BxPxV, masked.targets_BxP)
+    return cross_entropy(logits_BxPxV, masked.targets_BxP)
