@@ -17,7 +17,7 @@ from cramjax.errors import UserError
 from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Classifier, Encoder, MaskedLM
 from cramjax.training import train_step
-from cramjax.training.masking import Masked
+from cramjax.training.masking import MaskedBatch
 
 CUT = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
@@ -169,7 +169,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
         inputs_BxL, labels_BxL = tokens_BxL // 128, tokens_BxL % 128 - 1
         positions_BxP = jnp.argsort(labels_BxL < 0, axis=1, stable=True)[:, :4]
         targets_BxP = jnp.take_along_axis(labels_BxL, positions_BxP, 1)
-        return Masked(inputs_BxL, positions_BxP, targets_BxP)
+        return MaskedBatch(inputs_BxL, positions_BxP, targets_BxP)
 
     monkeypatch.setattr(train_step, "mask_tokens", given_masks)
     state, micro_step = start(config)

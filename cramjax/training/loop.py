@@ -246,7 +246,7 @@ def validate(session: Session) -> None:
     """Scores the weights on held-out text."""
     clock, corpus = session.clock, session.corpus
     with clock.measure("validation"):
-        weights = train_step.weights(session.config, session.state)
+        weights = train_step.named_params(session.config, session.state)
         scores = score(session.config, weights, corpus)
     write_event(session, "validation", tokens=clock.tokens, **scores)
     logger.info(

@@ -79,7 +79,7 @@ def pretrain(
                 "nothing is trained; pass another --workdir"
             )
         with clock.measure("validation"):
-            weights = train_step.weights(config, session.state)
+            weights = train_step.named_params(config, session.state)
             scores = score(config, weights, corpus)
             scores["word_order"] = word_order.score(
                 config, weights["pretrained"], corpus
