@@ -199,10 +199,10 @@ def load(path: str | Path) -> Pretrained:
         )
     values = config_module.read_recorded(folder / CONFIG, "bring it back")
     config = config_module.from_dict(values)
-    weights, _ = read_back(config, folder)
+    named_params, _ = read_back(config, folder)
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
-        weights["pretrained"],
+        named_params["pretrained"],
         tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
         has_head=True,
         first=CLS if config.data.cls else SEP,

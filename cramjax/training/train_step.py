@@ -150,8 +150,7 @@ def make_micro_step(
             state.params,
             progress=progress,
             rate_scale=state.rate_scale,
-            # Only Muon uses `emit`.
-            emit=state.opt_state.mini_step == accumulate - 1,
+            emit=state.opt_state.mini_step == accumulate - 1,  # only Muon uses it
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite
@@ -222,11 +221,8 @@ def _corrupted(
 
 
 def _accumulating_optimizer(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
-    """Averages the gradients of k micro-batches, but drops those that are not finite.
-
-    A schedule of MultiSteps sees only the update count; here k depends on the progress,
-    so it is passed in, traced.
-    """
+    """Averages gradients and drops micro-batches where they are not finite."""
+    # Its schedule sees only the update count; k depends on progress: passed in, traced.
     return optax.MultiSteps(
         make_optimizer(config.optimizer, config.schedule),
         every_k_schedule=lambda _: accumulate,

@@ -19,18 +19,20 @@ from cramjax.training.masking import mask_tokens
 KEY = 15  # of the masks: the same for every run, whatever its seed
 
 
-def score(config: Config, weights: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """Scores a run's weights, see `train_step.named_params`, on the held-out part.
+def score(
+    config: Config, named_params: dict[str, Any], corpus: Corpus
+) -> dict[str, Any]:
+    """Scores a run's `train_step.named_params` on the held-out part.
 
     Returns:
       The scores of "pretrained", see `held_out`, and "averages": {name: loss}.
     """
     averages = {
         name: held_out(config, params, corpus)["loss"]
-        for name, params in weights.items()
+        for name, params in named_params.items()
         if name != "pretrained"
     }
-    return held_out(config, weights["pretrained"], corpus) | {"averages": averages}
+    return held_out(config, named_params["pretrained"], corpus) | {"averages": averages}
 
 
 def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
