@@ -2,7 +2,7 @@
 
     bash scripts/quickstart.sh
 
-This is no row of the paper but its recipe, scaled down to six books and three minutes.
+Not a row of the paper, but its recipe, scaled down to six books and three minutes.
 Besides size, it changes: float32, several passes over the text, a higher learning rate,
 a smaller final batch, and three learning rates for fine-tuning, of which each
 initialization gets its best one.
@@ -41,13 +41,14 @@ def get_config() -> config_dict.ConfigDict:
 
     config.checkpoint.every_minutes = 1.0
     config.log.every_steps = 50
-    config.guard.max_loss = 0.0  # small models stay near the unigram entropy for long
+    # Small models stay near the unigram entropy for a long time.
+    config.guard.max_loss = 0.0
     config.validation.every_minutes = 0.5
 
     config.glue.tasks = ("intents10", "acceptability")
     config.glue.starts = ("pretrained", "random")
     # As measured on two cores; fixed, so that every run gives the same digits
-    # (with the same versions of JAX and its like).
+    # (with the same versions of JAX and its dependencies).
     config.glue.trials_at_once = 3
     config.glue.trials = 3
     # The best one is inside, for each initialization.

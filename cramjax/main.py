@@ -5,7 +5,7 @@ python -m cramjax.main --config=a4000
 The run writes to --workdir=FOLDER, by default runs/ and the name of the config:
 runs/a4000. The same command, run again, continues where it ended.
 Any key of the config can be overridden: --config.budget.hours=0.5
---print_config prints every key with its value, and ends.
+--print_config prints every key with its value, and exits.
 --rehearse tries every stage for a moment and estimates what the budget will buy.
 --config takes a file or the name of one in configs/: quickstart, a4000, a6000,
 rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
@@ -33,11 +33,11 @@ logger = logging.getLogger("cramjax.main")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job with the given or the program's arguments; returns the exit code."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv, __doc__):
         return 0
-    with errors_explained() as outcome:
+    with command_environment() as outcome:
         config, extras = parse_command_line(
             argv, ["workdir"], switches=["print_config", "rehearse"]
         )
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             from cramjax.run import run
 
-            run(config, workdir, begun)
+            run(config, workdir, started_at)
     return outcome.exit_code
 
 
@@ -70,7 +70,7 @@ def guarded(
     """Runs another command as `main` runs the job; returns its exit code."""
     if asks_for_help(argv, usage):
         return 0
-    with errors_explained() as outcome:
+    with command_environment() as outcome:
         command(argv)
     return outcome.exit_code
 
@@ -91,11 +91,11 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def errors_explained() -> Iterator[Outcome]:
-    """Turns an error that ends the block into an exit code and a message on stderr.
+def command_environment() -> Iterator[Outcome]:
+    """Sets up logging, memory, SIGTERM and streams; turns errors into exit codes.
 
-    The code is 2 for a user's mistakes, with a line for each, and 128 plus the signal's
-    number for an interruption.
+    An error that ends the block is reported on stderr. The code is 2 for a user's
+    mistakes, with a line for each, and 128 plus its number for a signal.
     """
     outcome = Outcome()
     print_messages()

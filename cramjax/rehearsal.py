@@ -22,7 +22,7 @@ from cramjax.config import BudgetConfig, Config, DataConfig
 from cramjax.data import sources
 from cramjax.data.corpus import MANIFEST, TOKENIZER
 from cramjax.data.prepare import prepare, train_tokenizer
-from cramjax.data.readers import Records
+from cramjax.data.readers import ReadContext
 from cramjax.describe import state_bytes
 from cramjax.device import monitor, tuning
 from cramjax.device.compile import use_cache
@@ -86,8 +86,8 @@ def _try_all(config: Config, found: list[tasks.Task], scratch: Path) -> None:
     shape = f"{config.micro_batch} x {config.model.max_length}"
     _report("run", f"{UPDATES} steps of {shape} tokens, one of fine-tuning ...")
     with contextlib.redirect_stdout(io.StringIO()):
-        weights = run(small, scratch / "run")
-    seconds_per_step, compile_s = _report_training(small, weights, scratch / "run")
+        named_params = run(small, scratch / "run")
+    seconds_per_step, compile_s = _report_training(small, named_params, scratch / "run")
     if complete:
         tried = json.loads((scratch / "run" / evaluate.RESULTS).read_text())["tasks"]
         titles = ", ".join(scored["title"] for scored in tried.values())
@@ -116,15 +116,15 @@ def _sample(config: Config) -> tuple[list[str], float]:
     for number, name in enumerate(config.data.sources):
         of_source = [file for file in found if file.source == number]
         opened = of_source[:: max(-(-len(of_source) // PARTS_OPENED), 1)]
-        records, count = Records(config.data), len(texts)
+        context, count = ReadContext(config.data), len(texts)
         for file in opened:
             left = SAMPLE_CHARS // len(config.data.sources) // len(opened)
-            for text in file.documents(records):
+            for text in file.documents(context):
                 texts.append(text[:left])
                 left -= len(text)
                 if left <= 0:
                     break
-        problems = sorted(records.problems.items())
+        problems = sorted(context.problems.items())
         notes = "".join(f"; {problem}: {times:,}" for problem, times in problems)
         if opened and count == len(texts):
             raise UserError(
@@ -209,7 +209,7 @@ def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> C
 
 
 def _report_training(
-    config: Config, weights: dict[str, Any], workdir: Path
+    config: Config, named_params: dict[str, Any], workdir: Path
 ) -> tuple[float, float]:
     """Prints how training went; returns seconds per step, and of compilation.
 
@@ -231,7 +231,7 @@ def _report_training(
         f"{summary['held_out_loss']:.2f}",
     )
     folder = workdir / CHECKPOINTS
-    equal = jax.tree.map(lambda a, b: bool((a == b).all()), weights, restored)
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), named_params, restored)
     if not all(jax.tree.leaves(equal)):
         raise UserError(
             f"{folder} is not read as it was written: pass a --workdir on another disk"

@@ -13,7 +13,7 @@ from cramjax.glue import evaluate, tables
 from cramjax.markdown import table
 from cramjax.training import log as metrics_log
 from cramjax.training.clock import CHARGED, FREE
-from cramjax.training.loop import RESUMED, STEPPED_BACK
+from cramjax.training.loop import RESUMED, ROLLED_BACK
 from cramjax.training.pretrain import METRICS
 
 REPORT = "report.md"
@@ -412,7 +412,7 @@ def _mark(
         )
     for event, name, color in (
         (RESUMED, "resumed", "gray"),
-        (STEPPED_BACK, "stepped back", "tab:red"),
+        (ROLLED_BACK, "stepped back", "tab:red"),
     ):
         for line in events:
             if line.get("event") == event:

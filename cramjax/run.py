@@ -25,10 +25,8 @@ from cramjax.config import (
     require,
     to_dict,
 )
-from cramjax.data import tokenizer
+from cramjax.data import prepare, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.data.prepare import check as find_text
-from cramjax.data.prepare import corpus_path, prepare
 from cramjax.device import tuning
 from cramjax.device.compile import MicroStep, use_cache
 from cramjax.errors import UserError, all_of
@@ -47,13 +45,14 @@ FROM_THE_CORPUS = (
 )
 
 
-def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, started_at: float | None = None
+) -> dict[str, Any]:
     """Does what is left to do in a workdir, and writes report.md.
 
     Args:
-      config: of the run; what it leaves to the device is as recorded, or chosen.
-      workdir: of the run.
-      begun: `time.monotonic()` when the session began; now if it is left out.
+      config: the run's; what it leaves to the device is as recorded, or chosen.
+      started_at: `time.monotonic()` when the session began; now if it is left out.
 
     Returns:
       The pretrained parameters, and the averages that are on, by name.
@@ -62,25 +61,27 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
       UserError: a mistake that can be seen before compute is spent.
       Interrupted: a signal arrived during pretraining; the state is saved.
     """
-    begun = time.monotonic() if begun is None else begun
+    started_at = time.monotonic() if started_at is None else started_at
     config = as_recorded(config, workdir)
-    found = check(config, workdir)
+    tasks = check(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()
-    complete = evaluate.fetch(config, found)
-    begun += time.monotonic() - start  # downloading does not prepare training
+    tasks = evaluate.fetch(config, tasks)
+    # Shifted past downloads and corpus building, which first_step_s excludes.
+    started_at += time.monotonic() - start
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
-        weights, summary = read_back(config, workdir)
+        named_params, summary = read_back(config, workdir)
     else:
         with ThreadPoolExecutor(1) as pool:
-            corpus, step, built_s = _prepare(config, workdir, pool)
+            corpus, compiling, built_s = _prepare(config, workdir, pool)
             with lock_workdir(workdir):
                 config = tuning.choose(config, train_step.build)
                 record(workdir / CONFIG, config)
-                step = step or pool.submit(train_step.build(config).compiled)
-                weights, summary = pretrain(
-                    config, corpus, workdir, step, begun + built_s
+                if not compiling:
+                    compiling = pool.submit(train_step.build(config).compile_ahead)
+                named_params, summary = pretrain(
+                    config, corpus, workdir, compiling, started_at + built_s
                 )
     if "word_order" in summary:  # older versions did not measure it
         logger.info(word_order.line(summary["word_order"]))
@@ -91,7 +92,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
     trained = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
-        results = evaluate.evaluate(config, weights, trained, workdir, chosen=complete)
+        results = evaluate.evaluate(config, named_params, trained, workdir, tasks)
         if missing := sorted(report.NEEDED - summary.keys()):
             logger.info(
                 f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
@@ -101,7 +102,7 @@ def run(config: Config, workdir: Path, begun: float | None = None) -> dict[str, 
             path = report.write(config, manifest, summary, results, workdir)
             logger.info(report.verdict(config, summary, results).replace("**", ""))
             logger.info(f"report: {path}")
-    return weights
+    return named_params
 
 
 def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
@@ -139,15 +140,15 @@ def _prepare(
     Also returns the micro-step if it is being compiled meanwhile, and the seconds that
     building the corpus took, 0 if it existed.
     """
-    path = corpus_path(config)
+    path = prepare.corpus_path(config)
     check_corpus(workdir, path.name)
-    exists, step, start = (path / MANIFEST).exists(), None, time.monotonic()
+    exists, compiling, start = (path / MANIFEST).exists(), None, time.monotonic()
     if exists and not tuning.is_asked_for(config):
-        step = pool.submit(train_step.build(config).compiled)
-    corpus = prepare(config)
+        compiling = pool.submit(train_step.build(config).compile_ahead)
+    corpus = prepare.prepare(config)
     built_s = 0.0 if exists else time.monotonic() - start
     note_corpus(workdir, corpus)
-    return corpus, step, built_s
+    return corpus, compiling, built_s
 
 
 def check_platform(config: Config) -> None:
@@ -192,7 +193,7 @@ def check_text(config: Config) -> None:
             f"config.data.dir is {config.data.dir!r}: cannot be written; pass another "
             "one"
         )
-    find_text(config)
+    prepare.check(config)
 
 
 @contextlib.contextmanager

@@ -64,27 +64,27 @@ def score(argv: Sequence[str]) -> str:
             f"(--checkpoint's {EVALUATION}/ if it is left out)"
         )
     check_workdir(workdir, config)
-    found = evaluate.check(config, workdir)
+    tasks = evaluate.check(config, workdir)
     use_cache(config.compilation_cache)
-    chosen = evaluate.fetch(config, found)
+    tasks = evaluate.fetch(config, tasks)
     if foreign:
-        weights, trained = {"pretrained": foreign.params}, foreign.tokenizer
+        named_params, trained = {"pretrained": foreign.params}, foreign.tokenizer
         corpus_name = ""
     elif checkpoint:
-        weights, _ = read_back(config, checkpoint)
+        named_params, _ = read_back(config, checkpoint)
         trained = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
         # The manifest of a corpus that was copied by hand has no name.
         manifest = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS)
         corpus_name = manifest.get("name", "")
     else:
         corpus = prepare(config)
-        weights, trained, corpus_name = {}, corpus.tokenizer, corpus.path.name
+        named_params, trained, corpus_name = {}, corpus.tokenizer, corpus.path.name
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_workdir(workdir):
         _record_source(workdir, checkpoint, corpus_name)
         record(workdir / CONFIG, config)
         evaluate.evaluate(
-            config, weights, trained, workdir, chosen, imported=foreign is not None
+            config, named_params, trained, workdir, tasks, imported=foreign is not None
         )
     table = workdir / evaluate.TABLE
     return f"{table.read_text()}\nwritten to {table}"
@@ -142,7 +142,7 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
 
 
 def _record_source(workdir: Path, checkpoint: Path | None, corpus_name: str) -> None:
-    """Records which weights are scored; refuses to mix scores of different ones.
+    """ReadContext which weights are scored; refuses to mix scores of different ones.
 
     Raises:
       UserError: the workdir has scores of other weights.

@@ -28,7 +28,7 @@ from bench.timing import read_speed
 from cramjax.config import Config
 from cramjax.data import prepare, processes, sources
 from cramjax.data.corpus import TOKENIZER
-from cramjax.data.readers import Records
+from cramjax.data.readers import ReadContext
 from cramjax.flags import parse_command_line
 from cramjax.main import guarded
 
@@ -61,7 +61,7 @@ def _measure(config: Config) -> dict[str, Any]:
         "store_mb": sum(p.stat().st_size for p in corpus.path.iterdir()) / 1e6,
     }
     files = sources.resolve(config.data)
-    texts = [t for file in files for t in file.documents(Records(config.data))]
+    texts = [t for file in files for t in file.documents(ReadContext(config.data))]
     speeds: dict[str, list[float]] = {"encoding": [], "tokenizers": []}
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(dir=config.data.dir) as again:

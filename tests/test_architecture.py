@@ -12,9 +12,9 @@ from conftest import start
 
 from cramjax.config import load, module
 from cramjax.errors import UserError
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Encoder, MaskedLM
-from cramjax.model.flops import predicted_positions, train_flops_per_token
+from cramjax.model.flops import predicted_per_row, train_flops_per_token
 from cramjax.training.optimizer import decay_mask
 
 architecture = module("ablations/architecture")
@@ -124,7 +124,7 @@ def test_parameters_and_flops(row):
     """FLOPs against XLA's own count of the unrolled program, at the real width."""
     config = row_config(row, "model.dtype=float32")
     model, length = config.model, config.model.max_length
-    count = predicted_positions(config.objective.mask_rate, length)
+    count = predicted_per_row(config.objective.mask_rate, length)
     tokens_BxL = jax.ShapeDtypeStruct((2, length), jnp.int32)
     positions_BxP = jax.ShapeDtypeStruct((2, count), jnp.int32)
     key = jax.random.key(0)
@@ -133,9 +133,7 @@ def test_parameters_and_flops(row):
     assert sum(math.prod(x.shape) for x in leaves) == PARAMETERS[row]
 
     def loss_of(params, tokens, positions, targets):
-        return fused.cross_entropy(
-            MaskedLM(model).apply(params, tokens, positions), targets
-        )
+        return cross_entropy(MaskedLM(model).apply(params, tokens, positions), targets)
 
     program = jax.jit(jax.grad(loss_of)).lower(
         params, tokens_BxL, positions_BxP, positions_BxP

@@ -39,7 +39,7 @@ def test_wall_clock_counts_all_but_validation():
 def test_what_went_by_before_it_began_can_be_charged():
     time = FakeTime()
     clock = Clock(BudgetConfig(hours=1.0, tokens=0, flops=0.0), now=time)
-    clock.charge("compilation", 900.0)
+    clock.add_seconds("compilation", 900.0)
     time.now += 900
     assert clock.progress() == 0.5
     assert clock.seconds["compilation"] == clock.seconds["training"] == 900
@@ -73,7 +73,7 @@ def test_undone_work_is_lost_not_gained():
     time.now += 30
     with clock.measure("checkpoints"):
         time.now += 5
-    clock.go_back({"step": 7, "seconds": kept})
+    clock.roll_back({"step": 7, "seconds": kept})
     time.now += 1
     assert clock.elapsed_s == 136
     assert (clock.seconds["training"], clock.seconds["lost"]) == (101, 35)

@@ -39,7 +39,7 @@ jax.monitoring.register_event_listener(
 )
 config = load("configs/quickstart.py", sys.argv[2:])
 use_cache(sys.argv[1])
-step = train_step.build(config).compiled()
+step = train_step.build(config).compile_ahead()
 state, [tokens_BxL] = step.fresh_state(), step.random_batches(1)
 losses = []
 for i in range(3):
@@ -111,11 +111,11 @@ def test_a_step_compiled_ahead_is_the_one_that_trains(
         return masking.mask_tokens(*args, **kwargs)
 
     monkeypatch.setattr(train_step, "mask_tokens", mask_tokens)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(train_step.build(tiny).compiled)
+        ahead = pool.submit(train_step.build(tiny).compile_ahead)
         folder = tmp_path / "a"
-        weights, summary = pretrain.pretrain(tiny, corpus, folder, ahead, begun)
+        weights, summary = pretrain.pretrain(tiny, corpus, folder, ahead, started_at)
     step = ahead.result()
     assert traced == [1]
     assert summary["seconds"]["compilation"] == step.compile_s > 0
@@ -138,13 +138,14 @@ def test_the_first_step_counts_from_the_sessions_start_without_the_corpus(
         monkeypatch.setattr(run_module.time, "monotonic", lambda: real() + 60)
         return prepare(config)
 
-    real, prepare = time.monotonic, run_module.prepare
-    monkeypatch.setattr(run_module, "prepare", built_in_a_minute)
+    real, prepare = time.monotonic, run_module.prepare.prepare
+    monkeypatch.setattr(run_module.prepare, "prepare", built_in_a_minute)
     glue = dataclasses.replace(tiny.glue, tasks=())
     config = dataclasses.replace(tiny, glue=glue)
     folder = dataclasses.replace(config.data, dir=str(tmp_path / "data"))
-    begun = real() - 1000
-    run_module.run(dataclasses.replace(config, data=folder), tmp_path / "new", begun)
+    started_at = real() - 1000
+    config = dataclasses.replace(config, data=folder)
+    run_module.run(config, tmp_path / "new", started_at)
     summary = json.loads((tmp_path / "new" / "pretrain.json").read_text())
     assert 1000 < summary["first_step_s"] < 1050
 
@@ -152,7 +153,7 @@ def test_the_first_step_counts_from_the_sessions_start_without_the_corpus(
 def test_a_curriculum_compiles_as_it_comes_to_its_lengths(data_dir):
     stages = ("curriculum.lengths=(8,32)", "curriculum.starts=(0.0,0.5)")
     config = tiny_config(data_dir, *stages)
-    assert train_step.build(config).compiled().compile_s == 0
+    assert train_step.build(config).compile_ahead().compile_s == 0
 
 
 def test_a_corpus_that_is_there_is_checked_meanwhile(
@@ -161,26 +162,28 @@ def test_a_corpus_that_is_there_is_checked_meanwhile(
     calls, compiling = [], threading.Event()
 
     def prepare(config):
-        assert not run_module.corpus_path(config).exists() or compiling.wait(60)
+        assert not run_module.prepare.corpus_path(config).exists() or compiling.wait(60)
         calls.append("prepare")
         return corpus
 
     def finish(*_):
         raise KeyboardInterrupt
 
-    def compiled(step):
+    def compile_ahead(step):
         calls.append("compile")
         compiling.set()
         return step
 
-    monkeypatch.setattr(MicroStep, "compiled", compiled)
-    monkeypatch.setattr(run_module, "prepare", prepare)
+    monkeypatch.setattr(MicroStep, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(run_module.prepare, "prepare", prepare)
     monkeypatch.setattr(run_module, "pretrain", finish)
     with pytest.raises(KeyboardInterrupt):
         run_module.run(tiny, tmp_path / "there")
     assert calls == ["compile", "prepare"]
     calls.clear()
-    monkeypatch.setattr(run_module, "corpus_path", lambda config: tmp_path / "not")
+    monkeypatch.setattr(
+        run_module.prepare, "corpus_path", lambda config: tmp_path / "not"
+    )
     with pytest.raises(KeyboardInterrupt):
         run_module.run(tiny, tmp_path / "new")
     assert calls == ["prepare", "compile"]
@@ -201,9 +204,9 @@ def test_random_tokens_are_as_frequent_as_in_text_and_never_special(data_dir):
 def test_a_program_needs_its_state_and_its_activations(tiny):
     step = train_step.build(tiny)
     state = tree_bytes(abstract(step.init_state, step.sharding))
-    needed = step.compiled().needed_bytes
+    needed = step.compile_ahead().needed_bytes
     logits = 4 * 8 * 256 * 4  # of 4 rows, 8 predicted positions, float32
     assert state + logits < needed < 20 * state
-    wide = train_step.build(dataclasses.replace(tiny, micro_batch=12)).compiled()
+    wide = train_step.build(dataclasses.replace(tiny, micro_batch=12)).compile_ahead()
     # Scores of 12 rows, 2 heads, 2 layers, float32, of which 4 were counted already.
     assert wide.needed_bytes > needed + (12 - 4) * 2 * 2 * 32 * 32 * 4

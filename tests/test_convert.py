@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from cramjax.checkpoints import convert
 from cramjax.config import load
 from cramjax.errors import UserError
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Classifier, Encoder, MaskedLM
 from cramjax.training import train_step
-from cramjax.training.masking import Masked
+from cramjax.training.masking import MaskedBatch
 
 CUT = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
@@ -169,7 +169,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
         inputs_BxL, labels_BxL = tokens_BxL // 128, tokens_BxL % 128 - 1
         positions_BxP = jnp.argsort(labels_BxL < 0, axis=1, stable=True)[:, :4]
         targets_BxP = jnp.take_along_axis(labels_BxL, positions_BxP, 1)
-        return Masked(inputs_BxL, positions_BxP, targets_BxP)
+        return MaskedBatch(inputs_BxL, positions_BxP, targets_BxP)
 
     monkeypatch.setattr(train_step, "mask_tokens", given_masks)
     state, micro_step = start(config)
@@ -217,7 +217,7 @@ def test_the_head_on_the_first_position_is_the_authors(kind):
     np.testing.assert_allclose(logits, golden[f"{kind}/logits"], rtol=0, atol=1e-5)
     targets = golden[f"{kind}/targets"]
     if kind == "classify":
-        loss = fused.cross_entropy(logits, targets)
+        loss = cross_entropy(logits, targets)
     else:
         loss = jnp.mean((logits[:, 0] - targets) ** 2)
     np.testing.assert_allclose(loss, golden[f"{kind}/loss"], rtol=0, atol=1e-5)

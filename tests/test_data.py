@@ -17,7 +17,7 @@ from cramjax.config.data import ORDERS
 from cramjax.data import encode, order, prepare, sources, tokenizer
 from cramjax.data.corpus import Blocks, Corpus, unigram_entropy
 from cramjax.data.encode import write_blocks
-from cramjax.data.readers import Records
+from cramjax.data.readers import ReadContext
 from cramjax.errors import UserError
 from cramjax.tokens import SPECIAL_TOKENS, token_dtype
 
@@ -170,7 +170,7 @@ def test_blocks_are_the_documents_tokens(corpus, tiny):
     for prefix, held_out in ((corpus.train, False), (corpus.held_out, True)):
         ids = []
         for file in sources.resolve(tiny.data):
-            for text in file.documents(Records(tiny.data)):
+            for text in file.documents(ReadContext(tiny.data)):
                 if encode.is_held_out(text, tiny.data.held_out_share) == held_out:
                     ids += words.encode(text, add_special_tokens=False).ids
                     ids.append(tokenizer.SEP)
@@ -279,7 +279,7 @@ def test_a_corpus_without_its_tokenizer_or_manifest_is_named(corpus, tmp_path):
 
 def test_sentence_length_order(corpus, tiny):
     period = corpus.tokenizer.token_to_id(".")
-    permutation = order.first_pass(corpus, "sentence_length", 0)
+    permutation = order.first_epoch(corpus, "sentence_length", 0)
     assert sorted(permutation) == list(range(len(corpus.train)))
     counts = (corpus.train.take(np.asarray(permutation)) == period).sum(axis=1)
     assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]
@@ -309,22 +309,20 @@ def test_orders_by_hand(tmp_path):
         "decoded_length": [2, 4, 0, 1, 3],  # 4, 6, 8, 8 and 16 characters
     }.items():
         for _ in range(2):  # computed, then read
-            assert list(order.first_pass(corpus, name, 0)) == expected, name
+            assert list(order.first_epoch(corpus, name, 0)) == expected, name
     path = tmp_path / "order-unigram.npy"
     path.write_bytes(path.read_bytes()[:-3])  # damaged: made again
-    assert list(order.first_pass(corpus, "unigram", 0)) == [4, 0, 3, 1, 2]
-    assert set(order.VALUES) | {"random", "stored"} == set(ORDERS)
+    assert list(order.first_epoch(corpus, "unigram", 0)) == [4, 0, 3, 1, 2]
+    assert set(order.TOKEN_SCORES) | {"random", "stored"} == set(ORDERS)
 
 
 def test_batches_depend_on_the_position_alone(corpus):
     total = len(corpus.train)
     stream = order.BlockStream(corpus, "stored", seed=3)
-    np.testing.assert_array_equal(
-        stream.batch(5, 4), corpus.train.take(np.arange(5, 9))
-    )
-    across = stream.batch(total - 2, 5)
-    np.testing.assert_array_equal(across[:2], stream.batch(total - 2, 2))
-    np.testing.assert_array_equal(across[2:], stream.batch(total, 3))
+    np.testing.assert_array_equal(stream.take(5, 4), corpus.train.take(np.arange(5, 9)))
+    across = stream.take(total - 2, 5)
+    np.testing.assert_array_equal(across[:2], stream.take(total - 2, 2))
+    np.testing.assert_array_equal(across[2:], stream.take(total, 3))
     second = order.reshuffled(total, 3, 1)
     np.testing.assert_array_equal(across[2:], corpus.train.take(second[:3]))
     assert sorted(second) == list(range(total))

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 
 from cramjax.data import corpus as corpora
 from cramjax.data import dedup, encode, prepare, sources, tokenizer
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
 
 RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."
@@ -48,7 +48,7 @@ def drop(folder, texts, *, per_file=2, **changes):
     for key, value in changes.items():  # smaller than a config may have
         object.__setattr__(data, key, value)
     left, facts = dedup.deduplicated(found, data, folder)
-    return [text for file in left for text in file.documents(Records(data))], facts
+    return [text for file in left for text in file.documents(ReadContext(data))], facts
 
 
 def cut_by_definition(texts, min_bytes):

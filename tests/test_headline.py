@@ -35,7 +35,7 @@ def test_the_workdir_is_named_after_the_config_and_printed_first(
     flags, workdir, monkeypatch, capsys
 ):
     monkeypatch.setattr(
-        run, "run", lambda config, workdir, begun: print("ran", workdir)
+        run, "run", lambda config, workdir, started_at: print("ran", workdir)
     )
     assert main(flags) == 0
     assert capsys.readouterr().out == f"workdir: {workdir}\nran {workdir}\n"

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from cramjax.model.fused import cross_entropies, cross_entropy
+from cramjax.model.custom_vjp import cross_entropies, cross_entropy
 
 
 def test_cross_entropy_by_hand():

@@ -18,7 +18,6 @@ def masked(seed=0, rows=64, length=128, rate=0.25, vocab=1000):
         jax.random.key(seed),
         tokens.astype(np.uint16),
         mask_rate=rate,
-        mask_id=MASK,
         vocab_size=vocab,
     )
     return tokens, jax.tree.map(np.asarray, out)
@@ -58,7 +57,6 @@ def test_all_mask():
         jax.random.key(0),
         tokens,
         mask_rate=0.15,
-        mask_id=MASK,
         vocab_size=100,
         mask_share=1.0,
         random_share=0.0,
@@ -75,9 +73,8 @@ def test_a_masking_rate_that_is_traced_equals_the_fixed_one():
             jax.random.key(0),
             tokens.astype(np.uint16),
             mask_rate=0.25,
-            mask_id=MASK,
             vocab_size=1000,
-            predicted=predicted,
+            predicted_count=predicted,
         )
     )
     for predicted in (19, 32):
@@ -174,10 +171,9 @@ def test_a_token_that_is_never_predicted(text_BxL, predicted):
         jax.random.key(0),
         rows_NxL,
         mask_rate=0.25,
-        mask_id=MASK,
         vocab_size=256,
-        never_ids=(SEP,),
-        predicted=predicted,
+        unpredictable_ids=(SEP,),
+        predicted_count=predicted,
     )
     expected_NxP = np.ones((4000, 8), bool)
     expected_NxP[3500:, 3:] = False

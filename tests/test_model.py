@@ -20,7 +20,7 @@ from cramjax.model.encoder import (
     second_segment,
 )
 from cramjax.model.flops import train_flops_per_token
-from cramjax.model.variants import FourierMixing, rotate, sinusoids
+from cramjax.model.layers import FourierMixing, rotate, sinusoids
 
 
 def random_tokens(rows, length, vocab, seed=0):

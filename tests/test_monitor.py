@@ -15,7 +15,7 @@ from cramjax.device import cards, monitor
 from cramjax.training import log as metrics_log
 from cramjax.training import pretrain
 from cramjax.training.clock import CHARGED, Clock
-from cramjax.training.log import ProgressLine, Readings, Throughput
+from cramjax.training.log import ProgressLine, Throughput, TrainMetrics
 
 BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
 
@@ -104,7 +104,7 @@ def test_on_a_cpu_what_is_not_known_is_left_out():
 
 
 def test_the_progress_line_shows_it_in_short(capsys):
-    readings = Readings(last_loss=2.0)
+    train_metrics = TrainMetrics(last_loss=2.0)
     line = {
         "tokens_per_s": 52_100.0,
         "mfu": 0.367,
@@ -112,15 +112,15 @@ def test_the_progress_line_shows_it_in_short(capsys):
         "peak_memory_bytes": 9.84e9,
         "energy_kwh": 1.206,
     }
-    clock = SimpleNamespace(tokens=0, progress=lambda: 1.0)
+    clock = SimpleNamespace(tokens=0, position=0, progress=lambda: 1.0)
     with ProgressLine(10) as shown:
-        shown.update(clock, readings, {})
-        shown.update(clock, readings, line)
+        shown.update(clock, train_metrics, {})
+        shown.update(clock, train_metrics, line)
     assert "  52.1k tokens/s  " in (out := capsys.readouterr().out)
     assert out.endswith("  mfu 37%  2% of the time not training  9.8 GB  1.21 kWh\n")
     with ProgressLine(10) as shown:
         for _ in range(2):
-            shown.update(clock, readings, {"not_training": 0.004})
+            shown.update(clock, train_metrics, {"not_training": 0.004})
     assert capsys.readouterr().out.endswith("  left 0:00\n")
 
 
@@ -157,7 +157,7 @@ def test_sessions_killed_at_once_forget_nothing(tiny, corpus, tmp_path):
             pretrain.CheckpointStore(tmp_path / "checkpoints", tiny.checkpoint) as kept,
             metrics_log.MetricsLog(path) as log,
         ):
-            session = pretrain.resume(tiny, corpus, kept, log, tmp_path)
+            session = pretrain.resume(tiny, corpus, kept, log, tmp_path, None, 0.0)
         assert session.throughput.energy_kwh == 2.0
         charged_s = sum(session.clock.seconds[kind] for kind in CHARGED)
         assert 60 <= charged_s < 61

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.model.fused import layer_norm
+from cramjax.model.custom_vjp import layer_norm
 
 EPSILON = 1e-12
 

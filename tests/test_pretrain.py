@@ -30,8 +30,8 @@ def stop_after(step, config, corpus, workdir, monkeypatch):
     """Pretrains until SIGINT comes after a step."""
     update = loop.ProgressLine.update
 
-    def update_then_signal(self, clock, readings, throughput):
-        update(self, clock, readings, throughput)
+    def update_then_signal(self, clock, train_metrics, throughput):
+        update(self, clock, train_metrics, throughput)
         if clock.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -136,7 +136,7 @@ def break_steps(monkeypatch, bad):
     monkeypatch.setattr(train_step, "make_micro_step", make_breaking)
 
 
-def test_bad_numbers_step_back_once_and_lower_the_rate(
+def test_gradients_that_are_not_finite_roll_back_once_and_lower_the_rate(
     finished, corpus, tmp_path, data_dir, monkeypatch
 ):
     """Steps 12 to 14 are bad, once: back to the checkpoint of step 11."""
@@ -162,7 +162,7 @@ def test_bad_numbers_step_back_once_and_lower_the_rate(
         stream = ordering.BlockStream(corpus, config.data.order, config.seed)
         position = int(batch["position"])
         assert (position, int(batch["step"])) == (14 * 4, 14)
-        np.testing.assert_array_equal(batch["tokens"], stream.batch(position, 4))
+        np.testing.assert_array_equal(batch["tokens"], stream.take(position, 4))
 
 
 def test_a_run_stopped_at_its_bad_limit_can_be_resumed(
@@ -209,7 +209,7 @@ def test_validation_during_training_changes_nothing(
     assert scored[-1]["loss"] == summary["held_out_loss"] == expected["held_out_loss"]
     out = capsys.readouterr().out
     for line in scored:
-        assert f"held-out loss {line['loss']:.3f} nats (word frequencies alone: " in out
+        assert f"held-out loss {line['loss']:.3f} nats (unigram entropy: " in out
     assert f"after {scored[0]['tokens']:,} tokens, 2.5% of the budget\n" in out
     assert scored[0]["loss"] > scored[-1]["loss"]
     assert summary["seconds"]["validation"] > 40 * 0.05  # outside the budget

@@ -111,7 +111,7 @@ def test_an_interrupted_rehearsal_says_that_nothing_stays(
     if moment == "sample":
         monkeypatch.setattr(rehearsal, "_sample", interrupt)
     else:
-        monkeypatch.setattr(loop, "has_bad_numbers", interrupt)
+        monkeypatch.setattr(loop, "too_many_nonfinite", interrupt)
     assert main(command(tmp_path)) == 143
     error = capsys.readouterr().err
     assert error.endswith("interrupted: a rehearsal leaves nothing behind\n")

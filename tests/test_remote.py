@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from cramjax import rehearsal
 from cramjax.data import encode, prepare, remote, sources
-from cramjax.data.readers import Records
+from cramjax.data.readers import ReadContext
 from cramjax.errors import SourceLost, UserError
 
 NUMBERS = np.random.default_rng(0).integers(0, 10**6, (1500, 100)).astype(str)
@@ -148,10 +148,10 @@ def test_damage_is_still_damage(hub, tmp_path):
     path = tmp_path / "hub/me/books/train" / NAMES[1]
     path.write_bytes(path.read_bytes()[:-100_000])
     file = only(tmp_path, f"hf://datasets/me/books/train/{NAMES[1]}")
-    records = Records(DATA)
-    found = list(file.texts(records))
+    context = ReadContext(DATA)
+    found = list(file.raw_documents(context))
     assert 10 < len(found) < 500
-    assert any(what.startswith("01.json.gz is damaged") for what in records.problems)
+    assert any(what.startswith("01.json.gz is damaged") for what in context.problems)
 
 
 def test_what_is_over_the_limit_is_not_downloaded(hub, tmp_path):
@@ -230,10 +230,10 @@ def test_a_file_that_has_changed(hub, tmp_path):
     with fsspec.open("memory://changed/a.txt", "w") as file:
         file.write("one\n\ntwo")
     file = only(tmp_path, "memory://changed/a.txt")
-    assert list(file.texts(Records(DATA)))[0].strip() == "one"
+    assert list(file.raw_documents(ReadContext(DATA)))[0].strip() == "one"
     fsspec.filesystem("memory").pipe("/changed/a.txt", b"longer than before")
     with pytest.raises(UserError, match="had 8 bytes .* 18 now: delete fingerprints"):
-        list(file.texts(Records(DATA)))
+        list(file.raw_documents(ReadContext(DATA)))
 
 
 def test_text_in_memory(tmp_path):
@@ -255,7 +255,7 @@ def test_sources_of_earlier_configs(hub, tmp_path):
     for source, name in (("hf:me/books:en", "en"), ("hf:me/books@abc:de", "de")):
         config = tiny_config(tmp_path / "d", f"data.sources={source}")
         found = sources.resolve(config.data)
-        texts = list(found[0].documents(Records(config.data)))
+        texts = list(found[0].documents(ReadContext(config.data)))
         assert [len(found), texts[0]] == [1, f"{name} {TEXTS[0]}"]
     assert remote.as_url("hf:me/books", "test") == (
         "hf://datasets/me/books@~parquet/*/*test/*.parquet"

@@ -64,7 +64,7 @@ def test_a_finished_run_is_not_repeated(finished, tiny, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("cramjax.run.prepare", fail)  # the text may be gone
+    monkeypatch.setattr("cramjax.data.prepare.prepare", fail)  # the text may be gone
     monkeypatch.setattr("cramjax.training.train_step.make_micro_step", fail)
     monkeypatch.setattr("cramjax.glue.evaluate.finetune", fail)
     (workdir / "report.md").unlink()

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from cramjax.data import prepare, readers, sources
 from cramjax.data.fingerprints import Fingerprints
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
 
 
@@ -28,7 +28,7 @@ DATA = tiny_config("unused").data
 def read(path, field="text", rule="blank_line", keep=(), join=0, limits=(None, None)):
     """Returns a file's documents, and its problems."""
     changes = {"text_field": field, "txt_documents": rule, "keep": keep}
-    records = Records(dataclasses.replace(DATA, **changes, join_chars=join))
+    records = ReadContext(dataclasses.replace(DATA, **changes, join_chars=join))
     file = File(path=path, max_chars=limits[0], max_documents=limits[1])
     return list(file.documents(records)), dict(records.problems)
 
@@ -160,7 +160,7 @@ def test_of_parquet_one_row_group_is_read_at_a_time(tmp_path):
             return io.BufferedReader(Counting(path))
 
     file = Counted(path=path, max_documents=150)
-    found = list(file.documents(Records(DATA)))
+    found = list(file.documents(ReadContext(DATA)))
     assert found == texts[:150]
     assert sum(asked) < path.stat().st_size / 2
 
@@ -275,7 +275,7 @@ def test_keep_as_written_in_a_config(tmp_path):
     rules = '("meta.set=a|b=c","n=1")'
     config = tiny_config(tmp_path, f"data.keep={rules}", "data.join_chars=7")
     keep = {"meta.set": {"a", "b=c"}, "n": {"1"}}
-    assert Records(config.data).keep == keep
+    assert ReadContext(config.data).keep == keep
     assert config.data.join_chars == 7
     with pytest.raises(UserError, match="FIELD=VALUE"):
         tiny_config(tmp_path, "data.keep=('books',)")

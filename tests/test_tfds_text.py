@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_config
 
 from cramjax.data import prepare, sources
-from cramjax.data.readers import Records
+from cramjax.data.readers import ReadContext
 from cramjax.errors import UserError
 
 TEXTS = [f"document {i} says that the cat {i} sat on the mat é" for i in range(60)]
@@ -60,7 +60,7 @@ def tfds_folder(tmp_path_factory):
 def read(config):
     """Returns the texts of every file, as a worker reads them."""
     return [
-        list(pickle.loads(pickle.dumps(file)).documents(Records(config.data)))
+        list(pickle.loads(pickle.dumps(file)).documents(ReadContext(config.data)))
         for file in sources.resolve(config.data)
     ]
 

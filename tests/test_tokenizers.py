@@ -19,7 +19,7 @@ from configs.ablations import tokenizers as tokenizer_rows
 from cramjax.config import load
 from cramjax.config.data import NORMALIZER_STEPS, TOKENIZER_KINDS
 from cramjax.data import encode, order, prepare, sources, tokenizer
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, ReadContext
 from cramjax.data.tokenizer import KINDS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
@@ -35,7 +35,7 @@ def books(documents):
     """Returns the first documents of the embedded books, 4 kB each."""
     path = resources.files("cramjax") / sources.EMBEDDED["embedded:books"]
     file = File(path=path, max_documents=documents)
-    return list(file.documents(Records(tiny_config("unused").data)))
+    return list(file.documents(ReadContext(tiny_config("unused").data)))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ BY_HAND = {
 def test_tokens_by_hand(kind):
     model, expected = BY_HAND[kind]
     words = by_hand(kind, model())
-    encoder = tokenizer.Encoder(words, tokenizer.all_steps(kind, NORMALIZER_STEPS))
+    encoder = tokenizer.BatchEncoder(words, tokenizer.all_steps(kind, NORMALIZER_STEPS))
     for text in ("The  cats..\nm\u00e1t.", "The  cats..\nmat."):
         (ids,) = encoder.ids([text])
         assert " ".join(map(words.id_to_token, ids)) == expected
@@ -255,7 +255,7 @@ def test_encoding_in_pieces_gives_the_tokenizers_ids(
         assert re.sub("[ \n]", "", "".join(pieces)) == re.sub("[ \n]", "", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "PIECE_CHARS", piece)
-        encoder = tokenizer.Encoder(words, tokenizer.all_steps(kind, steps))
+        encoder = tokenizer.BatchEncoder(words, tokenizer.all_steps(kind, steps))
         encoded = list(encode._encoded(encoder, texts))
     for (text, parts), expected in zip(encoded, texts, strict=True):
         assert text == expected
@@ -398,9 +398,9 @@ def test_a_corpus(tmp_path, kind):
         tokens = ids[held_out][: len(ids[held_out]) // 32 * 32]
         tokens_NxL = blocks.take(np.arange(len(blocks)))
         np.testing.assert_array_equal(tokens_NxL, np.reshape(tokens, (-1, 32)))
-    for name, values in order.VALUES.items():
+    for name, values in order.TOKEN_SCORES.items():
         assert len(set(values(corpus))) > 1, name
-        permutation = order.first_pass(corpus, name, 0)
+        permutation = order.first_epoch(corpus, name, 0)
         assert sorted(permutation) == list(range(len(corpus.train)))
     report = (corpus.path / "report.md").read_text()
     samples = report.split("chosen at random\n")[1]

@@ -36,9 +36,9 @@ def test_one_batch_of_8_equals_4_micro_batches_of_2(data_dir, monkeypatch):
     def fixed_masks(key, tokens_BxL, **_):
         positions = jnp.tile(jnp.arange(0, 32, 4)[None], (tokens_BxL.shape[0], 1))
         targets = jnp.take_along_axis(tokens_BxL.astype(jnp.int32), positions, 1)
-        return train_step_masked(tokens_BxL, positions, targets)
+        return masked_batch(tokens_BxL, positions, targets)
 
-    from cramjax.training.masking import Masked as train_step_masked
+    from cramjax.training.masking import MaskedBatch as masked_batch
 
     monkeypatch.setattr(train_step, "mask_tokens", fixed_masks)
     results = []
@@ -268,7 +268,7 @@ def test_the_averages_follow_the_updates(tiny):
         "ema": np.average(seen, axis=0, weights=weights),
         "lawa": np.mean(seen[2::3][-2:], axis=0),
     }
-    found = train_step.weights(tiny, state)
+    found = train_step.named_params(tiny, state)
     assert found.keys() == expected.keys()
     for name, tree in found.items():
         np.testing.assert_allclose(

@@ -32,7 +32,7 @@ from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
-from cramjax.model.variants import BASE
+from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.training.pretrain import SUMMARY, read_back
 
@@ -199,10 +199,10 @@ def load(path: str | Path) -> Pretrained:
         )
     values = config_module.read_recorded(folder / CONFIG, "bring it back")
     config = config_module.from_dict(values)
-    weights, _ = read_back(config, folder)
+    named_params, _ = read_back(config, folder)
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
-        weights["pretrained"],
+        named_params["pretrained"],
         tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
         has_head=True,
         first=CLS if config.data.cls else SEP,

@@ -73,7 +73,7 @@ class DataConfig(Section):
     )
     join_chars: int = key(0, OFF, absent=0)  # shorter documents join the next one
     licence: str = key("", absent="")  # of the text, a note for the reports
-    # Steps of the normalizer, applied in this order; all of them in the recipe (P 4.4).
+    # Steps of the normalizer, in this order; all of them in the recipe (paper 4.4).
     normalizer: tuple[str, ...] = key(
         NORMALIZER_STEPS,
         Rule(lambda x: set(x) <= set(NORMALIZER_STEPS), f"some of {NORMALIZER_STEPS}"),
@@ -82,16 +82,16 @@ class DataConfig(Section):
     tokenizer: str = key("", absent="")  # tokenizer.json to use; "" = train one
     # "bert_wordpiece" splits off every punctuation mark and CJK character and drops
     # control characters; "sentencepiece_*" keep punctuation with its word; "wordlevel"
-    # has frequent words, and <unk> for others. "wordpiece" is the recipe's (P 4.4).
+    # has frequent words, and <unk> for others. "wordpiece" is the recipe's (paper 4.4).
     tokenizer_kind: str = key("wordpiece", one_of(*TOKENIZER_KINDS), absent="wordpiece")
     # Of the text, to train the tokenizer on.
     tokenizer_chars: int = key(100_000_000, at_least(1), absent=100_000_000)
-    # Documents with more are dropped (P 4.4); 0 = none.
+    # Documents with more are dropped (paper 4.4); 0 = none.
     max_tokens_per_char: float = key(0.25, at_least(0))
     min_document_chars: int = key(0, OFF, absent=0)  # shorter documents are dropped
     max_document_chars: int = key(0, OFF, absent=0)  # longer documents are dropped
     cls: bool = key(False, absent=False)  # <cls> before every document
-    sep: bool = key(True, absent=True)  # <sep> after every document (P 4.4)
+    sep: bool = key(True, absent=True)  # <sep> after every document (paper 4.4)
     # Drop documents that equal an earlier one, surrounding whitespace aside.
     drop_duplicates: bool = key(False, absent=False)
     # Cut out every run of at least this many bytes that occurred before (75 in P 4.4,
@@ -144,7 +144,7 @@ class ObjectiveConfig(Section):
     # No attention across <sep> within a block; <sep>, which this would give away, is
     # not predicted.
     separate_documents: bool = key(False, absent=False)
-    dropout: float = key(0.0, within("[0, 1)"))  # off in pretraining (P 4.3)
+    dropout: float = key(0.0, within("[0, 1)"))  # off in pretraining (paper 4.3)
 
     @property
     def max_mask_rate(self) -> float:

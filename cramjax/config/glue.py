@@ -11,7 +11,7 @@ INITIALIZATIONS = ("pretrained", "random", "ema", "lawa")
 
 @dataclasses.dataclass(frozen=True)
 class GlueConfig(Section):
-    """Fine-tuning: the tasks (P 5) and the protocol."""
+    """Fine-tuning: the tasks (paper 5) and the protocol."""
 
     # The paper's eight; () = stop after pretraining. There are also wnli; SuperGLUE's
     # cb, copa, multirc, wic, wsc, boolq and superglue_rte (with AX-b and AX-g); in the
@@ -55,7 +55,7 @@ class GlueConfig(Section):
     trials_at_once: int = key(0, at_least(0, "0 = measured"), absent=0)
     # Tokens of a row, special ones included; longer rows are cut.
     max_length: int = key(128, at_least(8))
-    # A single text is "<cls> A <sep> <sep>" (P 5); False = "<cls> A <sep>", as in BERT.
+    # A single text is "<cls> A <sep> <sep>" (paper 5); False = "<cls> A <sep>" (BERT).
     empty_second: bool = key(True, absent=True)
     epochs: int = key(5, at_least(1))
     batch_size: int = key(16, at_least(1))

@@ -29,8 +29,8 @@ def key(
       default: the value of the paper's recipe.
       rule: for its values; those that involve other keys are in `Section._relate`.
       absent: what the key means in a recorded config that does not have it, since it
-        was written before the key existed. Every new key needs one, and it stays as it
-        is when the default changes, so that finished runs stay loadable.
+        was written before the key existed. Every new key needs one; it may equal the
+        default, but stays when that changes, so that finished runs stay loadable.
       operational: changing it does not change what a workdir holds, so a run may be
         resumed with another value.
     """

@@ -9,7 +9,7 @@ ADDED_POSITIONS = ("scaled_sinusoidal", "sinusoidal", "learned")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-    """The encoder's shape and precision; crammed-bert in the recipe (P 4.2)."""
+    """The encoder's shape and precision; crammed-bert in the recipe (paper 4.2)."""
 
     width: int = key(768, above(0))  # of the residual stream
     ffn_width: int = key(3072, above(0))  # of gate and value together, each half of it

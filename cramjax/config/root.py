@@ -23,7 +23,7 @@ from cramjax.errors import UserError
 class Config(Section):
     """Everything a run depends on."""
 
-    # Of everything: initialization, masking, data order after the first pass.
+    # Of everything random: initialization, masking, dropout, shuffling.
     seed: int = key(0, at_least(0))
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))

@@ -26,7 +26,7 @@ CURVES = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """From gradients to updates (P 4.3)."""
+    """From gradients to updates (paper 4.3)."""
 
     # "adam_l2" decays in the gradient, "sgd" has Nesterov momentum b1, "muon" is for
     # the kernels inside the layers, with adamw for all other parameters.
@@ -140,7 +140,7 @@ class LogConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig(Section):
-    """When a run that goes wrong steps back or stops."""
+    """When a run that goes wrong rolls back or stops."""
 
     # After this many micro-batches in a row without finite gradients, training goes
     # back to the last checkpoint with a lower learning rate; the second time the run

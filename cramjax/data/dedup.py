@@ -25,7 +25,7 @@ from cramjax import files
 from cramjax.config import DataConfig
 from cramjax.data import processes
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, ReadContext
 from cramjax.data.sources import grouped
 from cramjax.errors import UserError
 
@@ -267,7 +267,7 @@ def _spool(
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(files.replacing(text_path)) if with_text else None
         for number, file in numbered:
-            for document in file.documents(Records(data)):
+            for document in file.documents(ReadContext(data)):
                 utf8 = document.encode()
                 digest = hashlib.blake2b(utf8, digest_size=16).digest()
                 table += PACKED.pack(number, len(utf8), digest)

@@ -16,12 +16,12 @@ from cramjax import files
 from cramjax.config import Config, DataConfig
 from cramjax.data import tokenizer
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES, TOKENIZER, crc32
-from cramjax.data.readers import File, Records
+from cramjax.data.readers import File, ReadContext
 from cramjax.tokens import CLS, SEP, token_dtype
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
 PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
-PARTS = ("blocks", "held_out")
+PARTS = ("blocks", "held_out")  # of a shard; "blocks" is what is trained on
 
 
 def encode_group(
@@ -48,20 +48,20 @@ def encode_group(
     done = _finished(number, folder)
     if done and done[-1]["last"]:
         return done
-    encoder = tokenizer.Encoder(
+    encoder = tokenizer.BatchEncoder(
         tokenizer.load(folder / TOKENIZER, "run again"),
         tokenizer.all_steps(config.data.tokenizer_kind, config.data.normalizer),
     )
-    records = Records(config.data)
-    documents = itertools.chain.from_iterable(file.documents(records) for file in group)
+    context = ReadContext(config.data)
+    documents = itertools.chain.from_iterable(file.documents(context) for file in group)
     for _ in range(sum(sum(facts["documents"].values()) for facts in done)):
         next(documents, None)
     while not (done and done[-1]["last"]):
         stem = f"{number:05d}-{len(done):05d}"
-        before = records.problems.copy()
+        before = context.problems.copy()
         facts = _encode_shard(encoder, documents, config, shard_chars, folder, stem)
         facts["source"] = group[0].source
-        facts["problems"] = dict(records.problems - before)
+        facts["problems"] = dict(context.problems - before)
         files.write_json(folder / f"facts-{stem}.json", facts)
         done.append(facts)
     return done
@@ -106,7 +106,7 @@ def _finished(group: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def _encode_shard(
-    encoder: tokenizer.Encoder,
+    encoder: tokenizer.BatchEncoder,
     documents: Iterator[str],
     config: Config,
     shard_chars: int,
@@ -126,10 +126,10 @@ def _encode_shard(
         chunk = _take(documents, min(CHUNK_CHARS, shard_chars - chars))
         last = not chunk
         chars += sum(map(len, chunk))
-        for text, pieces in _encoded(encoder, chunk):
+        for text, ids_of_pieces in _encoded(encoder, chunk):
             text_bytes = len(text.encode())
             read_bytes += text_bytes
-            length = len(before) + sum(map(len, pieces)) + len(after)
+            length = len(before) + sum(map(len, ids_of_pieces)) + len(after)
             if key := dropped_by(text, length, data):
                 counts["filtered"] += 1
                 filtered[key] += 1
@@ -140,7 +140,7 @@ def _encode_shard(
             lengths[str(length.bit_length())] += 1
             held_out = is_held_out(text, data.held_out_share)
             counts["held_out" if held_out else "train"] += 1
-            for ids in (before, *pieces, after):
+            for ids in (before, *ids_of_pieces, after):
                 tokens["held_out" if held_out else "blocks"].extend(ids)
     return {
         "documents": counts,
@@ -170,7 +170,7 @@ def _take(documents: Iterator[str], chars: int) -> list[str]:
 
 
 def _encoded(
-    encoder: tokenizer.Encoder, texts: Sequence[str]
+    encoder: tokenizer.BatchEncoder, texts: Sequence[str]
 ) -> Iterator[tuple[str, list[list[int]]]]:
     """Yields each text with its ids, in one or more lists."""
     pieces = [split(text, PIECE_CHARS) for text in texts]

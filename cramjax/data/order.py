@@ -14,26 +14,24 @@ from cramjax.tokens import SEP
 
 
 class BlockStream:
-    """Training batches; the next one depends on the position alone.
+    """Training blocks; the next ones depend on the position alone.
 
-    Position i is block i of the first pass, in its order; after the last block the
-    second pass begins, reshuffled by (seed, 1), and so on.
+    Position i is block i of epoch 0, in its order; after the last block epoch 1 begins,
+    reshuffled by (seed, 1), and so on.
     """
 
     def __init__(self, corpus: Corpus, order: str, seed: int):
-        """Computes the permutation of the first pass."""
-        self._blocks = corpus.train
-        self._first = first_pass(corpus, order, seed)
-        shuffle = functools.partial(reshuffled, len(self._blocks), seed)
-        self._later = functools.lru_cache(maxsize=1)(shuffle)
+        """Computes the permutation of epoch 0."""
+        self._blocks, self._seed = corpus.train, seed
+        self._first = first_epoch(corpus, order, seed)
 
-    def batch(self, position: int, rows: int) -> np.ndarray:
+    def take(self, position: int, rows: int) -> np.ndarray:
         """Returns tokens_BxL of the `rows` blocks from `position` on."""
-        parts = []
+        parts, total = [], len(self._blocks)
         while rows:
-            epoch, offset = divmod(position, len(self._blocks))
-            count = min(rows, len(self._blocks) - offset)
-            permutation = self._later(epoch) if epoch else self._first
+            epoch, offset = divmod(position, total)
+            count = min(rows, total - offset)
+            permutation = reshuffled(total, self._seed, epoch) if epoch else self._first
             parts.append(permutation[offset : offset + count])
             position, rows = position + count, rows - count
         return self._blocks.take(np.concatenate(parts))
@@ -51,9 +49,9 @@ def _periods(corpus: Corpus) -> np.ndarray:
 
 def _fragments(corpus: Corpus) -> np.ndarray:
     """Counts the ends of documents: short documents come first."""
-    values_V = np.zeros(corpus.manifest["vocab_size"])
-    values_V[SEP] = 1
-    return values_V
+    scores_V = np.zeros(corpus.manifest["vocab_size"])
+    scores_V[SEP] = 1
+    return scores_V
 
 
 def _unigram(corpus: Corpus) -> np.ndarray:
@@ -68,8 +66,8 @@ def _decoded_length(corpus: Corpus) -> np.ndarray:
     return -np.array([len(text) + begins for text, begins in spelled], float)
 
 
-# {order: values_V}; blocks are sorted by the sum of their tokens' values, most first.
-VALUES: dict[str, Callable[[Corpus], np.ndarray]] = {
+# {order: scores_V}; blocks are sorted by the sum of their tokens' scores, most first.
+TOKEN_SCORES: dict[str, Callable[[Corpus], np.ndarray]] = {
     "sentence_length": _periods,
     "fragments": _fragments,
     "unigram": _unigram,
@@ -78,11 +76,11 @@ VALUES: dict[str, Callable[[Corpus], np.ndarray]] = {
 }
 
 
-def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
-    """Returns the permutation of the training blocks for the first pass.
+def first_epoch(corpus: Corpus, order: str, seed: int) -> np.ndarray:
+    """Returns the permutation of the training blocks in epoch 0.
 
-    The order is "stored", "random" (by the seed), or one of `VALUES`, which is computed
-    once and kept beside the blocks.
+    The order is "stored", "random" (by the seed), or one of `TOKEN_SCORES`, which is
+    computed once and kept beside the blocks.
     """
     blocks = corpus.train
     if order == "stored":
@@ -92,8 +90,8 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     path = corpus.path / f"order-{order}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: made again
         return np.load(path, mmap_mode="r")
-    values_V = VALUES[order](corpus)
-    scores = [values_V[tokens_NxL].sum(axis=1) for tokens_NxL in blocks.chunks()]
+    scores_V = TOKEN_SCORES[order](corpus)
+    scores = [scores_V[tokens_NxL].sum(axis=1) for tokens_NxL in blocks.chunks()]
     permutation = np.argsort(-np.concatenate(scores), kind="stable")
     # Kept for the next run, if the folder can be written.
     with contextlib.suppress(OSError), files.replacing(path) as file:
@@ -101,6 +99,7 @@ def first_pass(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     return permutation
 
 
+@functools.lru_cache(maxsize=1)
 def reshuffled(blocks: int, seed: int, epoch: int) -> np.ndarray:
     """Returns a random permutation that depends on (seed, epoch) alone."""
     bits = np.random.Philox(key=[seed, epoch])

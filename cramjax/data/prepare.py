@@ -29,7 +29,7 @@ from cramjax.data import (
     tokenizer,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
-from cramjax.data.readers import EXPANSION, File, Records
+from cramjax.data.readers import EXPANSION, File, ReadContext
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
 
@@ -58,20 +58,20 @@ def corpus_path(config: Config) -> Path:
       UserError: a source cannot be read, or `data.dir` cannot be written.
     """
     with _writing(config):
-        found = sources.resolve(config.data)
-        return _path(config, found, sources.contents(found, config.data))
+        text_files = sources.resolve(config.data)
+        return _path(config, text_files, sources.contents(text_files, config.data))
 
 
 def _path(
-    config: Config, found: Sequence[File], contents: Sequence[dict[str, Any]]
+    config: Config, text_files: Sequence[File], contents: Sequence[dict[str, Any]]
 ) -> Path:
     of_files = [
         [Path(c["path"]).suffixes, c["sha256"], f.source, f.max_chars, f.max_documents]
-        for f, c in zip(found, contents, strict=True)
+        for f, c in zip(text_files, contents, strict=True)
     ]
     key = [corpus.settings(config), of_files]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    name = config.data.sources[0] if found[0].url else found[0].path.name
+    name = config.data.sources[0] if text_files[0].url else text_files[0].path.name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
     return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
 
@@ -106,10 +106,10 @@ def check(config: Config) -> None:
     if not checked:
         return
     with _writing(config):
-        found = sources.resolve(
+        text_files = sources.resolve(
             dataclasses.replace(config.data, sources=tuple(checked), shares=())
         )
-        first = {file.source: file.url for file in reversed(found) if file.url}
+        first = {file.source: file.url for file in reversed(text_files) if file.url}
         mixed = len(checked) < len(config.data.sources)
         if first and not mixed and corpus_path(config).exists():
             return
@@ -136,16 +136,16 @@ def prepare(config: Config) -> Corpus:
         vocabulary does not fit the text.
     """
     with _writing(config):
-        found = sources.resolve(config.data)
-        contents = sources.contents(found, config.data)
-        path = _path(config, found, contents)
+        text_files = sources.resolve(config.data)
+        contents = sources.contents(text_files, config.data)
+        path = _path(config, text_files, contents)
         with contextlib.nullcontext() if path.exists() else _lock(path):
-            exists = path.exists()
+            exists = path.exists()  # another process may have built it meanwhile
             if not exists:
                 building = path.with_name(f"{path.name}.partial")
                 building.mkdir(exist_ok=True)
                 try:
-                    _build(config, found, contents, building)
+                    _build(config, text_files, contents, building)
                 except SourceLost:
                     raise
                 except UserError:  # the text or the settings are of no use
@@ -180,21 +180,21 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _build(
     config: Config,
-    found: Sequence[File],
+    text_files: Sequence[File],
     contents: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
-    if any(file.url for file in found):
-        logger.info(f"corpus: {_download(config, found)}")
-    texts, duplicates = list(found), {}
+    if any(file.url for file in text_files):
+        logger.info(f"corpus: {_download(config, text_files)}")
+    to_encode, duplicates = list(text_files), {}
     if config.data.drop_duplicates or config.data.dedup_bytes:
-        texts, duplicates = dedup.deduplicated(found, config.data, folder)
-    groups = sources.grouped(texts)
+        to_encode, duplicates = dedup.deduplicated(text_files, config.data, folder)
+    groups = sources.grouped(to_encode)
     if not (folder / TOKENIZER).exists():
         _make_tokenizer(config, groups, folder)
     start = time.monotonic()
     shards = encode_all(config, groups, folder)
-    if sources.contents(found, config.data) != contents:
+    if sources.contents(text_files, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
@@ -214,14 +214,14 @@ def _build(
         logger.info(f"corpus: {line}")
 
 
-def _download(config: Config, found: Sequence[File]) -> str:
+def _download(config: Config, text_files: Sequence[File]) -> str:
     """Returns about how much network and disk the corpus takes."""
-    downloaded = [file for file in found if file.url]
+    downloaded = [file for file in text_files if file.url]
     read = sum(
         file.expected_chars(DOCUMENT_CHARS) / EXPANSION.get(file.path.suffix, 1)
         for file in downloaded
     )
-    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in found)
+    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in text_files)
     token_bytes = np.dtype(token_dtype(config.model.vocab_size)).itemsize
     disk = chars * (config.data.max_tokens_per_char or TOKENS_PER_CHAR) * token_bytes
     twice = ""
@@ -258,23 +258,23 @@ def _make_tokenizer(
     """
     start = time.monotonic()
     data, vocab_size = config.data, config.model.vocab_size
-    found = list(itertools.chain.from_iterable(groups))
-    _check_normalizer(config, found)
+    text_files = list(itertools.chain.from_iterable(groups))
+    _check_normalizer(config, text_files)
     if data.tokenizer:
         path = Path(data.tokenizer).expanduser()
         as_json = tokenizer.adopt(
             path, vocab_size, data.normalizer, data.tokenizer_kind
         )
     elif len(groups) == 1:
-        as_json = train_tokenizer(config, found)
+        as_json = train_tokenizer(config, text_files)
     else:  # in a process of its own, which returns its memory and can be interrupted
         with processes.pool(1, processes.cores()) as pool:
-            as_json = pool.submit(train_tokenizer, config, found).result()
+            as_json = pool.submit(train_tokenizer, config, text_files).result()
     files.write_text(folder / TOKENIZER, as_json)
     logger.info(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")
 
 
-def train_tokenizer(config: Config, found: Sequence[File]) -> str:
+def train_tokenizer(config: Config, text_files: Sequence[File]) -> str:
     """Returns, as JSON, a tokenizer trained on the beginning of every file.
 
     Each gives `data.tokenizer_chars` by its weight; held-out documents give nothing.
@@ -283,13 +283,14 @@ def train_tokenizer(config: Config, found: Sequence[File]) -> str:
       UserError: see `tokenizer.train`.
     """
     data = config.data
-    chars_of_files = sources.spread(data.tokenizer_chars, [f.weight for f in found], 1)
+    weights = [file.weight for file in text_files]
+    chars_of_files = sources.spread(data.tokenizer_chars, weights, 1)
 
     def sample() -> Iterator[str]:
-        for file, left in zip(found, chars_of_files, strict=True):
+        for file, left in zip(text_files, chars_of_files, strict=True):
             if not left:
                 continue
-            for text in file.documents(Records(data)):
+            for text in file.documents(ReadContext(data)):
                 if not encode.is_held_out(text, data.held_out_share):
                     yield _LONG_WORD.sub(" ", text[:left])
                 left -= len(text)
@@ -300,26 +301,26 @@ def train_tokenizer(config: Config, found: Sequence[File]) -> str:
     return tokenizer.train(sample, size, data.normalizer, kind).to_str()
 
 
-def _check_normalizer(config: Config, found: Sequence[File]) -> None:
+def _check_normalizer(config: Config, text_files: Sequence[File]) -> None:
     """Refuses to throw away much of the text, as of another script, or all of it."""
-    data, records = config.data, Records(config.data)
+    data, context = config.data, ReadContext(config.data)
     normalizer = tokenizer.normalizer(data.normalizer)
-    chars_of_files = sources.spread(CHECK_CHARS, [file.weight for file in found])
+    chars_of_files = sources.spread(CHECK_CHARS, [file.weight for file in text_files])
     before = after = 0
-    for file, chars in zip(found, chars_of_files, strict=True):
+    for file, chars in zip(text_files, chars_of_files, strict=True):
         limit = chars if file.max_chars is None else min(chars, file.max_chars)
         beginning = dataclasses.replace(file, max_chars=limit)
-        for text in beginning.documents(records):
+        for text in beginning.documents(context):
             text = re.sub(" {2,}", " ", text[:CHECK_CHARS])
             before += len(text)
             after += len(normalizer.normalize_str(text))
-    if not before and not any(True for f in found for _ in f.documents(records)):
-        found = [*records.problems]
-        if records.left_out:
-            found.append(f"the first record left out has {records.left_out}")
+    if not before and not any(True for f in text_files for _ in f.documents(context)):
+        reasons = [*context.problems]
+        if context.left_out:
+            reasons.append(f"the first record left out has {context.left_out}")
         raise UserError(
-            f"config.data.sources: no text in {data.sources} ({'; '.join(found)}); see "
-            f"data.txt_documents, data.text_field and data.keep={data.keep} in "
+            f"config.data.sources: no text in {data.sources} ({'; '.join(reasons)}); "
+            f"see data.txt_documents, data.text_field and data.keep={data.keep} in "
             "cramjax/config/data.py for what is a document"
         )
     if after < (1 - MAX_REMOVED) * before:

@@ -93,11 +93,11 @@ class File:
             return remote.open_url(self.url, self.size)
         return Path(self.path).open("rb")
 
-    def rows(self, records: "Records") -> Iterator[Record | str]:
+    def records(self, context: "ReadContext") -> Iterator[Record | str]:
         """Yields the file's records, or the texts of a file without records."""
-        return FORMATS[file_format(self.path)](self, records)
+        return FORMATS[file_format(self.path)](self, context)
 
-    def texts(self, records: "Records") -> Iterator[str]:
+    def raw_documents(self, context: "ReadContext") -> Iterator[str]:
         """Yields the documents as they are in the file.
 
         Bytes that are not UTF-8 become U+FFFD. Of a damaged file everything before the
@@ -107,10 +107,10 @@ class File:
           UserError: a record does not have the field.
           SourceLost: the file, which may be intact, cannot be read to its end.
         """
-        rows = self.rows(records)
+        records = self.records(context)
         while True:
             try:
-                row = next(rows, None)
+                entry = next(records, None)
             except self.damage as error:
                 if getattr(error, "errno", None) is not None:  # a fault of the disk
                     raise SourceLost(
@@ -118,15 +118,15 @@ class File:
                         "the same command continues with what is finished"
                     ) from error
                 what = str(error).partition("\n")[0]
-                records.problems[f"{self.path.name} is damaged: {what}"] += 1
+                context.problems[f"{self.path.name} is damaged: {what}"] += 1
                 return
-            if row is None:
+            if entry is None:
                 return
-            text = row if isinstance(row, str) else records.text(row, self.name)
+            text = entry if isinstance(entry, str) else context.text(entry, self.name)
             if text is not None:
                 yield text
 
-    def documents(self, records: "Records") -> Iterator[str]:
+    def documents(self, context: "ReadContext") -> Iterator[str]:
         """Yields the documents, stripped, without the empty ones, up to the limits.
 
         A document longer than `MAX_DOCUMENT_CHARS` becomes several, halves of surrogate
@@ -134,15 +134,15 @@ class File:
         next ones by a newline.
 
         Raises:
-          UserError: see `texts`.
+          UserError: see `raw_documents`.
         """
-        texts = _clean(self.texts(records), records)
-        texts = _joined(texts, records.data.join_chars)
+        texts = _clean(self.raw_documents(context), context)
+        texts = _joined(texts, context.data.join_chars)
         return self.transform(_limited(texts, self))
 
 
-class Records:
-    """Takes the texts out of records, and counts what is broken in them.
+class ReadContext:
+    """Settings and problem counts of one reading.
 
     Attributes:
       data: the config.
@@ -218,10 +218,10 @@ def _lines(file: File) -> Iterator[io.TextIOWrapper]:
         yield text
 
 
-def _txt(file: File, records: Records) -> Iterator[str]:
-    if records.keep:
-        raise _no_field(file.name, next(iter(records.keep)), [], "keep")
-    rule = records.data.txt_documents
+def _txt(file: File, context: ReadContext) -> Iterator[str]:
+    if context.keep:
+        raise _no_field(file.name, next(iter(context.keep)), [], "keep")
+    rule = context.data.txt_documents
     waiting: list[str] = []
     size = 0
     with _lines(file) as lines:
@@ -231,7 +231,7 @@ def _txt(file: File, records: Records) -> Iterator[str]:
                 blank = rule == "blank_line" and not line.strip()
                 full = size + len(line) > MAX_DOCUMENT_CHARS
                 if full and rule != "line":
-                    records.problems["documents cut for their length"] += 1
+                    context.problems["documents cut for their length"] += 1
                 if waiting and (blank or full or rule == "line"):
                     yield "".join(waiting)
                     waiting, size = [], 0
@@ -243,7 +243,7 @@ def _txt(file: File, records: Records) -> Iterator[str]:
     yield "".join(waiting)
 
 
-def _jsonl(file: File, records: Records) -> Iterator[Record]:
+def _jsonl(file: File, context: ReadContext) -> Iterator[Record]:
     with _lines(file) as lines:
         while line := lines.readline(MAX_RECORD_CHARS):  # the rest of one is no JSON
             if not line.strip():
@@ -255,10 +255,10 @@ def _jsonl(file: File, records: Records) -> Iterator[Record]:
             if isinstance(record, dict):
                 yield record
             else:
-                records.problems["lines that are not JSON objects"] += 1
+                context.problems["lines that are not JSON objects"] += 1
 
 
-def _csv(file: File, records: Records) -> Iterator[Record]:
+def _csv(file: File, context: ReadContext) -> Iterator[Record]:
     csv.field_size_limit(MAX_RECORD_CHARS)
     with _lines(file) as lines:
         rows = csv.DictReader(lines, restkey="")
@@ -266,18 +266,18 @@ def _csv(file: File, records: Records) -> Iterator[Record]:
             try:
                 row = next(rows, None)
             except csv.Error:
-                records.problems["rows that are not CSV"] += 1
+                context.problems["rows that are not CSV"] += 1
                 continue
             if row is None:
                 return
             yield row
 
 
-def _parquet(file: File, records: Records) -> Iterator[Record]:
+def _parquet(file: File, context: ReadContext) -> Iterator[Record]:
     # Without pre_buffer one row group is read at a time, not all of the file's.
     with file.open() as raw, parquet.ParquetFile(raw, pre_buffer=False) as table:
         names = table.schema_arrow.names
-        fields = [records.data.text_field, *records.keep]
+        fields = [context.data.text_field, *context.keep]
         columns = {name if name in names else name.split(".")[0] for name in fields}
         if not columns <= {*names}:
             columns = names  # for the error, which names them all
@@ -285,7 +285,7 @@ def _parquet(file: File, records: Records) -> Iterator[Record]:
             yield from batch.to_pylist()
 
 
-FORMATS: dict[str, Callable[[File, Records], Iterator[Record | str]]] = {
+FORMATS: dict[str, Callable[[File, ReadContext], Iterator[Record | str]]] = {
     ".txt": _txt,  # a document is what `data.txt_documents` says
     ".jsonl": _jsonl,
     ".json": _jsonl,
@@ -294,23 +294,23 @@ FORMATS: dict[str, Callable[[File, Records], Iterator[Record | str]]] = {
 }
 
 
-def _clean(texts: Iterator[str], records: Records) -> Iterator[str]:
+def _clean(texts: Iterator[str], context: ReadContext) -> Iterator[str]:
     """Yields documents without surrounding whitespace, as valid UTF-8, not too long."""
     empty = True
     for text in texts:
         starts = range(0, len(text), MAX_DOCUMENT_CHARS)
         if len(starts) > 1:
-            records.problems["documents cut for their length"] += len(starts) - 1
+            context.problems["documents cut for their length"] += len(starts) - 1
         for start in starts:
             piece = text[start : start + MAX_DOCUMENT_CHARS].strip()
             piece = piece.encode(errors="replace").decode()
             if "\ufffd" in piece:
-                records.problems["documents with bytes that are not UTF-8"] += 1
+                context.problems["documents with bytes that are not UTF-8"] += 1
             if piece:
                 empty = False
                 yield piece
     if empty:
-        records.problems["files without text"] += 1
+        context.problems["files without text"] += 1
 
 
 def _joined(texts: Iterator[str], min_chars: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cramjax.data.readers import File, Record, Records
+from cramjax.data.readers import File, ReadContext, Record
 from cramjax.errors import UserError
 
 RETRIES = 2  # of a download: a second; the library's ten take 3.5 minutes
@@ -76,7 +76,7 @@ class TfdsFile(File):
     split: str
     number: int
 
-    def rows(self, records: Records) -> Iterator[Record]:
+    def records(self, context: ReadContext) -> Iterator[Record]:
         """Yields the file's records."""
         import tensorflow_datasets
 

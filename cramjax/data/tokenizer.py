@@ -34,7 +34,7 @@ UNK = "<unk>"
 INSIDE = "##"  # before the pieces that continue a word
 BEGIN = "\u2581"  # before the pieces that begin one
 
-Documents = Callable[[], Iterable[str]]  # called once for every pass
+TextFactory = Callable[[], Iterable[str]]  # called once for every pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Kind:
     """
 
     model: Callable[[], Model]
-    train: Callable[[Tokenizer, Documents, int], Model]
+    train: Callable[[Tokenizer, TextFactory, int], Model]
     decoder: decoders.Decoder
     pre_tokenizer: pre_tokenizers.PreTokenizer
     steps: tuple[str, ...] = ()
@@ -76,17 +76,17 @@ def _fit(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _train_bpe(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
+def _train_bpe(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:
     _fit(tokenizer, trainers.BpeTrainer, documents(), size)
     return tokenizer.model
 
 
-def _train_wordlevel(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
+def _train_wordlevel(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:
     _fit(tokenizer, trainers.WordLevelTrainer, documents(), size)
     return tokenizer.model
 
 
-def _train_wordpiece(tokenizer: Tokenizer, documents: Documents, size: int) -> Model:
+def _train_wordpiece(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:
     """Makes two passes, so that the same text gives the same pieces.
 
     The library alone would not do that: it numbers the word-internal characters ("##a")
@@ -101,7 +101,7 @@ def _train_wordpiece(tokenizer: Tokenizer, documents: Documents, size: int) -> M
 
 
 def _train_unigram(
-    tokenizer: Tokenizer, documents: Documents, size: int, n_sub_iterations: int = 2
+    tokenizer: Tokenizer, documents: TextFactory, size: int, n_sub_iterations: int = 2
 ) -> Model:
     """Takes all characters, found in a first pass, and the likeliest longer pieces.
 
@@ -200,7 +200,7 @@ def normalizer(steps: Sequence[str]) -> normalizers.Normalizer:
 _CONTROL = dict.fromkeys({*range(32), 127} - set(map(ord, "\t\n\r")))
 
 
-class Encoder:
+class BatchEncoder:
     """A tokenizer's ids for many texts; ASCII ones are normalised in Python.
 
     The library's normalizer keeps track of every character's position, which is not
@@ -225,7 +225,7 @@ class Encoder:
     def _normalized(self, text: str) -> str:
         """Does to ASCII text what `normalizer` does, except to runs of spaces.
 
-        These separate words however long they are.
+        These separate words however long they are. The other steps do nothing to ASCII.
         """
         if "clean" in self._steps:
             text = text.translate(_CONTROL)
@@ -240,7 +240,7 @@ def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
 
 
 def train(
-    documents: Documents, vocab_size: int, steps: Sequence[str], kind: str
+    documents: TextFactory, vocab_size: int, steps: Sequence[str], kind: str
 ) -> Tokenizer:
     """Trains a tokenizer of exactly `vocab_size` entries, special tokens included.
 

@@ -45,12 +45,11 @@ class MicroStep:
     """A jitted micro-step and how to feed it; made by `train_step.build`.
 
     Attributes:
-      config: of the run.
       function: (state, tokens_BxL, progress) to (state, metrics); donates the state.
       init_state: returns the initial state when it is traced.
       sharding: of the state.
       token_dtype: of the batches.
-      compile_s: how long `compiled` took; 0 if it compiled nothing.
+      compile_s: how long `compile_ahead` took; 0 if it compiled nothing.
       needed_bytes: memory of the compiled program and its arguments.
     """
 
@@ -81,7 +80,7 @@ class MicroStep:
             state, tokens_BxL, jax.ShapeDtypeStruct((), np.float32)
         )
 
-    def compiled(self) -> "MicroStep":
+    def compile_ahead(self) -> "MicroStep":
         """Returns the same micro-step, compiled for whole blocks.
 
         With a curriculum nothing is compiled: training may resume at any length.
@@ -89,6 +88,7 @@ class MicroStep:
         if self.config.curriculum.lengths:
             return self
         start = time.monotonic()
+        # The executable is not kept: `function`, called with these shapes, reuses it.
         needed_bytes = planned_bytes(self.lowered().compile())
         compile_s = time.monotonic() - start
         return dataclasses.replace(self, compile_s=compile_s, needed_bytes=needed_bytes)

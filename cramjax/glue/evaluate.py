@@ -106,7 +106,7 @@ def _read(config: Config, task: Task) -> TaskRows[Rows]:
     return rows
 
 
-def estimate_s(config: Config, chosen: list[Task], tokenizer: Tokenizer) -> float:
+def estimate_s(config: Config, complete: list[Task], tokenizer: Tokenizer) -> float:
     """Estimates how long all trials, initializations and learning rates take.
 
     A step of the largest task is timed, and the others count by their padded tokens.
@@ -114,7 +114,7 @@ def estimate_s(config: Config, chosen: list[Task], tokenizer: Tokenizer) -> floa
     """
     glue = config.glue
     tokens, lengths = [], []
-    for task in chosen:
+    for task in complete:
         rows = _read(config, task)
         few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
         few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
@@ -133,13 +133,13 @@ def estimate_s(config: Config, chosen: list[Task], tokenizer: Tokenizer) -> floa
 
 def evaluate(
     config: Config,
-    weights: dict[str, Any],
+    named_params: dict[str, Any],
     tokenizer: Tokenizer,
     workdir: Path,
-    chosen: Sequence[Task],
+    complete: Sequence[Task],
     imported: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tunes on every chosen task and scores its dev sets.
+    """Fine-tunes on every task and scores its dev sets.
 
     Results are written to glue.json after every job; jobs with results are skipped.
     Beside it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, for test
@@ -147,11 +147,11 @@ def evaluate(
 
     Args:
       config: its `glue` and `model` sections.
-      weights: parameters of `encoder.MaskedLM` for every initialization but "random".
+      named_params: of `encoder.MaskedLM`, for every initialization but "random".
       tokenizer: the one they were trained with.
       workdir: the folder of glue.json.
-      chosen: the tasks, as `fetch` returns them.
-      imported: the weights are those of another project's model.
+      complete: the tasks that `fetch` returns.
+      imported: the parameters are those of another project's model.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -167,7 +167,7 @@ def evaluate(
     """
     path = workdir / RESULTS
     results = _read_results(path)
-    todo = [(task, jobs) for task in chosen if (jobs := _jobs(results, task, config))]
+    todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
         rows = _read(config, task)
         entries = _entries(path, results, rows)
@@ -185,7 +185,7 @@ def evaluate(
                     encoded.train,
                     [*encoded.dev.values(), *encoded.test.values()],
                     encoded.outputs,
-                    pretrained=weights.get(start),
+                    pretrained=named_params.get(start),
                     learning_rate=rate,
                     seed=config.seed,
                     on_chunk=journal.show,

@@ -22,7 +22,7 @@ from cramjax.data import tokenizer
 from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue.data import Encoded, padded_length
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Classifier
 from cramjax.training import loss_scale, schedules
 from cramjax.training.optimizer import decay_mask
@@ -340,10 +340,15 @@ def _step(static, trial, key, tokens_BxL, labels_B, step, progress, peak):
     )
 
 
+def _squared_error(outputs_Bx1: jax.Array, targets_B: jax.Array) -> jax.Array:
+    """Returns the mean squared error of a regression."""
+    return jnp.mean(jnp.square(outputs_Bx1.astype(jnp.float32)[:, 0] - targets_B))
+
+
 def _gradients(static, params, scale, dropout_key, tokens_BxL, labels_B):
     """Returns the loss and its gradients, computed at `scale` times the loss."""
     classifier = static.classifier(static.glue.dropout)
-    loss_function = fused.squared_error if static.outputs == 1 else fused.cross_entropy
+    loss_function = _squared_error if static.outputs == 1 else cross_entropy
 
     def loss_of(params):
         logits_BxC = classifier.apply(

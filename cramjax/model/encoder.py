@@ -1,7 +1,7 @@
 """The encoder crammed-bert (arXiv 2212.14034, section 4.2) and its two heads.
 
-This file reads top to bottom with the defaults of `config.ModelConfig`. What a key's
-other values choose, the rows of the paper's Table 11, is in `variants`.
+This file reads top to bottom with the defaults of `config.ModelConfig`. Initializers,
+norms and positions, both defaults and the rows of Table 11, are in `layers`.
 
 Axes, one capital letter each, as suffixes of array names and in einsum strings:
     B batch        L query position   M key position   D width       H heads
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from cramjax.config import ModelConfig
-from cramjax.model.variants import (
+from cramjax.model.layers import (
     ACTIVATIONS,
     ADDED_POSITIONS,
     FourierMixing,
@@ -65,7 +65,7 @@ class Embedding(nn.Module):
         """Returns x_BxLxD for integer tokens; token types are 0 unless given."""
         config = self.config
         x_BxLxE = jnp.take(self.word, tokens_BxL.astype(jnp.int32), axis=0)
-        # As in the original, <pad> gets a gradient as an answer, not as an input.
+        # Like PyTorch's padding_idx: no gradient through the input lookup of <pad>.
         pad_BxLx1 = (tokens_BxL == PAD)[..., None]
         x_BxLxE = jnp.where(pad_BxLx1, jax.lax.stop_gradient(x_BxLxE), x_BxLxE)
         if config.added_positions:
@@ -152,7 +152,7 @@ class GatedFeedForward(nn.Module):
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
         """Returns x_NxD."""
         activation = ACTIVATIONS[self.config.activation]
-        # The backward pass computes the product again: reading it is more traffic.
+        # Recomputed in the backward pass: cheaper than reading it back.
         gated = jax.checkpoint(lambda gate, value: activation(gate) * value)
         return self.output(gated(self.gate(x_NxD), self.value(x_NxD)))
 
@@ -228,23 +228,22 @@ class Encoder(nn.Module):
     def __call__(
         self,
         tokens_BxL: jax.Array,
-        attention_mask_BxL: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
         token_types_BxL: jax.Array | None = None,
     ) -> jax.Array:
         """Returns hidden_BxLxD.
 
         Args:
           tokens_BxL: any integer dtype.
-          attention_mask_BxL: 1 for tokens, 0 for padding; or a mask_BxLxM, 1 where L
-            may attend to M, see `document_mask`.
+          attention_mask: mask_BxL, 1 for tokens, 0 for padding; or mask_BxLxM, 1 where
+            L may attend to M, see `document_mask`.
           token_types_BxL: 0 or 1, if the config has token types.
         """
         x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
-        mask_BxLxM = attention_mask_BxL
-        if mask_BxLxM is not None and mask_BxLxM.ndim == 2:
-            mask_BxLxM = attention_mask_BxL[:, None]
-        # Two axes, and a barrier before the first layer: only then does XLA on a GPU
-        # add the residual in the matrix product before it.
+        mask_BxLxM = attention_mask
+        if attention_mask is not None and attention_mask.ndim == 2:
+            mask_BxLxM = attention_mask[:, None]
+        # Two axes and a barrier let XLA:GPU fuse a residual add into the matmul before.
         x_NxD = jax.lax.optimization_barrier(x_BxLxD.reshape(-1, self.config.width))
         for layer in self.layers * self.config.repeats:
             x_NxD = layer(x_NxD, x_BxLxD.shape[1], mask_BxLxM)
@@ -273,10 +272,10 @@ class MaskedLM(Encoder):
         self,
         tokens_BxL: jax.Array,
         positions_BxP: jax.Array,
-        attention_mask_BxL: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Returns float32 logits_BxPxV."""
-        hidden_BxLxD = super().__call__(tokens_BxL, attention_mask_BxL)
+        hidden_BxLxD = super().__call__(tokens_BxL, attention_mask)
         if not self.config.sparse_prediction:
             logits_BxLxV = self.logits(hidden_BxLxD)
             return jnp.take_along_axis(logits_BxLxV, positions_BxP[..., None], 1)

@@ -5,7 +5,7 @@ import math
 from cramjax.config import ModelConfig
 
 
-def predicted_positions(mask_rate: float, length: int) -> int:
+def predicted_per_row(mask_rate: float, length: int) -> int:
     """Returns how many of a row's positions are predicted: P, the same in every row."""
     return round(mask_rate * length)
 
@@ -37,7 +37,7 @@ def train_flops_by_part(
     ffn_layers = model.repeats * sum(model.has_ffn(i) for i in range(model.layers))
     decoded = 1.0
     if model.sparse_prediction:
-        decoded = predicted_positions(mask_rate, length) / length
+        decoded = predicted_per_row(mask_rate, length) / length
     factorised = embedding != width
     attends = model.mixing == "attention"
     per_ffn = model.ffn_width * (3 / 2 if model.ffn == "gated" else 2)

@@ -78,7 +78,7 @@ class CheckpointStore:
         Args:
           state: of the device.
           host: returns the host's state, which includes the clock's.
-          clock: of the run; the time spent waiting is not charged.
+          clock: the run's; the time spent waiting is not charged.
           signals: received so far; another SIGINT or SIGTERM ends the wait.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from cramjax.config import BudgetConfig
 
 # Kinds of seconds. "training" is everything that is not measured as another kind, data
-# loading included; "lost" is work undone by a crash or a step back.
+# loading included; "lost" is work undone by a crash or a rollback.
 CHARGED = ("training", "lost", "compilation", "checkpoints")
 FREE = ("validation", "idle")
 COUNTS = ("step", "updates", "position", "tokens", "flops")
@@ -29,8 +29,7 @@ class Clock:
     """The progress of a run over all of its sessions; kept in every checkpoint.
 
     Learning rate, batch size and the end of training are functions of `progress()`. A
-    wall-clock budget counts the seconds of `CHARGED`: everything between the loop's
-    start and its end except validation.
+    wall-clock budget counts the seconds of `CHARGED`: those of `FREE` are free.
 
     Attributes:
       step: micro-steps handed to the device.
@@ -109,11 +108,11 @@ class Clock:
         """Discards the seconds since the clock was made, which prepared training."""
         self._since = self._now()
 
-    def charge(self, kind: str, seconds: float) -> None:
+    def add_seconds(self, kind: str, seconds: float) -> None:
         """Counts seconds as `kind` that passed while the clock was not running."""
         self._seconds[kind] += seconds
 
-    def go_back(self, saved: Mapping[str, Any]) -> None:
+    def roll_back(self, saved: Mapping[str, Any]) -> None:
         """Returns to a checkpoint; the seconds charged since then are lost."""
         spent_s, now = self.elapsed_s, self.seconds
         self._set(saved)

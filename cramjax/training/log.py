@@ -85,7 +85,7 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
 
 
 @dataclasses.dataclass
-class Readings:
+class TrainMetrics:
     """What the micro-steps have reported; kept in every checkpoint."""
 
     window: list[float] = dataclasses.field(default_factory=list)  # losses since a line
@@ -97,8 +97,8 @@ class Readings:
     )
 
     @classmethod
-    def restored(cls, saved: Mapping[str, Any]) -> "Readings":
-        """Returns the readings that a checkpoint holds, among other values."""
+    def restored(cls, saved: Mapping[str, Any]) -> "TrainMetrics":
+        """Returns those that a checkpoint holds, among other values."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: saved[name] for name in names if name in saved})
 
@@ -166,9 +166,9 @@ class Throughput:
 class ProgressLine:
     """A live line on a terminal, plain lines elsewhere; a context manager."""
 
-    def __init__(self, corpus_tokens: int):
-        """Shows nothing yet; `corpus_tokens` are those of one pass over the text."""
-        self._corpus_tokens = corpus_tokens
+    def __init__(self, blocks: int):
+        """Shows nothing yet; `blocks` are those of one pass over the text."""
+        self._blocks = blocks
         self._start: tuple[float, float, int] | None = None
         self._last_plain = 0.0
         self._live = None
@@ -191,34 +191,34 @@ class ProgressLine:
             self._live.stop()
 
     def update(
-        self, clock: Clock, readings: Readings, throughput: Mapping[str, float]
+        self, clock: Clock, train_metrics: TrainMetrics, throughput: Mapping[str, float]
     ) -> None:
         """Shows the state after a step; `throughput` is `Throughput.latest`."""
-        used, now = clock.progress(), time.monotonic()
+        progress, now = clock.progress(), time.monotonic()
         if self._start is None:  # the first step compiles: rates count from its end
-            self._start = (now, used, clock.tokens)
+            self._start = (now, progress, clock.tokens)
             return
-        start, start_used, start_tokens = self._start
+        start, start_progress, start_tokens = self._start
         seconds = max(now - start, 1e-9)
         tokens_per_s = (clock.tokens - start_tokens) / seconds
-        left_s = (1 - used) * seconds / max(used - start_used, 1e-9)
-        latest, loss = readings.latest, readings.loss
-        passes = clock.tokens / self._corpus_tokens
+        left_s = (1 - progress) * seconds / max(progress - start_progress, 1e-9)
+        latest, loss = train_metrics.latest, train_metrics.loss
+        passes = clock.position / self._blocks
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
             f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
             f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  "
-            f"pass {passes:.1f} of {passes / max(used, 1e-9):.1f}  "
+            f"pass {passes:.1f} of {passes / max(progress, 1e-9):.1f}  "
             f"left {_duration(left_s)}{_device(throughput)}"
         )
         if latest["skipped"]:
             text += f"  {latest['skipped']} micro-batches skipped: not finite"
         if self._live:
-            self._live.update(self._task, completed=used, description=text)
-        elif now - self._last_plain > PLAIN_EVERY_S or used >= 1:
+            self._live.update(self._task, completed=progress, description=text)
+        elif now - self._last_plain > PLAIN_EVERY_S or progress >= 1:
             self._last_plain = now
-            logger.info(f"pretraining {used:6.1%}  {text}")
+            logger.info(f"pretraining {progress:6.1%}  {text}")
 
 
 def _device(throughput: Mapping[str, float]) -> str:

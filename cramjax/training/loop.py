@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 import signal
@@ -24,23 +23,23 @@ from cramjax.model.flops import train_flops_per_token
 from cramjax.training import schedules, train_step
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, ProgressLine, Readings, Throughput
+from cramjax.training.log import MetricsLog, ProgressLine, Throughput, TrainMetrics
 from cramjax.training.validation import score
 
 logger = logging.getLogger(__name__)
 
 # Events of metrics.jsonl.
-STEPPED_BACK = "stepped_back"
+ROLLED_BACK = "stepped_back"
 RESUMED = "resumed"
 FIRST_STEP = "first_step"
 
 
-class Step(NamedTuple):
-    """A micro-step on the device, and the progress before it."""
+class DispatchedStep(NamedTuple):
+    """A micro-step handed to the device, and the clock's values before it."""
 
     step: int
     position: int
-    used: float
+    progress: float
     metrics: dict[str, jax.Array]
 
 
@@ -50,26 +49,27 @@ class Session:
 
     config: Config
     corpus: Corpus
-    workdir: Path  # a batch with bad numbers is written there
+    workdir: Path  # a batch whose gradients are not finite goes there
     store: CheckpointStore
     log: MetricsLog
     micro_step: MicroStep
     state: train_step.TrainState
     clock: Clock
-    readings: Readings
+    train_metrics: TrainMetrics
     throughput: Throughput
-    # `time.monotonic()` when the session began to prepare for training.
-    begun: float = dataclasses.field(default_factory=time.monotonic)
+    started_at: float  # `time.monotonic()` when it began to prepare for training
     compiled_before_s: float = 0.0  # seconds of compilation in earlier sessions
-    steps_back: int = 0  # how often training went back to a checkpoint
-    last_read: Step | None = None  # the latest step of this session that was read
-    first_step_s: float | None = None  # from `begun` to the end of the first step
+    rollbacks: int = 0  # to an earlier checkpoint, in all sessions
+    last_read: DispatchedStep | None = None  # the latest one of this session
+    first_step_s: float | None = None  # from `started_at` to the end of the first step
+    stream: BlockStream = dataclasses.field(init=False)
+    # Of the micro-batches that the micro-step is compiled for.
+    compiled_shapes: set[tuple[int, int]] = dataclasses.field(init=False)
 
     def __post_init__(self):
         config, step = self.config, self.micro_step
         self.stream = BlockStream(self.corpus, config.data.order, config.seed)
-        # Shapes of the batches that the micro-step is compiled for.
-        self.compiled = {step.block_shape} if step.compile_s else set()
+        self.compiled_shapes = {step.block_shape} if step.compile_s else set()
 
 
 def train(session: Session) -> int | None:
@@ -78,19 +78,19 @@ def train(session: Session) -> int | None:
     When it returns the state is on disk, which a second signal cannot prevent.
 
     Raises:
-      TrainingFailed: bad numbers again after a step back, or too high a loss.
+      TrainingFailed: gradients are not finite again after a rollback, or the loss is
+        too high.
       UserError: the disk is full, and the user does not wait for room.
     """
     config, clock, store = session.config, session.clock, session.store
     validation = Timer(config.validation.every_minutes)
     checkpoint = Timer(config.checkpoint.every_minutes)
-    in_flight, blocks = None, session.corpus.train
-    corpus_tokens = len(blocks) * blocks.length
-    with stop_signals() as signals, ProgressLine(corpus_tokens) as line:
-        while (used := clock.progress()) < 1 and not signals:
-            # The device works on this step while the host reads the one before it: it
-            # never waits for the host, and the host is at most one step ahead of it.
-            previous, in_flight = in_flight, dispatch(session, used)
+    in_flight = None
+    with stop_signals() as signals, ProgressLine(len(session.corpus.train)) as line:
+        while (progress := clock.progress()) < 1 and not signals:
+            # Except when logging, validating or saving, the device runs this step while
+            # the host reads the previous one.
+            previous, in_flight = in_flight, dispatch(session, progress)
             read_metrics(session, previous)
             # The last line comes before the last checkpoint: resuming there adds none.
             logs = clock.step % config.log.every_steps == 0 or clock.progress() >= 1
@@ -100,10 +100,10 @@ def train(session: Session) -> int | None:
                 in_flight = None
             if session.first_step_s is None and session.last_read:
                 note_first_step(session)
-            line.update(clock, session.readings, session.throughput.latest)
-            if has_bad_numbers(session):
+            line.update(clock, session.train_metrics, session.throughput.latest)
+            if too_many_nonfinite(session):
                 in_flight = None
-                step_back(session)
+                roll_back(session)
                 continue
             if logs:
                 write_line(session)
@@ -114,7 +114,7 @@ def train(session: Session) -> int | None:
                 save(session)
         read_metrics(session, in_flight)
         finished = clock.progress() >= 1
-        if finished and session.readings.window:  # time was up after the last step
+        if finished and session.train_metrics.window:  # time was up after the last step
             write_line(session)
         store.save_at_last(session.state, lambda: host_state(session), clock, signals)
         if not finished:  # after the last write, which is charged, too
@@ -164,35 +164,35 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def dispatch(session: Session, used: float) -> Step:
+def dispatch(session: Session, progress: float) -> DispatchedStep:
     """Hands the next micro-step to the device, and counts it."""
     config, clock = session.config, session.clock
-    tokens_BxL = batch(session, clock.position, used)
+    tokens_BxL = micro_batch_at(session, clock.position, progress)
     rows, length = tokens_BxL.shape
-    compiles = (rows, length) not in session.compiled
-    session.compiled.add((rows, length))
+    compiles = (rows, length) not in session.compiled_shapes
+    session.compiled_shapes.add((rows, length))
     with clock.measure("compilation" if compiles else "training"):
         session.state, metrics = session.micro_step.function(
-            session.state, tokens_BxL, np.float32(used)
+            session.state, tokens_BxL, np.float32(progress)
         )
-    step = Step(clock.step, clock.position, used, metrics)
+    step = DispatchedStep(clock.step, clock.position, progress, metrics)
     rate = config.objective.max_mask_rate
     flops_per_token = train_flops_per_token(config.model, rate, length)
     clock.advance(config.micro_batch, rows * length, rows * length * flops_per_token)
     return step
 
 
-def batch(session: Session, position: int, used: float) -> np.ndarray:
+def micro_batch_at(session: Session, position: int, progress: float) -> np.ndarray:
     """Returns tokens_BxL: blocks from `position` on, cut as the curriculum demands."""
-    blocks_BxL = session.stream.batch(position, session.config.micro_batch)
+    blocks_BxL = session.stream.take(position, session.config.micro_batch)
     stages = session.config.curriculum
-    length = schedules.sequence_length(used, stages, blocks_BxL.shape[1])
+    length = schedules.sequence_length(progress, stages, blocks_BxL.shape[1])
     if stages.unfold:  # every block becomes several rows
         return blocks_BxL.reshape(-1, length)
     return blocks_BxL[:, :length]  # the rest of the block is dropped
 
 
-def read_metrics(session: Session, step: Step | None) -> None:
+def read_metrics(session: Session, step: DispatchedStep | None) -> None:
     """Waits for a micro-step, if there is one, and records what it reports."""
     if step is None:
         return
@@ -200,8 +200,8 @@ def read_metrics(session: Session, step: Step | None) -> None:
     session.last_read = step
     session.clock.updates += metrics["updated"]
     if metrics["finite"]:
-        session.readings.window.append(metrics["loss"])
-    session.readings.latest = {
+        session.train_metrics.window.append(metrics["loss"])
+    session.train_metrics.latest = {
         "learning_rate": metrics["learning_rate"],
         "grad_norm": metrics["grad_norm"],
         "batch_size": metrics["accumulate"] * session.config.micro_batch,
@@ -218,7 +218,7 @@ def write_event(session: Session, event: str, **values: Any) -> None:
 
 def note_first_step(session: Session) -> None:
     """Reports how long it took until the session's first step was done."""
-    first_step_s = session.first_step_s = time.monotonic() - session.begun
+    first_step_s = session.first_step_s = time.monotonic() - session.started_at
     compile_s = session.clock.seconds["compilation"] - session.compiled_before_s
     logger.info(
         f"first step after {first_step_s:.1f} s, {compile_s:.1f} s of compilation"
@@ -229,16 +229,16 @@ def note_first_step(session: Session) -> None:
 def write_line(session: Session) -> None:
     """Writes a line of measurements."""
     clock = session.clock
-    session.readings.close_window()
+    session.train_metrics.close_window()
     session.log.write(
         step=clock.step,
         updates=clock.updates,
         progress=clock.progress(),
         tokens=clock.tokens,
         elapsed_s=clock.elapsed_s,
-        loss=session.readings.last_loss,
+        loss=session.train_metrics.last_loss,
         **session.throughput.line(),
-        **session.readings.latest,
+        **session.train_metrics.latest,
     )
 
 
@@ -246,11 +246,11 @@ def validate(session: Session) -> None:
     """Scores the weights on held-out text."""
     clock, corpus = session.clock, session.corpus
     with clock.measure("validation"):
-        weights = train_step.weights(session.config, session.state)
-        scores = score(session.config, weights, corpus)
+        named_params = train_step.named_params(session.config, session.state)
+        scores = score(session.config, named_params, corpus)
     write_event(session, "validation", tokens=clock.tokens, **scores)
     logger.info(
-        f"held-out loss {scores['loss']:.3f} nats (word frequencies alone: "
+        f"held-out loss {scores['loss']:.3f} nats (unigram entropy: "
         f"{corpus.manifest['unigram_entropy']:.3f}) after {clock.tokens:,} tokens, "
         f"{clock.progress():.1%} of the budget"
     )
@@ -266,69 +266,68 @@ def host_state(session: Session) -> dict[str, Any]:
     """Returns the host's part of a checkpoint, as JSON values."""
     return {
         **session.clock.saved(),
-        **dataclasses.asdict(session.readings),
+        **dataclasses.asdict(session.train_metrics),
         "energy_kwh": session.throughput.energy_kwh,
     }
 
 
 def check_loss(session: Session) -> None:
     """Stops a run that does not learn."""
-    guard, loss = session.config.guard, session.readings.last_loss
-    used = session.clock.progress()
-    if not guard.max_loss or used < guard.max_loss_after:
+    guard, loss = session.config.guard, session.train_metrics.last_loss
+    progress = session.clock.progress()
+    if not guard.max_loss or progress < guard.max_loss_after:
         return
     if loss is not None and loss > guard.max_loss:
         save(session)
         raise TrainingFailed(
-            f"the training loss is {loss:.2f} after {used:.1%} of the budget, above "
-            f"config.guard.max_loss={guard.max_loss:g}: try a lower "
+            f"the training loss is {loss:.2f} after {progress:.1%} of the budget, "
+            f"above config.guard.max_loss={guard.max_loss:g}: try a lower "
             "--config.optimizer.learning_rate in another --workdir, or raise the limit "
             "(0 = none)"
         )
 
 
-def has_bad_numbers(session: Session) -> bool:
+def too_many_nonfinite(session: Session) -> bool:
     """Returns whether too many micro-steps in a row had gradients that are not finite.
 
     Earlier sessions' steps do not count, so that a run stopped there can be resumed.
     """
-    bad = session.readings.latest["bad_in_a_row"]
+    bad = session.train_metrics.latest["bad_in_a_row"]
     return bool(session.last_read) and bad >= session.config.guard.max_bad_steps
 
 
-def step_back(session: Session) -> None:
+def roll_back(session: Session) -> None:
     """Goes back to the last checkpoint with a lower learning rate, once.
 
     Raises:
-      TrainingFailed: it went back before.
+      TrainingFailed: it did so before.
     """
     config, clock, last = session.config, session.clock, session.last_read
     dump = session.workdir / f"bad_batch-{last.step}.npz"
-    tokens_BxL = batch(session, last.position, last.used)
-    np.savez(
-        dump, tokens=tokens_BxL, step=last.step, position=last.position, used=last.used
-    )
+    tokens_BxL = micro_batch_at(session, last.position, last.progress)
+    where = {"step": last.step, "position": last.position, "used": last.progress}
+    np.savez(dump, tokens=tokens_BxL, **where)
     why = (
-        f"{session.readings.latest['bad_in_a_row']} micro-batches in a row had "
+        f"{session.train_metrics.latest['bad_in_a_row']} micro-batches in a row had "
         f"gradients that are not finite, the last one is in {dump}"
     )
-    if session.steps_back:
+    if session.rollbacks:
         raise TrainingFailed(
             f"{why}; the learning rate was already lowered once: pass a lower "
             "--config.optimizer.learning_rate and another --workdir"
         )
-    session.steps_back += 1
+    session.rollbacks += 1
     session.store.wait()
-    state, saved = restore_or_init(config, session.store, session.steps_back)
+    state, saved = restore_or_init(session.micro_step, session.store, session.rollbacks)
     session.state = state.replace(bad_in_a_row=jnp.zeros_like(state.bad_in_a_row))
-    session.readings = Readings.restored(saved)
-    session.readings.latest["bad_in_a_row"] = 0
+    session.train_metrics = TrainMetrics.restored(saved)
+    session.train_metrics.latest["bad_in_a_row"] = 0
     session.last_read = None
-    clock.go_back(saved)
+    clock.roll_back(saved)
     session.throughput.restart()
     session.log.cut(
         clock.step,
-        event=STEPPED_BACK,
+        event=ROLLED_BACK,
         step=clock.step,
         elapsed_s=clock.elapsed_s,
         energy_kwh=session.throughput.energy_kwh,
@@ -341,19 +340,17 @@ def step_back(session: Session) -> None:
 
 
 def restore_or_init(
-    config: Config, store: CheckpointStore, steps_back: int
+    micro_step: MicroStep, store: CheckpointStore, rollbacks: int
 ) -> tuple[train_step.TrainState, dict[str, Any]]:
     """Returns the latest checkpoint's state and `host_state`, or a new state and {}.
 
-    Each of `steps_back` lowers the learning rate by `guard.rate_factor`.
+    Each of the `rollbacks` lowers the learning rate by `guard.rate_factor`.
     """
-    sharding = train_step.replicated(train_step.make_mesh())
-    make = functools.partial(train_step.init_state, config)
-    step = store.latest_step()
+    step, sharding = store.latest_step(), micro_step.sharding
     if step is None:
-        state, saved = jax.jit(make, out_shardings=sharding)(), {}
+        state, saved = micro_step.fresh_state(), {}
     else:
-        state, saved = store.restore(step, abstract(make, sharding))
-    # The checkpoint may have been written before the step back.
-    scale = jnp.float32(config.guard.rate_factor**steps_back)
+        state, saved = store.restore(step, abstract(micro_step.init_state, sharding))
+    # The checkpoint may have been written before a rollback.
+    scale = jnp.float32(micro_step.config.guard.rate_factor**rollbacks)
     return state.replace(rate_scale=jax.device_put(scale, sharding)), saved

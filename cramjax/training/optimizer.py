@@ -20,21 +20,22 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns clipping and the config's method at the schedule's learning rate.
 
-    Its `update` needs `progress=`, `rate_scale=` and `emit=`, see `scale_by_schedule`
-    and `when_emitting`. The state has, for `optax.tree.get`, "learning_rate" and
-    "grad_norm", the norm of the accumulated gradient before clipping.
+    Its `update` needs `progress=`, `rate_scale=` and `emit=`, see
+    `scale_by_progress_schedule` and `when_emitting`. The state has, for
+    `optax.tree.get`, "learning_rate" and "grad_norm", the norm of the accumulated
+    gradient before clipping.
     """
     clip = optax.identity()
     if config.clip_norm:
         clip = optax.clip_by_global_norm(config.clip_norm)
-    step = [METHODS[config.name](config)]
+    method = [METHODS[config.name](config)]
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
-    step.insert(0 if config.name in L2_DECAY else 1, decay)
+    method.insert(0 if config.name in L2_DECAY else 1, decay)
     return optax.chain(
         optax.snapshot("grad_norm", optax.tree.norm),
         clip,
-        *step,
-        scale_by_schedule(config.learning_rate, schedule),
+        *method,
+        scale_by_progress_schedule(config.learning_rate, schedule),
     )
 
 
@@ -45,7 +46,7 @@ class ScaleByScheduleState(NamedTuple):
     learning_rate: jax.Array
 
 
-def scale_by_schedule(
+def scale_by_progress_schedule(
     peak: float, schedule: ScheduleConfig
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates by minus the learning rate.
@@ -134,7 +135,8 @@ def when_emitting(
     """Skips the work where `optax.MultiSteps` would discard its result.
 
     If the extra argument `emit` is false, this micro-step does not end an accumulation:
-    the updates are 0 and the state is kept.
+    the updates are 0 and the state is kept. This is optax's `conditionally_mask`
+    without its counter, which would change the checkpoints.
     """
 
     def update(updates, state, params=None, *, emit, **extra):

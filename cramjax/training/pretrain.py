@@ -20,8 +20,8 @@ from cramjax.training import averaging, train_step
 from cramjax.training import log as metrics_log
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Readings, Throughput
-from cramjax.training.loop import RESUMED, STEPPED_BACK, Session, restore_or_init, train
+from cramjax.training.log import MetricsLog, Throughput, TrainMetrics
+from cramjax.training.loop import RESUMED, ROLLED_BACK, Session, restore_or_init, train
 from cramjax.training.validation import score
 from cramjax.version import code_version, command_line, library_versions
 
@@ -35,19 +35,17 @@ def pretrain(
     config: Config,
     corpus: Corpus,
     workdir: Path,
-    step: Future[MicroStep] | None = None,
-    begun: float | None = None,
+    compiling: Future[MicroStep] | None = None,
+    started_at: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
     Writes checkpoints/, metrics.jsonl and, at the end, pretrain.json in the workdir.
 
     Args:
-      config: of the run.
       corpus: to train and to validate on.
-      workdir: of the run.
-      step: the micro-step, being compiled; without it the first step compiles.
-      begun: `time.monotonic()` when the session began to prepare for training.
+      compiling: the micro-step, being compiled; without it the first step compiles.
+      started_at: `time.monotonic()` when it began to prepare; now if it is left out.
 
     Returns:
       Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
@@ -55,15 +53,16 @@ def pretrain(
 
     Raises:
       Interrupted: SIGINT or SIGTERM arrived; the state is saved.
-      TrainingFailed: the numbers are bad, or the loss too high; see `loop.train`.
+      TrainingFailed: see `loop.train`.
       UserError: the device has too little memory.
     """
+    started_at = time.monotonic() if started_at is None else started_at
     with (
         out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        session = resume(config, corpus, store, log, workdir, step, begun)
+        session = resume(config, corpus, store, log, workdir, compiling, started_at)
         clock = session.clock
         stopped_by = train(session)
         if stopped_by is not None:
@@ -79,14 +78,14 @@ def pretrain(
                 "nothing is trained; pass another --workdir"
             )
         with clock.measure("validation"):
-            weights = train_step.weights(config, session.state)
-            scores = score(config, weights, corpus)
+            named_params = train_step.named_params(config, session.state)
+            scores = score(config, named_params, corpus)
             scores["word_order"] = word_order.score(
-                config, weights["pretrained"], corpus
+                config, named_params["pretrained"], corpus
             )
         summary = _summary(session, scores)
     files.write_json(workdir / SUMMARY, summary)
-    return weights, summary
+    return named_params, summary
 
 
 def resume(
@@ -95,8 +94,8 @@ def resume(
     store: CheckpointStore,
     log: MetricsLog,
     workdir: Path,
-    step: Future[MicroStep] | None = None,
-    begun: float | None = None,
+    compiling: Future[MicroStep] | None,
+    started_at: float,
 ) -> Session:
     """Returns a session that continues from the last checkpoint, or a new one.
 
@@ -105,18 +104,18 @@ def resume(
     Raises:
       UserError: the step is too large for the host's memory.
     """
-    begun = time.monotonic() if begun is None else begun
     lines = metrics_log.read(workdir / METRICS)
-    steps_back = sum(line.get("event") == STEPPED_BACK for line in lines)
-    state, saved = restore_or_init(config, store, steps_back)
+    rollbacks = sum(line.get("event") == ROLLED_BACK for line in lines)
+    micro_step = train_step.build(config)
+    state, saved = restore_or_init(micro_step, store, rollbacks)
     clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
     if lines:
         logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
-        clock.charge("lost", max(logged_s - clock.elapsed_s, 0.0))
+        clock.add_seconds("lost", max(logged_s - clock.elapsed_s, 0.0))
         idle_s = max(line.get("idle_s", 0.0) for line in lines)
         idle_s = max(idle_s - clock.seconds["idle"], 0.0)
         since_s = time.time() - lines[-1].get("time", time.time())
-        clock.charge("idle", idle_s + max(since_s, 0.0))
+        clock.add_seconds("idle", idle_s + max(since_s, 0.0))
         drawn = (energy_kwh, *(line.get("energy_kwh") for line in lines))
         energy_kwh = max((kwh for kwh in drawn if kwh is not None), default=None)
         log.cut(
@@ -127,7 +126,7 @@ def resume(
             energy_kwh=energy_kwh,
             idle_s=clock.seconds["idle"],
         )
-    micro_step = step.result() if step else train_step.build(config)
+    micro_step = compiling.result() if compiling else micro_step
     limit, needed = host_memory.limit_bytes(), micro_step.needed_bytes
     if jax.default_backend() == "cpu" and needed > limit:
         # A GPU reports that by itself; here the system would silently kill the process.
@@ -139,21 +138,21 @@ def resume(
     clock.restart()
     compiled_before_s = clock.seconds["compilation"]
     # All of it, even if the corpus was checked at the same time.
-    clock.charge("compilation", micro_step.compile_s)
+    clock.add_seconds("compilation", micro_step.compile_s)
     return Session(
-        config,
-        corpus,
-        workdir,
-        store,
-        log,
-        micro_step,
-        state,
-        clock,
-        Readings.restored(saved),
-        Throughput(clock, energy_kwh),
-        begun=begun,
+        config=config,
+        corpus=corpus,
+        workdir=workdir,
+        store=store,
+        log=log,
+        micro_step=micro_step,
+        state=state,
+        clock=clock,
+        train_metrics=TrainMetrics.restored(saved),
+        throughput=Throughput(clock, energy_kwh),
+        started_at=started_at,
         compiled_before_s=compiled_before_s,
-        steps_back=steps_back,
+        rollbacks=rollbacks,
     )
 
 
@@ -200,15 +199,16 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
             )
         replicated = train_step.replicated(train_step.make_mesh())
         found = store.parts(step, abstract(scored, replicated))
-    weights = {"pretrained": found["params"]}
+    named_params = {"pretrained": found["params"]}
     if "averages" in found:
         averages = averaging.Averages(**found["averages"])
-        weights |= averaging.read(config.averaging, averages, found["params"])
-    return weights, files.read_json(workdir / SUMMARY, "delete it to make it again")
+        named_params |= averaging.read(config.averaging, averages, found["params"])
+    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+    return named_params, summary
 
 
 def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
-    clock, readings = session.clock, session.readings
+    clock, latest = session.clock, session.train_metrics.latest
     elapsed_s = clock.elapsed_s
     return {
         "held_out_loss": scores["loss"],
@@ -217,7 +217,7 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "averages": scores["averages"],
         "word_order": scores["word_order"],
         "unigram_entropy": session.corpus.manifest["unigram_entropy"],
-        "train_loss": readings.last_loss,
+        "train_loss": session.train_metrics.last_loss,
         "tokens": clock.tokens,
         "passes": clock.position / len(session.corpus.train),
         "micro_steps": clock.step,
@@ -231,7 +231,7 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": monitor.peak_memory_bytes(),
         "energy_kwh": session.throughput.energy_kwh,
         "parameters": sum(x.size for x in jax.tree.leaves(session.state.params)),
-        "skipped": readings.latest["skipped"],
+        "skipped": latest["skipped"],
         "device": jax.devices()[0].device_kind,
         "code": code_version(),
         "versions": library_versions(),

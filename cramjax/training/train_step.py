@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.config import Config
 from cramjax.device.compile import MicroStep
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
-from cramjax.model.flops import predicted_positions
-from cramjax.tokens import CLS, MASK, SEP, token_dtype
+from cramjax.model.flops import predicted_per_row
+from cramjax.tokens import CLS, SEP, token_dtype
 from cramjax.training import averaging, loss_scale, schedules
-from cramjax.training.masking import Masked, mask_tokens
+from cramjax.training.masking import MaskedBatch, mask_tokens
 from cramjax.training.optimizer import make_optimizer
 
 
@@ -39,7 +39,7 @@ class TrainState:
     bad_in_a_row: jax.Array  # micro-batches skipped since the last good one
     loss_scale: jax.Array  # 1 unless the model computes in float16
     finite_steps: jax.Array  # micro-steps since the loss scale last changed
-    rate_scale: jax.Array  # factor of the learning rate, below 1 after bad numbers
+    rate_scale: jax.Array  # factor of the learning rate, below 1 after a rollback
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -53,14 +53,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def init_state(config: Config) -> TrainState:
-    """Returns the initial state; call it under jit, or the step compiles twice."""
+    """Returns the initial state; `MicroStep.fresh_state` puts it on the device."""
     model = MaskedLM(on_any_device(config.model))
     tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
     params = params["params"]
     return TrainState(
         params=params,
-        opt_state=_multi_steps(config, jnp.int32(1)).init(params),
+        opt_state=_accumulating_optimizer(config, jnp.int32(1)).init(params),
         averages=averaging.init(config.averaging, params),
         step=jnp.int32(0),
         accumulate=jnp.int32(1),
@@ -72,7 +72,7 @@ def init_state(config: Config) -> TrainState:
     )
 
 
-def weights(config: Config, state: TrainState) -> dict[str, Any]:
+def named_params(config: Config, state: TrainState) -> dict[str, Any]:
     """Returns parameters by name: "pretrained" and the averages that are on."""
     averages = averaging.read(config.averaging, state.averages, state.params)
     return {"pretrained": state.params, **averages}
@@ -117,7 +117,7 @@ def make_micro_step(
             attention_mask,
             rngs=rngs,
         )
-        loss = fused.cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_BxP)
+        loss = cross_entropy(logits_BxPxV, masked.targets_BxP, masked.weights_BxP)
         return loss * scale, loss
 
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
@@ -144,13 +144,13 @@ def make_micro_step(
             ),
             state.accumulate,
         )
-        updates, opt_state = _multi_steps(config, accumulate).update(
+        updates, opt_state = _accumulating_optimizer(config, accumulate).update(
             grads,
             state.opt_state,
             state.params,
             progress=progress,
             rate_scale=state.rate_scale,
-            emit=state.opt_state.mini_step == accumulate - 1,
+            emit=state.opt_state.mini_step == accumulate - 1,  # only Muon uses it
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite
@@ -198,30 +198,31 @@ def make_micro_step(
 
 def _corrupted(
     config: Config, key: jax.Array, tokens_BxL: jax.Array, progress: jax.Array
-) -> Masked:
+) -> MaskedBatch:
     """Returns the batch masked as `config.objective` demands at this progress."""
-    objective, predicted = config.objective, None
+    objective, predicted_count = config.objective, None
     if objective.final_mask_rate:
         change = objective.final_mask_rate - objective.mask_rate
         length = tokens_BxL.shape[1]
         count = jnp.round((objective.mask_rate + change * progress) * length)
-        most = predicted_positions(objective.max_mask_rate, length)
-        predicted = jnp.clip(count, 1, most)
+        most = predicted_per_row(objective.max_mask_rate, length)
+        predicted_count = jnp.clip(count, 1, most)
     return mask_tokens(
         key,
         tokens_BxL,
         mask_rate=objective.max_mask_rate,
-        mask_id=MASK,
         vocab_size=config.model.vocab_size,
         mask_share=objective.mask_share,
         random_share=objective.random_share,
-        predicted=predicted,
+        predicted_count=predicted_count,
         # With separate documents, the attention mask reveals where a <sep> is.
-        never_ids=(CLS, SEP) if objective.separate_documents else (),
+        unpredictable_ids=(CLS, SEP) if objective.separate_documents else (),
     )
 
 
-def _multi_steps(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
+def _accumulating_optimizer(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
+    """Averages gradients and drops micro-batches where they are not finite."""
+    # Its schedule sees only the update count; k depends on progress: passed in, traced.
     return optax.MultiSteps(
         make_optimizer(config.optimizer, config.schedule),
         every_k_schedule=lambda _: accumulate,

@@ -11,26 +11,28 @@ from tokenizers import Tokenizer
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.tokenizer import spellings
+from cramjax.model.custom_vjp import cross_entropies
 from cramjax.model.encoder import MaskedLM, document_mask
-from cramjax.model.fused import cross_entropies
-from cramjax.tokens import CLS, MASK, SEP
+from cramjax.tokens import CLS, SEP
 from cramjax.training.masking import mask_tokens
 
 KEY = 15  # of the masks: the same for every run, whatever its seed
 
 
-def score(config: Config, weights: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """Scores a run's weights, see `train_step.weights`, on the held-out part.
+def score(
+    config: Config, named_params: dict[str, Any], corpus: Corpus
+) -> dict[str, Any]:
+    """Scores a run's `train_step.named_params` on the held-out part.
 
     Returns:
       The scores of "pretrained", see `held_out`, and "averages": {name: loss}.
     """
     averages = {
         name: held_out(config, params, corpus)["loss"]
-        for name, params in weights.items()
+        for name, params in named_params.items()
         if name != "pretrained"
     }
-    return held_out(config, weights["pretrained"], corpus) | {"averages": averages}
+    return held_out(config, named_params["pretrained"], corpus) | {"averages": averages}
 
 
 def held_out(config: Config, params: Any, corpus: Corpus) -> dict[str, float]:
@@ -89,11 +91,10 @@ def _scores(config: Config, params, tokens_BxL, ids_B):
             jax.random.fold_in(jax.random.key(KEY), row_id),
             tokens_L[None],
             mask_rate=config.validation.mask_rate,
-            mask_id=MASK,
             vocab_size=config.model.vocab_size,
             mask_share=1.0,
             random_share=0.0,
-            never_ids=(CLS, SEP),
+            unpredictable_ids=(CLS, SEP),
         )
 
     masked = jax.tree.map(lambda x: x[:, 0], jax.vmap(corrupt)(ids_B, tokens_BxL))

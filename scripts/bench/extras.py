@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import tempfile
+import time
 import types
 from pathlib import Path
 from statistics import median
@@ -24,7 +25,7 @@ from cramjax.glue.finetune import CHUNK, finetune, padded_length
 from cramjax.training import log as metrics_log
 from cramjax.training import train_step
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Readings, Throughput
+from cramjax.training.log import MetricsLog, Throughput, TrainMetrics
 from cramjax.training.loop import Session, train
 
 HOST_S = 30.0  # an estimate for `host`, which also packs a corpus
@@ -73,9 +74,20 @@ def _loop_speed(config: Config, corpus: Corpus, workdir: Path) -> float:
     state, _ = step.function(step.fresh_state(), tokens_BxL, np.float32(0))  # compiles
     path, clock = workdir / "metrics.jsonl", Clock(config.budget)
     with MetricsLog(path) as log, contextlib.redirect_stdout(io.StringIO()):
-        measured = (Readings(), Throughput(clock, None))
         stopped_by = train(
-            Session(config, corpus, workdir, store, log, step, state, clock, *measured)
+            Session(
+                config=config,
+                corpus=corpus,
+                workdir=workdir,
+                store=store,
+                log=log,
+                micro_step=step,
+                state=state,
+                clock=clock,
+                train_metrics=TrainMetrics(),
+                throughput=Throughput(clock, None),
+                started_at=time.monotonic(),
+            )
         )
     if stopped_by is not None:
         raise KeyboardInterrupt(stopped_by)

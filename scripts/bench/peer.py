@@ -25,8 +25,8 @@ from bench.timing import Deadline, alternate, ratios, seconds_of
 from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer
 from cramjax.errors import UserError
-from cramjax.model.flops import predicted_positions, train_flops_by_part
-from cramjax.model.variants import sinusoids
+from cramjax.model.flops import predicted_per_row, train_flops_by_part
+from cramjax.model.layers import sinusoids
 
 ROUNDS = 5
 TOLERANCE = 1e-3  # nats of the loss; of the gradient's norm, a fraction
@@ -303,7 +303,7 @@ class Peer:
 
     def _masked_loss(self, tokens_BxL: torch.Tensor) -> torch.Tensor:
         objective, (_, length) = self._config.objective, tokens_BxL.shape
-        count = predicted_positions(objective.mask_rate, length)
+        count = predicted_per_row(objective.mask_rate, length)
         masked = round(objective.mask_share * count)
         replaced = round((objective.mask_share + objective.random_share) * count)
         noise_BxL = torch.rand(tokens_BxL.shape, device=tokens_BxL.device)

@@ -12,16 +12,15 @@ import numpy as np
 
 from bench.timing import Deadline, alternate, seconds_of
 from cramjax.config import Config, ModelConfig
-from cramjax.data import tokenizer
 from cramjax.device import monitor
 from cramjax.device.compile import planned_bytes
 from cramjax.device.monitor import peak_memory_bytes
 from cramjax.errors import UserError
-from cramjax.model import fused
+from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import MaskedLM
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
-from cramjax.training.masking import Masked, mask_tokens
+from cramjax.training.masking import MaskedBatch, mask_tokens
 
 LEARNING_STEPS = 50
 HALF_TOLERANCE = 1e-2  # nats between the 16-bit and the float32 loss
@@ -177,22 +176,21 @@ def in_float32(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, dtype="float32", attention="xla")
 
 
-def masked_rows(config: Config) -> Masked:
+def masked_rows(config: Config) -> MaskedBatch:
     """Returns up to CHECKED_ROWS masked rows that no step was trained on."""
     [tokens_BxL] = train_step.build(config).random_batches(1, seed=1)
     return mask_tokens(
         jax.random.key(1),
         tokens_BxL[:CHECKED_ROWS],
         mask_rate=config.objective.max_mask_rate,
-        mask_id=tokenizer.MASK,
         vocab_size=config.model.vocab_size,
     )
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def loss_of(params: Any, model: ModelConfig, masked: Masked) -> jax.Array:
+def loss_of(params: Any, model: ModelConfig, masked: MaskedBatch) -> jax.Array:
     """Returns the loss of masked rows in nats."""
     logits_BxPxV = MaskedLM(model).apply(
         {"params": params}, masked.tokens_BxL, masked.positions_BxP
     )
-    return fused.cross_entropy(logits_BxPxV, masked.targets_BxP)
+    return cross_entropy(logits_BxPxV, masked.targets_BxP)

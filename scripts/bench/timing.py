@@ -103,9 +103,9 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 def read_speed(corpus: Corpus, order: str, seed: int, seconds: float) -> float:
     """Returns tokens/s of reading consecutive batches of READ_ROWS blocks."""
     stream = BlockStream(corpus, order, seed)
-    stream.batch(0, READ_ROWS)
+    stream.take(0, READ_ROWS)
     start, position = time.monotonic(), 0
     while time.monotonic() - start < seconds:
-        stream.batch(position, READ_ROWS)
+        stream.take(position, READ_ROWS)
         position += READ_ROWS
     return position * corpus.train.length / (time.monotonic() - start)

@@ -88,11 +88,6 @@ def _norm_backward(epsilon, dtype, kept, dy_NxD):
 layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
-def squared_error(outputs_Bx1: jax.Array, targets_B: jax.Array) -> jax.Array:
-    """Returns the mean squared error of a regression; left to autodiff."""
-    return jnp.mean(jnp.square(outputs_Bx1.astype(jnp.float32)[:, 0] - targets_B))
-
-
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.config import ModelConfig
-from cramjax.model.fused import LayerNorm
+from cramjax.model.custom_vjp import LayerNorm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
