@@ -73,6 +73,7 @@ def short_windows(monkeypatch):
     monkeypatch.setattr(suite, "LADDER", (2,))
 
 
+@pytest.mark.slow  # part b of test_check_gpu runs it, too
 def test_the_whole_benchmark(config, short_windows, monkeypatch, capsys):
     if HAS_TORCH:  # compiling takes half a minute
         peer = importlib.import_module("bench.peer")

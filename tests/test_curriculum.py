@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cramjax.config import CurriculumConfig
-from cramjax.training.loop import batch
+from cramjax.training.loop import micro_batch_at
 from cramjax.training.schedules import sequence_length
 
 # The first one of arXiv 2212.14034, Table 12.
@@ -46,6 +46,8 @@ def test_batches_at_the_beginning(lengths, unfold, rows):
     blocks = np.arange(32).reshape(2, 16)
     session = SimpleNamespace(
         config=SimpleNamespace(micro_batch=2, curriculum=stages),
-        stream=SimpleNamespace(batch=lambda position, rows: blocks),
+        stream=SimpleNamespace(take=lambda position, rows: blocks),
     )
-    np.testing.assert_array_equal(batch(session, 0, 0.3), [list(row) for row in rows])
+    np.testing.assert_array_equal(
+        micro_batch_at(session, 0, 0.3), [list(row) for row in rows]
+    )

@@ -185,6 +185,7 @@ def names_of_configs():
         yield from (f"{path}:{row}" for row in runpy.run_path(str(path))["ROWS"])
 
 
+@pytest.mark.slow  # test_architecture counts every row by hand
 def test_parameter_counts():
     """From the shapes of one and two periods of layers: the rest has as many each."""
 
