@@ -379,3 +379,10 @@ def test_a_row_in_a_thousand_more_or_less_is_no_sample():
     qqp = entry("qqp", "f1", 87.7, train_rows=363_849, full_train_rows=363_846)
     assert not scores.is_sampled(qqp)
     assert scores.is_sampled(qqp | {"train_rows": 363_000})
+
+
+def test_the_papers_metrics():
+    """Section 5: F1 for QQP and MRPC, Pearson for STS-B, Matthews for CoLA."""
+    special = {"qqp": "f1", "mrpc": "f1", "stsb": "pearson", "cola": "matthews"}
+    for name, metric in scores.NINE:
+        assert metric == special.get(name, "accuracy"), name
