@@ -68,7 +68,7 @@ def write(
 
 def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) -> str:
     """Returns what the numbers mean, in two or three sentences."""
-    ahead = tables.bag_of_words_ahead(results, config.glue) if results else {}
+    ahead = tables.bag_of_words_ahead(results, config.glue)
     titles = next(iter(ahead.values()), [])
     sentences = [_of_pretraining(summary)]
     if titles:

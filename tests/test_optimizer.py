@@ -178,7 +178,7 @@ def test_muons_step_has_equal_singular_values_and_adams_size():
 
 
 def test_newton_schulz_runs_on_the_emitting_micro_step_only(tiny):
-    """It is behind a condition in the compiled program, not only its result."""
+    """The compiled program skips the work, it does not only drop its result."""
     config = dataclasses.replace(
         tiny, optimizer=dataclasses.replace(tiny.optimizer, name="muon")
     )

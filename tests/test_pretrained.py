@@ -124,7 +124,7 @@ def test_an_imported_model_gives_its_numbers_with_our_ids(foreign):
 
 
 def test_special_tokens_that_are_only_added_ones(tmp_path):
-    """As in ModernBERT: a byte-level vocabulary, and the added tokens behind it."""
+    """As in ModernBERT: a byte-level vocabulary, and the added tokens after it."""
     folder = write_folder(tmp_path, MODERNBERT, golden("modernbert_tiny")[1])
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -60,7 +60,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Nobody waits between two attempts, here or in huggingface_hub."""
+    """Retries do not wait, neither here nor in huggingface_hub."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 

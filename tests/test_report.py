@@ -120,10 +120,10 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
         (4.0, None, "38% below what word frequencies alone would give."),
     ],
 )
-def test_the_numbers_are_put_into_words(loss, word_order, sentence):
+def test_the_numbers_are_put_into_words(config, loss, word_order, sentence):
     order = word_order and {"model": word_order, "bigram": 80.0, "pairs": 400}
     summary = SUMMARY | {"held_out_loss": loss, "word_order": order}
-    assert sentence in report.verdict(None, summary, {})
+    assert sentence in report.verdict(config, summary, {})
 
 
 def test_stages_and_restarts_are_marked_in_both_figures(config, events):

@@ -278,6 +278,34 @@ def test_an_interruption_keeps_finished_trials(
     assert files == {"own-random-0.001.npz"}
 
 
+def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
+    own_config, corpus, tmp_path, monkeypatch
+):
+    (task,) = tasks.get(own_config.glue)
+    rows = data.load(task, own_config.glue)
+    rows = data.encode_all(rows, corpus.tokenizer, own_config.glue)
+    fewer = dataclasses.replace(rows, train=rows.train[1:])
+    weights = {"embedding": np.ones(3, np.float32)}
+    trained = finetuning.Finetuned([np.ones((1, 8, 2))], np.array([4]), 1)
+
+    def kept(config=own_config, rows=rows, weights=weights):
+        return journal.FinishedTrials(tmp_path, config, rows, "random", 1e-3, weights)
+
+    kept().save(0, trained)
+    found = kept().load(0)
+    assert (found.at_once, found.skipped_T.tolist()) == (1, [4])
+    np.testing.assert_array_equal(found.outputs[0], trained.outputs[0])
+    assert kept().load(1) is None
+    assert kept(weights={"embedding": np.zeros(3, np.float32)}).load(0) is None
+    assert kept(rows=fewer).load(0) is None
+    assert kept(with_glue(own_config, epochs=3)).load(0) is None
+    for versions in ("code_version", "library_versions"):
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, versions, lambda: "another one")
+            assert kept().load(0) is None
+    assert kept().load(0) is not None
+
+
 def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_path):
     part = separable(3000)
     (task,) = tasks.get(own_config.glue)

@@ -45,7 +45,9 @@ def encode_group(
       UserError: see `File.documents`.
       OSError: the folder cannot be written.
     """
-    done = _finished(number, folder)
+    # Versions before did not write the source.
+    source = {"source": group[0].source}
+    done = [facts | source for facts in _finished(number, folder)]
     if done and done[-1]["last"]:
         return done
     encoder = tokenizer.BatchEncoder(
@@ -60,8 +62,7 @@ def encode_group(
         stem = f"{number:05d}-{len(done):05d}"
         before = context.problems.copy()
         facts = _encode_shard(encoder, documents, config, shard_chars, folder, stem)
-        facts["source"] = group[0].source
-        facts["problems"] = dict(context.problems - before)
+        facts |= source | {"problems": dict(context.problems - before)}
         files.write_json(folder / f"facts-{stem}.json", facts)
         done.append(facts)
     return done

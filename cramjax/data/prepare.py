@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
+TEMPORARY = ("facts-*.json", "counts-*.npy", dedup.CUTS, dedup.FOUND, "*.partial")
 # For estimates: characters of a document of The Pile, tokens per character of English.
 DOCUMENT_CHARS, TOKENS_PER_CHAR = 5800, 0.3
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried

@@ -177,7 +177,8 @@ def evaluate(
         del rows  # the texts of a large task
         for start, rate in jobs:
             started = time.monotonic()
-            finished = FinishedTrials(workdir, config, encoded, start, rate)
+            pretrained = named_params.get(start)
+            finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
             with Journal(workdir, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
@@ -185,7 +186,7 @@ def evaluate(
                     encoded.train,
                     [*encoded.dev.values(), *encoded.test.values()],
                     encoded.outputs,
-                    pretrained=named_params.get(start),
+                    pretrained=pretrained,
                     learning_rate=rate,
                     seed=config.seed,
                     on_chunk=journal.show,

@@ -8,7 +8,9 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
@@ -118,8 +120,9 @@ class FinishedTrials:
         rows: TaskRows[Encoded],
         start: str,
         rate: float,
+        pretrained: Any | None,
     ):
-        """Reads nothing yet."""
+        """Reads nothing yet; trials start from the weights `pretrained`."""
         self._folder = workdir / scores.PREDICTIONS
         self._name = f"{rows.task.name}-{start}-{rate:g}.trial"
         # Other tasks, initializations and rates may join without changing this job.
@@ -132,10 +135,12 @@ class FinishedTrials:
         for part in parts:
             identity.update(np.ascontiguousarray(part.tokens_NxL).tobytes())
             identity.update(np.ascontiguousarray(part.labels_N).tobytes())
+        for array in jax.tree.leaves(pretrained):
+            identity.update(np.ascontiguousarray(array).tobytes())
         self._identity = identity.hexdigest()
 
     def load(self, first: int) -> Finetuned | None:
-        """Returns the trials from this number on, if settings and rows are the same."""
+        """Returns the trials from this number on, if nothing else has changed."""
         try:
             with np.load(self._path(first)) as found:
                 if str(found["identity"]) != self._identity:
