@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cramjax import files, word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
@@ -336,10 +334,16 @@ def _value(value: Any) -> str:
     return shown or "-"
 
 
+def _empty_figure() -> Any:
+    from matplotlib.figure import Figure  # slow to import, and only needed at the end
+
+    return Figure(figsize=(7, 4), layout="constrained")
+
+
 def _loss_figure(
     config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
-) -> Figure:
-    figure = Figure(figsize=(7, 4), layout="constrained")
+) -> Any:
+    figure = _empty_figure()
     axes = figure.subplots()
     measured = [x for x in events if "event" not in x and x["loss"] is not None]
     scored = [line for line in events if line.get("event") == "validation"]
@@ -362,8 +366,8 @@ def _loss_figure(
     return figure
 
 
-def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(7, 4), layout="constrained")
+def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Any:
+    figure = _empty_figure()
     rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
     lines = [line for line in events if "learning_rate" in line]
     progress = [100 * line["progress"] for line in lines]
@@ -380,7 +384,7 @@ def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Figure:
 
 
 def _mark(
-    axes: Axes, config: Config, events: list[dict[str, Any]], key: str, scale: float
+    axes: Any, config: Config, events: list[dict[str, Any]], key: str, scale: float
 ) -> None:
     """Marks the stages of the curriculum, and where training was interrupted.
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cramjax import files
 from cramjax.data.corpus import Corpus, total
@@ -93,7 +92,9 @@ def _fraction(part: int, whole: int) -> str:
     return f"{part:,} ({part / max(whole, 1):.2%})"
 
 
-def _figure(lengths: Mapping[str, int]) -> Figure:
+def _figure(lengths: Mapping[str, int]) -> Any:
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     found = [int(n) for n in lengths]

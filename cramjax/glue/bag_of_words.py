@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge, SGDClassifier
 
 from cramjax.glue import data, scores
 
@@ -47,6 +44,11 @@ def predict(
     gradient descent, which stays cheap with as many rows as MNLI has. Numbers are
     predicted by a ridge regression. The same rows give the same digits.
     """
+    # Imported here: at a program's start it would take a second.
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge, SGDClassifier
+
     first, *_ = train.labels_N
     if (train.labels_N == first).all():  # few rows of a rare class: nothing to fit
         return {name: np.full_like(rows.labels_N, first) for name, rows in dev.items()}

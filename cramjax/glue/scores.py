@@ -3,6 +3,7 @@
 An entry is the part of glue.json about a scored set, see `evaluate.evaluate`.
 """
 
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from cramjax import files
 from cramjax.errors import UserError
@@ -28,6 +27,18 @@ Number = tuple[str, str]  # a scored set and a metric
 Entry = dict[str, Any]
 
 
+def _library(module: str, name: str) -> Callable:
+    """Returns a function that imports its library when it is called.
+
+    At a program's start these would take a second, a third of the time.
+    """
+
+    def call(*args, **options):
+        return getattr(importlib.import_module(module), name)(*args, **options)
+
+    return call
+
+
 def _correlation(
     function: Metric, labels_N: np.ndarray, predictions_N: np.ndarray
 ) -> float:
@@ -38,22 +49,26 @@ def _correlation(
     sides = [np.asarray(x, np.float64) for x in (labels_N, predictions_N)]
     if not all(np.isfinite(x).all() and np.ptp(x) > 0 for x in sides):
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+    with warnings.catch_warnings():  # of nearly constant sides
+        warnings.simplefilter("ignore")
         value = float(function(*sides))
     return value if np.isfinite(value) else 0.0
 
 
+_f1 = _library("sklearn.metrics", "f1_score")
+_pearson = _library("scipy.stats", "pearsonr")
+_spearman = _library("scipy.stats", "spearmanr")
+
 # Each takes (labels_N, predictions_N): class ids, or the numbers of a regression.
 METRICS: dict[str, Metric] = {
-    "accuracy": accuracy_score,
-    "f1": partial(f1_score, average="binary", zero_division=0),  # of class 1
+    "accuracy": _library("sklearn.metrics", "accuracy_score"),
+    "f1": partial(_f1, average="binary", zero_division=0),  # of class 1
     # Over all answers of all questions, as MultiRC calls it.
-    "f1a": partial(f1_score, average="binary", zero_division=0),
-    "macro_f1": partial(f1_score, average="macro", zero_division=0),
-    "matthews": partial(_correlation, matthews_corrcoef),
-    "pearson": partial(_correlation, lambda *sides: stats.pearsonr(*sides).statistic),
-    "spearman": partial(_correlation, lambda *sides: stats.spearmanr(*sides).statistic),
+    "f1a": partial(_f1, average="binary", zero_division=0),
+    "macro_f1": partial(_f1, average="macro", zero_division=0),
+    "matthews": partial(_correlation, _library("sklearn.metrics", "matthews_corrcoef")),
+    "pearson": partial(_correlation, lambda *sides: _pearson(*sides).statistic),
+    "spearman": partial(_correlation, lambda *sides: _spearman(*sides).statistic),
 }
 
 
