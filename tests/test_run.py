@@ -171,10 +171,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     for path in folder.glob(damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=f"{folder} cannot be read .*: delete it") as e:
-        pretrain.pretrain(config, corpus, tmp_path)
+        pretrain.pretrain(tiny, corpus, tmp_path)
     assert "\n" not in str(e.value)
     shutil.rmtree(folder)
-    _, summary = pretrain.pretrain(config, corpus, tmp_path)
+    _, summary = pretrain.pretrain(tiny, corpus, tmp_path)
     assert before < summary["micro_steps"] == 40
 
 
