@@ -142,7 +142,7 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
 
 
 def _record_source(workdir: Path, checkpoint: Path | None, corpus_name: str) -> None:
-    """ReadContext which weights are scored; refuses to mix scores of different ones.
+    """Records which weights are scored; refuses to mix scores of different ones.
 
     Raises:
       UserError: the workdir has scores of other weights.

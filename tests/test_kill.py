@@ -51,8 +51,8 @@ def launch(workdir, data_dir, tokens, **environment):
 @pytest.fixture(scope="module")
 def command(kills, data_dir, tmp_path_factory):
     """Starts a run in a workdir; programs are compiled once for all."""
-    # 350 micro-steps a life are more than all the lives together have time for.
-    tokens = kills * 350 * 128
+    # 250 micro-steps a life are more than all the lives together have time for.
+    tokens = kills * 250 * 128
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
