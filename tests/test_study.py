@@ -1,12 +1,17 @@
+import dataclasses
 import json
 import runpy
+import subprocess
 
 import pytest
 from conftest import TINY
 
 from cramjax import study as study_module
-from cramjax.errors import TrainingFailed, UserError
-from cramjax.study import Study, load_study, run_study, table
+from cramjax.errors import Interrupted, TrainingFailed, UserError
+from cramjax.study import Study, load_study, multipliers, run_study, table
+
+DONE = {"held_out_loss": 1.0, "tokens": 5, "averages": {}, "seconds": {}}
+DONE |= {"model_flops": 1e9, "updates": 1}
 
 
 @pytest.fixture
@@ -40,16 +45,44 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
     assert run_study(study, tmp_path).keys() == results.keys()
 
 
+def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
+    ends = {"base": [0, 0], "same": [2, 0]}
+    monkeypatch.setattr(study_module, "run", pytest.fail)
+
+    def command(argv, stdout, env, **_):
+        assert "intra_op_parallelism_threads=1" in env["XLA_FLAGS"]
+        folder = tmp_path / argv[-1].removeprefix("--workdir=")
+        code = ends[folder.parent.name][seed := int(folder.name[-1])]
+        assert f"--config.seed={seed}" in argv
+        print("a line\nerror: it diverged", file=stdout, flush=True)
+        if not code:
+            (folder / "pretrain.json").write_text(json.dumps(DONE))
+        return subprocess.CompletedProcess(argv, code)
+
+    monkeypatch.setattr(subprocess, "run", command)
+    with pytest.raises(TrainingFailed, match="1 of 4 runs .* seed 0: error: it div"):
+        run_study(study, tmp_path, jobs=2)
+    assert "| same | 1 | 1.000" in (tmp_path / "study.md").read_text()
+    ends["same"][1] = 128 + 15
+    with pytest.raises(Interrupted) as interrupted:
+        run_study(study, tmp_path, jobs=2)
+    assert interrupted.value.exit_code == 128 + 15
+
+
+def test_rows_have_folders_of_their_own(study):
+    assert study_module.slug("masking 15 %, all <mask>") == "masking-15-all-mask"
+    with pytest.raises(UserError, match="same letters and digits"):
+        dataclasses.replace(study, rows={"masking 15": (), "masking 15 %": ()})
+
+
 def test_a_row_that_fails_does_not_keep_the_others_from_running(
     study, tmp_path, monkeypatch
 ):
-    done = {"held_out_loss": 1.0, "tokens": 5, "averages": {}}
-
     def run(config, folder):
         folder.mkdir(parents=True, exist_ok=True)
         if folder.parent.name == "base":
             raise TrainingFailed("it diverged")
-        (folder / "pretrain.json").write_text(json.dumps(done))
+        (folder / "pretrain.json").write_text(json.dumps(DONE))
 
     monkeypatch.setattr(study_module, "run", run)
     with pytest.raises(TrainingFailed, match="2 of 4 runs failed.*base, seed 0: it di"):
@@ -89,26 +122,55 @@ def test_the_scripts_overrides_are_of_all_rows(monkeypatch, tmp_path):
 
 
 def test_the_table_by_hand():
-    study = Study("c", (), {"a": (), "b": (), "c": ()}, (0, 1, 2))
+    rows = {"a": (), "b": ("optimizer.name=muon",), "c": ()}
+    study = Study("quickstart", (), rows, (0, 1, 2))
 
     def runs(losses, ema=None):
         return {
             seed: {
                 "held_out_loss": loss,
                 "tokens": 10,
+                "model_flops": 1e9,
+                "updates": 1,
                 "averages": {} if ema is None else {"ema": loss - ema},
+                "scores": {} if ema is None else {"CoLA, pretrained": 7 + loss},
             }
             for seed, loss in enumerate(losses)
         }
 
     results = {"a": runs([1.0, 2.0]), "b": runs([1.5, 2.7], 0.2), "c": {}}
+    # Muon: 8 kernels of 128 x 128 and 6 of 128 x 256, 5 steps each.
+    muon = 5 * (8 * (4 + 2) * 128**3 + 6 * (4 * 2 + 2) * 128**3)
     a, b, ema = table(study, results).splitlines()[2:]
-    assert (
-        ema
-        == "| b, ema | 2 | 1.900 (1.300 to 2.500) | 0.849 | +0.400 (0.141) | - | 10 |"
+    assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | - | 10 | 1.00e+09 | - |"
+    assert b == (
+        "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | - | 10 "
+        f"| 1.00e+09 ({1e9 + muon:.2e}) | 9.1 |"
     )
-    assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | - | 10 |"
-    assert b == "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | - | 10 |"
+    assert ema == (
+        "| b, ema | 2 | 1.900 (1.300 to 2.500) | 0.849 | +0.400 (0.141) | - | 10 | - "
+        "| - |"
+    )
+
+
+def test_a_multiplier_by_hand():
+    """Losses that fall by 1 with each doubling; the stack's are lower by half of it."""
+    rows = {name: () for name in ("a-1", "a-2", "b-1", "b-2", "b-4")}
+    curves = {"a": ("a-1", "a-2"), "b": ("b-1", "b-2", "b-4")}
+    study = Study("quickstart", (), rows, (0,), curves)
+
+    def runs(loss, flops):
+        return {0: {"held_out_loss": loss, "model_flops": flops, "updates": 1}}
+
+    results = {"a-1": runs(6.0, 1e9), "a-2": runs(5.0, 2e9), "b-1": runs(5.5, 1e9)}
+    results |= {"b-2": runs(4.5, 2e9), "b-4": runs(3.5, 4e9)}
+    [line] = multipliers(study, results)
+    assert "5.000 with 1.41 times fewer model FLOPs (1.41 with Muon's)" in line
+    results["a-2"] = runs(3.0, 2e9)
+    [line] = multipliers(study, results)
+    assert "3.000 is not between its own" in line
+    with pytest.raises(UserError, match="curves name 'c', which is no row"):
+        Study("quickstart", (), rows, (0,), {"c": ("c",)})
 
 
 def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):

@@ -21,6 +21,23 @@ def train_flops_per_token(
     return sum(train_flops_by_part(model, mask_rate, length).values())
 
 
+def muon_flops_per_update(model: ModelConfig) -> float:
+    """Returns the FLOPs by which Muon orthogonalises its matrices in one update.
+
+    Five steps of Newton-Schulz, each X to a X + (b A + c A A) X with A = X X^T (Jordan
+    et al., 2024), for every kernel inside the layers. No other optimizer multiplies
+    matrices; what is done to single numbers is not counted here, nor in the model's.
+    """
+    width = model.width
+    half = model.ffn_width // 2 if model.ffn == "gated" else model.ffn_width
+    of_ffn = 3 if model.ffn == "gated" else 2
+    ffn_layers = sum(model.has_ffn(i) for i in range(model.layers))
+    shapes = [(width, width)] * model.layers * (4 if model.mixing == "attention" else 1)
+    shapes += [(width, half)] * of_ffn * ffn_layers
+    pairs = [(min(shape), max(shape)) for shape in shapes]
+    return float(sum(5 * (4 * m * m * n + 2 * m**3) for m, n in pairs))
+
+
 def train_flops_by_part(
     model: ModelConfig, mask_rate: float, length: int | None = None
 ) -> dict[str, float]:
