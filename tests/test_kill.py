@@ -14,6 +14,8 @@ from conftest import TINY
 
 OVERRIDES = (
     *TINY,
+    "averaging.ema_decay=0.0",
+    "averaging.lawa_last=0",
     "checkpoint.every_minutes=0.008",
     "validation.every_minutes=0.05",
     "log.every_steps=500",
@@ -51,8 +53,8 @@ def launch(workdir, data_dir, tokens, **environment):
 @pytest.fixture(scope="module")
 def command(kills, data_dir, tmp_path_factory):
     """Starts a run in a workdir; programs are compiled once for all."""
-    # 250 micro-steps a life are more than all the lives together have time for.
-    tokens = kills * 250 * 128
+    # 200 micro-steps a life are more than all the lives together have time for.
+    tokens = kills * 200 * 128
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -186,7 +186,14 @@ def test_the_rate_scale_scales_the_rate(tiny):
     assert rates[1] == rates[0] / 2 > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+# All of them go down a hill in test_optimizer.
+IN_THE_STEP = [
+    pytest.param(name, marks=() if name in ("adamw", "muon") else pytest.mark.slow)
+    for name in METHODS
+]
+
+
+@pytest.mark.parametrize("name", IN_THE_STEP)
 def test_every_optimizer_trains(data_dir, name):
     """Accumulating, with two micro-batches an update."""
     rate = {"sgd": 0.5, "adafactor": 0.01}.get(name, 0.005)
