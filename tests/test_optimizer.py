@@ -145,7 +145,8 @@ def test_every_method_goes_down_a_hill(name):
 
 def test_muon_is_for_the_kernels_inside_the_layers(tiny):
     tokens = jnp.zeros((1, 8), jnp.int32)
-    model = dataclasses.replace(tiny.model, linear_bias=True, head_transform=True)
+    biases = {"linear_bias": True, "decoder_bias": True}  # the decoder's has no module
+    model = dataclasses.replace(tiny.model, head_transform=True, **biases)
     params = MaskedLM(model).init(jax.random.key(0), tokens, tokens[:, :1])["params"]
     labels = muon_labels(params)
     dense, norm = {"kernel": "matrix"}, {"scale": "other", "bias": "other"}
@@ -163,6 +164,7 @@ def test_muon_is_for_the_kernels_inside_the_layers(tiny):
         "layers_1": block,
         "final_norm": norm,
         "transform": {"dense": {"kernel": "other", "bias": "other"}, "norm": norm},
+        "decoder_bias": "other",
     }
 
 

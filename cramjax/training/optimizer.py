@@ -122,8 +122,8 @@ def muon_labels(params: Any) -> Any:
     """Returns a tree of "matrix" (kernels inside the layers) and "other"."""
 
     def label(path: tuple[jax.tree_util.DictKey, ...], _) -> str:
-        first, *_, name = [entry.key for entry in path]
-        inside = first.startswith("layers_") and name == "kernel"
+        names = [entry.key for entry in path]
+        inside = names[0].startswith("layers_") and names[-1] == "kernel"
         return "matrix" if inside else "other"
 
     return jax.tree_util.tree_map_with_path(label, params)
