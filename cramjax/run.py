@@ -41,7 +41,7 @@ CONFIG = "config.json"
 CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 LOCK = "lock"  # of the process that works in the folder
 FROM_THE_CORPUS = (
-    f"bring it back from the folder of the corpus, where {CORPUS} is {MANIFEST}"
+    f"copy it from the folder of the corpus, where {CORPUS} is called {MANIFEST}"
 )
 
 
@@ -89,10 +89,10 @@ def run(
         f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
         f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
     )
-    trained = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+    run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
-        results = evaluate.evaluate(config, named_params, trained, workdir, tasks)
+        results = evaluate.evaluate(config, named_params, run_tokenizer, workdir, tasks)
         if missing := sorted(report.NEEDED - summary.keys()):
             logger.info(
                 f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
@@ -106,7 +106,7 @@ def run(
 
 
 def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:
-    """Checks everything that can fail, before any text or task is downloaded.
+    """Checks what can be checked before any text or task is downloaded.
 
     If pretraining is finished in the workdir, neither the text nor the GPU is needed.
     `more` are further checks, which raise `UserError`.

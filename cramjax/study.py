@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import logging
-import math
 import os
 import re
 import runpy
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +29,7 @@ OUTPUT = "output.txt"  # of a run beside others, in its workdir
 # Runs beside each other on a CPU have one thread each: more would get in their way.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
-Run = tuple[str, int]  # row and seed
+Cell = tuple[str, int]  # row and seed: a run
 Results = dict[str, dict[int, dict[str, Any]]]  # {row: {seed: its pretrain.json}}
 
 
@@ -54,7 +53,7 @@ class Study:
     curves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Raises a UserError if rows cannot be told apart, or there are none."""
+        """Raises a UserError if there are no rows, or two have the same folder."""
         for name in ("rows", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"the study has no {name}: give it one or more")
@@ -67,13 +66,14 @@ class Study:
             if row not in self.rows:
                 raise UserError(f"the study's curves name {row!r}, which is no row")
 
-    def arguments(self, run: Run) -> list[str]:
-        """Returns a run's overrides."""
-        row, seed = run
+    def arguments(self, cell: Cell) -> list[str]:
+        """Returns a run's overrides, as flags."""
+        row, seed = cell
         # Rows may ask for tasks; the config's own are left out.
-        return ["glue.tasks=()", *self.overrides, *self.rows[row], f"seed={seed}"]
+        given = ["glue.tasks=()", *self.overrides, *self.rows[row], f"seed={seed}"]
+        return [f"--config.{change.removeprefix('--config.')}" for change in given]
 
-    def configs(self) -> dict[Run, Config]:
+    def configs(self) -> dict[Cell, Config]:
         """Returns the runs' configs, all rows with the first seed first.
 
         Raises:
@@ -88,45 +88,45 @@ def slug(row: str) -> str:
     return "-".join(re.findall(r"[\w.]+", row))
 
 
-def run_study(study: Study, workdir: Path, jobs: int = 1) -> Results:
+def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
     """Runs what is missing; returns the summaries.
 
-    A run lives in the folder ROW/seedN of the workdir, so a stopped study goes on with
-    the runs it was in. All rows get their first seed before any gets its second: what a
-    stopped study has can be compared. After each run study.json, study.md and, with
-    curves, study.png are written.
+    A run lives in the folder ROW/seedN of the workdir, so a study that was stopped
+    resumes its unfinished runs. All rows get their first seed before any gets its
+    second, so what a stopped study has can be compared. After each run study.json,
+    study.md and, with curves, study.png are written.
 
     Args:
       study: what is run.
       workdir: the folder of its runs and tables.
-      jobs: runs at once, above 1 each in a process of its own, whose output goes to
-        output.txt in its folder.
+      at_once: how many runs; above 1, each is a process with one thread, and its output
+        goes to output.txt in its folder.
 
     Raises:
       UserError: see `run.run`.
-      TrainingFailed: one or more runs did; raised when the others are done.
+      TrainingFailed: one or more runs failed; raised when the others are done.
       Interrupted: a signal came; the runs' states are saved.
     """
     configs = study.configs()
     folders = {(row, s): workdir / slug(row) / f"seed{s}" for row, s in configs}
     results: Results = {row: {} for row in study.rows}
-    for (row, seed), folder in folders.items():  # of a session before
+    for (row, seed), folder in folders.items():  # of an earlier session
         if (folder / SUMMARY).exists():
             results[row][seed] = _read(folder)
-    logger.info(f"study: {_plan(configs, results)}")
+    logger.info(f"study: {_progress(configs, results)}")
     failed = []
-    for run_, error in _run_all(study, configs, folders, jobs):
-        row, seed = run_
+    for cell, error in _run_all(study, configs, folders, at_once):
+        row, seed = cell
         if error:
             failed.append(f"{row}, seed {seed}: {error}")
             logger.info(f"study: {failed[-1]}")
             continue
-        results[row][seed] = _read(folders[run_])
+        results[row][seed] = _read(folders[cell])
         files.write_json(workdir / RESULTS, results)
         files.write_text(workdir / TABLE, page(study, results) + "\n")
         if study.curves:
             _figure(study, results).savefig(workdir / FIGURE, dpi=120)
-        logger.info(f"study: {_plan(configs, results)}")
+        logger.info(f"study: {_progress(configs, results)}")
     if failed:
         raise TrainingFailed(
             f"{len(failed)} of {len(configs)} runs failed, the others are in "
@@ -136,25 +136,28 @@ def run_study(study: Study, workdir: Path, jobs: int = 1) -> Results:
 
 
 def _run_all(
-    study: Study, configs: Mapping[Run, Config], folders: Mapping[Run, Path], jobs: int
-) -> Iterator[tuple[Run, str]]:
+    study: Study,
+    configs: Mapping[Cell, Config],
+    folders: Mapping[Cell, Path],
+    at_once: int,
+) -> Iterator[tuple[Cell, str]]:
     """Yields each run when it is done, with its error or ""."""
-    if jobs == 1:
-        for number, (run_, config) in enumerate(configs.items(), start=1):
+    if at_once == 1:
+        for number, (cell, config) in enumerate(configs.items(), start=1):
             logger.info(
-                f"study: {run_[0]}, seed {run_[1]} ({number} of {len(configs)})"
+                f"study: {cell[0]}, seed {cell[1]} ({number} of {len(configs)})"
             )
             try:
-                run(config, folders[run_])
+                run(config, folders[cell])
             except TrainingFailed as error:
-                yield run_, str(error)
+                yield cell, str(error)
             else:
-                yield run_, ""
+                yield cell, ""
         return
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         runs = {
-            pool.submit(_run_beside_others, study, run_, folders[run_]): run_
-            for run_ in configs
+            pool.submit(_run_beside_others, study, cell, folder): cell
+            for cell, folder in folders.items()
         }
         try:
             for done in concurrent.futures.as_completed(runs):
@@ -163,15 +166,14 @@ def _run_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run_beside_others(study: Study, run: Run, folder: Path) -> str:
+def _run_beside_others(study: Study, cell: Cell, folder: Path) -> str:
     """Runs the command in a process; returns its error or ""."""
     folder.mkdir(parents=True, exist_ok=True)
-    overrides = [f"--config.{override}" for override in study.arguments(run)]
     command = [sys.executable, "-m", "cramjax.main", f"--config={study.config}"]
     flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"
     with (folder / OUTPUT).open("a") as output:
         code = subprocess.run(
-            [*command, *overrides, f"--workdir={folder}"],
+            [*command, *study.arguments(cell), f"--workdir={folder}"],
             check=False,
             stdout=output,
             stderr=output,
@@ -184,7 +186,7 @@ def _run_beside_others(study: Study, run: Run, folder: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Returns a run's summary, with {title: its score} of what was fine-tuned."""
+    """Returns a run's summary, and "scores": {title: score} of what was fine-tuned."""
     summary = files.read_json(folder / SUMMARY, "delete its folder")
     scores = {}
     if (folder / SCORES).exists():
@@ -197,28 +199,27 @@ def _read(folder: Path) -> dict[str, Any]:
     return summary | {"scores": scores}
 
 
-def _plan(configs: Mapping[Run, Config], results: Results) -> str:
+def _progress(configs: Mapping[Cell, Config], results: Results) -> str:
     """Returns what is done, and what the rest takes at the speed so far."""
-    flops = {
-        run: _model_flops(config)
-        for run, config in configs.items()
-        if not config.budget.hours
-    }
-    done = [run for run in configs if run[1] in results[run[0]]]
-    left = [run for run in configs if run not in done]
+    done = [(row, seed) for row, seed in configs if seed in results[row]]
+    left = [config for cell, config in configs.items() if cell not in done]
     text = f"{len(done)} of {len(configs)} runs are done"
-    hours = sum(configs[run].budget.hours for run in left)
-    text += f"; the others take {hours:.2g} hours" if hours else ""
-    if rest := sum(flops.get(run, 0) for run in left):
-        text += f"; the others take {rest:.2g} model FLOPs"
-        seconds = sum(sum(results[r][s]["seconds"].values()) for r, s in done)
-        if spent := sum(flops.get(run, 0) for run in done):
-            text += f", {seconds * rest / spent / 60:,.0f} minutes of a job"
+    hours = sum(config.budget.hours for config in left)
+    flops = sum(_model_flops(config) for config in left)
+    if done and flops:
+        summaries = [results[row][seed] for row, seed in done]
+        seconds = sum(sum(summary["seconds"].values()) for summary in summaries)
+        spent = sum(summary["model_flops"] for summary in summaries)
+        hours += flops * seconds / spent / 3600
+    if flops:
+        text += f"; the others compute {flops:.2g} model FLOPs"
+    if hours:
+        text += f"; one after the other, they take about {hours:.2g} hours"
     return text
 
 
 def _model_flops(config: Config) -> float:
-    """Returns what a budget of tokens or FLOPs comes to."""
+    """Returns what a budget of tokens or FLOPs comes to; 0 for one of hours."""
     per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
     return config.budget.flops or config.budget.tokens * per_token
 
@@ -304,54 +305,56 @@ def _score(runs: Sequence[Mapping[str, Any]], title: str) -> str:
     return f"{np.mean(found):.1f}" if found else "-"
 
 
-def multipliers(study: Study, results: Results) -> list[str]:
-    """Returns a line for each recipe but the first: its advantage in FLOPs.
+class Point(NamedTuple):
+    """The means of a row over its seeds."""
 
-    That is how many times fewer FLOPs it needs for the baseline's loss at its largest
-    budget: the logarithm of its FLOPs is interpolated linearly between its losses.
+    loss: float  # held out
+    flops: float  # of the model
+    total_flops: float  # with Muon's
+
+
+def multipliers(study: Study, results: Results) -> list[str]:
+    """Returns a line for each recipe but the first: how many FLOPs it saves.
+
+    The logarithm of its FLOPs is interpolated linearly between its losses, to the
+    lowest loss of the first recipe.
     """
-    base, *others = _points(study, results).items() if study.curves else [()]
-    if not (base and base[1]):
+    curves = _curves(study, results)
+    if not curves or not all(curves.values()):
         return []
-    *_, (loss, *flops) = sorted(base[1], reverse=True)
+    (base_name, base), *others = curves.items()
+    target = min(base)
     lines = []
     for name, points in others:
-        points = sorted(points)
-        losses = [point[0] for point in points]
-        if not points or not losses[0] <= loss <= losses[-1]:
-            lines.append(
-                f"{name}: {base[0]}'s held-out loss of {loss:.3f} is not between its "
-                "own, which would say what it takes."
-            )
+        losses = [point.loss for point in points]
+        start = f"{name}, to reach {base_name}'s held-out loss of {target.loss:.3f}: "
+        if not losses[0] <= target.loss <= losses[-1]:
+            lines.append(f"{start}outside the range of its own losses.")
             continue
-        needed = [
-            math.exp(np.interp(loss, losses, np.log([point[kind] for point in points])))
-            for kind in (1, 2)
-        ]
+        logs_Nx2 = np.log([point[1:] for point in points])
+        needed = [np.exp(np.interp(target.loss, losses, log_N)) for log_N in logs_Nx2.T]
         lines.append(
-            f"{name}: reaches {base[0]}'s held-out loss of {loss:.3f} with "
-            f"{flops[0] / needed[0]:.2f} times fewer model FLOPs "
-            f"({flops[1] / needed[1]:.2f} with Muon's)."
+            f"{start}model FLOPs divided by {target.flops / needed[0]:.2f} (with "
+            f"Muon's, by {target.total_flops / needed[1]:.2f})."
         )
     return lines
 
 
-def _points(
-    study: Study, results: Results
-) -> dict[str, list[tuple[float, float, float]]]:
-    """Returns {recipe: (loss, model FLOPs, FLOPs with Muon's) of its rows, means}."""
+def _curves(study: Study, results: Results) -> dict[str, list[Point]]:
+    """Returns {recipe: its points}, lowest loss first."""
     configs = study.configs()
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    for name, rows in study.curves.items():
-        points[name] = []
-        for row in rows:
-            found = [
-                (s["held_out_loss"], s["model_flops"], total_flops(configs[row, i], s))
-                for i, s in results.get(row, {}).items()
-            ]
-            if found:
-                points[name].append(tuple(np.mean(found, axis=0).tolist()))
-    return points
+
+    def point(row: str) -> Point:
+        found = [
+            (s["held_out_loss"], s["model_flops"], total_flops(configs[row, seed], s))
+            for seed, s in results[row].items()
+        ]
+        return Point(*np.mean(found, axis=0).tolist())
+
+    return {
+        name: sorted(point(row) for row in rows if results.get(row))
+        for name, rows in study.curves.items()
+    }
 
 
 def _figure(study: Study, results: Results) -> Any:
@@ -360,10 +363,9 @@ def _figure(study: Study, results: Results) -> Any:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, points in _points(study, results).items():
-        points = sorted(points, key=lambda point: point[2])
-        flops, losses = [p[2] for p in points], [p[0] for p in points]
-        axes.plot(flops, losses, "o-", label=name)
+    for name, points in _curves(study, results).items():
+        flops = [point.total_flops for point in points]
+        axes.plot(flops, [point.loss for point in points], "o-", label=name)
     axes.set(xlabel="FLOPs, with the optimizer's", ylabel="held-out loss (nats)")
     axes.set_xscale("log")
     axes.spines[["top", "right"]].set_visible(False)

@@ -115,6 +115,13 @@ def test_every_folder_with_code_is_installed():
     assert sorted(listed) == sorted(str(p).replace("/", ".") for p in packages)
 
 
+def test_another_text_does_not_have_the_licence_of_the_config():
+    mine = ["data.sources=mine.txt"]
+    assert load("quickstart", mine).data.licence == ""
+    assert load("quickstart", [*mine, "data.licence=CC0"]).data.licence == "CC0"
+    assert "public domain" in load("quickstart").data.licence
+
+
 def test_overrides_and_types():
     config = load(
         "configs/quickstart.py",

@@ -141,8 +141,8 @@ def test_two_processes_do_not_train_in_one_workdir(tmp_path):
     ("name", "message"),
     [
         ("checkpoints", r"no checkpoint beside it: bring .*checkpoints back"),
-        ("tokenizer.json", r"tokenizer\.json cannot be read.*bring it back"),
-        ("corpus.json", r"corpus\.json cannot be read.*bring it back"),
+        ("tokenizer.json", r"tokenizer\.json cannot be read.*copy it from"),
+        ("corpus.json", r"corpus\.json cannot be read.*copy it from"),
     ],
 )
 def test_what_is_missing_in_a_finished_workdir_is_named(

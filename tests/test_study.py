@@ -61,11 +61,11 @@ def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", command)
     with pytest.raises(TrainingFailed, match="1 of 4 runs .* seed 0: error: it div"):
-        run_study(study, tmp_path, jobs=2)
+        run_study(study, tmp_path, at_once=2)
     assert "| same | 1 | 1.000" in (tmp_path / "study.md").read_text()
     ends["same"][1] = 128 + 15
     with pytest.raises(Interrupted) as interrupted:
-        run_study(study, tmp_path, jobs=2)
+        run_study(study, tmp_path, at_once=2)
     assert interrupted.value.exit_code == 128 + 15
 
 
@@ -165,10 +165,13 @@ def test_a_multiplier_by_hand():
     results = {"a-1": runs(6.0, 1e9), "a-2": runs(5.0, 2e9), "b-1": runs(5.5, 1e9)}
     results |= {"b-2": runs(4.5, 2e9), "b-4": runs(3.5, 4e9)}
     [line] = multipliers(study, results)
-    assert "5.000 with 1.41 times fewer model FLOPs (1.41 with Muon's)" in line
+    assert line == (
+        "b, to reach a's held-out loss of 5.000: model FLOPs divided by 1.41 (with "
+        "Muon's, by 1.41)."
+    )
     results["a-2"] = runs(3.0, 2e9)
     [line] = multipliers(study, results)
-    assert "3.000 is not between its own" in line
+    assert "3.000: outside the range of its own losses" in line
     with pytest.raises(UserError, match="curves name 'c', which is no row"):
         Study("quickstart", (), rows, (0,), {"c": ("c",)})
 

@@ -122,6 +122,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         value = _value(key, text)
         joined = isinstance(value, tuple) and isinstance(changes.get(key), tuple)
         changes[key] = changes[key] + value if joined else value
+    if (
+        "data.sources" in changes
+    ):  # the licence of the file's text is not that of another
+        changes.setdefault("data.licence", "")
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value

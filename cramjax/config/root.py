@@ -115,7 +115,7 @@ ABSENT = {
 }
 
 # Of config.json and of the checkpoints beside it; a config.json without the number has
-# format 1. Raise it when a run that the version before began cannot be resumed.
+# format 1. Raise it when a run begun by the previous version cannot be resumed.
 FORMAT = 2
 
 

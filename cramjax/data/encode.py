@@ -1,4 +1,4 @@
-"""From documents to shards of blocks: a function without state, for many processes."""
+"""From documents to shards of blocks, in many processes that can be interrupted."""
 
 import collections
 import hashlib
@@ -45,7 +45,7 @@ def encode_group(
       UserError: see `File.documents`.
       OSError: the folder cannot be written.
     """
-    # Versions before did not write the source.
+    # Earlier versions did not record the source.
     source = {"source": group[0].source}
     done = [facts | source for facts in _finished(number, folder)]
     if done and done[-1]["last"]:
@@ -200,7 +200,8 @@ def split(text: str, size: int) -> list[str]:
 
 
 def write_blocks(tokens: array, length: int, path: Path) -> dict[str, Any]:
-    """Cuts concatenated documents into blocks and writes them, without the rest.
+    """Cuts concatenated documents into blocks and writes them; an incomplete last block
+    is dropped.
 
     Returns:
       {"file" (its name), "blocks" (how many), "crc32"}.

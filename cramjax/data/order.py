@@ -61,12 +61,13 @@ def _unigram(corpus: Corpus) -> np.ndarray:
 
 
 def _decoded_length(corpus: Corpus) -> np.ndarray:
-    """Subtracts characters of decoded text: blocks of short words come first."""
+    """Returns minus the characters of each token: blocks of short words come first."""
     spelled = spellings(corpus.tokenizer)
     return -np.array([len(text) + begins for text, begins in spelled], float)
 
 
-# {order: scores_V}; blocks are sorted by the sum of their tokens' scores, most first.
+# {order: from a corpus to scores_V}; blocks are sorted by the sum of their tokens'
+# scores, highest first.
 TOKEN_SCORES: dict[str, Callable[[Corpus], np.ndarray]] = {
     "sentence_length": _periods,
     "fragments": _fragments,

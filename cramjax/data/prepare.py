@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = ("facts-*.json", "counts-*.npy", dedup.CUTS, dedup.FOUND, "*.partial")
+TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
 # For estimates: characters of a document of The Pile, tokens per character of English.
 DOCUMENT_CHARS, TOKENS_PER_CHAR = 5800, 0.3
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
@@ -185,7 +185,7 @@ def _build(
     folder: Path,
 ) -> None:
     if any(file.url for file in text_files):
-        logger.info(f"corpus: {_download(config, text_files)}")
+        logger.info(f"corpus: {_size_estimate(config, text_files)}")
     to_encode, duplicates = list(text_files), {}
     if config.data.drop_duplicates or config.data.dedup_bytes:
         to_encode, duplicates = dedup.deduplicated(text_files, config.data, folder)
@@ -214,7 +214,7 @@ def _build(
         logger.info(f"corpus: {line}")
 
 
-def _download(config: Config, text_files: Sequence[File]) -> str:
+def _size_estimate(config: Config, text_files: Sequence[File]) -> str:
     """Returns about how much network and disk the corpus takes."""
     downloaded = [file for file in text_files if file.url]
     read = sum(

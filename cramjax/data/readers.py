@@ -245,7 +245,9 @@ def _txt(file: File, context: ReadContext) -> Iterator[str]:
 
 def _jsonl(file: File, context: ReadContext) -> Iterator[Record]:
     with _lines(file) as lines:
-        while line := lines.readline(MAX_RECORD_CHARS):  # the rest of one is no JSON
+        while line := lines.readline(
+            MAX_RECORD_CHARS
+        ):  # a longer one is cut, and its parts are not JSON
             if not line.strip():
                 continue
             try:

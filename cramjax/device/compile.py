@@ -88,7 +88,7 @@ class MicroStep:
         if self.config.curriculum.lengths:
             return self
         start = time.monotonic()
-        # The executable is not kept: `function`, called with these shapes, reuses it.
+        # JAX keeps the executable: calling `function` with these shapes reuses it.
         needed_bytes = planned_bytes(self.lowered().compile())
         compile_s = time.monotonic() - start
         return dataclasses.replace(self, compile_s=compile_s, needed_bytes=needed_bytes)

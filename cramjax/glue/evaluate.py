@@ -56,6 +56,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
         except UserError as error:
             faults.append(str(error))
     notes += tasks.missing(incomplete)
+    # Nothing can be scored, and nothing was scored before.
     if faults or (notes and not found and todo == wanted):
         raise UserError("\n".join(faults or notes))
     for note in notes:
@@ -146,7 +147,7 @@ def evaluate(
     sets, submission/.
 
     Args:
-      config: its `glue` and `model` sections.
+      config: its `glue`, `model` and `seed` are used.
       named_params: of `encoder.MaskedLM`, for every initialization but "random".
       tokenizer: the one they were trained with.
       workdir: the folder of glue.json.

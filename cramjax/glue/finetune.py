@@ -127,8 +127,8 @@ def finetune(
       on_epoch: called after each epoch with the numbers of the trials that are trained
         together, the number of the epoch, their mean losses_T and their predictor,
         which is valid during the call.
-      finished: keeps trials that are trained before others; those are not trained
-        again.
+      finished: stores groups of trials as they finish, so that a job that is run again
+        does not repeat them.
 
     Raises:
       UserError: the device has too little memory for one trial.
@@ -234,7 +234,7 @@ def _train(
     seed: int,
     on_chunk: Callable[[float, float], None],
 ) -> Iterator[tuple[_Trial, np.ndarray]]:
-    """Yields some of the trials and their mean loss_T after every epoch.
+    """Yields the given trials and their mean loss_T after every epoch.
 
     The rows' tokens stay on the device. The next epoch overwrites the trials that were
     yielded.

@@ -91,7 +91,7 @@ layer_norm.defvjp(_norm_forward, _norm_backward)
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the mean of `cross_entropies`, weighted along the labels' last axis."""
+    """Returns the mean of `cross_entropies`; weights broadcast to the labels' shape."""
     if weights is None:
         return jnp.mean(cross_entropies(logits, labels))
     weights = jnp.broadcast_to(weights, labels.shape)

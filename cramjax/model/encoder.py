@@ -8,8 +8,9 @@ Axes, one capital letter each, as suffixes of array names and in einsum strings:
     K head dim     F feed-forward     V vocabulary     P predicted   C classes
     E embedding width, D unless it is factorized       N rows, B L of them
 
-Parameters and norm statistics are float32; everything else computes in `config.dtype`,
-except the softmax over keys and the logits, which are float32.
+Parameters and norm statistics are float32. Matrix products compute in `config.dtype`;
+attention scores and logits are converted to float32 before the softmax and the loss.
+LayerNorm is in `custom_vjp`, other norms are in `layers`.
 """
 
 import dataclasses
@@ -109,7 +110,7 @@ class Attention(nn.Module):
     def __call__(
         self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
     ) -> jax.Array:
-        """Returns x_NxD; the mask is 1 where L may attend to M; its L may be 1."""
+        """Returns x_NxD; the mask is 1 where L may attend to M, or is Bx1xM."""
         shape = (-1, length, self.config.heads, self.config.head_dim)
         q_BxLxHxK = self.query(x_NxD).reshape(shape)
         k_BxMxHxK = self.key(x_NxD).reshape(shape)

@@ -1,4 +1,7 @@
-"""How far a run has got, in steps, tokens, FLOPs and seconds: its only clock."""
+"""How far a run has got, in steps, tokens, FLOPs and seconds.
+
+The budget depends on no other clock.
+"""
 
 import contextlib
 import time

@@ -57,7 +57,7 @@ class Session:
     clock: Clock
     train_metrics: TrainMetrics
     throughput: Throughput
-    started_at: float  # `time.monotonic()` when it began to prepare for training
+    started_at: float  # `time.monotonic()` when this session began to prepare
     compiled_before_s: float = 0.0  # seconds of compilation in earlier sessions
     rollbacks: int = 0  # to an earlier checkpoint, in all sessions
     last_read: DispatchedStep | None = None  # the latest one of this session
@@ -75,7 +75,8 @@ class Session:
 def train(session: Session) -> int | None:
     """Steps until the budget is spent (None), or a signal arrives (its number).
 
-    When it returns the state is on disk, which a second signal cannot prevent.
+    When it returns the state is on disk. A second signal is ignored, unless a full disk
+    makes the last checkpoint wait.
 
     Raises:
       TrainingFailed: gradients are not finite again after a rollback, or the loss is
@@ -92,7 +93,8 @@ def train(session: Session) -> int | None:
             # the host reads the previous one.
             previous, in_flight = in_flight, dispatch(session, progress)
             read_metrics(session, previous)
-            # The last line comes before the last checkpoint: resuming there adds none.
+            # Logged before the last checkpoint, so that resuming from it does not log
+            # the same steps again.
             logs = clock.step % config.log.every_steps == 0 or clock.progress() >= 1
             validates, saves = validation.is_due(), checkpoint.is_due()
             if logs or validates or saves:

@@ -18,8 +18,9 @@ from cramjax.training import schedules
 def make_optimizer(
     config: OptimizerConfig, schedule: ScheduleConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns clipping and the config's method at the schedule's learning rate.
+    """Returns the chain: clipping, the config's method with its decay, the rate.
 
+    Decay comes after the method, or before it for those in `L2_DECAY`.
     Its `update` needs `progress=`, `rate_scale=` and `emit=`, see
     `scale_by_progress_schedule` and `when_emitting`. The state has, for
     `optax.tree.get`, "learning_rate" and "grad_norm", the norm of the accumulated
@@ -150,7 +151,7 @@ def when_emitting(
     return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
-# Each turns a clipped gradient into a step of about unit size.
+# Each turns a clipped gradient into a step, before the learning rate.
 METHODS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
     "adamw": _adam,
     "adam_l2": _adam,

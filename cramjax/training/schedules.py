@@ -1,6 +1,7 @@
 """Pure functions of progress, the fraction of the budget already spent, in [0, 1].
 
-Where progress comes from (hours, tokens, FLOPs, updates) is the clock's business.
+Progress comes from the clock or, with `schedule.updates`, from the number of updates
+(see `optimizer.scale_by_progress_schedule`).
 """
 
 from collections.abc import Callable

@@ -26,8 +26,9 @@ from cramjax.training.optimizer import make_optimizer
 class TrainState:
     """Everything that a micro-step reads and writes on the device; counts are int32.
 
-    A micro-batch is skipped if a gradient is not finite. In float16, only those skipped
-    at the lowest loss scale are counted: the others are how the scale is found.
+    A micro-batch with a gradient that is not finite is skipped. In float16 it counts in
+    `skipped` and `bad_in_a_row` only at the lowest loss scale: other skips are how the
+    scale is found.
     """
 
     params: Any  # float32, the tree of `encoder.MaskedLM`
@@ -222,7 +223,8 @@ def _corrupted(
 
 def _accumulating_optimizer(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
     """Averages gradients and drops micro-batches where they are not finite."""
-    # Its schedule sees only the update count; k depends on progress: passed in, traced.
+    # The schedule of MultiSteps is given only the number of updates. The micro-batches
+    # per update depend on progress, so they are passed in, as a traced value.
     return optax.MultiSteps(
         make_optimizer(config.optimizer, config.schedule),
         every_k_schedule=lambda _: accumulate,
