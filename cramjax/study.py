@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cramjax import files, markdown
-from cramjax.config import Config, load
-from cramjax.errors import Interrupted, TrainingFailed, UserError
+from cramjax.config import Config, load, module
+from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
 from cramjax.glue.evaluate import RESULTS as SCORES
 from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
 from cramjax.run import run
@@ -398,16 +397,24 @@ def _spread(values: np.ndarray) -> str:
     return f"{values.std(ddof=1):.3f}" if len(values) > 1 else "one seed"
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: str) -> Study:
     """Returns what `get_study()` of a Python file returns.
+
+    Args:
+      path: of the file, or the name of one in configs/; what follows a colon is passed
+        to the function.
 
     Raises:
       UserError: the file is missing, or does not run.
     """
+    file, colon, argument = path.partition(":")
     try:
-        study = runpy.run_path(str(path))["get_study"]()
+        get_study = module(file).get_study
+        study = get_study(argument) if colon else get_study()
+    except UserError as error:
+        raise UserError(f"--study={error}") from error
     except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"--study={path} cannot be run: {what}") from error
     if not isinstance(study, Study):
         raise UserError(

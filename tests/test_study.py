@@ -184,11 +184,11 @@ def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
 
 
 def test_study_files(tmp_path):
-    assert "muon" in load_study(study_module.Path("configs/studies/quickstart.py")).rows
+    assert "muon" in load_study("studies/quickstart").rows
     path = tmp_path / "s.py"
     path.write_text("def get_study(): return 1 / 0")
     with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):
-        load_study(path)
+        load_study(str(path))
     path.write_text("def get_study(): return 1")
     with pytest.raises(UserError, match=r"must return a cramjax\.study\.Study"):
-        load_study(path)
+        load_study(str(path))

@@ -1,0 +1,61 @@
+"""The paper's recipe and a stack of changes at three sizes: what FLOPs do they save?
+
+    python scripts/study.py --study=configs/studies/ladder.py:S --at_once=2 \
+        --workdir=runs/ladder-s --config.data.sources="('wiki/*.txt',)"
+
+Sizes are S, M and L: 0.3M, 1.5M and 5M parameters inside the layers. The baseline is
+the paper's recipe with a budget in which it leaves the plateau near the unigram entropy
+(its learning rate has to be found for other text); the stack gets a half, a quarter and
+an eighth of its FLOPs. The text is English, about 60 MB or more.
+
+Of the stack, each change was better than its absence at size S; see records/.
+"""
+
+from cramjax.config import load
+from cramjax.model.flops import train_flops_per_token
+from cramjax.study import Study
+
+# Width, layers, tokens of the baseline. The feed-forward width is 4 times the width.
+SIZES = {"S": (128, 2, 16e6), "M": (192, 4, 12e6), "L": (320, 5, 12e6)}
+
+STACK = (
+    "model.positions=rotary",
+    "model.sparse_last_layer=True",
+    "optimizer.name=muon",
+    "optimizer.learning_rate=1e-2",
+    "objective.mask_rate=0.4",
+    "objective.mask_share=1.0",
+    "objective.random_share=0.0",
+    "schedule.curve=dive",
+    "schedule.falloff=0.5",
+)
+
+
+def get_study(size: str = "S") -> Study:
+    """Returns the rows and seeds of one size."""
+    width, layers, tokens = SIZES[size]
+    shape = (
+        f"model.width={width}",
+        f"model.ffn_width={4 * width}",
+        f"model.layers={layers}",
+        f"model.heads={width // 32}",
+    )
+    baseline = load("quickstart", shape)
+    per_token = train_flops_per_token(baseline.model, baseline.objective.mask_rate)
+    stack = {
+        f"stack 1/{n}": (*STACK, f"budget.flops={tokens * per_token / n:.6g}")
+        for n in (2, 4, 8)
+    }
+    return Study(
+        config="quickstart",
+        overrides=(
+            *shape,
+            "data.max_tokens_per_char=0.35",
+            "data.held_out_share=0.005",
+            "budget.tokens=0",
+            "validation.every_minutes=0",
+        ),
+        rows={"baseline": (f"budget.tokens={int(tokens)}",), **stack},
+        seeds=(0, 1, 2),
+        curves={"baseline": ("baseline",), "stack": tuple(stack)},
+    )
