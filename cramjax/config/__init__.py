@@ -20,6 +20,7 @@ from cramjax.config.root import (
     Config,
     flatten,
     from_dict,
+    model_from_dict,
     read_recorded,
     record,
     to_dict,

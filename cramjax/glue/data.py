@@ -341,18 +341,28 @@ def encode(
     special ones included: the longer side first, from its right end; of two equally
     long sides A keeps the odd token.
     """
+    rows_of_ids = token_rows(rows.texts, tokenizer, max_length, empty_second)
+    dtype = token_dtype(tokenizer.get_vocab_size())
+    tokens_NxL = np.full((len(rows), max_length), PAD, dtype)
+    for tokens_L, ids in zip(tokens_NxL, rows_of_ids, strict=True):
+        tokens_L[: len(ids)] = ids
+    return Encoded(tokens_NxL, rows.labels_N)
+
+
+def token_rows(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    empty_second: bool,
+) -> list[list[int]]:
+    """Returns the ids of rows of texts, see `encode`."""
     columns = [
-        [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        for texts in map(list, zip(*rows.texts, strict=True))
+        [e.ids for e in tokenizer.encode_batch(column, add_special_tokens=False)]
+        for column in map(list, zip(*texts, strict=True))
     ]
-    token_rows = [
+    return [
         template(ids, max_length, empty_second) for ids in zip(*columns, strict=True)
     ]
-    dtype = token_dtype(tokenizer.get_vocab_size())
-    tokens_NxL = np.full((len(token_rows), max_length), PAD, dtype)
-    for i, row in enumerate(token_rows):
-        tokens_NxL[i, : len(row)] = row
-    return Encoded(tokens_NxL, rows.labels_N)
 
 
 def template(
