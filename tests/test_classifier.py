@@ -1,6 +1,11 @@
 """The user's own classifier: its folder, training it, and predicting with it."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,7 @@ import cramjax
 from cramjax.checkpoints import classifier as classifier_module
 from cramjax.checkpoints.classifier import SavedClassifier, save
 from cramjax.errors import UserError
+from cramjax.main import main
 from cramjax.model.encoder import Classifier
 
 
@@ -42,3 +48,56 @@ def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path):
 def test_a_folder_that_is_no_classifier_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no classifier"):
         classifier_module.load(tmp_path)
+
+
+def rows_of_intents(name, count):
+    path = Path(cramjax.__file__).parent / "demo" / "intents" / f"{name}.tsv"
+    header, *lines = path.read_text().splitlines()
+    assert header.split("\t") == ["sentence", "label"]
+    return [line.split("\t") for line in lines[:: len(lines) // count]][:count]
+
+
+def write(path, rows, header=("sentence", "label")):
+    path.write_text("".join("\t".join(row) + "\n" for row in (header, *rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(finished, tmp_path_factory):
+    """A classifier of intents, its dev rows, and what training it printed."""
+    folder = tmp_path_factory.mktemp("own")
+    rows = {name: rows_of_intents(name, n) for name, n in (("train", 200), ("dev", 60))}
+    files = [f"--{name}={write(folder / f'{name}.tsv', rows[name])}" for name in rows]
+    flags = [f"--checkpoint={finished[0]}", *files, f"--workdir={folder / 'model'}"]
+    flags += ["--text=sentence", "--label=label", "--config.glue.epochs=3"]
+    flags += ["--config.glue.learning_rates=(1e-8,1e-2)"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["finetune", *flags]) == 0
+    return folder / "model", rows["dev"], out.getvalue(), flags
+
+
+def test_the_kept_trial_predicts_what_it_was_scored_on(trained, tmp_path, capsys):
+    folder, dev, printed, flags = trained
+    facts = json.loads((folder / "config.json").read_text())
+    labels = [label for _, label in dev]
+    by_rate = re.findall(r"learning rate (.*): accuracy (.*), (.*)", printed)
+    (_, *low), (_, *high) = [[float(x) for x in found] for found in by_rate]
+    assert facts["score"] == pytest.approx(max(high), abs=0.05)
+    assert max(high) > max(low)
+    report = (folder / "report.md").read_text()
+    assert f"| 0.01 | {high[0]}, {high[1]} |" in report
+    # Only the texts' column is needed, and each row is answered in its place.
+    texts = [[sentence] for sentence, _ in dev]
+    path, out = write(tmp_path / "new.tsv", texts, ["sentence"]), tmp_path / "out.tsv"
+    assert main(["predict", f"--model={folder}", str(path), f"--out={out}"]) == 0
+    header, *lines = [line.split("\t") for line in out.read_text().splitlines()]
+    assert header == ["label", "probability"]
+    right = [found == label for (found, _), label in zip(lines, labels, strict=True)]
+    assert 100 * sum(right) / len(right) == pytest.approx(facts["score"])
+    json_lines = [json.dumps({"id": 1, "sentence": text}) for [text] in texts]
+    path = tmp_path / "new.jsonl"
+    path.write_text("\n".join(json_lines))
+    capsys.readouterr()
+    assert main(["predict", f"--model={folder}", str(path)]) == 0
+    assert capsys.readouterr().out == out.read_text()
