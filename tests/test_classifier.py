@@ -79,14 +79,17 @@ def trained(finished, tmp_path_factory):
 
 def test_the_kept_trial_predicts_what_it_was_scored_on(trained, tmp_path, capsys):
     folder, dev, printed, flags = trained
-    facts = json.loads((folder / "config.json").read_text())
     labels = [label for _, label in dev]
-    by_rate = re.findall(r"learning rate (.*): accuracy (.*), (.*)", printed)
+    by_rate = re.findall(r"pretrained at (.*): accuracy (.*), (.*) \(", printed)
     (_, *low), (_, *high) = [[float(x) for x in found] for found in by_rate]
-    assert facts["score"] == pytest.approx(max(high), abs=0.05)
-    assert max(high) > max(low)
+    assert max(high) > max(low) and high[0] != high[1]
     report = (folder / "report.md").read_text()
-    assert f"| 0.01 | {high[0]}, {high[1]} |" in report
+    saved = f"the best of 2 at the learning rate 0.01: accuracy {max(high)}."
+    assert saved in report and saved in printed
+    total = sum(
+        int(x) for x in re.findall(r"\| \w+ (?:\| [\d.]+ ){3}\| (\d+) \|", report)
+    )
+    assert total == len(dev)
     # Only the texts' column is needed, and each row is answered in its place.
     texts = [[sentence] for sentence, _ in dev]
     path, out = write(tmp_path / "new.tsv", texts, ["sentence"]), tmp_path / "out.tsv"
@@ -94,7 +97,7 @@ def test_the_kept_trial_predicts_what_it_was_scored_on(trained, tmp_path, capsys
     header, *lines = [line.split("\t") for line in out.read_text().splitlines()]
     assert header == ["label", "probability"]
     right = [found == label for (found, _), label in zip(lines, labels, strict=True)]
-    assert 100 * sum(right) / len(right) == pytest.approx(facts["score"])
+    assert 100 * sum(right) / len(right) == pytest.approx(max(high), abs=0.05)
     json_lines = [json.dumps({"id": 1, "sentence": text}) for [text] in texts]
     path = tmp_path / "new.jsonl"
     path.write_text("\n".join(json_lines))
