@@ -148,7 +148,12 @@ def one_error(capsys):
         (None, (), r"--dev=.*dev\.tsv: there is no such file"),
         ([["a", "x"]], ("--metric=spearman",), r"train\.tsv:2 .* 'x', not a number"),
         ([["a", "x"]], ("--keep=last",), "--keep=last: must be best or median"),
-        ([["a", "x"]], ("--config.model.width=8",), "only the keys of --config.glue"),
+        (
+            [["a", "x"]],
+            ("--config.model.width=8",),
+            "only seed and the keys of glue",
+        ),
+        ([["a", "x"]], ("--config.glue.starts=random",), "starts=random': of the conf"),
     ],
 )
 def test_mistakes_in_finetune_are_one_line(

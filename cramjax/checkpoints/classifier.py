@@ -105,17 +105,13 @@ def _outputs(module: Classifier, params: Any, tokens_BxL: jax.Array) -> jax.Arra
 
 def save(folder: Path, classifier: SavedClassifier, facts: dict[str, Any]) -> None:
     """Writes the folder, config.json last: without it there is no classifier."""
-    fields = {
-        f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)
-    }
+    fields = vars(classifier) | {"model": to_dict(classifier.model)}
     params, tokenizer = fields.pop("params"), fields.pop("tokenizer")
-    fields["model"] = to_dict(classifier.model)
     folder.mkdir(parents=True, exist_ok=True)
     weights.write(folder / weights.WEIGHTS, params)
     files.write_text(folder / TOKENIZER, tokenizer.to_str())
-    files.write_json(
-        folder / CONFIG, {"format": FORMAT, "kind": KIND, **fields, **facts}
-    )
+    content = {"format": FORMAT, "kind": KIND, **fields, **facts}
+    files.write_json(folder / CONFIG, content)
 
 
 def load(path: str | Path) -> SavedClassifier:

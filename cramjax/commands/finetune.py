@@ -9,12 +9,14 @@ Face's BERT or ModernBERT. The files are .tsv with a header, or .jsonl; a row wi
 texts has --text=FIRST,SECOND. --text, --label and --metric stand for the keys
 glue.own_texts, glue.own_label and glue.own_metric; with the metrics pearson and
 spearman, labels are numbers. The other keys of glue are those of the pretraining, but
-glue.max_train_rows is 0: all rows. glue.trials are trained at each of
-glue.learning_rates. At the rate with the best median on the dev rows, --keep=best saves
-the best trial, --keep=median the median one. report.md has the scores.
+glue.max_train_rows is 0: all rows. At each of glue.learning_rates, glue.trials
+classifiers are trained. Of those at the rate with the best median on the dev rows,
+--keep=best saves the best one, and --keep=median the median one. report.md has the
+scores.
 """
 
 import operator
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +46,18 @@ NEEDED = {
 }
 
 
+# Keys that may be overridden.
+CHOSEN = re.compile(r"--config\.(seed|glue\.(?!tasks|starts|own_)\w+)=")
+
+
 def command(argv: Sequence[str]) -> None:
     """Trains, saves the kept trial, and writes report.md."""
     given, overrides = parse_flags(argv, NEEDED, ["metric", "keep", "workdir"])
     for argument in overrides:
-        if not argument.startswith(("--config.glue.", "--config.seed=")):
+        if not CHOSEN.match(argument):
             raise UserError(
-                f"unexpected argument {argument!r}: of the config, only the keys of "
-                "--config.glue and --config.seed can be chosen"
+                f"unexpected argument {argument!r}: of the config, only seed and the "
+                "keys of glue can be chosen, but not glue.tasks, starts and own_..."
             )
     if (keep := given["keep"] or "best") not in ("best", "median"):
         raise UserError(f"--keep={keep}: must be best or median")
