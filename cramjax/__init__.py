@@ -8,3 +8,10 @@ def load(path: Any) -> Any:
     from cramjax.checkpoints.load import load as read  # imports JAX: takes a moment
 
     return read(path)
+
+
+def load_classifier(path: Any) -> Any:
+    """Returns a fine-tuned classifier, see `cramjax.checkpoints.classifier`."""
+    from cramjax.checkpoints.classifier import load as read
+
+    return read(path)

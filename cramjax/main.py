@@ -1,20 +1,34 @@
-"""The whole job, from raw text to fine-tuned scores.
+"""The whole job, from raw text to fine-tuned scores, and its commands.
 
-python -m cramjax.main --config=a4000
+cramjax --config=a4000 [--workdir=FOLDER] [--config.KEY=VALUE ...]
 
-The run writes to --workdir=FOLDER, by default runs/ and the name of the config:
+The run writes to --workdir, by default runs/ and the name of the config:
 runs/a4000. The same command, run again, continues where it ended.
-Any key of the config can be overridden: --config.budget.hours=0.5
---print_config prints every key with its value, and exits.
---rehearse tries every stage for a moment and estimates what the budget will buy.
 --config takes a file or the name of one in configs/: quickstart, a4000, a6000,
-rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW.
+rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW. Any key of the config can
+be overridden: --config.budget.hours=0.5
+--print_config prints every key with its value, and exits.
+--rehearse tries every stage for a moment and estimates what the budget buys.
+
+Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
+  prepare    builds a corpus, without training
+  evaluate   fine-tunes on GLUE or your own task and scores, without pretraining
+  finetune   trains a classifier on your own labelled text, and saves it
+  predict    labels new text with such a classifier
+  export     writes a model in the format of Hugging Face's transformers
+  describe   counts a config's parameters, FLOPs and memory
+  plan       finds whether a config fits a card, and how fast it trains there
+  study      compares configs over seeds
+  report     writes report.md of a finished run anew
 """
 
 import contextlib
 import dataclasses
+import difflib
+import importlib
 import json
 import logging
+import pkgutil
 import signal
 import sys
 import time
@@ -22,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cramjax import commands
 from cramjax.config import to_dict
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
@@ -32,12 +47,23 @@ logger = logging.getLogger("cramjax.main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job with the given or the program's arguments; returns the exit code."""
+    """Runs the job, or a command, with the given or the program's arguments.
+
+    Returns the exit code.
+    """
     started_at = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
+    names = command_names()
+    if argv and argv[0] in names:
+        module = importlib.import_module(f"{commands.__name__}.{argv[0]}")
+        return guarded(module.command, argv[1:], module.__doc__)
     if asks_for_help(argv, __doc__):
         return 0
     with command_environment() as outcome:
+        if argv and not argv[0].startswith("-"):
+            near = difflib.get_close_matches(argv[0], names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"pass {', '.join(names)}"
+            raise UserError(f"{argv[0]}: no such command; {hint}")
         config, extras = parse_command_line(
             argv, ["workdir"], switches=["print_config", "rehearse"]
         )
@@ -56,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run(config, workdir, started_at)
     return outcome.exit_code
+
+
+def command_names() -> list[str]:
+    """Returns the names of the commands: the modules of `cramjax.commands`."""
+    return [module.name for module in pkgutil.iter_modules(commands.__path__)]
 
 
 def default_workdir(config: str) -> Path:

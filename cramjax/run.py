@@ -93,16 +93,27 @@ def run(
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
         results = evaluate.evaluate(config, named_params, run_tokenizer, workdir, tasks)
-        if missing := sorted(report.NEEDED - summary.keys()):
-            logger.info(
-                f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
-                f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
-            )
-        else:
-            path = report.write(config, manifest, summary, results, workdir)
-            logger.info(report.verdict(config, summary, results).replace("**", ""))
-            logger.info(f"report: {path}")
+        write_report(config, manifest, summary, results, workdir)
     return named_params
+
+
+def write_report(
+    config: Config,
+    manifest: dict[str, Any],
+    summary: dict[str, Any],
+    results: dict[str, Any],
+    workdir: Path,
+) -> None:
+    """Writes report.md, unless the run is of a version that did not write all of it."""
+    if missing := sorted(report.NEEDED - summary.keys()):
+        logger.info(
+            f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
+            f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
+        )
+    else:
+        path = report.write(config, manifest, summary, results, workdir)
+        logger.info(report.verdict(config, summary, results).replace("**", ""))
+        logger.info(f"report: {path}")
 
 
 def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:

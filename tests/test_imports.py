@@ -18,6 +18,7 @@ LAYERS = (
     ("blimp", "plan", "report"),
     ("run",),
     ("rehearsal", "score", "study"),
+    ("commands",),
     ("main",),
 )
 

@@ -1,12 +1,12 @@
 import dataclasses
 import json
-import runpy
 import subprocess
 
 import pytest
 from conftest import TINY
 
 from cramjax import study as study_module
+from cramjax.commands import study as study_command
 from cramjax.errors import Interrupted, TrainingFailed, UserError
 from cramjax.study import Study, load_study, multipliers, run_study, table
 
@@ -108,17 +108,16 @@ def test_every_row_gets_its_first_seed_first(study):
     ]
 
 
-def test_the_scripts_overrides_are_of_all_rows(monkeypatch, tmp_path):
-    script = runpy.run_path("scripts/study.py")
+def test_the_commands_overrides_are_of_all_rows(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        study_module, "run_study", lambda study, _: seen.append(study.configs()) or {}
+        study_module, "run_study", lambda study, *_: seen.append(study.configs()) or {}
     )
     flags = ["--study=configs/studies/quickstart.py", f"--workdir={tmp_path}"]
-    script["compare"]([*flags, "--config.model.width=64"])
+    study_command.command([*flags, "--config.model.width=64"])
     assert {config.model.width for config in seen[0].values()} == {64}
     with pytest.raises(UserError, match="--seeds: no such flag; see --help"):
-        script["compare"]([*flags, "--seeds=3"])
+        study_command.command([*flags, "--seeds=3"])
 
 
 def test_the_table_by_hand():

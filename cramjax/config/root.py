@@ -144,6 +144,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return _parse(Config, {k: x for k, x in values.items() if k != "format"}, "")
 
 
+def model_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """Parses the section `model` alone, see `from_dict`."""
+    return _parse(ModelConfig, values, "model")
+
+
 def _parse(hint: Any, value: Any, name: str) -> Any:
     """Returns the value as the section or type `hint`; `name` is for messages."""
     if dataclasses.is_dataclass(hint):

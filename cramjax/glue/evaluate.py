@@ -1,9 +1,10 @@
 """All tasks, from all initializations, at all learning rates: the scores of a run."""
 
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
       UserError: a task is unknown, files cannot be used (a line for each), or no task
         has a training and a dev set.
     """
-    results = _read_results(workdir / RESULTS)
+    results = read_results(workdir / RESULTS)
     wanted = tasks.get(config.glue)
     todo = [task for task in wanted if _jobs(results, task, config)]
     found, notes, faults, incomplete = [], [], [], []
@@ -139,6 +140,7 @@ def evaluate(
     workdir: Path,
     complete: Sequence[Task],
     imported: bool = False,
+    on_trained: Callable[[float, Any], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task and scores its dev sets.
 
@@ -153,6 +155,7 @@ def evaluate(
       workdir: the folder of glue.json.
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
+      on_trained: called with the learning rate and `finetune`'s params_T.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -167,7 +170,7 @@ def evaluate(
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results = _read_results(path)
+    results = read_results(path)
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
         rows = _read(config, task)
@@ -192,6 +195,7 @@ def evaluate(
                     seed=config.seed,
                     on_chunk=journal.show,
                     on_epoch=journal.write_epoch,
+                    on_trained=functools.partial(on_trained, rate),
                     finished=finished,
                 )
             _add_job(entries, encoded, start, rate, trained, workdir)
@@ -310,7 +314,7 @@ def _scores_line(entry: dict[str, Any], start: str, rate: float, seconds: float)
     )
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """Returns the scores of an earlier session."""
     if not path.exists():
         return {}

@@ -1,0 +1,15 @@
+"""Builds a config's packed corpus, unless it exists already, without training.
+
+cramjax prepare --config=configs/a4000.py --config.data.sources=...
+"""
+
+from collections.abc import Sequence
+
+from cramjax.data.prepare import prepare
+from cramjax.flags import parse_command_line
+
+
+def command(argv: Sequence[str]) -> None:
+    """Builds the corpus of the config."""
+    config, _ = parse_command_line(argv)
+    prepare(config)
