@@ -110,7 +110,7 @@ def asks_for_help(argv: Sequence[str], usage: str) -> bool:
     """Prints the usage if the arguments ask for it; returns whether they do."""
     asked = bool({"-h", "--help"} & set(argv))
     if asked:
-        print(usage.strip())
+        print(usage.strip(), file=Unbroken(sys.stdout), flush=True)
     return asked
 
 
