@@ -54,7 +54,7 @@ TINY = (
 
 def tiny_config(data_dir, *overrides: str) -> Config:
     overrides = (*TINY, f"data.dir={data_dir}", *overrides)
-    return config_module.load("configs/quickstart.py", overrides)
+    return config_module.load("configs/small.py", overrides)
 
 
 def start(config, mesh=None):

@@ -42,7 +42,7 @@ def one_thread():
 PLAIN = ("averaging.ema_decay=0.0", "averaging.lawa_last=0", "model.layers=1")
 UNKNOWN = GpuStats(*(None for _ in dataclasses.fields(GpuStats)))
 TINY_FLAGS = [
-    "--config=configs/quickstart.py",
+    "--config=configs/small.py",
     "--config.model.width=32",
     "--config.micro_batch=4",
 ]

@@ -37,7 +37,7 @@ hits = []
 jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(1) if event.endswith("cache_hits") else None
 )
-config = load("configs/quickstart.py", sys.argv[2:])
+config = load("configs/small.py", sys.argv[2:])
 use_cache(sys.argv[1])
 step = train_step.build(config).compile_ahead()
 state, [tokens_BxL] = step.fresh_state(), step.random_batches(1)

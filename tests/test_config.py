@@ -31,7 +31,9 @@ def test_texts_for_any_card(path):
         load(f"{path}:h20")
 
 
-@pytest.mark.parametrize("name", ["a4000", "a6000", "rtx2080ti", "h200", "quickstart"])
+@pytest.mark.parametrize(
+    "name", ["a4000", "a6000", "rtx2080ti", "h200", "small", "quickstart"]
+)
 def test_every_config_file_parses(name):
     config = load(f"configs/{name}.py")
     assert config_module.from_dict(json.loads(json.dumps(to_dict(config)))) == config
@@ -51,13 +53,13 @@ def test_gpu_configs_are_the_recipe_but_for_the_card():
 
 def test_a_first_update_must_fit_in_a_budget_of_tokens():
     fits = ["batch.ramp_share=0", "batch.sequences=128", "budget.tokens=4096"]
-    load("configs/quickstart.py", fits)
+    load("configs/small.py", fits)
     with pytest.raises(UserError, match="config.budget.tokens is 4095: .* 4096"):
-        load("configs/quickstart.py", [*fits, "budget.tokens=4095"])
+        load("configs/small.py", [*fits, "budget.tokens=4095"])
 
 
 def test_large_numbers_and_one_dash():
-    config = load("configs/quickstart.py", ["-config.budget.tokens=1.5e6"])
+    config = load("configs/small.py", ["-config.budget.tokens=1.5e6"])
     assert config.budget.tokens == 1_500_000
 
 
@@ -75,14 +77,14 @@ def test_large_numbers_and_one_dash():
     ],
 )
 def test_what_a_text_on_the_command_line_stands_for(override, value):
-    config = flatten(to_dict(load("quickstart", [override])))
+    config = flatten(to_dict(load("small", [override])))
     expected = list(value) if isinstance(value, tuple) else value
     assert config[override.partition("=")[0]] == expected
 
 
 def test_tuples_of_one_key_are_joined_and_other_values_replaced():
     overrides = ["data.sources=a", "data.sources=('b','c')", "seed=1", "seed=2"]
-    config = load("quickstart", overrides)
+    config = load("small", overrides)
     assert (config.data.sources, config.seed) == (("a", "b", "c"), 2)
 
 
@@ -117,14 +119,14 @@ def test_every_folder_with_code_is_installed():
 
 def test_another_text_does_not_have_the_licence_of_the_config():
     mine = ["data.sources=mine.txt"]
-    assert load("quickstart", mine).data.licence == ""
-    assert load("quickstart", [*mine, "data.licence=CC0"]).data.licence == "CC0"
-    assert "public domain" in load("quickstart").data.licence
+    assert load("small", mine).data.licence == ""
+    assert load("small", [*mine, "data.licence=CC0"]).data.licence == "CC0"
+    assert "public domain" in load("small").data.licence
 
 
 def test_overrides_and_types():
     config = load(
-        "configs/quickstart.py",
+        "configs/small.py",
         [
             "budget.tokens=0",
             "--config.budget.hours=1",
@@ -168,7 +170,7 @@ def test_overrides_and_types():
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, message):
     with pytest.raises(UserError) as error:
-        load("configs/quickstart.py", override.split())
+        load("configs/small.py", override.split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -186,12 +188,12 @@ def test_a_mistake_is_one_line_that_names_the_key(override, message):
 def test_stages_that_cannot_be_are_one_line(lengths, starts, others, message):
     overrides = [f"curriculum.lengths={lengths}", f"curriculum.starts={starts}"]
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        load("configs/quickstart.py", [*overrides, *others])
+        load("configs/small.py", [*overrides, *others])
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_and_an_unknown_key_in_a_dict_are_named():
-    values = to_dict(load("configs/quickstart.py"))
+    values = to_dict(load("configs/small.py"))
     del values["model"]["layers"]
     with pytest.raises(UserError, match=r"config\.model\.layers is missing"):
         config_module.from_dict(values)
@@ -202,7 +204,7 @@ def test_a_missing_and_an_unknown_key_in_a_dict_are_named():
 
 
 def test_a_record_may_lack_only_keys_that_were_added(tmp_path):
-    config = load("configs/quickstart.py", ["data.dir=elsewhere"])
+    config = load("configs/small.py", ["data.dir=elsewhere"])
     path = tmp_path / "config.json"
 
     def read(change):
@@ -228,7 +230,7 @@ def test_a_record_may_lack_only_keys_that_were_added(tmp_path):
     ],
 )
 def test_the_nearest_flag_is_named(flags, message, capsys):
-    assert main(["--config=configs/quickstart.py", *flags]) == 2
+    assert main(["--config=configs/small.py", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -238,7 +240,7 @@ def test_the_nearest_flag_is_named(flags, message, capsys):
     [
         (
             "evaluate_glue.py",
-            ["--config=configs/quickstart.py", "--datadir=x"],
+            ["--config=configs/small.py", "--datadir=x"],
             "--datadir: no such flag; did you mean --data_dir or",
         ),
         ("blimp.py", ["--checkpoit=x"], "no such flag; did you mean --checkpoint?"),
@@ -304,7 +306,7 @@ def test_a_config_file_that_does_not_run_is_named(tmp_path):
 def test_a_mistyped_flag_fails_before_jax_is_imported(tmp_path):
     code = (
         "import sys; from cramjax.main import main; "
-        "main(['--config=configs/quickstart.py', '--config.modl.width=8']); "
+        "main(['--config=configs/small.py', '--config.modl.width=8']); "
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

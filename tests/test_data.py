@@ -210,7 +210,7 @@ def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus, 
 
 def test_the_script_prepares_without_training(tmp_path):
     overrides = [f"--config.{o}" for o in (*TINY, f"data.dir={tmp_path}")]
-    flags = ["--config=configs/quickstart.py", *overrides]
+    flags = ["--config=configs/small.py", *overrides]
     done = run_script("prepare_data.py", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert "434 documents" in done.stdout

@@ -74,7 +74,7 @@ def test_its_unfinished_runs_are_refused_in_one_line(earlier):
 
 
 def test_every_key_was_there_from_the_beginning_or_has_a_neutral_value(tmp_path):
-    config = config_module.load("configs/quickstart.py")
+    config = config_module.load("configs/small.py")
     first = json.loads((unpacked("dcf3c78", tmp_path) / "config.json").read_text())
     now = set(flatten(to_dict(config)))
     assert now - set(flatten(first)) == set(ABSENT)
@@ -120,7 +120,7 @@ def test_a_run_that_attended_with_cudnn_is_used_on_a_cpu(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, model.params)
     run(model.config, workdir)
     assert (workdir / "report.md").exists()
-    flags = ["--config=configs/quickstart.py", "--tasks=intents10"]
+    flags = ["--config=configs/small.py", "--tasks=intents10"]
     for key, value in (
         ("starts", "('pretrained',)"),
         ("learning_rates", "(1e-3,)"),

@@ -22,7 +22,7 @@ def trained(finished):
 def flags(*more):
     """The fine-tuning of the run, and nothing else of its config."""
     keys = [key for key in TINY if key.startswith("glue.") and "tasks" not in key]
-    return ["--config=configs/quickstart.py", *(f"--config.{k}" for k in keys), *more]
+    return ["--config=configs/small.py", *(f"--config.{k}" for k in keys), *more]
 
 
 def found(workdir):
@@ -100,7 +100,7 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
     keys = [f"--config.{key}" for key in TINY if "tasks" not in key]
     score.score(
         [
-            "--config=configs/quickstart.py",
+            "--config=configs/small.py",
             *keys,
             f"--config.data.dir={data_dir}",
             "--tasks=intents10",
@@ -187,7 +187,7 @@ def test_scores_of_other_weights_are_not_mixed(trained, tmp_path):
 def test_a_folder_without_a_finished_pretraining_is_named(tmp_path):
     result = run_script(
         "evaluate_glue.py",
-        "--config=configs/quickstart.py",
+        "--config=configs/small.py",
         f"--checkpoint={tmp_path}",
     )
     assert result.returncode == 2

@@ -138,7 +138,7 @@ def test_corpora(name, sources, corpus, tmp_path, monkeypatch):
     folder, tfds = sources
     monkeypatch.chdir(folder)
     source, *more = CORPORA[name].replace("tfds:", f"tfds:{tfds}").split()
-    config = Path(__file__).parents[1] / "configs/quickstart.py"
+    config = Path(__file__).parents[1] / "configs/small.py"
     more += ["model.vocab_size=200", "data.held_out_share=0.2", f"data.dir={tmp_path}"]
     if name != "books":
         corpus = prepare(load(config, [*TINY, f"data.sources={source}", *more]))
@@ -218,7 +218,7 @@ WRONG = {
     "--rehearse=yes": "--rehearse value",
     "stray": "'stray' =value",
     "--config.seed 5": "--config.seed =VALUE",
-    "--config=configs/a4000.py": "configs/a4000.py configs/quickstart.py",
+    "--config=configs/a4000.py": "configs/a4000.py configs/small.py",
     "xyz=1": "config.xyz",
     "modl.width=8": "config.modl.width --config.model.width",
     "data=x": "--config.data KEY=VALUE",
@@ -270,9 +270,9 @@ WRONG = {
 }
 ALONE = {
     "": "config a4000",
-    "--confg=configs/quickstart.py": "--confg --config",
+    "--confg=configs/small.py": "--confg --config",
     "--config=configs/nowhere.py": "configs/nowhere.py a4000",
-    "--config=configs/quickstart.py:row": "configs/quickstart.py:row rows",
+    "--config=configs/small.py:row": "configs/small.py:row rows",
     "--config=configs/ablations/training.py:minimall": "'minimall' 'minimal'",
     "--config=configs/data/c4.py:h20": "h20 a4000",
     "--config={tmp}/broken.py": "{tmp}/broken.py ZeroDivisionError",
@@ -311,7 +311,7 @@ def test_errors(flags, faulty, tmp_path, capsys, request):
     if "{finished}" in flags:
         places["finished"] = str(request.getfixturevalue("finished")[0])
     keys = (*TINY, f"data.dir={tmp_path}")
-    argv = ["--config=configs/quickstart.py", *(f"--config.{key}" for key in keys)]
+    argv = ["--config=configs/small.py", *(f"--config.{key}" for key in keys)]
     if "--workdir" not in flags:
         argv.append(f"--workdir={tmp_path}/w")
     for flag in flags.format(**places).split():

@@ -37,7 +37,7 @@ def launch(workdir, data_dir, tokens, **environment):
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "cramjax.main"),
-                "--config=configs/quickstart.py",
+                "--config=configs/small.py",
                 *(f"--config.{override}" for override in overrides),
                 f"--workdir={workdir}",
             ],

@@ -258,7 +258,7 @@ def test_without_the_plugin_the_extra_is_named():
 @needs_plugin
 def test_a_small_model_on_a_card_that_is_not_there(tmp_path):
     path = tmp_path / "plan.json"
-    flags = ["--config=configs/quickstart.py", "--card=h200", f"--json={path}"]
+    flags = ["--config=configs/small.py", "--card=h200", f"--json={path}"]
     flags += ["--config.model.dtype=bfloat16", "--config.model.layers=1"]
     flags += ["--micro_batches=16"]
     done = run_script("plan.py", *flags)
@@ -288,7 +288,7 @@ def test_a_small_model_on_a_card_that_is_not_there(tmp_path):
 def test_a_card_without_bfloat16_is_given_no_speed(tmp_path):
     def facts(dtype):
         path = tmp_path / f"{dtype}.json"
-        flags = ["--config=configs/quickstart.py", "--card=rtx2080ti"]
+        flags = ["--config=configs/small.py", "--card=rtx2080ti"]
         flags += [f"--config.model.dtype={dtype}", "--micro_batches=64"]
         flags += ["--config.model.layers=1", f"--json={path}"]
         done = run_script("plan.py", *flags)

@@ -310,7 +310,7 @@ from cramjax.data import prepare, sources
 from cramjax.config import load
 if __name__ == "__main__":
     sources.GROUP_BYTES, prepare.SHARD_CHARS = 1 << 19, 1 << 18
-    prepare.prepare(load("configs/quickstart.py", sys.argv[1:]))
+    prepare.prepare(load("configs/small.py", sys.argv[1:]))
 """
 
 

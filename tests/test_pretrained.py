@@ -424,7 +424,7 @@ def test_a_foreign_checkpoint_has_no_averages_to_score(tmp_path):
     _, tensors = golden("hf_bert_tiny")
     folder = write_folder(tmp_path / "theirs", BERT, tensors)
     flags = [
-        "--config=configs/quickstart.py",
+        "--config=configs/small.py",
         f"--checkpoint={folder}",
         "--config.averaging.ema_decay=0.9",
         "--config.glue.starts=('ema',)",

@@ -25,7 +25,7 @@ def command(folder, *overrides):
     overrides = (*TINY, f"data.dir={folder / 'data'}", *overrides)
     flags = [f"--config.{override}" for override in overrides]
     workdir = f"--workdir={folder / 'runs' / 'one'}"
-    return ["--config=configs/quickstart.py", workdir, *flags, "--rehearse"]
+    return ["--config=configs/small.py", workdir, *flags, "--rehearse"]
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_a_finished_run_is_not_repeated(finished, tiny, monkeypatch):
 
 def command(workdir, data_dir, *overrides):
     overrides = [f"--config.{o}" for o in (*TINY, f"data.dir={data_dir}", *overrides)]
-    return ["--config=configs/quickstart.py", f"--workdir={workdir}", *overrides]
+    return ["--config=configs/small.py", f"--workdir={workdir}", *overrides]
 
 
 def test_a_workdir_with_another_config_is_refused(finished, data_dir, capsys):

@@ -17,7 +17,7 @@ DONE |= {"model_flops": 1e9, "updates": 1}
 @pytest.fixture
 def study(data_dir):
     return Study(
-        config="configs/quickstart.py",
+        config="configs/small.py",
         overrides=(*TINY, f"data.dir={data_dir}", "budget.tokens=640", "glue.tasks=()"),
         rows={"base": (), "same": ()},
         seeds=(0, 1),
@@ -113,7 +113,7 @@ def test_the_commands_overrides_are_of_all_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(
         study_module, "run_study", lambda study, *_: seen.append(study.configs()) or {}
     )
-    flags = ["--study=configs/studies/quickstart.py", f"--workdir={tmp_path}"]
+    flags = ["--study=configs/studies/small.py", f"--workdir={tmp_path}"]
     study_command.command([*flags, "--config.model.width=64"])
     assert {config.model.width for config in seen[0].values()} == {64}
     with pytest.raises(UserError, match="--seeds: no such flag; see --help"):
@@ -122,7 +122,7 @@ def test_the_commands_overrides_are_of_all_rows(monkeypatch, tmp_path):
 
 def test_the_table_by_hand():
     rows = {"a": (), "b": ("optimizer.name=muon",), "c": ()}
-    study = Study("quickstart", (), rows, (0, 1, 2))
+    study = Study("small", (), rows, (0, 1, 2))
 
     def runs(losses, ema=None):
         return {
@@ -156,7 +156,7 @@ def test_a_multiplier_by_hand():
     """Losses that fall by 1 with each doubling; the stack's are lower by half of it."""
     rows = {name: () for name in ("a-1", "a-2", "b-1", "b-2", "b-4")}
     curves = {"a": ("a-1", "a-2"), "b": ("b-1", "b-2", "b-4")}
-    study = Study("quickstart", (), rows, (0,), curves)
+    study = Study("small", (), rows, (0,), curves)
 
     def runs(loss, flops):
         return {0: {"held_out_loss": loss, "model_flops": flops, "updates": 1}}
@@ -172,7 +172,7 @@ def test_a_multiplier_by_hand():
     [line] = multipliers(study, results)
     assert "3.000: outside the range of its own losses" in line
     with pytest.raises(UserError, match="curves name 'c', which is no row"):
-        Study("quickstart", (), rows, (0,), {"c": ("c",)})
+        Study("small", (), rows, (0,), {"c": ("c",)})
 
 
 def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
 
 
 def test_study_files(tmp_path):
-    assert "muon" in load_study("studies/quickstart").rows
+    assert "muon" in load_study("studies/small").rows
     path = tmp_path / "s.py"
     path.write_text("def get_study(): return 1 / 0")
     with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):

@@ -110,7 +110,7 @@ def test_text_in_another_script_is_refused_and_kept_on_demand(tmp_path):
 def test_the_kinds_are_those_of_the_config():
     assert tuple(KINDS) == TOKENIZER_KINDS
     with pytest.raises(UserError, match="config.data.tokenizer_kind is 'wordpeice': m"):
-        load("configs/quickstart.py", ["data.tokenizer_kind=wordpeice"])
+        load("configs/small.py", ["data.tokenizer_kind=wordpeice"])
 
 
 @pytest.mark.parametrize("row", tokenizer_rows.ROWS)

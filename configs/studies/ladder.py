@@ -40,14 +40,14 @@ def get_study(size: str = "S") -> Study:
         f"model.layers={layers}",
         f"model.heads={width // 32}",
     )
-    baseline = load("quickstart", shape)
+    baseline = load("small", shape)
     per_token = train_flops_per_token(baseline.model, baseline.objective.mask_rate)
     stack = {
         f"stack 1/{n}": (*STACK, f"budget.flops={tokens * per_token / n:.6g}")
         for n in (2, 4, 8)
     }
     return Study(
-        config="quickstart",
+        config="small",
         overrides=(
             *shape,
             "data.max_tokens_per_char=0.35",

@@ -22,7 +22,7 @@ RATES = {
 def get_study() -> Study:
     """Returns the rows and seeds."""
     return Study(
-        config="quickstart",
+        config="small",
         overrides=(
             "model.vocab_size=8192",
             "model.width=160",

@@ -1,6 +1,6 @@
 """Compares variants of a config over seeds: mean, spread and paired differences.
 
-cramjax study --study=studies/quickstart --workdir=runs/study [--at_once=2]
+cramjax study --study=studies/small --workdir=runs/study [--at_once=2]
     [--config.KEY=VALUE ...]
 
 --study is a file, or the name of one in configs/. --config.KEY=VALUE changes a key in

@@ -46,7 +46,7 @@ def host(config: Config) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         length = f"model.max_length={config.model.max_length}"
-        corpus = prepare(load("quickstart", [f"data.dir={folder}", length]))
+        corpus = prepare(load("small", [f"data.dir={folder}", length]))
         order, seed = config.data.order, config.seed
         return {
             "read_tokens_per_s": read_speed(corpus, order, seed, READ_S),

@@ -1,7 +1,7 @@
 """What a small model owes to its recipe, on the embedded books, on a CPU.
 
-    python scripts/study.py --study=configs/studies/quickstart.py \
-        --workdir=runs/study-quickstart
+    python scripts/study.py --study=configs/studies/small.py \
+        --workdir=runs/study-small
 
 Eleven rows, three seeds, 2 million tokens a run: a bit more than a minute each on two
 cores, 45 minutes in all. With AdamW so small a model is still close to the unigram
@@ -14,7 +14,7 @@ from cramjax.study import Study
 def get_study() -> Study:
     """Returns the rows and seeds."""
     return Study(
-        config="quickstart",
+        config="small",
         overrides=(
             "budget.tokens=2000000",
             "optimizer.name=muon",
