@@ -14,7 +14,6 @@ nothing else depends on where a model came from.
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,15 +45,7 @@ WEIGHTS = "model.safetensors"  # in another project's
 AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
-# Names of the special tokens here and elsewhere; only <unk> may be missing.
-_NAMES = {
-    "<pad>": ("<pad>", "[PAD]"),
-    "<unk>": ("<unk>", "[UNK]"),
-    "<cls>": ("<cls>", "[CLS]"),
-    "<sep>": ("<sep>", "[SEP]"),
-    "<mask>": ("<mask>", "[MASK]"),
-}
-SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,12 +268,14 @@ def load_foreign(folder: Path) -> Pretrained:
         keys |= {"head_transform": False, "decoder_bias": False}
     model = ModelConfig(dtype="float32", **keys)
     params = params_of(tensors, model, has_head)
-    tokenizer, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
+    tokenizer, old_ids_V = tokenizer_module.imported(
+        folder / TOKENIZER, model.vocab_size, HINT
+    )
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
     template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
-    has_cls = bool(set(template[:1]) & set(_NAMES["<cls>"]))
+    has_cls = bool(set(template[:1]) & set(tokenizer_module.NAMES["<cls>"]))
     return Pretrained(
         model,
         params,
@@ -293,46 +286,6 @@ def load_foreign(folder: Path) -> Pretrained:
         empty_second=kind == AUTHORS,
         config=None,
     )
-
-
-def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
-    """Returns the tokenizer with our special ids, and each new id's old one."""
-    content = files.read_json(path, HINT)
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    try:
-        theirs = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path} cannot be read ({error}): {HINT}") from error
-    if theirs.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
-            f"{vocab_size:,} rows: {HINT}"
-        )
-    old_ids_V = np.arange(vocab_size)
-    for token, names in _NAMES.items():
-        ids = [theirs.token_to_id(name) for name in names]
-        old = next((i for i in ids if i is not None), None)
-        if old is not None:
-            new = SPECIAL_TOKENS.index(token)
-            place = int(np.flatnonzero(old_ids_V == old)[0])
-            old_ids_V[[new, place]] = old_ids_V[[place, new]]
-        elif token != "<unk>":
-            raise UserError(f"{path} has none of the tokens {names}")
-    new_ids_V = np.argsort(old_ids_V)
-    vocab = content["model"]["vocab"]
-    if isinstance(vocab, dict):
-        # The library would choose ids of its own for added tokens outside of it.
-        added_ids = {added["content"]: added["id"] for added in content["added_tokens"]}
-        ids = added_ids | vocab
-        vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
-    else:  # [[token, score], ...], in the order of their ids
-        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
-    content["model"]["vocab"] = vocab
-    for added in content["added_tokens"]:
-        added["id"] = int(new_ids_V[added["id"]])
-    ours = Tokenizer.from_str(json.dumps(content))
-    ours.encode_special_tokens = True
-    return ours, old_ids_V
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
