@@ -311,12 +311,12 @@ def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
-    _require_attention_everywhere(facts)
     _require(facts, hidden_activation="gelu")
     bias = bool(facts.get("mlp_bias", False))
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return _hf_sizes(facts) | {
         **convert.MODERNBERT_FORM,
+        **_reach(facts),
         "ffn_width": 2 * facts["intermediate_size"],
         "norm_eps": facts.get("norm_eps", 1e-5),
         "qkv_bias": bias,
@@ -335,30 +335,33 @@ def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
     return convert.from_hf_modernbert(zeros | tensors, model, head)
 
 
-def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
-    """Refuses local layers and another rotary base, which ModernBERT-base has.
+def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that say how far ModernBERT's layers attend, and rotary bases.
 
-    The defaults are those of Hugging Face's library: every third layer attends
-    everywhere, with a base of 160,000.
+    The defaults are those of Hugging Face's library. Version 4 of it counts the layers
+    between global ones; version 5 lists all layers, and the bases by kind of layer.
     """
-    layers = facts["num_hidden_layers"]
-    every = facts.get("global_attn_every_n_layers", 3)
-    # Version 4 of the library counts the layers, version 5 lists them and the bases.
-    kinds = facts.get("layer_types") or [
-        "sliding_attention" if layer % every else "full_attention"
-        for layer in range(layers)
-    ]
-    rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
-    theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
-    scaling = rotary.get("rope_type", "default")
-    local = sum(kind != "full_attention" for kind in kinds)
-    if local or theta != BASE or scaling != "default":
-        raise UserError(
-            f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
-            f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
-            "readable are BERT, and ModernBERT with global attention in all layers and "
-            f"'default' rotary positions with a theta of {BASE:g}"
+    everywhere, nearby = "full_attention", "sliding_attention"
+    every, layers = facts.get("global_attn_every_n_layers", 3), facts.get("layer_types")
+    if layers:
+        later = (i for i, kind in enumerate(layers) if i and kind == everywhere)
+        every = next(later, len(layers))
+        regular = [nearby if i % every else everywhere for i in range(len(layers))]
+        _require(facts, layer_types=regular)
+    bases = {everywhere: "global_rope_theta", nearby: "local_rope_theta"}
+    defaults = {everywhere: 160_000.0, nearby: BASE}
+    for kind, name in bases.items():
+        rotary = (facts.get("rope_parameters") or {}).get(kind) or {}
+        _require(rotary, rope_type="default")
+        bases[kind] = float(
+            rotary.get("rope_theta") or facts.get(name) or defaults[kind]
         )
+    return {
+        "rotary_base": bases[everywhere],
+        "global_every": every,
+        "local_window": facts.get("local_attention", 128) // 2,
+        "local_rotary_base": bases[nearby],
+    }
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
