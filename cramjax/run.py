@@ -34,7 +34,7 @@ from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
 from cramjax.training import train_step
-from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_summary
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def run(
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
         named_params = weights.read_run(config, workdir)
-        summary = read_summary(workdir)
+        summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
         if not weights.is_written(
             config, workdir
         ):  # of an earlier version, or for lack of room

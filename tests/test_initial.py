@@ -139,7 +139,7 @@ def test_a_run_goes_on_from_another_projects_model(tmp_path):
         (["model.width=64"], "config.model.width: it is that of config.init_from="),
         (["data.cls=True"], "config.data.cls: it is that of config.init_from="),
         (["init_from=nowhere"], "config.init_from: nowhere holds no finished model"),
-        (["init_hash=12"], "have the hash .*, not config.init_hash=12: bring those"),
+        (["init_hash=12"], "init_hash is '12': must be '.*', the hash of the we"),
         (["init_from=", "init_hash=12"], "init_hash is '12': must be '' without"),
     ],
 )
@@ -159,5 +159,5 @@ def test_it_is_rehearsed(finished, tmp_path, capsys):
     argv += [f"--workdir={tmp_path}/w", *(f"--config.{key}" for key in keys)]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "init_from: " in out and "read back equal" in out
+    assert "corpus: 2,000" in out and "read back equal" in out
     assert not (tmp_path / "w").exists()

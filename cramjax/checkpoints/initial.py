@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from cramjax.errors import UserError
 from cramjax.tokens import CLS
 from cramjax.training.pretrain import SUMMARY
 
-logger = logging.getLogger(__name__)
-
 # Keys of the model that stay the config's, and those of the text that do not.
 FREE = ("dtype", "attention", "max_length")
 OF_TEXT = ("tokenizer", "tokenizer_kind", "normalizer", "cls", "sep")
@@ -32,19 +29,19 @@ TABLE = "embedding.positions.table"  # of learned positions
 
 
 def check_given(config: Config, given: set[str]) -> None:
-    """Refuses keys that were given on the command line, but follow from `init_from`.
+    """Refuses keys of the command line, such as "seed", that follow from `init_from`.
 
     Raises:
-      UserError: it names the first of them.
+      UserError: it names one of them.
     """
-    free = {f"model.{name}" for name in FREE}
-    decided = {f"data.{name}" for name in OF_TEXT}
-    for key in sorted(given - free) if config.init_from else ():
-        if key.startswith("model.") or key in decided:
-            raise UserError(
-                f"--config.{key}: it is that of config.init_from={config.init_from}; "
-                "leave it out"
-            )
+    follow = {key for key in given if key.startswith("model.")}
+    follow -= {f"model.{name}" for name in FREE}
+    follow |= given & {f"data.{name}" for name in OF_TEXT}
+    if config.init_from and follow:
+        raise UserError(
+            f"--config.{min(follow)}: it is that of config.init_from="
+            f"{config.init_from}; leave it out"
+        )
 
 
 def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]:
@@ -82,21 +79,14 @@ def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]
     for array in flat.values():
         digest.update(np.ascontiguousarray(array).tobytes())
     found_hash = digest.hexdigest()[:16]
-    if config.init_hash not in ("", found_hash):
-        raise UserError(
-            f"config.init_from: the weights in {source} have the hash {found_hash}, "
-            f"not config.init_hash={config.init_hash}: bring those back"
-        )
+    known, those = config.init_hash in ("", found_hash), f"of the weights in {source}"
+    require(known, "init_hash", config.init_hash, f"{found_hash!r}, the hash {those}")
     config = _like(config, found.model, data, found_hash)
     if TABLE in flat:
         positions, length = len(flat[TABLE]), config.model.max_length
         most = f"at most {positions}, the learned positions of config.init_from"
         require(length <= positions, "model.max_length", length, most)
         flat[TABLE] = flat[TABLE][:length]
-    logger.info(
-        f"init_from: {source}: {sum(x.size for x in flat.values()):,} parameters, a "
-        f"vocabulary of {found.model.vocab_size:,}"
-    )
     return config, unflatten_dict(flat, sep=".")
 
 

@@ -92,22 +92,19 @@ class Pretrained:
         """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows, owners_R, fractions_R = [], [], []
-        for number, text in enumerate(texts):
-            chunks = self._chunks(text)
-            rows += chunks
-            owners_R += [number] * len(chunks)
-            tokens = sum(map(len, chunks))
-            fractions_R += [len(chunk) / tokens for chunk in chunks]
-        means_RxD = np.zeros((len(rows), self.model.width), np.float32)
+        chunks = [
+            (i, row) for i, text in enumerate(texts) for row in self._chunks(text)
+        ]
+        owner_R = np.array([i for i, _ in chunks], int)
+        length_R = np.array([len(row) for _, row in chunks])
+        fraction_R = length_R / np.bincount(owner_R, length_R)[owner_R]
+        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
         for places, tokens_BxL in likelihood.batches(
-            rows, BATCH, self.model.max_length
+            [row for _, row in chunks], BATCH, self.model.max_length
         ):
             means_BxD = _mean(self.model, self.params, tokens_BxL)
-            means_RxD[places] = np.asarray(means_BxD)[: len(places)]
-        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
-        parts_RxD = means_RxD * np.array(fractions_R, np.float32)[:, None]
-        np.add.at(vectors_NxD, np.array(owners_R, int), parts_RxD)
+            parts_BxD = fraction_R[places, None] * np.asarray(means_BxD)[: len(places)]
+            np.add.at(vectors_NxD, owner_R[places], parts_BxD)
         return vectors_NxD
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:

@@ -124,12 +124,11 @@ class DataConfig(Section):
         if shares and not self.max_chars:
             whole = "> 0, the characters of the whole corpus, which data.shares divides"
             self._refuse("max_chars", whole)
-        if self.tokenizer_kind == IMPORTED and not self.tokenizer:
-            one = f"one of {TOKENIZER_KINDS} without data.tokenizer"
-            self._refuse("tokenizer_kind", one)
-        if self.tokenizer_kind == IMPORTED and self.normalizer:
-            own = "() with data.tokenizer_kind='imported', which has its own"
-            self._refuse("normalizer", own)
+        if self.tokenizer_kind == IMPORTED and (self.normalizer or not self.tokenizer):
+            other = (
+                "another one, unless data.tokenizer is a file and data.normalizer ()"
+            )
+            self._refuse("tokenizer_kind", other)
         if self.order == "fragments" and not self.sep:
             other = "another one with data.sep=False: fragments are counted by <sep>"
             self._refuse("order", other)

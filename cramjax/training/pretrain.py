@@ -190,16 +190,8 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
       UserError: its files are missing or damaged.
     """
-    return read_checkpoint(config, workdir), read_summary(workdir)
-
-
-def read_summary(workdir: Path) -> dict[str, Any]:
-    """Returns what is in pretrain.json.
-
-    Raises:
-      UserError: it is missing or damaged.
-    """
-    return files.read_json(workdir / SUMMARY, "delete it to make it again")
+    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+    return read_checkpoint(config, workdir), summary
 
 
 def read_checkpoint(
