@@ -322,6 +322,30 @@ def test_a_modernbert_whose_layers_differ_otherwise_is_refused(tmp_path, facts, 
     assert "\n" not in str(error.value)
 
 
+def test_local_layers_and_rotary_bases_are_hugging_faces(tmp_path):
+    """The config is as version 5 of its library writes it."""
+    values, tensors = golden("modernbert_local_tiny")
+    facts = json.loads(str(values["config"]))
+    loaded = cramjax.load(write_folder(tmp_path / "theirs", facts, tensors))
+    found = (loaded.model.global_every, loaded.model.local_window)
+    assert found == (3, 4) and loaded.model.rotary_base == 160_000
+    ours = loaded.tokenizer.get_vocab()
+    new_ids_V = np.array([ours[word] for word in VOCABULARY])
+    tokens_BxL, mask_BxL = new_ids_V[values["input_ids"]], values["attention_mask"]
+    for places in (slice(0, 2), slice(0, 1)):  # the first row is whole: without a mask
+        mask = mask_BxL if places.stop == 2 else None
+        hidden_BxLxD = Encoder(loaded.model).apply(
+            {"params": loaded.params}, tokens_BxL[places], mask
+        )
+        valid = mask_BxL[places]
+        np.testing.assert_allclose(
+            np.asarray(hidden_BxLxD)[valid],
+            values["hidden"][places][valid],
+            rtol=0,
+            atol=1e-5,
+        )
+
+
 def test_a_modernbert_without_biases_in_its_norms_has_zeros(tmp_path):
     _, tensors = golden("modernbert_tiny")
     bare = {n: x for n, x in tensors.items() if not n.endswith("norm.bias")}

@@ -368,7 +368,10 @@ def test_an_imported_tokenizer_keeps_its_normalizer(tmp_path):
     assert [ours.token_to_id(n) for n in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")] == [
         *(0, 3, 4, 5)
     ]
-    for vocab_size, message in ((8, "has 9 entries and the model's"), (9, "none of")):
+    for vocab_size, message in (
+        (8, "has 9 entries and the model's"),
+        (9, "has none of"),
+    ):
         with pytest.raises(UserError, match=f"json {message}"):
             tokenizer.adopt(tmp_path / "theirs.json", vocab_size, (), "imported")
         theirs = Tokenizer(models.WordLevel({"a": 0}, "a"))
