@@ -44,11 +44,14 @@ def check_given(config: Config, given: set[str]) -> None:
         )
 
 
-def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]:
+def begin(
+    config: Config, workdir: Path | None = None
+) -> tuple[Config, dict[str, Any] | None]:
     """Returns the config with the model and tokenizer of `init_from`, and its weights.
 
     The weights are parameters of `encoder.MaskedLM` on the host; None if they are
-    random. If pretraining is finished, they are None, too, and the folder is not read.
+    random. If pretraining is finished in the workdir, they are None, too, and the
+    folder is not read.
 
     Raises:
       UserError: the folder holds no model, or one that does not fit the config, or it
@@ -59,7 +62,7 @@ def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]
         without = "'' without config.init_from"
         require(not config.init_hash, "init_hash", config.init_hash, without)
         return config, None
-    if (workdir / SUMMARY).exists():
+    if workdir and (workdir / SUMMARY).exists():
         run = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
         return _like(config, run.model, run.data, run.init_hash), None
     try:
