@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.checkpoints.load import CONFIG, TOKENIZER, load
-from cramjax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    from_dict,
-    read_recorded,
-    require,
-)
+from cramjax.config import Config, ModelConfig, from_dict, read_recorded, require
 from cramjax.config.data import IMPORTED
 from cramjax.errors import UserError
 from cramjax.tokens import CLS
@@ -64,27 +58,25 @@ def begin(
         return config, None
     if workdir and (workdir / SUMMARY).exists():
         run = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
-        return _like(config, run.model, run.data, run.init_hash), None
+        return _like(config, run.model, vars(run.data), run.init_hash), None
     try:
         found = load(source)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-    of_text = {"tokenizer": str(Path(source, TOKENIZER))}
-    if not found.config:
-        of_text |= {"tokenizer_kind": IMPORTED, "normalizer": ()}
-        of_text |= {"cls": found.first == CLS, "sep": True}
-    data = dataclasses.replace(
-        found.config.data if found.config else config.data, **of_text
-    )
+    text = {"tokenizer_kind": IMPORTED, "normalizer": (), "sep": True}
+    text["cls"] = found.first == CLS
+    if found.config:
+        text = dict(vars(found.config.data))
+    text["tokenizer"] = str(Path(source, TOKENIZER))
     flat = flatten_dict(found.params, sep=".")
     flat = {name: np.asarray(array) for name, array in sorted(flat.items())}
     digest = hashlib.sha256()
     for array in flat.values():
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(array.tobytes())
     found_hash = digest.hexdigest()[:16]
     known, those = config.init_hash in ("", found_hash), f"of the weights in {source}"
     require(known, "init_hash", config.init_hash, f"{found_hash!r}, the hash {those}")
-    config = _like(config, found.model, data, found_hash)
+    config = _like(config, found.model, text, found_hash)
     if TABLE in flat:
         positions, length = len(flat[TABLE]), config.model.max_length
         most = f"at most {positions}, the learned positions of config.init_from"
@@ -94,11 +86,11 @@ def begin(
 
 
 def _like(
-    config: Config, model: ModelConfig, data: DataConfig, found_hash: str
+    config: Config, model: ModelConfig, text: Mapping[str, Any], found_hash: str
 ) -> Config:
     """Returns `config` with the shape of a model, and with its tokenizer."""
     free = {name: getattr(config.model, name) for name in FREE}
-    of_text = {name: getattr(data, name) for name in OF_TEXT}
+    of_text = {name: text[name] for name in OF_TEXT}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **free),
