@@ -15,6 +15,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from cramjax import files, report, word_order
+from cramjax.checkpoints import initial, weights
 from cramjax.config import (
     FORMAT,
     OPERATIONAL_KEYS,
@@ -33,7 +34,7 @@ from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
 from cramjax.training import train_step
-from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def run(
       Interrupted: a signal arrived during pretraining; the state is saved.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    config, initial_params = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
     tasks = check(config, workdir)
     use_cache(config.compilation_cache)
@@ -71,7 +73,11 @@ def run(
     started_at += time.monotonic() - start
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
-        named_params, summary = read_back(config, workdir)
+        named_params = weights.read_run(config, workdir)
+        summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+        # An earlier version did not write them, or the disk was full.
+        if not weights.is_written(config, workdir):
+            weights.write_run(named_params, workdir)
     else:
         with ThreadPoolExecutor(1) as pool:
             corpus, compiling, built_s = _prepare(config, workdir, pool)
@@ -81,8 +87,10 @@ def run(
                 if not compiling:
                     compiling = pool.submit(train_step.build(config).compile_ahead)
                 named_params, summary = pretrain(
-                    config, corpus, workdir, compiling, started_at + built_s
+                    *(config, corpus, workdir, compiling, started_at + built_s),
+                    initial_params,
                 )
+                weights.write_run(named_params, workdir)
     if "word_order" in summary:  # older versions did not measure it
         logger.info(word_order.line(summary["word_order"]))
     logger.info(

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from cramjax.checkpoints.load import load_foreign
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.training import pretrain
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -168,13 +170,27 @@ def test_vectors_are_means_and_do_not_depend_on_the_batch(foreign):
 
 def test_cut_texts_are_counted_in_one_warning(foreign):
     """Where fill_mask refuses them."""
-    model = cramjax.load(foreign[0])
+    score = cramjax.load(foreign[0]).pseudo_log_likelihoods
     texts = ["w1 w2", "w4 w5 " * 20, "w6 " * 15, "w6 " * 14]
-    for use in (model.encode, model.pseudo_log_likelihoods):
-        with pytest.warns(UserWarning, match="2 of 4 texts are longer .* 16") as found:
-            use(texts)
-        assert len(found) == 1 and found[0].filename == __file__
-        use([texts[0], texts[3]])
+    with pytest.warns(UserWarning, match="2 of 4 texts are longer .* 16") as found:
+        score(texts)
+    assert len(found) == 1 and found[0].filename == __file__
+    score([texts[0], texts[3]])
+
+
+def test_vectors_of_long_texts_are_means_over_all_tokens(foreign):
+    model = cramjax.load(foreign[0])
+    long, short = "w4 w5 w6 " * 11, "w1 w2"
+    vectors = model.encode([short, long, ""])
+    np.testing.assert_allclose(vectors[[0]], model.encode([short]), atol=1e-5)
+    total, tokens = 0.0, 0
+    for start in (0, 14, 28):
+        chunk = " ".join(long.split()[start : start + 14])
+        row = np.array([model.ids(chunk)])
+        hidden = Encoder(model.model).apply({"params": model.params}, row)
+        total, tokens = total + np.asarray(hidden)[0].sum(axis=0), tokens + row.size
+    assert tokens == 33 + 3 * 2
+    np.testing.assert_allclose(vectors[1], total / tokens, atol=1e-5)
 
 
 def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
@@ -265,41 +281,69 @@ EVERYWHERE_5 = {
 
 
 @pytest.mark.parametrize(
+    ("facts", "reach"),
+    [
+        (BASE_4, (3, 64, 160_000.0, 10_000.0)),
+        (BASE_5, (3, 32, 160_000.0, 10_000.0)),
+        ({}, (3, 64, 160_000.0, 10_000.0)),
+        (EVERYWHERE_5 | {"rope_parameters": None}, (1, 64, 160_000.0, 10_000.0)),
+        (EVERYWHERE_5, (1, 64, 10_000.0, 10_000.0)),
+    ],
+)
+def test_how_far_a_modernberts_layers_attend(tmp_path, facts, reach):
+    _, tensors = golden("modernbert_tiny")
+    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
+    facts = plain | facts | {"num_hidden_layers": 3}
+    model = cramjax.load(write_folder(tmp_path / "theirs", facts, tensors)).model
+    found = (model.global_every, model.local_window)
+    assert (*found, model.rotary_base, model.local_rotary_base) == reach
+
+
+@pytest.mark.parametrize(
     ("facts", "found"),
     [
         (
-            BASE_4,  # 0, 3, ..., 21 are global
-            "14 of 22 layers with local attention and 'default' rotary positions with "
-            "a theta of 160000;",
-        ),
-        (BASE_5, "2 of 3 layers with local attention and"),
-        ({}, "2 of 3 layers with local attention and"),
-        (EVERYWHERE_5 | {"rope_parameters": None}, "with a theta of 160000;"),
-        (
             EVERYWHERE_5
             | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "0 of 3 layers with local attention and 'yarn' rotary positions",
+            "rope_type is 'yarn', this encoder has 'default' only",
+        ),
+        (
+            BASE_5 | {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]},
+            "layer_types is .*, this encoder has .* only",
         ),
     ],
 )
-def test_a_modernbert_that_does_not_attend_everywhere_is_refused(
-    tmp_path, facts, found
-):
+def test_a_modernbert_whose_layers_differ_otherwise_is_refused(tmp_path, facts, found):
     _, tensors = golden("modernbert_tiny")
     plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
     folder = write_folder(tmp_path / "theirs", plain | facts, tensors)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"config.json: {found}") as error:
         cramjax.load(folder)
-    message = str(error.value)
-    assert message.startswith("config.json: this ModernBERT has ")
-    assert found in message and "\n" not in message
-    assert message.endswith("rotary positions with a theta of 10000")
+    assert "\n" not in str(error.value)
 
 
-def test_a_modernbert_that_does_is_read_from_newer_files(tmp_path):
-    _, tensors = golden("modernbert_tiny")
-    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
-    cramjax.load(write_folder(tmp_path / "theirs", plain | EVERYWHERE_5, tensors))
+def test_local_layers_and_rotary_bases_are_hugging_faces(tmp_path):
+    """The config is as version 5 of its library writes it."""
+    values, tensors = golden("modernbert_local_tiny")
+    facts = json.loads(str(values["config"]))
+    loaded = cramjax.load(write_folder(tmp_path / "theirs", facts, tensors))
+    found = (loaded.model.global_every, loaded.model.local_window)
+    assert found == (3, 4) and loaded.model.rotary_base == 160_000
+    ours = loaded.tokenizer.get_vocab()
+    new_ids_V = np.array([ours[word] for word in VOCABULARY])
+    tokens_BxL, mask_BxL = new_ids_V[values["input_ids"]], values["attention_mask"]
+    for places in (slice(0, 2), slice(0, 1)):  # the first row is whole: without a mask
+        mask = mask_BxL if places.stop == 2 else None
+        hidden_BxLxD = Encoder(loaded.model).apply(
+            {"params": loaded.params}, tokens_BxL[places], mask
+        )
+        valid = mask_BxL[places]
+        np.testing.assert_allclose(
+            np.asarray(hidden_BxLxD)[valid],
+            values["hidden"][places][valid],
+            rtol=0,
+            atol=1e-5,
+        )
 
 
 def test_a_modernbert_without_biases_in_its_norms_has_zeros(tmp_path):
@@ -446,12 +490,47 @@ def test_missing_files(tmp_path):
 def test_a_workdir(finished):
     model = cramjax.load(finished[0])
     assert model.config.seed == 1
-    with pytest.warns(UserWarning, match="1 of 2 texts"):
-        vectors = model.encode(["the king", "the queen " * 40])
+    vectors = model.encode(["the king", "the queen " * 40])
     assert np.isfinite(vectors).all()
     assert model.ids("the king")[0] == SEP  # as packed blocks have it
     words = model.fill_mask("the <mask> of the sea")[0]
     assert len(words) == 5 and not {word for word, _ in words} & set(SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "ema", "lawa"])
+def test_weights_come_from_their_own_file_or_from_the_checkpoint(
+    finished, tiny, tmp_path, name
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "w")
+    expected = pretrain.read_checkpoint(tiny, workdir)[name]
+    checkpoints = (workdir / "checkpoints").rename(tmp_path / "away")
+    from_file = cramjax.load(workdir, weights=name)
+    jax.tree.map(np.testing.assert_array_equal, from_file.params, expected)
+    for path in workdir.glob("weights*"):
+        path.unlink()
+    checkpoints.rename(workdir / "checkpoints")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        cramjax.load(workdir, weights=name).params,
+        expected,
+    )
+
+
+def test_a_kept_checkpoint_of_an_unfinished_run(finished, tiny, tmp_path, foreign):
+    workdir = shutil.copytree(finished[0], tmp_path / "w")
+    (workdir / "pretrain.json").unlink()
+    expected = pretrain.read_checkpoint(tiny, workdir)["ema"]
+    found = cramjax.load(workdir, weights="ema", step=40)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    for chosen, message in (
+        ({}, "holds no finished model: .* step=NUMBER loads"),
+        ({"step": 41}, "step=41: no such checkpoint in .*, which has .* steps: 40$"),
+        ({"weights": "swa", "step": 40}, "'swa': .* has pretrained, ema, lawa$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cramjax.load(workdir, **chosen)
+    with pytest.raises(UserError, match="has neither averages nor steps"):
+        cramjax.load(foreign[0], step=40)
 
 
 def write_pairs(folder):

@@ -14,7 +14,6 @@ nothing else depends on where a model came from.
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,13 +27,15 @@ from tokenizers import Tokenizer
 from cramjax import config as config_module
 from cramjax import files, likelihood
 from cramjax.checkpoints import convert
+from cramjax.checkpoints import weights as weights_module
+from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
-from cramjax.training.pretrain import SUMMARY, read_back
+from cramjax.training.pretrain import SUMMARY, read_checkpoint
 
 BATCH = 64
 
@@ -44,23 +45,14 @@ WEIGHTS = "model.safetensors"  # in another project's
 AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
-# Names of the special tokens here and elsewhere; only <unk> may be missing.
-_NAMES = {
-    "<pad>": ("<pad>", "[PAD]"),
-    "<unk>": ("<unk>", "[UNK]"),
-    "<cls>": ("<cls>", "[CLS]"),
-    "<sep>": ("<sep>", "[SEP]"),
-    "<mask>": ("<mask>", "[MASK]"),
-}
-SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A model with its weights and tokenizer.
 
-    Texts that are too long for the model are cut, with one UserWarning. Predicting
-    tokens raises a UserError if there is no masked-LM head.
+    Predicting tokens raises a UserError if there is no masked-LM head.
 
     Attributes:
       model: its shape.
@@ -82,33 +74,37 @@ class Pretrained:
     config: Config | None
 
     def ids(self, text: str) -> list[int]:
-        """Returns a text's tokens between the first one and <sep>."""
-        return self._rows([text])[0]
+        """Returns a text's tokens between the first one and <sep>, cut if too long."""
+        return self._chunks(text)[0]
 
-    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns `ids` of each text."""
+    def _chunks(self, text: str) -> list[list[int]]:
+        """Returns rows of at most `model.max_length` tokens that make up a text."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         room = self.model.max_length - 2
-        rows = [self.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
-        if cut := sum(len(ids) > room for ids in rows):
-            warnings.warn(
-                f"{cut:,} of {len(rows):,} texts are longer than the model's "
-                f"{self.model.max_length} tokens and were cut: split them, or the "
-                "result leaves out their ends",
-                stacklevel=3,
-            )
-        return [[self.first, *ids[:room], SEP] for ids in rows]
+        starts = range(0, max(len(ids), 1), room)
+        return [[self.first, *ids[start : start + room], SEP] for start in starts]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 vectors_NxD: the mean of each text's hidden states."""
+        """Returns float32 vectors_NxD: the mean of each text's hidden states.
+
+        A text that is too long for the model is cut into chunks, each of them between
+        the first token and <sep>; the mean is over the tokens of all chunks.
+        """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows = self._rows(texts)
-        vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
+        chunks = [
+            (i, row) for i, text in enumerate(texts) for row in self._chunks(text)
+        ]
+        owner_R = np.array([i for i, _ in chunks], int)
+        length_R = np.array([len(row) for _, row in chunks])
+        fraction_R = length_R / np.bincount(owner_R, length_R)[owner_R]
+        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
         for places, tokens_BxL in likelihood.batches(
-            rows, BATCH, self.model.max_length
+            [row for _, row in chunks], BATCH, self.model.max_length
         ):
-            vectors_BxD = _mean(self.model, self.params, tokens_BxL)
-            vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
+            means_BxD = _mean(self.model, self.params, tokens_BxL)
+            parts_BxD = fraction_R[places, None] * np.asarray(means_BxD)[: len(places)]
+            np.add.at(vectors_NxD, owner_R[places], parts_BxD)
         return vectors_NxD
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
@@ -161,9 +157,20 @@ class Pretrained:
         ]
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`."""
+        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`.
+
+        Texts that are too long for the model are cut, with one UserWarning.
+        """
         self._require_head()
-        rows = self._rows(texts)
+        chunks = [self._chunks(text) for text in texts]
+        if cut := sum(len(rows) > 1 for rows in chunks):
+            warnings.warn(
+                f"{cut:,} of {len(texts):,} texts are longer than the model's "
+                f"{self.model.max_length} tokens and were cut: split them, or the "
+                "result leaves out their ends",
+                stacklevel=2,
+            )
+        rows = [rows[0] for rows in chunks]
         return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
 
     def _require_head(self) -> None:
@@ -179,30 +186,48 @@ def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
     return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
 
 
-def load(path: str | Path) -> Pretrained:
-    """Reads a finished model.
+def load(
+    path: str | Path, weights: str = PRETRAINED, step: int | None = None
+) -> Pretrained:
+    """Reads a model.
 
     Args:
       path: a workdir of `cramjax.main`, or a folder with another project's checkpoint,
         see `load_foreign`.
+      weights: "pretrained", or an average that was on in the run: "ema" or "lawa".
+      step: of a checkpoint that the run has kept, finished or not; None = of the
+        finished run.
 
     Raises:
-      UserError: it is neither, or not finished, or a file is damaged.
+      UserError: it is neither, or not finished, or does not have these weights, or a
+        file is damaged.
     """
     folder = Path(path).expanduser()
     if (folder / WEIGHTS).exists():
+        if weights != PRETRAINED or step is not None:
+            raise UserError(
+                f"{folder} is another project's checkpoint, which has neither averages "
+                "nor steps: leave out weights= and step="
+            )
         return load_foreign(folder)
-    if not (folder / SUMMARY).exists():
+    if step is None and not (folder / SUMMARY).exists():
         raise UserError(
             f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
-            f"cramjax, nor {WEIGHTS}, as another project's"
+            f"cramjax, nor {WEIGHTS}, as another project's; step=NUMBER loads a "
+            "checkpoint of an unfinished run"
         )
     values = config_module.read_recorded(folder / CONFIG, "bring it back")
     config = config_module.from_dict(values)
-    named_params, _ = read_back(config, folder)
+    known = weights_module.names(config)
+    if weights not in known:
+        raise UserError(f"weights={weights!r}: {folder} has {', '.join(known)}")
+    if step is None:
+        named_params = weights_module.read_run(config, folder, [weights])
+    else:
+        named_params = read_checkpoint(config, folder, step)
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
-        named_params["pretrained"],
+        named_params[weights],
         tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
         has_head=True,
         first=CLS if config.data.cls else SEP,
@@ -240,12 +265,14 @@ def load_foreign(folder: Path) -> Pretrained:
         keys |= {"head_transform": False, "decoder_bias": False}
     model = ModelConfig(dtype="float32", **keys)
     params = params_of(tensors, model, has_head)
-    tokenizer, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
+    tokenizer, old_ids_V = tokenizer_module.imported(
+        folder / TOKENIZER, model.vocab_size, HINT
+    )
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
     template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
-    has_cls = bool(set(template[:1]) & set(_NAMES["<cls>"]))
+    has_cls = bool(set(template[:1]) & set(tokenizer_module.NAMES["<cls>"]))
     return Pretrained(
         model,
         params,
@@ -256,46 +283,6 @@ def load_foreign(folder: Path) -> Pretrained:
         empty_second=kind == AUTHORS,
         config=None,
     )
-
-
-def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
-    """Returns the tokenizer with our special ids, and each new id's old one."""
-    content = files.read_json(path, HINT)
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    try:
-        theirs = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path} cannot be read ({error}): {HINT}") from error
-    if theirs.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
-            f"{vocab_size:,} rows: {HINT}"
-        )
-    old_ids_V = np.arange(vocab_size)
-    for token, names in _NAMES.items():
-        ids = [theirs.token_to_id(name) for name in names]
-        old = next((i for i in ids if i is not None), None)
-        if old is not None:
-            new = SPECIAL_TOKENS.index(token)
-            place = int(np.flatnonzero(old_ids_V == old)[0])
-            old_ids_V[[new, place]] = old_ids_V[[place, new]]
-        elif token != "<unk>":
-            raise UserError(f"{path} has none of the tokens {names}")
-    new_ids_V = np.argsort(old_ids_V)
-    vocab = content["model"]["vocab"]
-    if isinstance(vocab, dict):
-        # The library would choose ids of its own for added tokens outside of it.
-        added_ids = {added["content"]: added["id"] for added in content["added_tokens"]}
-        ids = added_ids | vocab
-        vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
-    else:  # [[token, score], ...], in the order of their ids
-        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
-    content["model"]["vocab"] = vocab
-    for added in content["added_tokens"]:
-        added["id"] = int(new_ids_V[added["id"]])
-    ours = Tokenizer.from_str(json.dumps(content))
-    ours.encode_special_tokens = True
-    return ours, old_ids_V
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,12 +308,12 @@ def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
-    _require_attention_everywhere(facts)
     _require(facts, hidden_activation="gelu")
     bias = bool(facts.get("mlp_bias", False))
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return _hf_sizes(facts) | {
         **convert.MODERNBERT_FORM,
+        **_reach(facts),
         "ffn_width": 2 * facts["intermediate_size"],
         "norm_eps": facts.get("norm_eps", 1e-5),
         "qkv_bias": bias,
@@ -345,30 +332,33 @@ def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
     return convert.from_hf_modernbert(zeros | tensors, model, head)
 
 
-def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
-    """Refuses local layers and another rotary base, which ModernBERT-base has.
+def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that say how far ModernBERT's layers attend, and rotary bases.
 
-    The defaults are those of Hugging Face's library: every third layer attends
-    everywhere, with a base of 160,000.
+    The defaults are those of Hugging Face's library. Version 4 of it counts the layers
+    between global ones; version 5 lists all layers, and the bases by kind of layer.
     """
-    layers = facts["num_hidden_layers"]
-    every = facts.get("global_attn_every_n_layers", 3)
-    # Version 4 of the library counts the layers, version 5 lists them and the bases.
-    kinds = facts.get("layer_types") or [
-        "sliding_attention" if layer % every else "full_attention"
-        for layer in range(layers)
-    ]
-    rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
-    theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
-    scaling = rotary.get("rope_type", "default")
-    local = sum(kind != "full_attention" for kind in kinds)
-    if local or theta != BASE or scaling != "default":
-        raise UserError(
-            f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
-            f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
-            "readable are BERT, and ModernBERT with global attention in all layers and "
-            f"'default' rotary positions with a theta of {BASE:g}"
+    everywhere, nearby = "full_attention", "sliding_attention"
+    every, layers = facts.get("global_attn_every_n_layers", 3), facts.get("layer_types")
+    if layers:
+        later = (i for i, kind in enumerate(layers) if i and kind == everywhere)
+        every = next(later, len(layers))
+        regular = [nearby if i % every else everywhere for i in range(len(layers))]
+        _require(facts, layer_types=regular)
+    bases = {everywhere: "global_rope_theta", nearby: "local_rope_theta"}
+    defaults = {everywhere: 160_000.0, nearby: BASE}
+    for kind, name in bases.items():
+        rotary = (facts.get("rope_parameters") or {}).get(kind) or {}
+        _require(rotary, rope_type="default")
+        bases[kind] = float(
+            rotary.get("rope_theta") or facts.get(name) or defaults[kind]
         )
+    return {
+        "rotary_base": bases[everywhere],
+        "global_every": every,
+        "local_window": facts.get("local_attention", 128) // 2,
+        "local_rotary_base": bases[nearby],
+    }
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:

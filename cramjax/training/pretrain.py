@@ -1,6 +1,7 @@
 """Pretraining as a stage: start or resume, train for the budget, score, summarize."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def pretrain(
     workdir: Path,
     compiling: Future[MicroStep] | None = None,
     started_at: float | None = None,
+    initial_params: Any | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
@@ -46,6 +48,7 @@ def pretrain(
       corpus: to train and to validate on.
       compiling: the micro-step, being compiled; without it the first step compiles.
       started_at: `time.monotonic()` when it began to prepare; now if it is left out.
+      initial_params: of `encoder.MaskedLM`, to begin with; random ones without.
 
     Returns:
       Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
@@ -62,7 +65,10 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        session = resume(config, corpus, store, log, workdir, compiling, started_at)
+        session = resume(
+            *(config, corpus, store, log, workdir, compiling, started_at),
+            initial_params,
+        )
         clock = session.clock
         stopped_by = train(session)
         if stopped_by is not None:
@@ -96,6 +102,7 @@ def resume(
     workdir: Path,
     compiling: Future[MicroStep] | None,
     started_at: float,
+    initial_params: Any | None = None,
 ) -> Session:
     """Returns a session that continues from the last checkpoint, or a new one.
 
@@ -106,7 +113,8 @@ def resume(
     """
     lines = metrics_log.read(workdir / METRICS)
     rollbacks = sum(line.get("event") == ROLLED_BACK for line in lines)
-    micro_step = train_step.build(config)
+    initial = {"initial_params": initial_params}
+    micro_step = dataclasses.replace(train_step.build(config), **initial)
     state, saved = restore_or_init(micro_step, store, rollbacks)
     clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
     if lines:
@@ -126,7 +134,8 @@ def resume(
             energy_kwh=energy_kwh,
             idle_s=clock.seconds["idle"],
         )
-    micro_step = compiling.result() if compiling else micro_step
+    if compiling:
+        micro_step = dataclasses.replace(compiling.result(), **initial)
     limit, needed = host_memory.limit_bytes(), micro_step.needed_bytes
     if jax.default_backend() == "cpu" and needed > limit:
         # A GPU reports that by itself; here the system would silently kill the process.
@@ -181,6 +190,18 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
       UserError: its files are missing or damaged.
     """
+    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+    return read_checkpoint(config, workdir), summary
+
+
+def read_checkpoint(
+    config: Config, workdir: Path, step: int | None = None
+) -> dict[str, Any]:
+    """Returns a checkpoint's parameters by name: by default the finished run's.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
 
     def scored() -> dict[str, Any]:
         state = train_step.init_state(config)
@@ -190,21 +211,26 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
         return {"params": state.params, "averages": kept}
 
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
-        step = store.latest_step()
-        if step is None:
+        steps = store.steps()
+        if step is not None and step not in steps:
+            kept = ", ".join(map(str, steps)) or "none"
+            raise UserError(
+                f"step={step}: no such checkpoint in {workdir / CHECKPOINTS}, which "
+                f"has those of the steps: {kept}"
+            )
+        if not steps:
             raise UserError(
                 f"{workdir / SUMMARY} says that pretraining is finished, but there is "
                 f"no checkpoint beside it: bring {workdir / CHECKPOINTS} back, or "
                 "delete the file to train again"
             )
         replicated = train_step.replicated(train_step.make_mesh())
-        found = store.parts(step, abstract(scored, replicated))
+        found = store.parts(step or steps[-1], abstract(scored, replicated))
     named_params = {"pretrained": found["params"]}
     if "averages" in found:
         averages = averaging.Averages(**found["averages"])
         named_params |= averaging.read(config.averaging, averages, found["params"])
-    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return named_params, summary
+    return named_params
 
 
 def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
