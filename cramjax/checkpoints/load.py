@@ -6,10 +6,10 @@ model = cramjax.load("runs/quickstart")
 vectors_NxD = model.encode(["a first text", "a second one"])
 model.fill_mask("the capital of france is <mask>.")
 
-It comes from a workdir of cramjax, or from another project's folder with config.json,
-model.safetensors and tokenizer.json, as on the Hugging Face hub. The vocabulary of such
-a model is reordered so that the special tokens have their ids of `cramjax.tokens`;
-nothing else depends on where a model came from.
+It comes from a workdir of cramjax, or from a folder with config.json, model.safetensors
+and tokenizer.json: an export, or another project's model, as on the Hugging Face hub.
+The vocabulary of the latter is reordered so that the special tokens have their ids of
+`cramjax.tokens`; nothing else depends on where a model came from.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from cramjax import config as config_module
 from cramjax import files, likelihood
 from cramjax.checkpoints import convert
-from cramjax.config import Config, ModelConfig
+from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
@@ -42,7 +42,12 @@ BATCH = 64
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = "model.safetensors"  # in another project's
 AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
+OURS = "cramjax"  # and of what modeling_cramjax.py computes
+BERT_TYPES = "bert.embeddings.token_type_embeddings.weight"
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
+
+# Keys of the model that say how it is computed, not what.
+OF_THE_DEVICE = {"dtype", "attention"}
 
 # Names of the special tokens here and elsewhere; only <unk> may be missing.
 _NAMES = {
@@ -212,7 +217,7 @@ def load(path: str | Path) -> Pretrained:
 
 
 def load_foreign(folder: Path) -> Pretrained:
-    """Reads a checkpoint of Hugging Face's BERT or ModernBERT, or of the authors.
+    """Reads an export, or a checkpoint of BERT, of ModernBERT or of the authors.
 
     Raises:
       UserError: a file is missing or damaged, or the model is of another kind or uses
@@ -229,11 +234,15 @@ def load_foreign(folder: Path) -> Pretrained:
         raise UserError(f"{folder / WEIGHTS} is missing: {HINT}")
     keys_of, params_of = _FORMATS[kind]
     tensors = convert.load_tensors(folder / WEIGHTS)
-    # The authors' head is the tied decoder, which has no tensors of its own.
+    if len(tensors.get(BERT_TYPES, ())) == 1 and not tensors[BERT_TYPES].any():
+        del tensors[BERT_TYPES]  # our export of a model without token types
+        facts["type_vocab_size"] = 0
     of_head = ("cls.predictions.", "head.")
     has_head = kind == AUTHORS or any(name.startswith(of_head) for name in tensors)
     try:
         keys = keys_of(facts)
+        if kind == OURS:  # its head may be the tied decoder alone, as the authors'
+            has_head = "CramjaxForMaskedLM" in facts["architectures"]
     except KeyError as error:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
     if not has_head:
@@ -245,15 +254,15 @@ def load_foreign(folder: Path) -> Pretrained:
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
     template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
-    has_cls = bool(set(template[:1]) & set(_NAMES["<cls>"]))
+    if len(template) < 2:  # no first token: the authors' packed text had <sep> there
+        template = ["<sep>" if kind == AUTHORS else "<cls>"]
     return Pretrained(
         model,
         params,
         tokenizer,
         has_head,
-        # The authors' packed text has <sep> after every entry, and no <cls>.
-        first=CLS if has_cls or kind != AUTHORS else SEP,
-        empty_second=kind == AUTHORS,
+        first=SEP if template[0] in _NAMES["<sep>"] else CLS,
+        empty_second=facts.get(OURS, {}).get("empty_second", kind == AUTHORS),
         config=None,
     )
 
@@ -371,6 +380,12 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
         )
 
 
+def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
+    absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - OF_THE_DEVICE
+    return {name: {**absent, **facts}[name] for name in names}
+
+
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The final model of arXiv 2212.14034, section 4.2, of any size.
 
@@ -405,6 +420,7 @@ def _require(facts: Mapping[str, Any], **values: Any) -> None:
 # By the model_type of config.json: its keys of a `ModelConfig`, and parameters from
 # (tensors, model, head).
 _FORMATS: dict[str, tuple[Callable, Callable]] = {
+    OURS: (_ours, convert.from_torch),
     "bert": (_bert, convert.from_hf_bert),
     "modernbert": (_modernbert, _read_modernbert),
     AUTHORS: (_crammed, lambda tensors, model, _: convert.from_crammed(tensors, model)),
