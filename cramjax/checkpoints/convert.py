@@ -1,7 +1,7 @@
 """Our parameter tree <-> the tensors of other implementations, by name.
 
 Four formats: the authors' PyTorch crammed-bert (arXiv 2212.14034), Hugging Face's BERT
-and ModernBERT, and our own in PyTorch (modeling_cramjax.py). Each is a table of `_Rule`s
+and ModernBERT, and modeling_cramjax.py for everything else. Each is a table of `_Rule`s
 that follows from the model's config and covers every parameter exactly once; reading
 and writing go through the same table.
 
@@ -137,7 +137,7 @@ def to_hf_modernbert(
 def from_torch(
     tensors: Tensors, model: ModelConfig, head: bool = True
 ) -> dict[str, Any]:
-    """Returns parameters from a model of modeling_cramjax.py, without a classifier's."""
+    """Returns parameters from a model of modeling_cramjax.py, but a classifier's head."""
     renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
     of_classifier = ("pooler.", "classifier.")
     renamed = {n: t for n, t in renamed.items() if not n.startswith(of_classifier)}
