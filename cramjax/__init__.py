@@ -3,11 +3,11 @@
 from typing import Any
 
 
-def load(path: Any) -> Any:
-    """Returns the finished model of a workdir, see `cramjax.checkpoints.load`."""
+def load(path: Any, weights: str = "pretrained", step: int | None = None) -> Any:
+    """Returns the model of a workdir, see `cramjax.checkpoints.load`."""
     from cramjax.checkpoints.load import load as read  # imports JAX: takes a moment
 
-    return read(path)
+    return read(path, weights, step)
 
 
 def load_classifier(path: Any) -> Any:

@@ -15,6 +15,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from cramjax import files, report, word_order
+from cramjax.checkpoints import weights
 from cramjax.config import (
     FORMAT,
     OPERATIONAL_KEYS,
@@ -33,7 +34,7 @@ from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
 from cramjax.training import train_step
-from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_back
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_summary
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,12 @@ def run(
     started_at += time.monotonic() - start
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
-        named_params, summary = read_back(config, workdir)
+        named_params = weights.read_run(config, workdir)
+        summary = read_summary(workdir)
+        if not weights.is_written(
+            config, workdir
+        ):  # of an earlier version, or for lack of room
+            weights.write_run(named_params, workdir)
     else:
         with ThreadPoolExecutor(1) as pool:
             corpus, compiling, built_s = _prepare(config, workdir, pool)
@@ -83,6 +89,7 @@ def run(
                 named_params, summary = pretrain(
                     config, corpus, workdir, compiling, started_at + built_s
                 )
+                weights.write_run(named_params, workdir)
     if "word_order" in summary:  # older versions did not measure it
         logger.info(word_order.line(summary["word_order"]))
     logger.info(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cramjax import files
+from cramjax.checkpoints import weights
 from cramjax.checkpoints.load import WEIGHTS as FOREIGN_WEIGHTS
 from cramjax.checkpoints.load import Pretrained, load_foreign
 from cramjax.config import (
@@ -25,7 +26,7 @@ from cramjax.errors import UserError
 from cramjax.flags import overridden, parse_command_line
 from cramjax.glue import evaluate
 from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, lock_workdir
-from cramjax.training.pretrain import SUMMARY, read_back
+from cramjax.training.pretrain import SUMMARY
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
@@ -71,7 +72,7 @@ def score(argv: Sequence[str]) -> str:
         named_params, trained = {"pretrained": foreign.params}, foreign.tokenizer
         corpus_name = ""
     elif checkpoint:
-        named_params, _ = read_back(config, checkpoint)
+        named_params = weights.read_run(config, checkpoint)
         trained = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
         # The manifest of a corpus that was copied by hand has no name.
         manifest = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS)

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from cramjax.checkpoints.load import load_foreign
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.training import pretrain
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -168,13 +170,27 @@ def test_vectors_are_means_and_do_not_depend_on_the_batch(foreign):
 
 def test_cut_texts_are_counted_in_one_warning(foreign):
     """Where fill_mask refuses them."""
-    model = cramjax.load(foreign[0])
+    score = cramjax.load(foreign[0]).pseudo_log_likelihoods
     texts = ["w1 w2", "w4 w5 " * 20, "w6 " * 15, "w6 " * 14]
-    for use in (model.encode, model.pseudo_log_likelihoods):
-        with pytest.warns(UserWarning, match="2 of 4 texts are longer .* 16") as found:
-            use(texts)
-        assert len(found) == 1 and found[0].filename == __file__
-        use([texts[0], texts[3]])
+    with pytest.warns(UserWarning, match="2 of 4 texts are longer .* 16") as found:
+        score(texts)
+    assert len(found) == 1 and found[0].filename == __file__
+    score([texts[0], texts[3]])
+
+
+def test_vectors_of_long_texts_are_means_over_all_tokens(foreign):
+    model = cramjax.load(foreign[0])
+    long, short = "w4 w5 w6 " * 11, "w1 w2"
+    vectors = model.encode([short, long, ""])
+    np.testing.assert_allclose(vectors[[0]], model.encode([short]), atol=1e-5)
+    total, tokens = 0.0, 0
+    for start in (0, 14, 28):
+        chunk = " ".join(long.split()[start : start + 14])
+        row = np.array([model.ids(chunk)])
+        hidden = Encoder(model.model).apply({"params": model.params}, row)
+        total, tokens = total + np.asarray(hidden)[0].sum(axis=0), tokens + row.size
+    assert tokens == 33 + 3 * 2
+    np.testing.assert_allclose(vectors[1], total / tokens, atol=1e-5)
 
 
 def test_likelihoods_are_those_of_one_hidden_word_after_the_other(foreign):
@@ -446,12 +462,47 @@ def test_missing_files(tmp_path):
 def test_a_workdir(finished):
     model = cramjax.load(finished[0])
     assert model.config.seed == 1
-    with pytest.warns(UserWarning, match="1 of 2 texts"):
-        vectors = model.encode(["the king", "the queen " * 40])
+    vectors = model.encode(["the king", "the queen " * 40])
     assert np.isfinite(vectors).all()
     assert model.ids("the king")[0] == SEP  # as packed blocks have it
     words = model.fill_mask("the <mask> of the sea")[0]
     assert len(words) == 5 and not {word for word, _ in words} & set(SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "ema", "lawa"])
+def test_weights_come_from_their_own_file_or_from_the_checkpoint(
+    finished, tiny, tmp_path, name
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "w")
+    expected = pretrain.read_checkpoint(tiny, workdir)[name]
+    checkpoints = (workdir / "checkpoints").rename(tmp_path / "away")
+    from_file = cramjax.load(workdir, weights=name)
+    jax.tree.map(np.testing.assert_array_equal, from_file.params, expected)
+    for path in workdir.glob("weights*"):
+        path.unlink()
+    checkpoints.rename(workdir / "checkpoints")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        cramjax.load(workdir, weights=name).params,
+        expected,
+    )
+
+
+def test_a_kept_checkpoint_of_an_unfinished_run(finished, tiny, tmp_path, foreign):
+    workdir = shutil.copytree(finished[0], tmp_path / "w")
+    (workdir / "pretrain.json").unlink()
+    expected = pretrain.read_checkpoint(tiny, workdir)["ema"]
+    found = cramjax.load(workdir, weights="ema", step=40)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    for chosen, message in (
+        ({}, "holds no finished model: .* step=NUMBER loads"),
+        ({"step": 41}, "step=41: no such checkpoint in .*, which has .* steps: 40$"),
+        ({"weights": "swa", "step": 40}, "'swa': .* has pretrained, ema, lawa$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cramjax.load(workdir, **chosen)
+    with pytest.raises(UserError, match="has neither averages nor steps"):
+        cramjax.load(foreign[0], step=40)
 
 
 def write_pairs(folder):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from conftest import TINY, tiny_config
 from test_pretrain import stop_after
 
 from cramjax import config as config_module
+from cramjax.checkpoints import weights
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.run import (
@@ -151,10 +153,37 @@ def test_what_is_missing_in_a_finished_workdir_is_named(
     workdir = shutil.copytree(finished[0], tmp_path / "copy")
     if name == "checkpoints":
         shutil.rmtree(workdir / name)
+        run(tiny, workdir)  # the small files are enough
+        (workdir / "weights-ema.safetensors").unlink()
     else:
         (workdir / name).unlink()
     with pytest.raises(UserError, match=message):
         run(tiny, workdir)
+
+
+def test_weights_that_did_not_fit_on_the_disk_are_written_later(
+    finished, data_dir, tmp_path, monkeypatch, capsys
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    names = [f"weights{name}.safetensors" for name in ("", "-ema", "-lawa")]
+    before = [(workdir / name).read_bytes() for name in names]
+    for name in names[:2]:
+        (workdir / name).unlink()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    write = weights.files.write_bytes
+
+    def write_some(path, data):
+        if path.name == names[1]:
+            raise full
+        write(path, data)
+
+    monkeypatch.setattr(weights.files, "write_bytes", write_some)
+    assert main(command(workdir, data_dir)) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device: make room, and the same command goes" in error
+    monkeypatch.undo()
+    assert main(command(workdir, data_dir)) == 0
+    assert [(workdir / name).read_bytes() for name in names] == before
 
 
 # Orbax gives up reading and leaves its event loop with callbacks that nobody awaits.

@@ -28,13 +28,15 @@ from tokenizers import Tokenizer
 from cramjax import config as config_module
 from cramjax import files, likelihood
 from cramjax.checkpoints import convert
+from cramjax.checkpoints import weights as weights_module
+from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
-from cramjax.training.pretrain import SUMMARY, read_back
+from cramjax.training.pretrain import SUMMARY, read_checkpoint
 
 BATCH = 64
 
@@ -64,8 +66,7 @@ SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())
 class Pretrained:
     """A model with its weights and tokenizer.
 
-    Texts that are too long for the model are cut, with one UserWarning. Predicting
-    tokens raises a UserError if there is no masked-LM head.
+    Predicting tokens raises a UserError if there is no masked-LM head.
 
     Attributes:
       model: its shape.
@@ -87,33 +88,40 @@ class Pretrained:
     config: Config | None
 
     def ids(self, text: str) -> list[int]:
-        """Returns a text's tokens between the first one and <sep>."""
-        return self._rows([text])[0]
+        """Returns a text's tokens between the first one and <sep>, cut if too long."""
+        return self._chunks(text)[0]
 
-    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns `ids` of each text."""
+    def _chunks(self, text: str) -> list[list[int]]:
+        """Returns rows of at most `model.max_length` tokens that make up a text."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         room = self.model.max_length - 2
-        rows = [self.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
-        if cut := sum(len(ids) > room for ids in rows):
-            warnings.warn(
-                f"{cut:,} of {len(rows):,} texts are longer than the model's "
-                f"{self.model.max_length} tokens and were cut: split them, or the "
-                "result leaves out their ends",
-                stacklevel=3,
-            )
-        return [[self.first, *ids[:room], SEP] for ids in rows]
+        starts = range(0, max(len(ids), 1), room)
+        return [[self.first, *ids[start : start + room], SEP] for start in starts]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 vectors_NxD: the mean of each text's hidden states."""
+        """Returns float32 vectors_NxD: the mean of each text's hidden states.
+
+        A text that is too long for the model is cut into chunks, each of them between
+        the first token and <sep>; the mean is over the tokens of all chunks.
+        """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows = self._rows(texts)
-        vectors_NxD = np.zeros((len(rows), self.model.width), np.float32)
+        rows, owners_R, fractions_R = [], [], []
+        for number, text in enumerate(texts):
+            chunks = self._chunks(text)
+            rows += chunks
+            owners_R += [number] * len(chunks)
+            tokens = sum(map(len, chunks))
+            fractions_R += [len(chunk) / tokens for chunk in chunks]
+        means_RxD = np.zeros((len(rows), self.model.width), np.float32)
         for places, tokens_BxL in likelihood.batches(
             rows, BATCH, self.model.max_length
         ):
-            vectors_BxD = _mean(self.model, self.params, tokens_BxL)
-            vectors_NxD[places] = np.asarray(vectors_BxD)[: len(places)]
+            means_BxD = _mean(self.model, self.params, tokens_BxL)
+            means_RxD[places] = np.asarray(means_BxD)[: len(places)]
+        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
+        parts_RxD = means_RxD * np.array(fractions_R, np.float32)[:, None]
+        np.add.at(vectors_NxD, np.array(owners_R, int), parts_RxD)
         return vectors_NxD
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
@@ -166,9 +174,20 @@ class Pretrained:
         ]
 
     def pseudo_log_likelihoods(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`."""
+        """Returns log-probabilities_N, see `likelihood.pseudo_log_likelihoods`.
+
+        Texts that are too long for the model are cut, with one UserWarning.
+        """
         self._require_head()
-        rows = self._rows(texts)
+        chunks = [self._chunks(text) for text in texts]
+        if cut := sum(len(rows) > 1 for rows in chunks):
+            warnings.warn(
+                f"{cut:,} of {len(texts):,} texts are longer than the model's "
+                f"{self.model.max_length} tokens and were cut: split them, or the "
+                "result leaves out their ends",
+                stacklevel=2,
+            )
+        rows = [rows[0] for rows in chunks]
         return likelihood.pseudo_log_likelihoods(self.model, self.params, rows)
 
     def _require_head(self) -> None:
@@ -184,30 +203,48 @@ def _mean(model: ModelConfig, params: Any, tokens_BxL: jax.Array) -> jax.Array:
     return jnp.einsum("BLD,BL->BD", hidden_BxLxD.astype(jnp.float32), weights_BxL)
 
 
-def load(path: str | Path) -> Pretrained:
-    """Reads a finished model.
+def load(
+    path: str | Path, weights: str = PRETRAINED, step: int | None = None
+) -> Pretrained:
+    """Reads a model.
 
     Args:
       path: a workdir of `cramjax.main`, or a folder with another project's checkpoint,
         see `load_foreign`.
+      weights: "pretrained", or an average that was on in the run: "ema" or "lawa".
+      step: of a checkpoint that the run has kept, finished or not; None = of the
+        finished run.
 
     Raises:
-      UserError: it is neither, or not finished, or a file is damaged.
+      UserError: it is neither, or not finished, or does not have these weights, or a
+        file is damaged.
     """
     folder = Path(path).expanduser()
     if (folder / WEIGHTS).exists():
+        if weights != PRETRAINED or step is not None:
+            raise UserError(
+                f"{folder} is another project's checkpoint, which has neither averages "
+                "nor steps: leave out weights= and step="
+            )
         return load_foreign(folder)
-    if not (folder / SUMMARY).exists():
+    if step is None and not (folder / SUMMARY).exists():
         raise UserError(
             f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
-            f"cramjax, nor {WEIGHTS}, as another project's"
+            f"cramjax, nor {WEIGHTS}, as another project's; step=NUMBER loads a "
+            "checkpoint of an unfinished run"
         )
     values = config_module.read_recorded(folder / CONFIG, "bring it back")
     config = config_module.from_dict(values)
-    named_params, _ = read_back(config, folder)
+    known = weights_module.names(config)
+    if weights not in known:
+        raise UserError(f"weights={weights!r}: {folder} has {', '.join(known)}")
+    if step is None:
+        named_params = weights_module.read_run(config, folder, [weights])
+    else:
+        named_params = read_checkpoint(config, folder, step)
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
-        named_params["pretrained"],
+        named_params[weights],
         tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
         has_head=True,
         first=CLS if config.data.cls else SEP,

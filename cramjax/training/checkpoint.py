@@ -147,6 +147,10 @@ class CheckpointStore:
         """Returns the number of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Returns the numbers of all complete checkpoints, the newest one last."""
+        return sorted(self._manager.all_steps())
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the device's and the host's state of a checkpoint.
 

@@ -181,6 +181,31 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
       UserError: its files are missing or damaged.
     """
+    return read_checkpoint(config, workdir), read_summary(workdir)
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """Returns what is in pretrain.json.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    return files.read_json(workdir / SUMMARY, "delete it to make it again")
+
+
+def read_checkpoint(
+    config: Config, workdir: Path, step: int | None = None
+) -> dict[str, Any]:
+    """Returns a checkpoint's parameters by name, see `pretrain`.
+
+    Args:
+      config: the run's.
+      workdir: the run's; without a step its pretraining is finished.
+      step: which checkpoint; None = the last one.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
 
     def scored() -> dict[str, Any]:
         state = train_step.init_state(config)
@@ -190,21 +215,26 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
         return {"params": state.params, "averages": kept}
 
     with CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store:
-        step = store.latest_step()
-        if step is None:
+        steps = store.steps()
+        if step is not None and step not in steps:
+            kept = ", ".join(map(str, steps)) or "none"
+            raise UserError(
+                f"step={step}: no such checkpoint in {workdir / CHECKPOINTS}, which "
+                f"has those of the steps: {kept}"
+            )
+        if not steps:
             raise UserError(
                 f"{workdir / SUMMARY} says that pretraining is finished, but there is "
                 f"no checkpoint beside it: bring {workdir / CHECKPOINTS} back, or "
                 "delete the file to train again"
             )
         replicated = train_step.replicated(train_step.make_mesh())
-        found = store.parts(step, abstract(scored, replicated))
+        found = store.parts(step or steps[-1], abstract(scored, replicated))
     named_params = {"pretrained": found["params"]}
     if "averages" in found:
         averages = averaging.Averages(**found["averages"])
         named_params |= averaging.read(config.averaging, averages, found["params"])
-    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-    return named_params, summary
+    return named_params
 
 
 def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
