@@ -137,7 +137,7 @@ def to_hf_modernbert(
 def from_torch(
     tensors: Tensors, model: ModelConfig, head: bool = True
 ) -> dict[str, Any]:
-    """Returns parameters from modeling_cramjax.py's models; a classifier's head is left out."""
+    """Returns parameters from modeling_cramjax.py's models, without a classifier's."""
     renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
     of_classifier = ("pooler.", "classifier.")
     renamed = {n: t for n, t in renamed.items() if not n.startswith(of_classifier)}
