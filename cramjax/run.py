@@ -21,6 +21,7 @@ from cramjax.config import (
     OPERATIONAL_KEYS,
     Config,
     flatten,
+    from_dict,
     read_recorded,
     record,
     require,
@@ -100,16 +101,45 @@ def run(
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
         results = evaluate.evaluate(config, named_params, trained, workdir, tasks)
-        if missing := sorted(report.NEEDED - summary.keys()):
-            logger.info(
-                f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
-                f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
-            )
-        else:
-            path = report.write(config, manifest, summary, results, workdir)
-            logger.info(report.verdict(config, summary, results).replace("**", ""))
-            logger.info(f"report: {path}")
+        _report(config, manifest, summary, results, workdir)
     return named_params
+
+
+def report_again(workdir: Path) -> None:
+    """Writes the report of a finished workdir anew.
+
+    Raises:
+      UserError: it is not finished, or lacks a file.
+    """
+    if not (workdir / SUMMARY).exists():
+        raise UserError(
+            f"--workdir={workdir} holds no finished pretraining: there is no {SUMMARY}"
+        )
+    config = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
+    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
+    summary = files.read_json(workdir / SUMMARY, "bring it back")
+    results = evaluate.read_results(workdir / evaluate.RESULTS)
+    with lock_workdir(workdir):
+        _report(config, manifest, summary, results, workdir)
+
+
+def _report(
+    config: Config,
+    manifest: dict[str, Any],
+    summary: dict[str, Any],
+    results: dict[str, Any],
+    workdir: Path,
+) -> None:
+    """Writes report.md, unless the run is of a version that did not write all of it."""
+    if missing := sorted(report.NEEDED - summary.keys()):
+        logger.info(
+            f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
+            f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
+        )
+    else:
+        path = report.write(config, manifest, summary, results, workdir)
+        logger.info(report.verdict(config, summary, results).replace("**", ""))
+        logger.info(f"report: {path}")
 
 
 def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task]:

@@ -17,7 +17,7 @@ LAYERS = (
     ("describe", "checkpoints", "glue"),
     ("blimp", "plan", "report"),
     ("run",),
-    ("rehearsal", "score", "study"),
+    ("classify", "rehearsal", "score", "study"),
     ("commands",),
     ("main",),
 )

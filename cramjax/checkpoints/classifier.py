@@ -122,7 +122,6 @@ def save(folder: Path, classifier: SavedClassifier, facts: dict[str, Any]) -> No
     params, tokenizer = fields.pop("params"), fields.pop("tokenizer")
     fields["model"] = to_dict(classifier.model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
     weights.write(folder / weights.WEIGHTS, params)
     files.write_text(folder / TOKENIZER, tokenizer.to_str())
     files.write_json(

@@ -8,7 +8,15 @@ GLUE protocol (5). The files in configs/ start from these values and change a fe
 """
 
 from cramjax.config.data import CurriculumConfig, DataConfig, ObjectiveConfig
-from cramjax.config.files import FOLDER, defaults, find, from_file, load, module
+from cramjax.config.files import (
+    FOLDER,
+    changed,
+    defaults,
+    find,
+    from_file,
+    load,
+    module,
+)
 from cramjax.config.glue import GlueConfig
 from cramjax.config.key import require
 from cramjax.config.model import ModelConfig

@@ -112,6 +112,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         values = from_file(str(path)).to_dict()
     except UserError as error:
         raise UserError(f"--config={error}") from error
+    return changed(values, overrides)
+
+
+def changed(values: dict[str, Any], overrides: Iterable[str]) -> Config:
+    """Returns the config of nested values, with overrides, see `load`."""
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.lstrip("-").removeprefix("config.").partition("=")

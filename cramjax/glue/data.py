@@ -30,24 +30,37 @@ SOME = 10  # labels named in a message
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields line numbers, from 1, and lines without their ends."""
+    """Yields line numbers, from 1, and lines without their ends, one at a time."""
+    blank = []  # editors leave blank lines at the end
     try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")  # MRPC's dev set has a byte-order mark
+        # Not splitlines(), nor the csv module: texts may have other line breaks in
+        # them. A file that is open for bytes ends its lines at line feeds alone.
+        with path.open("rb") as file:
+            for number, data in enumerate(file, start=1):
+                # MRPC's dev set has a byte-order mark.
+                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = number, text.removesuffix("\n").removesuffix("\r")
+                blank.append(line)
+                if line[1].strip(" \r"):
+                    yield from blank
+                    blank.clear()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line} is not UTF-8: {error.reason}") from error
-    # Not splitlines(), nor the csv module: texts may have other line breaks in them.
-    lines = text.split("\n")
-    while lines and not lines[-1].strip(" \r"):  # editors leave blank lines at the end
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        yield number, line.removesuffix("\r")
+        raise UserError(f"{path}:{number} is not UTF-8: {error.reason}") from error
 
 
-def _read_tsv(path: Path, split: Split) -> Table:
+def rows_of(path: Path, split: Split) -> Iterator[Row | None]:
+    """Yields the rows of a .tsv or .jsonl file; None for one that is left out.
+
+    Raises:
+      UserError: the file cannot be read, or a column is missing.
+    """
+    reader = _read_tsv if path.suffix == ".tsv" else _read_jsonl
+    return reader(path, split)
+
+
+def _read_tsv(path: Path, split: Split) -> Iterator[Row | None]:
     """Reads tab-separated columns, in which quotes are plain characters."""
     lines = ((number, line.split("\t")) for number, line in _lines(path))
     wanted = [*split.texts, *([split.label] if split.label else [])]
@@ -58,10 +71,9 @@ def _read_tsv(path: Path, split: Split) -> Table:
                 f"{path} has no column {name!r}; it has {names}{split.hint(name)}"
             )
     columns = [names.index(name) for name in wanted]
-    rows, left_out = [], 0
     for number, values in lines:
         if split.skip_short and len(values) < len(names):
-            left_out += 1
+            yield None
             continue
         if len(values) != len(names):
             raise UserError(
@@ -69,12 +81,10 @@ def _read_tsv(path: Path, split: Split) -> Table:
             )
         picked = [values[column] for column in columns]
         label = picked.pop() if split.label else None
-        rows.append(Row(number, tuple(picked), label))
-    return Table(str(path), rows, left_out)
+        yield Row(number, tuple(picked), label)
 
 
-def _read_jsonl(path: Path, split: Split) -> Table:
-    rows = []
+def _read_jsonl(path: Path, split: Split) -> Iterator[Row]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -90,8 +100,31 @@ def _read_jsonl(path: Path, split: Split) -> Table:
         for record in records:
             texts = tuple(_field(record, name, where, split) for name in split.texts)
             label = split.label and _field(record, split.label, where, split)
-            rows.append(Row(number, texts, label))
-    return Table(str(path), rows)
+            yield Row(number, texts, label)
+
+
+def check_file(path: Path, flag: str = "") -> None:
+    """Refuses a path of the user's, after its flag, that is no .tsv or .jsonl file."""
+    if not path.is_file():
+        raise UserError(f"{flag}{path}: there is no such file")
+    if path.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"{flag}{path}: pass a .tsv with a header, or a .jsonl")
+
+
+def texts_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yields the texts of a user's file, reading one row at a time.
+
+    Raises:
+      UserError: it cannot be read, lacks a column, or has a row without text.
+    """
+    for row in rows_of(path, Split((), columns, label=None)):
+        _require_text(path, row)
+        yield row.texts
+
+
+def _require_text(path: str | Path, row: Row) -> None:
+    if not any(map(str.strip, row.texts)):
+        raise UserError(f"{path}:{row.line} has no text: add it, or delete the row")
 
 
 def _field(record: Any, name: str, where: str, split: Split) -> str:
@@ -234,11 +267,11 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     for file in split.files:
         path = Path(_folder(task, glue)[1]).expanduser() / file
         if path.is_file():
-            reader = _read_tsv if path.suffix == ".tsv" else _read_jsonl
-            table = reader(path, split)
-            if not table.rows:
+            found = list(rows_of(path, split))
+            rows = [row for row in found if row]
+            if not rows:
                 raise UserError(f"{path} has no rows")
-            return table
+            return Table(str(path), rows, len(found) - len(rows))
     return None
 
 
@@ -273,6 +306,8 @@ def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
         allowed = f"one of {', '.join(map(repr, labels[:SOME]))}{more}"
     values = []
     for row in table.rows:
+        if task.source == "own":
+            _require_text(table.where, row)
         values.append(of_label(row.label))
         if values[-1] is None:
             hint = task.train.hint(task.train.label)

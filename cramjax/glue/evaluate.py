@@ -40,7 +40,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
       UserError: a task is unknown, files cannot be used (a line for each), or no task
         has a training and a dev set.
     """
-    results = _read_results(workdir / RESULTS)
+    results = read_results(workdir / RESULTS)
     wanted = tasks.get(config.glue)
     todo = [task for task in wanted if _jobs(results, task, config)]
     found, notes, faults, incomplete = [], [], [], []
@@ -49,7 +49,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
             if data.is_from_tfds(task, config.glue):
                 tfds_source.check(task, config.glue)
             else:
-                notes += _read(config, task).notes
+                notes += read(config, task).notes
             found.append(task)
         except tasks.Incomplete as error:
             incomplete.append(error)
@@ -78,7 +78,7 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
             if data.is_from_tfds(task, config.glue):
                 folder = tfds_source.folder(config.glue)
                 logger.info(f"{task.title}: from TFDS, {folder}")
-                _read(config, task)
+                read(config, task)
             complete.append(task)
         except tasks.Incomplete as error:
             missing.append(str(error))
@@ -88,7 +88,7 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
     return complete
 
 
-def _read(config: Config, task: Task) -> TaskRows[Rows]:
+def read(config: Config, task: Task) -> TaskRows[Rows]:
     """Returns a task's rows, with the training rows that the config samples.
 
     Raises:
@@ -115,7 +115,7 @@ def estimate_s(config: Config, complete: list[Task], tokenizer: Tokenizer) -> fl
     glue = config.glue
     tokens, lengths = [], []
     for task in complete:
-        rows = _read(config, task)
+        rows = read(config, task)
         few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
         few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
         starts = range(0, len(few), step := glue.batch_size * glue.trials)
@@ -166,10 +166,10 @@ def evaluate(
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
     path = workdir / RESULTS
-    results = _read_results(path)
+    results = read_results(path)
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
-        rows = _read(config, task)
+        rows = read(config, task)
         entries = _entries(path, results, rows)
         results |= entries
         bag_of_words.add(entries, rows)
@@ -309,7 +309,7 @@ def _scores_line(entry: dict[str, Any], start: str, rate: float, seconds: float)
     )
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """Returns the scores of an earlier session."""
     if not path.exists():
         return {}

@@ -104,6 +104,7 @@ def finetune(
     seed: int,
     on_chunk: Callable[[float, float], None] = lambda *_: None,
     on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
+    on_trained: Callable[[Any], None] = lambda _: None,
     finished: Finished | None = None,
 ) -> Finetuned:
     """Fine-tunes `glue.trials` classifiers; returns what they predict.
@@ -127,6 +128,8 @@ def finetune(
       on_epoch: called after each epoch with the numbers of the trials that are trained
         together, the number of the epoch, their mean losses_T and their predictor,
         which is valid during the call.
+      on_trained: called with params_T of the trials that were trained together, in the
+        order of the trials.
       finished: keeps trials that are trained before others; those are not trained
         again.
 
@@ -148,6 +151,7 @@ def finetune(
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
         del trained_T, predict  # the optimizer's state makes room for predictions
         found = [_predict_all(static, params_T, rows) for rows in predicted]
+        on_trained(params_T)
         return Finetuned(found, skipped_T, len(trials))
 
     at_once = min(glue.trials_at_once or 1, glue.trials)

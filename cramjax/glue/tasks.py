@@ -312,16 +312,21 @@ _LIST = (
 TASKS = {task.name: task for task in _LIST}
 
 
-def own(glue: GlueConfig) -> Task:
-    """Returns the user's task, from the folder `glue.own_dir`."""
+def own(glue: GlueConfig, train: str = "", dev: str = "") -> Task:
+    """Returns the user's task.
 
-    def split(*stems: str) -> Split:
-        files = tuple(f"{stem}.{kind}" for stem in stems for kind in ("tsv", "jsonl"))
+    Its files are given by their absolute paths, or they are in `glue.own_dir`.
+    """
+
+    def split(file: str, *stems: str) -> Split:
+        names = tuple(f"{stem}.{kind}" for stem in stems for kind in ("tsv", "jsonl"))
+        files = (file,) if file else names
         return Split(files, glue.own_texts, glue.own_label, own=True)
 
-    dev = split("dev", "val", "validation")
-    scored = Scored("own", "Own task", dev, (glue.own_metric,))
-    return Task("own", "Own task", "own", split("train"), (scored,), labels=())
+    of_dev = split(dev, "dev", "val", "validation")
+    scored = Scored("own", "Own task", of_dev, (glue.own_metric,))
+    of_train = split(train, "train")
+    return Task("own", "Own task", "own", of_train, (scored,), labels=())
 
 
 def get(glue: GlueConfig) -> list[Task]:
