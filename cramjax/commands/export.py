@@ -4,9 +4,8 @@ cramjax export --checkpoint=DIR --to=FOLDER [--weights=ema]
 
 DIR is the workdir of a finished run, or a classifier that `cramjax finetune` has saved.
 FOLDER gets the weights, the tokenizer, a model card and what sentence-transformers
-needs; it must be empty or new. --weights takes an average that was on in the run (ema
-or lawa). If torch and transformers are installed (pip install "cramjax[interop]"), the
-exported model's logits are compared with ours before anything stays on disk.
+needs; it must be empty or new. --weights takes an average that was on in the run: ema
+or lawa. If torch and transformers 5 are installed, logits are compared with ours.
 """
 
 from collections.abc import Sequence
@@ -21,16 +20,16 @@ def command(argv: Sequence[str]) -> None:
     flags, rest = parse_flags(argv, needed, ["weights"])
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: see --help")
-    from cramjax.checkpoints import export  # imports JAX: --help need not wait for it
+    from cramjax.checkpoints import export  # imports JAX, which takes seconds
 
     weights = flags["weights"] or export.PRETRAINED
     exported = export.export(flags["checkpoint"], flags["to"], weights)
-    code = ", with its own code: pass trust_remote_code=True" if exported.code else ""
-    print(f"{flags['to']}: a {exported.architecture}{code}")
-    if exported.difference is None:
-        print(
-            "its logits were not compared with ours, which needs torch and "
-            'transformers 5: pip install "cramjax[interop]"'
+    code = ", to be loaded with trust_remote_code=True"
+    code = code if export.has_code(exported.architecture) else ""
+    print(f"{flags['to']}: {exported.architecture}{code}")
+    checked = "not compared with ours: that needs torch and transformers 5 or newer"
+    if exported.difference is not None:
+        checked = (
+            f"compared with ours: they differ by {exported.difference:.1e} at most"
         )
-    else:
-        print(f"its logits in torch differ from ours by {exported.difference:.1e}")
+    print(f"logits {checked}")
