@@ -95,6 +95,11 @@ def export(
     source: Source
     if classifier.is_saved(origin):
         source = classifier.load(origin)
+        if (texts := len(source.columns)) > 2:
+            raise UserError(
+                f"--checkpoint={origin} takes {texts} texts per row, and transformers "
+                "takes at most 2"
+            )
         name, facts, tensors = _classifier(source)
         about = _facts_of_classifier(source, origin)
     else:
@@ -115,6 +120,9 @@ def export(
     partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--to={to} cannot be written: {error.strerror}") from error
+    try:
         files.write_json(partial / CONFIG, facts)
         files.write_bytes(partial / WEIGHTS, save(tensors, {"format": "pt"}))
         _write_tokenizer(partial, source)
