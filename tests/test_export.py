@@ -5,46 +5,52 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import unpacked
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import cramjax
 from cramjax import config as config_module
-from cramjax import files
+from cramjax import files, likelihood
 from cramjax.checkpoints import classifier, weights
 from cramjax.checkpoints.classifier import SavedClassifier
 from cramjax.checkpoints.export import export
 from cramjax.config import FORMAT
-from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
+from cramjax.data.tokenizer import CLS, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.model.encoder import Classifier, MaskedLM
 
 ROWS = config_module.module("ablations/architecture").ROWS
-SHAPE = {"width": 32, "ffn_width": 64, "layers": 3, "heads": 4}
+SHAPE = {"width": 32, "ffn_width": 64, "heads": 4}
 LABELS = ("bad", "good", "fair")
 TEXTS = ["the king of the sea", "a ship", "she said that it was good, and went home"]
+TOKENS_BxL = np.where(np.arange(16) < [[16], [9]], np.arange(32).reshape(2, 16) + 5, 0)
+IN_GOLDEN = ("crammed-bert", "modern", "original-bert")
 GOLDEN = Path(__file__).parent / "golden" / "exported.npz"
 
 
 def small(row):
     """Returns a row's keys of `model` at a small size."""
     changes = ROWS[row].changes if row in ROWS else {}
-    return {**changes, **SHAPE, "embedding_width": 16 * ("embedding_width" in changes)}
+    layers, embedding = changes.get("ffn_every", 2), 16 * ("embedding_width" in changes)
+    return {**changes, **SHAPE, "layers": layers, "embedding_width": embedding}
 
 
-def random(module, *arguments):
-    """Returns the parameters of an untrained model with noise in all of them."""
-    params = module.init(jax.random.key(0), *arguments)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    generator = np.random.default_rng(0)
-    noisy = [x + 0.2 * generator.standard_normal(x.shape, np.float32) for x in leaves]
-    return jax.tree.unflatten(tree, noisy)
+def parameters(module, *arguments):
+    """Returns made-up parameters that are the same everywhere."""
+
+    def made_up(x):
+        return ((np.arange(x.size) * 7919 % 1009) / 1009 - 0.4).reshape(x.shape)
+
+    tree = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
+    return jax.tree.map(lambda x: made_up(x).astype(np.float32), tree)
 
 
 def workdir_of(folder, changes, cls=False):
@@ -56,7 +62,9 @@ def workdir_of(folder, changes, cls=False):
     values["format"] = FORMAT
     model = config_module.from_dict(values).model
     tokens = np.zeros((1, 8), int)
-    weights.write(workdir / weights.WEIGHTS, random(MaskedLM(model), tokens, tokens))
+    weights.write(
+        workdir / weights.WEIGHTS, parameters(MaskedLM(model), tokens, tokens)
+    )
     files.write_json(workdir / "config.json", values)
     return workdir
 
@@ -74,7 +82,7 @@ def classifier_of(folder, changes, **fields):
     )
     saved = SavedClassifier(
         model=pretrained.model,
-        params=random(module, np.zeros((1, 8), int)),
+        params=parameters(module, np.zeros((1, 8), int)),
         tokenizer=pretrained.tokenizer,
         **given,
     )
@@ -148,7 +156,9 @@ def test_a_classifier(tmp_path, row, fields, architecture):
     folder = classifier_of(tmp_path, small(row) | {"token_types": 2}, **fields)
     assert export(folder, tmp_path / "exported").architecture == architecture
     facts = json.loads((tmp_path / "exported" / "config.json").read_text())
-    labels = {"0": "value"} if "labels" in fields else dict(zip("012", LABELS))
+    labels = (
+        {"0": "value"} if "labels" in fields else dict(zip("012", LABELS, strict=True))
+    )
     assert facts["id2label"] == labels
     assert (facts["problem_type"] == "regression") == ("labels" in fields)
     tokenizer = Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
@@ -266,7 +276,7 @@ def ask_theirs(*jobs):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_answers_as_ours(tmp_path):
-    """Tokens of hostile strings, and the pipelines fill-mask and text-classification."""
+    """Tokens of hostile strings, and both pipelines."""
     rows = ("crammed-bert", "modern", "original-bert")
     strings, masked = hostile(300), ["the <mask> of the sea", "a ship <mask>, and"]
     jobs, ours = [], []
@@ -282,14 +292,13 @@ def test_transformers_answers_as_ours(tmp_path):
         ("crammed-bert", [(text,) for text in TEXTS], {}),
         ("modern", [(text,) for text in TEXTS], {"labels": (), "empty_second": False}),
     ):
-        name, changes = f"{row}-classifier", small(row)
-        if row == "original-bert":
-            changes["token_types"] = 2
-        folder = classifier_of(tmp_path / name, changes, **fields)
+        name, types = f"{row}-classifier", {"token_types": 2 * (texts is pairs)}
+        folder = classifier_of(tmp_path / name, small(row) | types, **fields)
         export(folder, tmp_path / f"{name}-exported")
         model = cramjax.load_classifier(folder)
         rows += (name,)
-        given = [dict(zip(("text", "text_pair"), text)) for text in texts]
+        names = ("text", "text_pair")
+        given = [dict(zip(names, text, strict=False)) for text in texts]
         jobs.append({"task": "text-classification", "texts": given})
         ours.append((model, model.predict(texts)))
     for row, job in zip(rows, jobs, strict=True):
@@ -316,6 +325,61 @@ def test_transformers_answers_as_ours(tmp_path):
                 assert found[0]["score"] == pytest.approx(answer.probability, abs=1e-4)
             else:
                 assert found[0]["score"] == pytest.approx(answer, abs=1e-4)
+
+
+def checksum(folder):
+    """Returns a number that is another one if what transformers reads is."""
+    total = 0
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        total = zlib.crc32(tensor.tobytes(), zlib.crc32(name.encode(), total))
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["cramjax"]  # has the version of the code
+    total = zlib.crc32(json.dumps(facts, sort_keys=True).encode(), total)
+    for path in folder.glob("*.py"):
+        total = zlib.crc32(path.read_bytes(), total)
+    return total
+
+
+@pytest.mark.parametrize("row", IN_GOLDEN)
+def test_the_same_files_as_when_transformers_computed_them(tmp_path, row):
+    """And the same logits as then. See golden/README.md if this fails."""
+    workdir = workdir_of(tmp_path, small(row))
+    export(workdir, tmp_path / "exported")
+    with np.load(GOLDEN) as file:
+        assert checksum(tmp_path / "exported") == int(file[f"{row}/checksum"])
+        expected_BxLxV = file[f"{row}/logits"]
+    model = cramjax.load(workdir)
+    places_BxL = np.tile(np.arange(TOKENS_BxL.shape[1]), (len(TOKENS_BxL), 1))
+    ours_BxLxV = likelihood.logits(model.model, model.params, TOKENS_BxL, places_BxL)
+    valid_BxL = TOKENS_BxL != PAD
+    np.testing.assert_allclose(
+        np.asarray(ours_BxLxV)[valid_BxL][:, ::8], expected_BxLxV[valid_BxL], atol=1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_computes_the_committed_logits(tmp_path):
+    torch = pytest.importorskip("torch", reason="needs the extra interop")
+    transformers = pytest.importorskip("transformers")
+    tokens = torch.tensor(TOKENS_BxL)
+    found = {}
+    for row in IN_GOLDEN:
+        folder = tmp_path / f"{row}-exported"
+        export(workdir_of(tmp_path / row, small(row)), folder)
+        model = transformers.AutoModelForMaskedLM.from_pretrained(
+            folder, trust_remote_code=True
+        ).eval()
+        with torch.inference_mode():
+            logits = model(tokens, attention_mask=(tokens != PAD).long()).logits
+        found[f"{row}/logits"] = logits.numpy()[..., ::8]
+        found[f"{row}/checksum"] = np.array(checksum(folder))
+    if not GOLDEN.exists():
+        np.savez_compressed(GOLDEN, **found)
+        pytest.fail(f"{GOLDEN} is new: commit it")
+    with np.load(GOLDEN) as file:
+        for name, array in found.items():
+            np.testing.assert_allclose(array, file[name], atol=1e-5)
 
 
 ODD = {

@@ -230,11 +230,13 @@ def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
 
 def _own_facts(model: ModelConfig, head_width: int) -> dict[str, Any]:
     values = {k: v for k, v in to_dict(model).items() if k not in OF_THE_DEVICE}
+    length = values.pop("max_length")
     classes = {"AutoConfig": "CramjaxConfig", "AutoModel": "CramjaxModel"}
     for task in ("ForMaskedLM", "ForSequenceClassification"):
         classes[f"AutoModel{task}"] = f"Cramjax{task}"
     return values | {
         "model_type": OURS,
+        "max_position_embeddings": length,
         "auto_map": {auto: f"{CODE}.{name}" for auto, name in classes.items()},
         "head_width": head_width,
     }

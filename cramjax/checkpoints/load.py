@@ -420,7 +420,8 @@ def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
 def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
     absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
     names = {f.name for f in dataclasses.fields(ModelConfig)} - OF_THE_DEVICE
-    return {name: {**absent, **facts}[name] for name in names}
+    values = {**absent, **facts, "max_length": facts["max_position_embeddings"]}
+    return {name: values[name] for name in names}
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:

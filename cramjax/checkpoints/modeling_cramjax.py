@@ -18,7 +18,11 @@ ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()
 
 
 class CramjaxConfig(PreTrainedConfig):
-    """The model's keys, and head_width of a classifier; config.json has them all."""
+    """The model's keys and head_width of a classifier, all of them in config.json.
+
+    There max_length is max_position_embeddings: transformers takes the other as an
+    argument of its generation.
+    """
 
     model_type = "cramjax"
     dropout = 0.0  # in training
@@ -26,7 +30,6 @@ class CramjaxConfig(PreTrainedConfig):
         "hidden_size": "width",
         "num_hidden_layers": "layers",
         "num_attention_heads": "heads",
-        "max_position_embeddings": "max_length",
         "initializer_range": "init_std",
     }
 
@@ -124,7 +127,7 @@ class Embedding(nn.Module):
         self.config, width = config, config.embedding_width or config.width
         self.word = nn.Embedding(config.vocab_size, width, padding_idx=0)
         if config.positions.startswith("learned"):
-            self.positions = nn.Embedding(config.max_length, width)
+            self.positions = nn.Embedding(config.max_position_embeddings, width)
         if config.positions.startswith("scaled"):
             self.positions = nn.ParameterDict({"weight": torch.ones(1)})
         if config.token_types:
