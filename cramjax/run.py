@@ -21,7 +21,6 @@ from cramjax.config import (
     OPERATIONAL_KEYS,
     Config,
     flatten,
-    from_dict,
     read_recorded,
     record,
     require,
@@ -101,29 +100,11 @@ def run(
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
         results = evaluate.evaluate(config, named_params, trained, workdir, tasks)
-        _report(config, manifest, summary, results, workdir)
+        write_report(config, manifest, summary, results, workdir)
     return named_params
 
 
-def report_again(workdir: Path) -> None:
-    """Writes the report of a finished workdir anew.
-
-    Raises:
-      UserError: it is not finished, or lacks a file.
-    """
-    if not (workdir / SUMMARY).exists():
-        raise UserError(
-            f"--workdir={workdir} holds no finished pretraining: there is no {SUMMARY}"
-        )
-    config = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
-    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
-    summary = files.read_json(workdir / SUMMARY, "bring it back")
-    results = evaluate.read_results(workdir / evaluate.RESULTS)
-    with lock_workdir(workdir):
-        _report(config, manifest, summary, results, workdir)
-
-
-def _report(
+def write_report(
     config: Config,
     manifest: dict[str, Any],
     summary: dict[str, Any],

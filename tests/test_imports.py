@@ -17,7 +17,7 @@ LAYERS = (
     ("describe", "checkpoints", "glue"),
     ("blimp", "plan", "report"),
     ("run",),
-    ("classify", "rehearsal", "score", "study"),
+    ("rehearsal", "score", "study"),
     ("commands",),
     ("main",),
 )

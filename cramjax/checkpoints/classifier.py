@@ -13,7 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,13 +32,6 @@ BATCH = 64
 KIND = "classifier"  # in config.json
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 HINT = "pass the --workdir of a `cramjax finetune`"
-
-
-class Prediction(NamedTuple):
-    """What a classifier says about a row."""
-
-    label: str
-    probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,33 +73,29 @@ class SavedClassifier:
 
     def predict(
         self, texts: Sequence[str | tuple[str, ...]]
-    ) -> list[Prediction] | list[float]:
-        """Returns each row's label and its probability, or a regression's number.
+    ) -> list[tuple[str, float]] | list[float]:
+        """Returns each row's (label, probability), or the number of a regression.
 
         Args:
-          texts: a text per row, or as many as there are `columns`.
+          texts: of each row its text, or as many as there are `columns`.
 
         Raises:
           UserError: a row has another number of texts.
         """
-        if isinstance(texts, str):
-            raise UserError(f"predict takes a list of texts: pass [{texts[:20]!r}]")
         rows = [(row,) if isinstance(row, str) else tuple(row) for row in texts]
-        for row in rows:
-            if len(row) != len(self.columns):
-                raise UserError(
-                    f"a row has {len(row)} texts: pass {len(self.columns)} in each, "
-                    f"{', '.join(self.columns)}"
-                )
+        count = len(self.columns)
+        if isinstance(texts, str) or any(len(row) != count for row in rows):
+            raise UserError(
+                f"predict takes a list of rows, with {count} texts in each: "
+                f"{', '.join(self.columns)}"
+            )
         outputs_NxC = self.outputs(rows)
         if not self.labels:
             return outputs_NxC[:, 0].tolist()
         probs_NxC = np.asarray(jax.nn.softmax(outputs_NxC))
-        ids_N = probs_NxC.argmax(axis=1)
-        return [
-            Prediction(self.labels[i], float(probs_C[i]))
-            for i, probs_C in zip(ids_N, probs_NxC, strict=True)
-        ]
+        best_N = probs_NxC.argmax(axis=1)
+        labels = [self.labels[i] for i in best_N]
+        return list(zip(labels, probs_NxC.max(axis=1).tolist(), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,17 +105,13 @@ def _outputs(module: Classifier, params: Any, tokens_BxL: jax.Array) -> jax.Arra
 
 def save(folder: Path, classifier: SavedClassifier, facts: dict[str, Any]) -> None:
     """Writes the folder, config.json last: without it there is no classifier."""
-    fields = {
-        f.name: getattr(classifier, f.name) for f in dataclasses.fields(classifier)
-    }
+    fields = vars(classifier) | {"model": to_dict(classifier.model)}
     params, tokenizer = fields.pop("params"), fields.pop("tokenizer")
-    fields["model"] = to_dict(classifier.model)
     folder.mkdir(parents=True, exist_ok=True)
     weights.write(folder / weights.WEIGHTS, params)
     files.write_text(folder / TOKENIZER, tokenizer.to_str())
-    files.write_json(
-        folder / CONFIG, {"format": FORMAT, "kind": KIND, **fields, **facts}
-    )
+    content = {"format": FORMAT, "kind": KIND, **fields, **facts}
+    files.write_json(folder / CONFIG, content)
 
 
 def load(path: str | Path) -> SavedClassifier:

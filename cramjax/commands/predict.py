@@ -47,10 +47,8 @@ def command(argv: Sequence[str]) -> None:
 
 def _lines(model: Any, texts: Iterator[tuple[str, ...]]) -> Iterator[str]:
     """Yields the lines of a .tsv, its header first."""
+    line = "{}\t{:.4f}" if model.labels else "{:.6g}"
     yield "label\tprobability" if model.labels else "number"
     while rows := list(itertools.islice(texts, ROWS)):
         for found in model.predict(rows):
-            if model.labels:
-                yield f"{found.label}\t{found.probability:.4f}"
-            else:
-                yield f"{found:.6g}"
+            yield line.format(*found) if model.labels else line.format(found)

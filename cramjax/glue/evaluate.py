@@ -1,9 +1,10 @@
 """All tasks, from all initializations, at all learning rates: the scores of a run."""
 
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check(config: Config, workdir: Path) -> list[Task]:
             if data.is_from_tfds(task, config.glue):
                 tfds_source.check(task, config.glue)
             else:
-                notes += read(config, task).notes
+                notes += _read(config, task).notes
             found.append(task)
         except tasks.Incomplete as error:
             incomplete.append(error)
@@ -78,7 +79,7 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
             if data.is_from_tfds(task, config.glue):
                 folder = tfds_source.folder(config.glue)
                 logger.info(f"{task.title}: from TFDS, {folder}")
-                read(config, task)
+                _read(config, task)
             complete.append(task)
         except tasks.Incomplete as error:
             missing.append(str(error))
@@ -88,7 +89,7 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
     return complete
 
 
-def read(config: Config, task: Task) -> TaskRows[Rows]:
+def _read(config: Config, task: Task) -> TaskRows[Rows]:
     """Returns a task's rows, with the training rows that the config samples.
 
     Raises:
@@ -115,7 +116,7 @@ def estimate_s(config: Config, complete: list[Task], tokenizer: Tokenizer) -> fl
     glue = config.glue
     tokens, lengths = [], []
     for task in complete:
-        rows = read(config, task)
+        rows = _read(config, task)
         few = data.subsample(rows, ESTIMATED_ROWS, config.seed).train
         few = data.encode(few, tokenizer, glue.max_length, glue.empty_second)
         starts = range(0, len(few), step := glue.batch_size * glue.trials)
@@ -138,6 +139,7 @@ def evaluate(
     workdir: Path,
     complete: Sequence[Task],
     imported: bool = False,
+    on_trained: Callable[[float, Any], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task and scores its dev sets.
 
@@ -152,6 +154,7 @@ def evaluate(
       workdir: the folder of glue.json.
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
+      on_trained: called with the learning rate and `finetune`'s params_T.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -169,7 +172,7 @@ def evaluate(
     results = read_results(path)
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
-        rows = read(config, task)
+        rows = _read(config, task)
         entries = _entries(path, results, rows)
         results |= entries
         bag_of_words.add(entries, rows)
@@ -191,6 +194,7 @@ def evaluate(
                     seed=config.seed,
                     on_chunk=journal.show,
                     on_epoch=journal.write_epoch,
+                    on_trained=functools.partial(on_trained, rate),
                     finished=finished,
                 )
             _add_job(entries, encoded, start, rate, trained, workdir)

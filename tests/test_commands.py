@@ -1,0 +1,43 @@
+"""The command `cramjax` and the names of its commands."""
+
+import re
+
+import pytest
+
+from cramjax.glue import scores
+from cramjax.main import command_names, main
+
+
+def test_the_help_fits_one_screen_and_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    listed = [found[1] for line in lines if (found := re.match(r"  (\w+)   ", line))]
+    assert set(command_names()) <= set(listed)
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_a_command_says_how_to_call_it(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert f"\n\ncramjax {name} --" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("evalute", "did you mean evaluate?"), ("qq", "pass describe, ")]
+)
+def test_a_mistyped_command_is_one_line(name, hint, capsys):
+    assert main([name, "--config=quickstart"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {name}: no such command; {hint}")
+    assert error.count("\n") == 1
+
+
+def test_a_report_is_written_anew(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scores, "DRAWS", 500)  # as when it was written
+    report = finished[0] / "report.md"
+    text = report.read_text()
+    report.unlink()
+    assert main(["report", f"--workdir={finished[0]}"]) == 0
+    assert report.read_text() == text
+    assert main(["report", f"--workdir={tmp_path}"]) == 2
+    assert "pass the workdir of a finished run" in capsys.readouterr().err
