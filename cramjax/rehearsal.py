@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax.checkpoints import initial
 from cramjax.config import BudgetConfig, Config, DataConfig
 from cramjax.data import sources
 from cramjax.data.corpus import MANIFEST, TOKENIZER
@@ -55,6 +56,7 @@ def rehearse(config: Config, workdir: Path) -> None:
         without trying), or a disk that is too small.
       Interrupted: a signal arrived.
     """
+    config, _ = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
     found = check(config, workdir, partial(_check_workdirs_disk, config, workdir))
     use_cache(config.compilation_cache)

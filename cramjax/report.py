@@ -47,7 +47,8 @@ def write(
     sections = [
         f"# {workdir.name}",
         f"A masked language model of {summary['parameters']:,} parameters (BERT-base: "
-        f"110 million), pretrained from random weights on {summary['tokens']:,} tokens:"
+        f"110 million), pretrained from {config.init_from or 'random weights'} on "
+        f"{summary['tokens']:,} tokens:"
         f" {manifest['tokens']['train']:,} tokens of text, read "
         f"{summary['passes']:.1f} times.",
         verdict(config, summary, results),

@@ -15,7 +15,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from cramjax import files, report, word_order
-from cramjax.checkpoints import weights
+from cramjax.checkpoints import initial, weights
 from cramjax.config import (
     FORMAT,
     OPERATIONAL_KEYS,
@@ -34,7 +34,7 @@ from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
 from cramjax.training import train_step
-from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain, read_summary
+from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def run(
       Interrupted: a signal arrived during pretraining; the state is saved.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    config, initial_params = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
     tasks = check(config, workdir)
     use_cache(config.compilation_cache)
@@ -73,7 +74,7 @@ def run(
     if (workdir / SUMMARY).exists():
         record(workdir / CONFIG, config)
         named_params = weights.read_run(config, workdir)
-        summary = read_summary(workdir)
+        summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
         if not weights.is_written(
             config, workdir
         ):  # of an earlier version, or for lack of room
@@ -87,7 +88,8 @@ def run(
                 if not compiling:
                     compiling = pool.submit(train_step.build(config).compile_ahead)
                 named_params, summary = pretrain(
-                    config, corpus, workdir, compiling, started_at + built_s
+                    *(config, corpus, workdir, compiling, started_at + built_s),
+                    initial_params,
                 )
                 weights.write_run(named_params, workdir)
     if "word_order" in summary:  # older versions did not measure it

@@ -29,6 +29,16 @@ from cramjax.model.encoder import Classifier, MaskedLM
 
 ROWS = config_module.module("ablations/architecture").ROWS
 SHAPE = {"width": 32, "ffn_width": 64, "heads": 4}
+LOCAL = {"global_every": 3, "local_window": 2, "layers": 4}
+LOCAL |= {"rotary_base": 500.0, "local_rotary_base": 200.0}
+ODD = {
+    "modern-local": ROWS["modern"].changes | SHAPE | LOCAL,
+    "many-at-once": ROWS["modern"].changes
+    | SHAPE
+    | LOCAL
+    | {"positions": "learned+rotary", "repeats": 2, "norm": "rmsnorm", "token_types": 2}
+    | {"linear_bias": True, "qkv_bias": True, "decoder_bias": True, "ffn_every": 2},
+}
 LABELS = ("bad", "good", "fair")
 TEXTS = ["the king of the sea", "a ship", "she said that it was good, and went home"]
 TOKENS_BxL = np.where(np.arange(16) < [[16], [9]], np.arange(32).reshape(2, 16) + 5, 0)
@@ -97,11 +107,12 @@ def classifier_of(folder, changes, **fields):
         ("crammed-bert", False, "CramjaxForMaskedLM"),
         ("embedding-128", True, "CramjaxForMaskedLM"),
         ("modern", True, "ModernBertForMaskedLM"),
+        ("modern-local", False, "ModernBertForMaskedLM"),
         ("original-bert", False, "BertForMaskedLM"),
     ],
 )
 def test_an_export_read_back_is_equal_to_the_bit(tmp_path, row, cls, architecture):
-    workdir = workdir_of(tmp_path, small(row), cls)
+    workdir = workdir_of(tmp_path, ODD.get(row) or small(row), cls)
     to = tmp_path / "new" / "exported"
     assert export(workdir, to).architecture == architecture
     ours, theirs = cramjax.load(workdir), cramjax.load(to)
@@ -382,20 +393,13 @@ def test_transformers_computes_the_committed_logits(tmp_path):
             np.testing.assert_allclose(array, file[name], atol=1e-5)
 
 
-ODD = {
-    "all-at-once": ROWS["modern"].changes
-    | {"positions": "learned+rotary", "repeats": 2, "norm": "rmsnorm", "token_types": 2}
-    | {"linear_bias": True, "qkv_bias": True, "decoder_bias": True, "ffn_every": 2}
-}
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_architecture_has_the_same_logits(tmp_path):
     pytest.importorskip("torch", reason="needs the extra interop")
     seen = []
     for row in (*ROWS, *ODD):
-        changes = small(row) | ODD.get(row, {})
+        changes = ODD.get(row) or small(row)
         if changes not in seen:
             seen.append(changes)
             exported = export(

@@ -284,6 +284,7 @@ def test_track_and_protocol_are_said_under_every_table():
             "text that a model has filtered",
         ),
         ("budget.hours=25", False, "more than 24 hours of pretraining"),
+        ("init_from=w", False, "pretraining began with another model's weights"),
         ("glue.epochs=6", False, "more than 5 epochs of fine-tuning"),
         (
             "glue.learning_rates=(4e-5,1e-4)",

@@ -281,41 +281,69 @@ EVERYWHERE_5 = {
 
 
 @pytest.mark.parametrize(
+    ("facts", "reach"),
+    [
+        (BASE_4, (3, 64, 160_000.0, 10_000.0)),
+        (BASE_5, (3, 32, 160_000.0, 10_000.0)),
+        ({}, (3, 64, 160_000.0, 10_000.0)),
+        (EVERYWHERE_5 | {"rope_parameters": None}, (1, 64, 160_000.0, 10_000.0)),
+        (EVERYWHERE_5, (1, 64, 10_000.0, 10_000.0)),
+    ],
+)
+def test_how_far_a_modernberts_layers_attend(tmp_path, facts, reach):
+    _, tensors = golden("modernbert_tiny")
+    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
+    facts = plain | facts | {"num_hidden_layers": 3}
+    model = cramjax.load(write_folder(tmp_path / "theirs", facts, tensors)).model
+    found = (model.global_every, model.local_window)
+    assert (*found, model.rotary_base, model.local_rotary_base) == reach
+
+
+@pytest.mark.parametrize(
     ("facts", "found"),
     [
         (
-            BASE_4,  # 0, 3, ..., 21 are global
-            "14 of 22 layers with local attention and 'default' rotary positions with "
-            "a theta of 160000;",
-        ),
-        (BASE_5, "2 of 3 layers with local attention and"),
-        ({}, "2 of 3 layers with local attention and"),
-        (EVERYWHERE_5 | {"rope_parameters": None}, "with a theta of 160000;"),
-        (
             EVERYWHERE_5
             | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "0 of 3 layers with local attention and 'yarn' rotary positions",
+            "rope_type is 'yarn', this encoder has 'default' only",
+        ),
+        (
+            BASE_5 | {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]},
+            "layer_types is .*, this encoder has .* only",
         ),
     ],
 )
-def test_a_modernbert_that_does_not_attend_everywhere_is_refused(
-    tmp_path, facts, found
-):
+def test_a_modernbert_whose_layers_differ_otherwise_is_refused(tmp_path, facts, found):
     _, tensors = golden("modernbert_tiny")
     plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
     folder = write_folder(tmp_path / "theirs", plain | facts, tensors)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"config.json: {found}") as error:
         cramjax.load(folder)
-    message = str(error.value)
-    assert message.startswith("config.json: this ModernBERT has ")
-    assert found in message and "\n" not in message
-    assert message.endswith("rotary positions with a theta of 10000")
+    assert "\n" not in str(error.value)
 
 
-def test_a_modernbert_that_does_is_read_from_newer_files(tmp_path):
-    _, tensors = golden("modernbert_tiny")
-    plain = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_")}
-    cramjax.load(write_folder(tmp_path / "theirs", plain | EVERYWHERE_5, tensors))
+def test_local_layers_and_rotary_bases_are_hugging_faces(tmp_path):
+    """The config is as version 5 of its library writes it."""
+    values, tensors = golden("modernbert_local_tiny")
+    facts = json.loads(str(values["config"]))
+    loaded = cramjax.load(write_folder(tmp_path / "theirs", facts, tensors))
+    found = (loaded.model.global_every, loaded.model.local_window)
+    assert found == (3, 4) and loaded.model.rotary_base == 160_000
+    ours = loaded.tokenizer.get_vocab()
+    new_ids_V = np.array([ours[word] for word in VOCABULARY])
+    tokens_BxL, mask_BxL = new_ids_V[values["input_ids"]], values["attention_mask"]
+    for places in (slice(0, 2), slice(0, 1)):  # the first row is whole: without a mask
+        mask = mask_BxL if places.stop == 2 else None
+        hidden_BxLxD = Encoder(loaded.model).apply(
+            {"params": loaded.params}, tokens_BxL[places], mask
+        )
+        valid = mask_BxL[places]
+        np.testing.assert_allclose(
+            np.asarray(hidden_BxLxD)[valid],
+            values["hidden"][places][valid],
+            rtol=0,
+            atol=1e-5,
+        )
 
 
 def test_a_modernbert_without_biases_in_its_norms_has_zeros(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from configs.ablations import tokenizers as tokenizer_rows
 from cramjax.config import load
@@ -347,6 +347,37 @@ def test_where_the_library_prunes_too_far_the_goal_is_raised():
     model = tokenizer._train_unigram(words, lambda: next(documents), 400)
     assert list(documents) == []  # a third pass
     assert Tokenizer(model).get_vocab_size() == 400
+
+
+def test_an_imported_tokenizer_keeps_its_normalizer(tmp_path):
+    """And gets our ids, and ours alone."""
+    names = ["[PAD]", "a", "b", "[UNK]", "[CLS]", "c", "[SEP]", "[MASK]", "d"]
+    theirs = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, "[UNK]"))
+    theirs.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace("!", " d ")]
+    )
+    theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    theirs.save(str(tmp_path / "theirs.json"))
+    text = tokenizer.adopt(tmp_path / "theirs.json", 9, (), "imported")
+    (tmp_path / "ours.json").write_text(text)
+    ours = tokenizer.load(tmp_path / "ours.json", "")
+    steps = tokenizer.all_steps("imported", ())
+    found = tokenizer.BatchEncoder(ours, steps).ids(["A! c", "\u00c9 B", "[MASK]"])
+    words = [[ours.id_to_token(i) for i in ids] for ids in found]
+    assert words == [["a", "d", "c"], ["[UNK]", "b"], ["[UNK]"]]
+    assert [ours.token_to_id(n) for n in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")] == [
+        *(0, 3, 4, 5)
+    ]
+    for vocab_size, message in (
+        (8, "has 9 entries and the model's"),
+        (9, "has none of"),
+    ):
+        with pytest.raises(UserError, match=f"json {message}"):
+            tokenizer.adopt(tmp_path / "theirs.json", vocab_size, (), "imported")
+        theirs = Tokenizer(models.WordLevel({"a": 0}, "a"))
+        theirs.save(str(tmp_path / "theirs.json"))
+    with pytest.raises(UserError, match="tokenizer_kind is 'imported': must be anothe"):
+        load("configs/quickstart.py", ["data.tokenizer_kind=imported"])
 
 
 def test_spellings():

@@ -26,6 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cramjax.config import ModelConfig
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
+from cramjax.model.layers import BASE
 
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike
 
@@ -53,6 +54,7 @@ BERT_FORM = HF_FORM | {
     "linear_bias": True,
     "first_norm": True,
     "final_norm": False,
+    "global_every": 1,
 }
 MODERNBERT_FORM = HF_FORM | {
     "norm_placement": "pre",
@@ -115,9 +117,8 @@ def from_hf_modernbert(
 ) -> dict[str, Any]:
     """Returns parameters from `ModernBertForMaskedLM` or `ModernBertModel`.
 
-    All layers attend everywhere, with a rotary base of 10000: other settings give other
-    numbers, and cannot be seen from the tensors. The config's form is the row `modern`
-    of `configs/ablations/architecture.py`.
+    The config's form is the row `modern` of `configs/ablations/architecture.py`. Which
+    layers are local, and the rotary bases, cannot be seen from the tensors.
     """
     renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
     if not head:
@@ -226,7 +227,8 @@ def _norm(name: str, layer: str, model: ModelConfig) -> Iterator[_Rule]:
 
 
 def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
-    _require(model, "the authors' crammed-bert", mixing="attention", token_types=0)
+    form = {"mixing": "attention", "token_types": 0, "global_every": 1}
+    _require(model, "the authors' crammed-bert", **form, rotary_base=BASE)
     bias = model.linear_bias
     embedding = "encoder.embedding"
     yield _same(f"{embedding}.word_embedding.weight", "embedding.word")

@@ -35,7 +35,6 @@ from cramjax.config import ModelConfig, to_dict
 from cramjax.errors import UserError
 from cramjax.glue.evaluate import RESULTS
 from cramjax.glue.tables import conditions
-from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.training.pretrain import SUMMARY
 from cramjax.version import code_version
@@ -212,7 +211,9 @@ def _bert_facts(model: ModelConfig) -> dict[str, Any]:
 
 def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
     """Returns also what is the same in all: the defaults are ModernBERT-base's."""
-    rotary = {"rope_type": "default", "rope_theta": BASE}
+    kinds = {0: "full_attention", model.local_window: "sliding_attention"}
+    bases = {"full_attention": model.rotary_base}
+    bases["sliding_attention"] = model.local_rotary_base
     biases = ("attention_bias", "mlp_bias", "classifier_bias")
     return _hf_facts(model) | {
         "model_type": "modernbert",
@@ -223,8 +224,12 @@ def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
         "norm_bias": True,
         **dict.fromkeys(biases, model.linear_bias),
         "decoder_bias": model.decoder_bias,
-        "layer_types": ["full_attention"] * model.layers,
-        "rope_parameters": {"full_attention": rotary, "sliding_attention": rotary},
+        "layer_types": [kinds[model.reach(i)[0]] for i in range(model.layers)],
+        "local_attention": 2 * model.local_window,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base}
+            for kind, base in bases.items()
+        },
     }
 
 
@@ -368,6 +373,7 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
         if weights != PRETRAINED
         else summary["held_out_loss"]
     )
+    start = f"continued from {config.init_from}; " if config.init_from else ""
     track, scores = conditions(config).removeprefix("Track: "), "none"
     if (origin / RESULTS).exists():
         results = files.read_json(origin / RESULTS, "delete it to score again")
@@ -383,7 +389,7 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
         "model": f"{model.layers} layers, width {model.width}, {model.positions} "
         f"positions, vocabulary {model.vocab_size:,}, sequences of {model.max_length} "
         f"tokens; {summary['parameters']:,} parameters",
-        "recipe": f"masked language modelling after arXiv 2212.14034, "
+        "recipe": f"{start}masked language modelling after arXiv 2212.14034, "
         f"{config.objective.mask_rate:.0%} masked, {config.optimizer.name} at "
         f"{config.optimizer.learning_rate:g}, batches of {config.batch.sequences:,}; "
         f"cramjax {summary.get('code', '')}",

@@ -14,7 +14,6 @@ The vocabulary of the latter is reordered so that the special tokens have their 
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,16 +49,7 @@ HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
 # Keys of the model that say how it is computed, not what.
 OF_THE_DEVICE = {"dtype", "attention"}
-
-# Names of the special tokens here and elsewhere; only <unk> may be missing.
-_NAMES = {
-    "<pad>": ("<pad>", "[PAD]"),
-    "<unk>": ("<unk>", "[UNK]"),
-    "<cls>": ("<cls>", "[CLS]"),
-    "<sep>": ("<sep>", "[SEP]"),
-    "<mask>": ("<mask>", "[MASK]"),
-}
-SPECIAL = frozenset(SPECIAL_TOKENS).union(*_NAMES.values())
+SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +96,19 @@ class Pretrained:
         """
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts: pass [{texts[:20]!r}]")
-        rows, owners_R, fractions_R = [], [], []
-        for number, text in enumerate(texts):
-            chunks = self._chunks(text)
-            rows += chunks
-            owners_R += [number] * len(chunks)
-            tokens = sum(map(len, chunks))
-            fractions_R += [len(chunk) / tokens for chunk in chunks]
-        means_RxD = np.zeros((len(rows), self.model.width), np.float32)
+        chunks = [
+            (i, row) for i, text in enumerate(texts) for row in self._chunks(text)
+        ]
+        owner_R = np.array([i for i, _ in chunks], int)
+        length_R = np.array([len(row) for _, row in chunks])
+        fraction_R = length_R / np.bincount(owner_R, length_R)[owner_R]
+        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
         for places, tokens_BxL in likelihood.batches(
-            rows, BATCH, self.model.max_length
+            [row for _, row in chunks], BATCH, self.model.max_length
         ):
             means_BxD = _mean(self.model, self.params, tokens_BxL)
-            means_RxD[places] = np.asarray(means_BxD)[: len(places)]
-        vectors_NxD = np.zeros((len(texts), self.model.width), np.float32)
-        parts_RxD = means_RxD * np.array(fractions_R, np.float32)[:, None]
-        np.add.at(vectors_NxD, np.array(owners_R, int), parts_RxD)
+            parts_BxD = fraction_R[places, None] * np.asarray(means_BxD)[: len(places)]
+            np.add.at(vectors_NxD, owner_R[places], parts_BxD)
         return vectors_NxD
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
@@ -286,7 +273,9 @@ def load_foreign(folder: Path) -> Pretrained:
         keys |= {"head_transform": False, "decoder_bias": False}
     model = ModelConfig(dtype="float32", **keys)
     params = params_of(tensors, model, has_head)
-    tokenizer, old_ids_V = _reordered(folder / TOKENIZER, model.vocab_size)
+    tokenizer, old_ids_V = tokenizer_module.imported(
+        folder / TOKENIZER, model.vocab_size, HINT
+    )
     params["embedding"]["word"] = params["embedding"]["word"][old_ids_V]
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
@@ -298,50 +287,10 @@ def load_foreign(folder: Path) -> Pretrained:
         params,
         tokenizer,
         has_head,
-        first=SEP if template[0] in _NAMES["<sep>"] else CLS,
+        first=SEP if template[0] in tokenizer_module.NAMES["<sep>"] else CLS,
         empty_second=facts.get(OURS, {}).get("empty_second", kind == AUTHORS),
         config=None,
     )
-
-
-def _reordered(path: Path, vocab_size: int) -> tuple[Tokenizer, np.ndarray]:
-    """Returns the tokenizer with our special ids, and each new id's old one."""
-    content = files.read_json(path, HINT)
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    try:
-        theirs = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path} cannot be read ({error}): {HINT}") from error
-    if theirs.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
-            f"{vocab_size:,} rows: {HINT}"
-        )
-    old_ids_V = np.arange(vocab_size)
-    for token, names in _NAMES.items():
-        ids = [theirs.token_to_id(name) for name in names]
-        old = next((i for i in ids if i is not None), None)
-        if old is not None:
-            new = SPECIAL_TOKENS.index(token)
-            place = int(np.flatnonzero(old_ids_V == old)[0])
-            old_ids_V[[new, place]] = old_ids_V[[place, new]]
-        elif token != "<unk>":
-            raise UserError(f"{path} has none of the tokens {names}")
-    new_ids_V = np.argsort(old_ids_V)
-    vocab = content["model"]["vocab"]
-    if isinstance(vocab, dict):
-        # The library would choose ids of its own for added tokens outside of it.
-        added_ids = {added["content"]: added["id"] for added in content["added_tokens"]}
-        ids = added_ids | vocab
-        vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
-    else:  # [[token, score], ...], in the order of their ids
-        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
-    content["model"]["vocab"] = vocab
-    for added in content["added_tokens"]:
-        added["id"] = int(new_ids_V[added["id"]])
-    ours = Tokenizer.from_str(json.dumps(content))
-    ours.encode_special_tokens = True
-    return ours, old_ids_V
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,12 +316,12 @@ def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
-    _require_attention_everywhere(facts)
     _require(facts, hidden_activation="gelu")
     bias = bool(facts.get("mlp_bias", False))
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return _hf_sizes(facts) | {
         **convert.MODERNBERT_FORM,
+        **_reach(facts),
         "ffn_width": 2 * facts["intermediate_size"],
         "norm_eps": facts.get("norm_eps", 1e-5),
         "qkv_bias": bias,
@@ -391,30 +340,33 @@ def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
     return convert.from_hf_modernbert(zeros | tensors, model, head)
 
 
-def _require_attention_everywhere(facts: Mapping[str, Any]) -> None:
-    """Refuses local layers and another rotary base, which ModernBERT-base has.
+def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that say how far ModernBERT's layers attend, and rotary bases.
 
-    The defaults are those of Hugging Face's library: every third layer attends
-    everywhere, with a base of 160,000.
+    The defaults are those of Hugging Face's library. Version 4 of it counts the layers
+    between global ones; version 5 lists all layers, and the bases by kind of layer.
     """
-    layers = facts["num_hidden_layers"]
-    every = facts.get("global_attn_every_n_layers", 3)
-    # Version 4 of the library counts the layers, version 5 lists them and the bases.
-    kinds = facts.get("layer_types") or [
-        "sliding_attention" if layer % every else "full_attention"
-        for layer in range(layers)
-    ]
-    rotary = (facts.get("rope_parameters") or {}).get("full_attention") or {}
-    theta = rotary.get("rope_theta", facts.get("global_rope_theta", 160_000.0))
-    scaling = rotary.get("rope_type", "default")
-    local = sum(kind != "full_attention" for kind in kinds)
-    if local or theta != BASE or scaling != "default":
-        raise UserError(
-            f"{CONFIG}: this ModernBERT has {local} of {layers} layers with local "
-            f"attention and {scaling!r} rotary positions with a theta of {theta:g}; "
-            "readable are BERT, and ModernBERT with global attention in all layers and "
-            f"'default' rotary positions with a theta of {BASE:g}"
+    everywhere, nearby = "full_attention", "sliding_attention"
+    every, layers = facts.get("global_attn_every_n_layers", 3), facts.get("layer_types")
+    if layers:
+        later = (i for i, kind in enumerate(layers) if i and kind == everywhere)
+        every = next(later, len(layers))
+        regular = [nearby if i % every else everywhere for i in range(len(layers))]
+        _require(facts, layer_types=regular)
+    bases = {everywhere: "global_rope_theta", nearby: "local_rope_theta"}
+    defaults = {everywhere: 160_000.0, nearby: BASE}
+    for kind, name in bases.items():
+        rotary = (facts.get("rope_parameters") or {}).get(kind) or {}
+        _require(rotary, rope_type="default")
+        bases[kind] = float(
+            rotary.get("rope_theta") or facts.get(name) or defaults[kind]
         )
+    return {
+        "rotary_base": bases[everywhere],
+        "global_every": every,
+        "local_window": facts.get("local_attention", 128) // 2,
+        "local_rotary_base": bases[nearby],
+    }
 
 
 def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:

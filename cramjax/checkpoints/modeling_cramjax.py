@@ -40,15 +40,15 @@ def make_norm(config, width=0):
     return kind(width or config.width, eps=config.norm_eps)
 
 
-def angles(length, width):
+def angles(length, width, base=10000.0):
     """Returns float64 angles_Lxhalf, of sinusoids and rotations."""
     rates = torch.arange(0, width, 2, dtype=torch.float64) / width
-    return torch.arange(length)[:, None] * torch.exp(-math.log(10000.0) * rates)
+    return torch.arange(length)[:, None] * torch.exp(-math.log(base) * rates)
 
 
-def rotate(x_BxHxLxK):
+def rotate(x_BxHxLxK, base):
     """Returns queries or keys turned by their position."""
-    angle_Lxhalf = angles(*x_BxHxLxK.shape[-2:])
+    angle_Lxhalf = angles(*x_BxHxLxK.shape[-2:], base)
     cos, sin = angle_Lxhalf.cos().to(x_BxHxLxK), angle_Lxhalf.sin().to(x_BxHxLxK)
     a, b = x_BxHxLxK.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -69,6 +69,7 @@ class Layer(nn.Module):
     def __init__(self, config, index):
         super().__init__()
         self.config, width, bias = config, config.width, config.linear_bias
+        self.is_local = index % config.global_every > 0
         qkv = ("query", "key", "value") if config.mixing == "attention" else ()
         dense = {name: nn.Linear(width, width, bias=config.qkv_bias) for name in qkv}
         dense["output"] = nn.Linear(width, width, bias=bias)
@@ -103,9 +104,15 @@ class Layer(nn.Module):
             for name in ("query", "key", "value")
         )
         if config.positions.endswith("rotary"):
-            q_BxHxLxK, k_BxHxMxK = rotate(q_BxHxLxK), rotate(k_BxHxMxK)
+            base = config.local_rotary_base if self.is_local else config.rotary_base
+            q_BxHxLxK, k_BxHxMxK = rotate(q_BxHxLxK, base), rotate(k_BxHxMxK, base)
+        mask_Bx1xLxM = mask_BxM[:, None, None]
+        if self.is_local:
+            place_L = torch.arange(x_BxLxD.shape[1], device=x_BxLxD.device)
+            distance_LxM = (place_L[:, None] - place_L).abs()
+            mask_Bx1xLxM = mask_Bx1xLxM & (distance_LxM <= config.local_window)
         mixed_BxHxLxK = F.scaled_dot_product_attention(
-            *(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, mask_BxM[:, None, None]),
+            *(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, mask_Bx1xLxM),
             dropout_p=config.dropout if self.training else 0.0,
         )
         return dense["output"](mixed_BxHxLxK.transpose(1, 2).flatten(2))

@@ -23,6 +23,7 @@ TOKENIZER_KINDS = (
     "sentencepiece_unigram",
     "wordlevel",
 )
+IMPORTED = "imported"
 ORDERS = (
     "sentence_length",
     "fragments",
@@ -83,7 +84,10 @@ class DataConfig(Section):
     # "bert_wordpiece" splits off every punctuation mark and CJK character and drops
     # control characters; "sentencepiece_*" keep punctuation with its word; "wordlevel"
     # has frequent words, and <unk> for others. "wordpiece" is the recipe's (paper 4.4).
-    tokenizer_kind: str = key("wordpiece", one_of(*TOKENIZER_KINDS), absent="wordpiece")
+    # "imported" takes data.tokenizer of another project as it is, and is not trained.
+    tokenizer_kind: str = key(
+        "wordpiece", one_of(*TOKENIZER_KINDS, IMPORTED), absent="wordpiece"
+    )
     # Of the text, to train the tokenizer on.
     tokenizer_chars: int = key(100_000_000, at_least(1), absent=100_000_000)
     # Documents with more are dropped (paper 4.4); 0 = none.
@@ -120,6 +124,11 @@ class DataConfig(Section):
         if shares and not self.max_chars:
             whole = "> 0, the characters of the whole corpus, which data.shares divides"
             self._refuse("max_chars", whole)
+        if self.tokenizer_kind == IMPORTED and (self.normalizer or not self.tokenizer):
+            other = (
+                "another one, unless data.tokenizer is a file and data.normalizer ()"
+            )
+            self._refuse("tokenizer_kind", other)
         if self.order == "fragments" and not self.sep:
             other = "another one with data.sep=False: fragments are counted by <sep>"
             self._refuse("order", other)

@@ -47,6 +47,12 @@ class ModelConfig(Section):
         ),
         absent="scaled_sinusoidal",
     )
+    rotary_base: float = key(10000.0, above(0), absent=10000.0)  # arXiv 2104.09864
+    # Every n-th layer attends everywhere, beginning with the first; the others, as in
+    # ModernBERT (arXiv 2412.13663), to at most local_window positions on either side.
+    global_every: int = key(1, at_least(1), absent=1)
+    local_window: int = key(64, at_least(1), absent=64)
+    local_rotary_base: float = key(10000.0, above(0), absent=10000.0)
     # Embeddings for segments A and B, 2 in BERT; 0 = none.
     token_types: int = key(0, at_least(0, "0 = none"), absent=0)
     norm: str = key("layernorm", one_of("layernorm", "rmsnorm"), absent="layernorm")
@@ -80,6 +86,8 @@ class ModelConfig(Section):
                 "another one, unless model.width / model.heads is even and "
                 "model.mixing is 'attention'",
             )
+        if self.global_every > 1 and self.mixing != "attention":
+            self._refuse("global_every", "1, unless model.mixing is 'attention'")
         if self.ffn == "gated" and self.ffn_width % 2:
             self._refuse("ffn_width", "even with model.ffn='gated'")
         if self.ffn_every > self.layers:
@@ -115,6 +123,12 @@ class ModelConfig(Section):
     def embedding_dim(self) -> int:
         """Channels of the token embedding."""
         return self.embedding_width or self.width
+
+    def reach(self, index: int) -> tuple[int, float]:
+        """Returns a layer's window, 0 if it attends everywhere, and its rotary base."""
+        everywhere = 0, self.rotary_base
+        nearby = self.local_window, self.local_rotary_base
+        return nearby if index % self.global_every else everywhere
 
     def has_ffn(self, index: int) -> bool:
         """Returns whether layer `index`, from 0, has a feed-forward part."""

@@ -27,6 +27,11 @@ class Config(Section):
     seed: int = key(0, at_least(0))
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))
+    # A workdir, or a folder with another project's model, whose weights pretraining
+    # begins with, and whose shape and tokenizer it takes; "" = random weights.
+    init_from: str = key("", absent="")
+    # Of these weights; "" = filled in when pretraining begins, and compared afterwards.
+    init_hash: str = key("", absent="")
     # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
     # batch's ramp begins with one micro-batch.
     micro_batch: int = key(128, at_least(0, "sequences; 0 = the most that fit"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -24,6 +25,8 @@ from tokenizers import (
 )
 from tokenizers.models import Model
 
+from cramjax import files
+from cramjax.config.data import IMPORTED
 from cramjax.errors import UserError
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS  # noqa: F401
 
@@ -31,6 +34,14 @@ from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS  # noqa: F401
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 UNK = "<unk>"
+# Names of the special tokens here and elsewhere; only <unk> may be missing.
+NAMES = {
+    "<pad>": ("<pad>", "[PAD]"),
+    "<unk>": ("<unk>", "[UNK]"),
+    "<cls>": ("<cls>", "[CLS]"),
+    "<sep>": ("<sep>", "[SEP]"),
+    "<mask>": ("<mask>", "[MASK]"),
+}
 INSIDE = "##"  # before the pieces that continue a word
 BEGIN = "\u2581"  # before the pieces that begin one
 
@@ -207,8 +218,8 @@ class BatchEncoder:
     needed here: without it, encoding ASCII takes 0.6 of the time. The ids are the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, steps: Sequence[str]):
-        """Takes what `load` returns, and the steps it was trained with."""
+    def __init__(self, tokenizer: Tokenizer, steps: Sequence[str] | None):
+        """Takes what `load` returns, and `all_steps` of its normalizer."""
         self._tokenizer, self._steps = tokenizer, steps
         self._bare = Tokenizer.from_str(tokenizer.to_str())
         self._bare.encode_special_tokens = True
@@ -216,11 +227,12 @@ class BatchEncoder:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns each text's ids, without special tokens."""
-        plain = [self._normalized(text) for text in texts if text.isascii()]
-        other = [text for text in texts if not text.isascii()]
+        ours = self._steps is not None
+        plain = [self._normalized(text) for text in texts if ours and text.isascii()]
+        other = [text for text in texts if not (ours and text.isascii())]
         plain = iter(self._bare.encode_batch_fast(plain, add_special_tokens=False))
         other = iter(self._tokenizer.encode_batch_fast(other, add_special_tokens=False))
-        return [next(plain if text.isascii() else other).ids for text in texts]
+        return [next(plain if ours and t.isascii() else other).ids for t in texts]
 
     def _normalized(self, text: str) -> str:
         """Does to ASCII text what `normalizer` does, except to runs of spaces.
@@ -234,9 +246,12 @@ class BatchEncoder:
         return text.lower() if "lowercase" in self._steps else text
 
 
-def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...]:
-    """Returns the steps of a kind's normalizer, with those of the config."""
-    return (*KINDS[kind].steps, *steps)
+def all_steps(kind: str, steps: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the steps of a kind's normalizer, with those of the config.
+
+    None for an imported tokenizer, which has a normalizer of its own.
+    """
+    return None if kind == IMPORTED else (*KINDS[kind].steps, *steps)
 
 
 def train(
@@ -281,11 +296,13 @@ def spellings(tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     Special tokens have no text.
     """
     prefixed = isinstance(tokenizer.decoder, decoders.WordPiece)
+    # A byte-level tokenizer, which may be imported, writes a space as this letter.
+    begin = "\u0120" if isinstance(tokenizer.decoder, decoders.ByteLevel) else BEGIN
     spelled = [("", False)] * len(SPECIAL_TOKENS)
     for i in range(len(SPECIAL_TOKENS), tokenizer.get_vocab_size()):
         piece = tokenizer.id_to_token(i) or ""
         if not prefixed:
-            spelled.append((piece.removeprefix(BEGIN), piece.startswith(BEGIN)))
+            spelled.append((piece.removeprefix(begin), piece.startswith(begin)))
         elif piece.startswith(INSIDE) and piece != INSIDE:
             spelled.append((piece.removeprefix(INSIDE), False))
         else:
@@ -299,6 +316,8 @@ def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
     Raises:
       UserError: it cannot be read, or is not the one that the config describes.
     """
+    if kind == IMPORTED:
+        return imported(path, vocab_size, "see config.data.tokenizer")[0].to_str()
     tokenizer = load(path, "pass a tokenizer.json of a packed corpus")
     ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
     entries, parts, what = tokenizer.get_vocab_size(), _parts(tokenizer), ""
@@ -321,6 +340,54 @@ def adopt(path: Path, vocab_size: int, steps: Sequence[str], kind: str) -> str:
     if what:
         raise UserError(f"config.data.tokenizer: {path} {what}")
     return tokenizer.to_str()
+
+
+def imported(path: Path, vocab_size: int, hint: str) -> tuple[Tokenizer, np.ndarray]:
+    """Returns another project's tokenizer with our special ids, and old_ids_V.
+
+    These are each new id's old one. Everything else stays as it is, but text that
+    spells a special token is read as plain characters.
+
+    Raises:
+      UserError: it cannot be read, has more than `vocab_size` entries, or lacks special
+        tokens; the message ends in `hint`.
+    """
+    content = files.read_json(path, hint)
+    content |= {"post_processor": None, "truncation": None, "padding": None}
+    try:
+        theirs = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} cannot be read ({error}): {hint}") from error
+    if theirs.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
+            f"{vocab_size:,} rows: {hint}"
+        )
+    old_ids_V = np.arange(vocab_size)
+    for token, names in NAMES.items():
+        ids = [theirs.token_to_id(name) for name in names]
+        old = next((i for i in ids if i is not None), None)
+        if old is not None:
+            new = SPECIAL_TOKENS.index(token)
+            place = int(np.flatnonzero(old_ids_V == old)[0])
+            old_ids_V[[new, place]] = old_ids_V[[place, new]]
+        elif token != "<unk>":
+            raise UserError(f"{path} has none of the tokens {names}: {hint}")
+    new_ids_V = np.argsort(old_ids_V)
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, dict):
+        # The library would choose ids of its own for added tokens outside of it.
+        added_ids = {added["content"]: added["id"] for added in content["added_tokens"]}
+        ids = added_ids | vocab
+        vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
+    else:  # [[token, score], ...], in the order of their ids
+        vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
+    content["model"]["vocab"] = vocab
+    for added in content["added_tokens"]:
+        added["id"] = int(new_ids_V[added["id"]])
+    ours = Tokenizer.from_str(json.dumps(content))
+    ours.encode_special_tokens = True
+    return ours, old_ids_V
 
 
 def _parts(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class MicroStep:
       init_state: returns the initial state when it is traced.
       sharding: of the state.
       token_dtype: of the batches.
+      initial_params: of the state at the beginning; None = random ones.
       compile_s: how long `compile_ahead` took; 0 if it compiled nothing.
       needed_bytes: memory of the compiled program and its arguments.
     """
@@ -58,6 +59,7 @@ class MicroStep:
     init_state: Callable[[], Any]
     sharding: jax.sharding.Sharding
     token_dtype: str
+    initial_params: Any = None
     compile_s: float = 0.0
     needed_bytes: int = 0
 
@@ -95,7 +97,12 @@ class MicroStep:
 
     def fresh_state(self) -> Any:
         """Returns the initial state, on the device."""
-        return jax.jit(self.init_state, out_shardings=self.sharding)()
+        state = jax.jit(self.init_state, out_shardings=self.sharding)()
+        if self.initial_params is None:
+            return state
+        # Copied, because a step takes over the memory of its state.
+        params = jax.device_put(self.initial_params, self.sharding, may_alias=False)
+        return state.replace(params=params)
 
     def random_batches(self, count: int, seed: int = 0) -> list[np.ndarray]:
         """Returns whole blocks of tokens_BxL, distributed as in text (Zipf's law).

@@ -357,6 +357,7 @@ def broken_rules(config: Config, imported: bool) -> list[str]:
     filtered = any(name in source for name in MODEL_FILTERED for source in sources)
     rules = {
         "an imported model": imported,
+        "pretraining began with another model's weights": bool(config.init_from),
         "text that a model has filtered": filtered and not imported,
         "more than 24 hours of pretraining": config.budget.hours > 24 and not imported,
         "more than 5 epochs of fine-tuning": config.glue.epochs > 5,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cramjax.config import ModelConfig
 from cramjax.model.layers import (
@@ -90,10 +91,11 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all positions."""
+    """Multi-head self-attention over all positions, or in some layers those nearby."""
 
     config: ModelConfig
     dropout: float = 0.0
+    index: int = 0
 
     def setup(self):
         config = self.config
@@ -114,8 +116,14 @@ class Attention(nn.Module):
         q_BxLxHxK = self.query(x_NxD).reshape(shape)
         k_BxMxHxK = self.key(x_NxD).reshape(shape)
         v_BxMxHxK = self.value(x_NxD).reshape(shape)
+        window, base = self.config.reach(self.index)
         if self.config.rotary:
-            q_BxLxHxK, k_BxMxHxK = rotate(q_BxLxHxK), rotate(k_BxMxHxK)
+            q_BxLxHxK, k_BxMxHxK = rotate(q_BxLxHxK, base), rotate(k_BxMxHxK, base)
+        if window:
+            distance_LxM = np.subtract.outer(np.arange(length), np.arange(length))
+            near_1xLxM = (abs(distance_LxM) <= window)[None]
+            given = mask_BxLxM is not None
+            mask_BxLxM = mask_BxLxM.astype(bool) & near_1xLxM if given else near_1xLxM
         if self.config.attention == "cudnn" and mask_BxLxM is None and not self.dropout:
             mixed_BxLxHxK = jax.nn.dot_product_attention(
                 q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
@@ -178,7 +186,7 @@ class Block(nn.Module):
         config = self.config
         normed = self.index or config.first_norm
         self.attention_norm = norm(config) if normed else lambda x_NxD: x_NxD
-        self.attention = MIXING[config.mixing](config, self.dropout)
+        self.attention = MIXING[config.mixing](config, self.dropout, self.index)
         if config.has_ffn(self.index):
             self.ffn_norm = norm(config)
             self.ffn = FEED_FORWARD[config.ffn](config)

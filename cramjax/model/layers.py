@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # The longest wavelength is this many times 2 pi positions (arXiv 1706.03762, section
-# 3.5, and arXiv 2104.09864, section 3.2.2).
+# 3.5); that of rotary positions is `config.rotary_base`.
 BASE = 10000.0
 
 
@@ -100,15 +100,15 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 
     Sines on the even channels, cosines on the odd ones.
     """
-    angle_Lxhalf = _angles(length, width)
+    angle_Lxhalf = _angles(length, width, BASE)
     table_LxE = np.empty((length, width), np.float32)
     table_LxE[:, 0::2] = np.sin(angle_Lxhalf)
     table_LxE[:, 1::2] = np.cos(angle_Lxhalf)
     return table_LxE
 
 
-def _angles(length: int, width: int) -> np.ndarray:
-    frequency_half = np.exp(-np.log(BASE) * np.arange(0, width, 2) / width)
+def _angles(length: int, width: int, base: float) -> np.ndarray:
+    frequency_half = np.exp(-np.log(base) * np.arange(0, width, 2) / width)
     return np.arange(length)[:, None] * frequency_half[None]
 
 
@@ -157,12 +157,12 @@ ADDED_POSITIONS = {
 }
 
 
-def rotate(x_BxLxHxK: jax.Array) -> jax.Array:
+def rotate(x_BxLxHxK: jax.Array, base: float = BASE) -> jax.Array:
     """Returns queries or keys turned by their position (arXiv 2104.09864).
 
     Channel i of the first half and channel i of the second half are one plane.
     """
-    angle_Lxhalf = _angles(x_BxLxHxK.shape[1], x_BxLxHxK.shape[3])
+    angle_Lxhalf = _angles(x_BxLxHxK.shape[1], x_BxLxHxK.shape[3], base)
     cos_1xLx1xhalf = np.cos(angle_Lxhalf)[None, :, None, :].astype(np.float32)
     sin_1xLx1xhalf = np.sin(angle_Lxhalf)[None, :, None, :].astype(np.float32)
     a_BxLxHxhalf, b_BxLxHxhalf = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
@@ -201,6 +201,7 @@ class FourierMixing(nn.Module):
 
     config: ModelConfig
     dropout: float = 0.0  # unused: there are no probabilities to drop
+    index: int = 0  # unused: all layers are the same
 
     def setup(self):
         config = self.config

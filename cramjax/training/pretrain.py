@@ -1,6 +1,7 @@
 """Pretraining as a stage: start or resume, train for the budget, score, summarize."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def pretrain(
     workdir: Path,
     compiling: Future[MicroStep] | None = None,
     started_at: float | None = None,
+    initial_params: Any | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
@@ -46,6 +48,7 @@ def pretrain(
       corpus: to train and to validate on.
       compiling: the micro-step, being compiled; without it the first step compiles.
       started_at: `time.monotonic()` when it began to prepare; now if it is left out.
+      initial_params: of `encoder.MaskedLM`, to begin with; random ones without.
 
     Returns:
       Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
@@ -62,7 +65,10 @@ def pretrain(
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
         MetricsLog(workdir / METRICS) as log,
     ):
-        session = resume(config, corpus, store, log, workdir, compiling, started_at)
+        session = resume(
+            *(config, corpus, store, log, workdir, compiling, started_at),
+            initial_params,
+        )
         clock = session.clock
         stopped_by = train(session)
         if stopped_by is not None:
@@ -96,6 +102,7 @@ def resume(
     workdir: Path,
     compiling: Future[MicroStep] | None,
     started_at: float,
+    initial_params: Any | None = None,
 ) -> Session:
     """Returns a session that continues from the last checkpoint, or a new one.
 
@@ -106,7 +113,8 @@ def resume(
     """
     lines = metrics_log.read(workdir / METRICS)
     rollbacks = sum(line.get("event") == ROLLED_BACK for line in lines)
-    micro_step = train_step.build(config)
+    initial = {"initial_params": initial_params}
+    micro_step = dataclasses.replace(train_step.build(config), **initial)
     state, saved = restore_or_init(micro_step, store, rollbacks)
     clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
     if lines:
@@ -126,7 +134,8 @@ def resume(
             energy_kwh=energy_kwh,
             idle_s=clock.seconds["idle"],
         )
-    micro_step = compiling.result() if compiling else micro_step
+    if compiling:
+        micro_step = dataclasses.replace(compiling.result(), **initial)
     limit, needed = host_memory.limit_bytes(), micro_step.needed_bytes
     if jax.default_backend() == "cpu" and needed > limit:
         # A GPU reports that by itself; here the system would silently kill the process.
@@ -181,16 +190,8 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
       UserError: its files are missing or damaged.
     """
-    return read_checkpoint(config, workdir), read_summary(workdir)
-
-
-def read_summary(workdir: Path) -> dict[str, Any]:
-    """Returns what is in pretrain.json.
-
-    Raises:
-      UserError: it is missing or damaged.
-    """
-    return files.read_json(workdir / SUMMARY, "delete it to make it again")
+    summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+    return read_checkpoint(config, workdir), summary
 
 
 def read_checkpoint(

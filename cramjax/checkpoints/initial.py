@@ -1,0 +1,104 @@
+"""The weights that pretraining begins with if not with random ones."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cramjax.checkpoints.load import CONFIG, TOKENIZER, load
+from cramjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    from_dict,
+    read_recorded,
+    require,
+)
+from cramjax.config.data import IMPORTED
+from cramjax.errors import UserError
+from cramjax.tokens import CLS
+from cramjax.training.pretrain import SUMMARY
+
+# Keys of the model that stay the config's, and those of the text that do not.
+FREE = ("dtype", "attention", "max_length")
+OF_TEXT = ("tokenizer", "tokenizer_kind", "normalizer", "cls", "sep")
+TABLE = "embedding.positions.table"  # of learned positions
+
+
+def check_given(config: Config, given: set[str]) -> None:
+    """Refuses keys of the command line, such as "seed", that follow from `init_from`.
+
+    Raises:
+      UserError: it names one of them.
+    """
+    follow = {key for key in given if key.startswith("model.")}
+    follow -= {f"model.{name}" for name in FREE}
+    follow |= given & {f"data.{name}" for name in OF_TEXT}
+    if config.init_from and follow:
+        raise UserError(
+            f"--config.{min(follow)}: it is that of config.init_from="
+            f"{config.init_from}; leave it out"
+        )
+
+
+def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]:
+    """Returns the config with the model and tokenizer of `init_from`, and its weights.
+
+    The weights are parameters of `encoder.MaskedLM` on the host; None if they are
+    random. If pretraining is finished, they are None, too, and the folder is not read.
+
+    Raises:
+      UserError: the folder holds no model, or one that does not fit the config, or it
+        has changed since the run began.
+    """
+    source = config.init_from
+    if not source:
+        without = "'' without config.init_from"
+        require(not config.init_hash, "init_hash", config.init_hash, without)
+        return config, None
+    if (workdir / SUMMARY).exists():
+        run = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
+        return _like(config, run.model, run.data, run.init_hash), None
+    try:
+        found = load(source)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    of_text = {"tokenizer": str(Path(source, TOKENIZER))}
+    if not found.config:
+        of_text |= {"tokenizer_kind": IMPORTED, "normalizer": ()}
+        of_text |= {"cls": found.first == CLS, "sep": True}
+    data = dataclasses.replace(
+        found.config.data if found.config else config.data, **of_text
+    )
+    flat = flatten_dict(found.params, sep=".")
+    flat = {name: np.asarray(array) for name, array in sorted(flat.items())}
+    digest = hashlib.sha256()
+    for array in flat.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    found_hash = digest.hexdigest()[:16]
+    known, those = config.init_hash in ("", found_hash), f"of the weights in {source}"
+    require(known, "init_hash", config.init_hash, f"{found_hash!r}, the hash {those}")
+    config = _like(config, found.model, data, found_hash)
+    if TABLE in flat:
+        positions, length = len(flat[TABLE]), config.model.max_length
+        most = f"at most {positions}, the learned positions of config.init_from"
+        require(length <= positions, "model.max_length", length, most)
+        flat[TABLE] = flat[TABLE][:length]
+    return config, unflatten_dict(flat, sep=".")
+
+
+def _like(
+    config: Config, model: ModelConfig, data: DataConfig, found_hash: str
+) -> Config:
+    """Returns `config` with the shape of a model, and with its tokenizer."""
+    free = {name: getattr(config.model, name) for name in FREE}
+    of_text = {name: getattr(data, name) for name in OF_TEXT}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, **free),
+        data=dataclasses.replace(config.data, **of_text),
+        init_hash=found_hash,
+    )
