@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -18,18 +18,9 @@ from tokenizers import Tokenizer, processors
 
 from cramjax import files, likelihood
 from cramjax.checkpoints import classifier, convert
+from cramjax.checkpoints import load as formats
 from cramjax.checkpoints.classifier import SavedClassifier
-from cramjax.checkpoints.load import (
-    BERT_TYPES,
-    CONFIG,
-    OF_THE_DEVICE,
-    OURS,
-    SPECIAL,
-    TOKENIZER,
-    WEIGHTS,
-    Pretrained,
-    load,
-)
+from cramjax.checkpoints.load import Pretrained, load
 from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import ModelConfig, to_dict
 from cramjax.errors import UserError
@@ -64,26 +55,19 @@ Source = Pretrained | SavedClassifier
 Translated = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 
-class Exported(NamedTuple):
-    """The class that computes what was written, and its agreement with ours.
-
-    The difference is the largest one of logits on made-up tokens; it is None where
-    torch and transformers 5 are missing, and nothing was compared.
-    """
-
-    architecture: str
-    difference: float | None
-
-
 def export(
     checkpoint: str | Path, to: str | Path, weights: str = PRETRAINED
-) -> Exported:
+) -> tuple[str, float | None]:
     """Writes the folder `to`, all of it or nothing.
 
     Args:
       checkpoint: the workdir of a finished run, or the folder of a saved classifier.
       to: a folder that is empty or does not exist.
       weights: of a run, see `load`.
+
+    Returns:
+      The class that computes it, and by how much the logits of some made-up texts
+      differ from ours at most; None where torch and transformers 5 are missing.
 
     Raises:
       UserError: `checkpoint` is neither, `to` cannot be used, or the logits differ.
@@ -94,11 +78,8 @@ def export(
     source: Source
     if classifier.is_saved(origin):
         source = classifier.load(origin)
-        if (texts := len(source.columns)) > 2:
-            raise UserError(
-                f"--checkpoint={origin} takes {texts} texts per row, and transformers "
-                "takes at most 2"
-            )
+        if len(source.columns) > 2:
+            raise UserError(f"--checkpoint={origin}: transformers takes 1 or 2 texts")
         name, facts, tensors = _classifier(source)
         about = _facts_of_classifier(source, origin)
     else:
@@ -110,11 +91,12 @@ def export(
     facts |= {
         "architectures": [name],
         "dtype": "float32",
-        "vocab_size": source.model.vocab_size,
+        "initializer_range": source.model.init_std,
+        **{k: getattr(source.model, name) for name, k in formats.HF_NAMES.items()},
         **{f"{role}_token_id": ROLES[role] for role in ("pad", "cls", "sep")},
         "bos_token_id": CLS,
         "eos_token_id": SEP,
-        OURS: {"empty_second": source.empty_second, "code": code_version()},
+        formats.OURS: {"empty_second": source.empty_second, "code": code_version()},
     }
     partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
     try:
@@ -122,8 +104,8 @@ def export(
     except OSError as error:
         raise UserError(f"--to={to} cannot be written: {error.strerror}") from error
     try:
-        files.write_json(partial / CONFIG, facts)
-        files.write_bytes(partial / WEIGHTS, save(tensors, {"format": "pt"}))
+        files.write_json(partial / formats.CONFIG, facts)
+        files.write_bytes(partial / formats.WEIGHTS, save(tensors, {"format": "pt"}))
         _write_tokenizer(partial, source)
         if has_code(name):
             shutil.copy(Path(__file__).with_name(f"{CODE}.py"), partial)
@@ -134,7 +116,7 @@ def export(
         partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(name, difference)
+    return name, difference
 
 
 def has_code(architecture: str) -> bool:
@@ -177,30 +159,22 @@ def _classifier(source: SavedClassifier) -> Translated:
     facts["id2label"] = {str(i): label for i, label in enumerate(labels)}
     facts["label2id"] = {label: i for i, label in enumerate(labels)}
     kind = "single_label_classification" if source.labels else "regression"
-    return f"{family}ForSequenceClassification", facts | {"problem_type": kind}, tensors
+    facts["problem_type"] = kind
+    return f"{family}ForSequenceClassification", facts, tensors
 
 
 def _no_types(model: ModelConfig) -> dict[str, np.ndarray]:
     """Returns the one token type that BERT has at least."""
-    return {} if model.token_types else {BERT_TYPES: np.zeros((1, model.width), "f4")}
+    types_1xD = np.zeros((1, model.width), np.float32)
+    return {} if model.token_types else {formats.BERT_TYPES: types_1xD}
 
 
 def _has(model: ModelConfig, form: Mapping[str, Any]) -> bool:
     return all(getattr(model, key) == value for key, value in form.items())
 
 
-def _hf_facts(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": model.width,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "max_position_embeddings": model.max_length,
-        "initializer_range": model.init_std,
-    }
-
-
 def _bert_facts(model: ModelConfig) -> dict[str, Any]:
-    return _hf_facts(model) | {
+    return {
         "model_type": "bert",
         "intermediate_size": model.ffn_width,
         "hidden_act": "gelu",
@@ -212,10 +186,9 @@ def _bert_facts(model: ModelConfig) -> dict[str, Any]:
 def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
     """Returns also what is the same in all: the defaults are ModernBERT-base's."""
     kinds = {0: "full_attention", model.local_window: "sliding_attention"}
-    bases = {"full_attention": model.rotary_base}
-    bases["sliding_attention"] = model.local_rotary_base
+    bases = (model.rotary_base, model.local_rotary_base)
     biases = ("attention_bias", "mlp_bias", "classifier_bias")
-    return _hf_facts(model) | {
+    return {
         "model_type": "modernbert",
         "intermediate_size": model.ffn_width // 2,
         "hidden_activation": "gelu",
@@ -228,21 +201,20 @@ def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
         "local_attention": 2 * model.local_window,
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": base}
-            for kind, base in bases.items()
+            for kind, base in zip(kinds.values(), bases, strict=True)
         },
     }
 
 
 def _own_facts(model: ModelConfig, head_width: int) -> dict[str, Any]:
-    values = {k: v for k, v in to_dict(model).items() if k not in OF_THE_DEVICE}
-    length = values.pop("max_length")
+    left_out = formats.OF_THE_DEVICE | formats.HF_NAMES.keys()
     classes = {"AutoConfig": "CramjaxConfig", "AutoModel": "CramjaxModel"}
     for task in ("ForMaskedLM", "ForSequenceClassification"):
         classes[f"AutoModel{task}"] = f"Cramjax{task}"
-    return values | {
-        "model_type": OURS,
-        "max_position_embeddings": length,
+    return {
+        "model_type": formats.OURS,
         "auto_map": {auto: f"{CODE}.{name}" for auto, name in classes.items()},
+        **{k: v for k, v in to_dict(model).items() if k not in left_out},
         "head_width": head_width,
     }
 
@@ -251,7 +223,7 @@ def _write_tokenizer(folder: Path, source: Source) -> None:
     """Writes the tokenizer with the template of the rows that the model has seen."""
     model, length = source.model, source.model.max_length
     found = {role: source.tokenizer.id_to_token(i) for role, i in ROLES.items()}
-    names = {role: token for role, token in found.items() if token in SPECIAL}
+    names = {role: token for role, token in found.items() if token in formats.SPECIAL}
     cls, sep, second = names["cls"], names["sep"], int(model.token_types > 1)
     first, last = cls, sep
     if isinstance(source, Pretrained):
@@ -265,7 +237,7 @@ def _write_tokenizer(folder: Path, source: Source) -> None:
         pair=f"{first} $A {sep} $B:{second} {sep}:{second}",
         special_tokens=[(cls, CLS), (sep, SEP)],
     )
-    files.write_text(folder / TOKENIZER, tokenizer.to_str())
+    files.write_text(folder / formats.TOKENIZER, tokenizer.to_str())
     types = ["token_type_ids"] if model.token_types else []
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # others ignore the template
@@ -287,17 +259,11 @@ def _write_pooling(folder: Path, width: int) -> None:
     files.write_json(folder / "modules.json", modules)
     pooling.mkdir()
     facts = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
-    files.write_json(pooling / CONFIG, facts)
+    files.write_json(pooling / formats.CONFIG, facts)
 
 
 def _difference(folder: Path, name: str, source: Source) -> float | None:
-    """Returns the largest difference of logits of a few made-up texts.
-
-    None without torch and transformers 5.
-
-    Raises:
-      UserError: it is too large.
-    """
+    """Returns the difference that `export` returns, unless it is too large."""
     try:
         import torch
         import transformers
@@ -356,23 +322,20 @@ def _write_card(folder: Path, title: str, name: str, facts: Mapping[str, str]) -
 
 
 def _facts_of_classifier(source: SavedClassifier, origin: Path) -> dict[str, str]:
-    values = files.read_json(origin / CONFIG, classifier.HINT)
+    values = files.read_json(origin / formats.CONFIG, classifier.HINT)
     return {
-        "made from": values["origin"],
+        "fine-tuned from": values["checkpoint"],
+        "rows": f"{values['train_rows']:,} for training, {values['dev_rows']:,} dev",
         "input": " and ".join(source.columns),
         "output": ", ".join(source.labels) or "a number",
-        "score": f"{values['metric']} {values['score']:.1f} on the rows that chose it",
+        "score": values["saved"],
     }
 
 
 def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, str]:
     config, model = source.config, source.model
     summary = files.read_json(origin / SUMMARY, "bring it back")
-    loss = (
-        summary["averages"][weights]
-        if weights != PRETRAINED
-        else summary["held_out_loss"]
-    )
+    losses = {PRETRAINED: summary["held_out_loss"], **summary.get("averages", {})}
     start = f"continued from {config.init_from}; " if config.init_from else ""
     track, scores = conditions(config).removeprefix("Track: "), "none"
     if (origin / RESULTS).exists():
@@ -386,17 +349,17 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
     return {
         "text": ", ".join(config.data.sources),
         "licence of the text": config.data.licence or "not stated",
-        "model": f"{model.layers} layers, width {model.width}, {model.positions} "
-        f"positions, vocabulary {model.vocab_size:,}, sequences of {model.max_length} "
-        f"tokens; {summary['parameters']:,} parameters",
+        "model": f"{summary['parameters']:,} parameters: {model.layers} layers, width "
+        f"{model.width}, {model.positions} positions, vocabulary {model.vocab_size:,}, "
+        f"sequences of {model.max_length} tokens",
         "recipe": f"{start}masked language modelling after arXiv 2212.14034, "
         f"{config.objective.mask_rate:.0%} masked, {config.optimizer.name} at "
         f"{config.optimizer.learning_rate:g}, batches of {config.batch.sequences:,}; "
         f"cramjax {summary.get('code', '')}",
         "budget": f"{summary['tokens']:,} tokens in {summary['elapsed_s'] / 3600:.2f} "
         f"hours on {summary['device']}",
-        "held-out loss": f"{loss:.3f} nats per masked token ({weights}); word "
-        f"frequencies alone: {summary['unigram_entropy']:.3f}",
+        "held-out loss": f"{losses[weights]:.3f} nats per masked token ({weights}), "
+        f"{summary['unigram_entropy']:.3f} by word frequencies alone",
         "scores": f"{scores}; medians on dev sets, in percent",
         "track": track,
     }

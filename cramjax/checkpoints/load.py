@@ -47,7 +47,15 @@ OURS = "cramjax"  # and of what modeling_cramjax.py computes
 BERT_TYPES = "bert.embeddings.token_type_embeddings.weight"
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
-# Keys of the model that say how it is computed, not what.
+# Keys of the model that have a name of their own in config.json of transformers, and
+# those that say how it is computed, not what.
+HF_NAMES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+}
 OF_THE_DEVICE = {"dtype", "attention"}
 SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
@@ -294,20 +302,14 @@ def load_foreign(folder: Path) -> Pretrained:
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "width": facts["hidden_size"],
-        "layers": facts["num_hidden_layers"],
-        "heads": facts["num_attention_heads"],
-        "vocab_size": facts["vocab_size"],
-        "max_length": facts["max_position_embeddings"],
-        "head_transform": True,
-    }
+    return {ours: facts[theirs] for ours, theirs in HF_NAMES.items()}
 
 
 def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
     _require(facts, position_embedding_type="absolute", hidden_act="gelu")
     return _hf_sizes(facts) | {
         **convert.BERT_FORM,
+        "head_transform": True,
         "ffn_width": facts["intermediate_size"],
         "token_types": facts["type_vocab_size"],
         "norm_eps": facts["layer_norm_eps"],
@@ -321,6 +323,7 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return _hf_sizes(facts) | {
         **convert.MODERNBERT_FORM,
+        "head_transform": True,
         **_reach(facts),
         "ffn_width": 2 * facts["intermediate_size"],
         "norm_eps": facts.get("norm_eps", 1e-5),
@@ -372,7 +375,7 @@ def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
     absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
     names = {f.name for f in dataclasses.fields(ModelConfig)} - OF_THE_DEVICE
-    values = {**absent, **facts, "max_length": facts["max_position_embeddings"]}
+    values = absent | facts | _hf_sizes(facts)
     return {name: values[name] for name in names}
 
 

@@ -18,26 +18,16 @@ ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()
 
 
 class CramjaxConfig(PreTrainedConfig):
-    """The model's keys and head_width of a classifier, all of them in config.json.
-
-    There max_length is max_position_embeddings: transformers takes the other as an
-    argument of its generation.
-    """
+    """The model's keys, some of them by their usual names, and a head_width."""
 
     model_type = "cramjax"
     dropout = 0.0  # in training
-    attribute_map = {
-        "hidden_size": "width",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "heads",
-        "initializer_range": "init_std",
-    }
 
 
 def make_norm(config, width=0):
     """Returns a layer norm or an RMS norm."""
     kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
-    return kind(width or config.width, eps=config.norm_eps)
+    return kind(width or config.hidden_size, eps=config.norm_eps)
 
 
 def angles(length, width, base=10000.0):
@@ -68,7 +58,7 @@ class Layer(nn.Module):
 
     def __init__(self, config, index):
         super().__init__()
-        self.config, width, bias = config, config.width, config.linear_bias
+        self.config, width, bias = config, config.hidden_size, config.linear_bias
         self.is_local = index % config.global_every > 0
         qkv = ("query", "key", "value") if config.mixing == "attention" else ()
         dense = {name: nn.Linear(width, width, bias=config.qkv_bias) for name in qkv}
@@ -83,7 +73,6 @@ class Layer(nn.Module):
             self.ffn, self.ffn_norm = nn.ModuleDict(dense), make_norm(config)
 
     def forward(self, x_BxLxD, mask_BxM):
-        """Returns x_BxLxD."""
         post = self.config.norm_placement == "post"
         for name, part in (("attention", self.mix), ("ffn", self.feed_forward)):
             if not hasattr(self, name):
@@ -95,12 +84,12 @@ class Layer(nn.Module):
         return x_BxLxD
 
     def mix(self, x_BxLxD, mask_BxM):
-        """Returns x_BxLxD after self-attention, or Fourier mixing."""
         config, dense = self.config, self.attention
         if config.mixing == "fourier":
             return dense["output"](fourier(x_BxLxD, mask_BxM).to(x_BxLxD))
+        heads = (config.num_attention_heads, -1)
         q_BxHxLxK, k_BxHxMxK, v_BxHxMxK = (
-            dense[name](x_BxLxD).unflatten(-1, (config.heads, -1)).transpose(1, 2)
+            dense[name](x_BxLxD).unflatten(-1, heads).transpose(1, 2)
             for name in ("query", "key", "value")
         )
         if config.positions.endswith("rotary"):
@@ -118,7 +107,6 @@ class Layer(nn.Module):
         return dense["output"](mixed_BxHxLxK.transpose(1, 2).flatten(2))
 
     def feed_forward(self, x_BxLxD, _):
-        """Returns x_BxLxD."""
         dense, activation = self.ffn, ACTIVATIONS[self.config.activation]
         if "gate" not in dense:
             return dense["output"](activation(dense["value"](x_BxLxD)))
@@ -131,7 +119,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, width = config, config.embedding_width or config.width
+        self.config, width = config, config.embedding_width or config.hidden_size
         self.word = nn.Embedding(config.vocab_size, width, padding_idx=0)
         if config.positions.startswith("learned"):
             self.positions = nn.Embedding(config.max_position_embeddings, width)
@@ -140,11 +128,10 @@ class Embedding(nn.Module):
         if config.token_types:
             self.token_type = nn.Embedding(config.token_types, width)
         self.norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
-        if width != config.width:
-            self.projection = nn.Linear(width, config.width, bias=config.linear_bias)
+        if (out := config.hidden_size) != width:
+            self.projection = nn.Linear(width, out, bias=config.linear_bias)
 
     def forward(self, tokens_BxL, types_BxL):
-        """Returns x_BxLxD."""
         config, x_BxLxE = self.config, self.word(tokens_BxL)
         if "sinusoidal" in config.positions:
             angle_Lxhalf = angles(*x_BxLxE.shape[1:])
@@ -173,20 +160,20 @@ class CramjaxModel(CramjaxPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.embedding = Embedding(config)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        layers = (Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         self.final_norm = make_norm(config) if config.final_norm else nn.Identity()
         self.post_init()
 
     def get_input_embeddings(self):
-        """Returns the token embedding."""
         return self.embedding.word
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, **_):
-        """Returns hidden states_BxLxD."""
-        mask_BxM = input_ids >= 0 if attention_mask is None else attention_mask.bool()
+        no_mask = attention_mask is None
+        mask_BxM = torch.ones_like(input_ids) if no_mask else attention_mask
         x_BxLxD = self.embedding(input_ids, token_type_ids)
         for layer in [*self.layers] * self.config.repeats:
-            x_BxLxD = layer(x_BxLxD, mask_BxM)
+            x_BxLxD = layer(x_BxLxD, mask_BxM.bool())
         return outputs.BaseModelOutput(last_hidden_state=self.final_norm(x_BxLxD))
 
 
@@ -195,19 +182,19 @@ class CramjaxForMaskedLM(CramjaxPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model, width = CramjaxModel(config), config.embedding_width or config.width
-        dense = nn.Linear(config.width, width, bias=config.linear_bias)
+        self.model = CramjaxModel(config)
+        width = config.embedding_width or config.hidden_size
+        dense = nn.Linear(config.hidden_size, width, bias=config.linear_bias)
         if config.head_transform:
             norm = make_norm(config, width)
             self.transform = nn.ModuleDict({"dense": dense, "norm": norm})
-        elif width != config.width:
+        elif width != config.hidden_size:
             self.output_projection = dense
         if config.decoder_bias:
             self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.post_init()
 
     def forward(self, input_ids, labels=None, **inputs):
-        """Returns logits_BxLxV, and the loss if there are labels; -100 is left out."""
         config, x = self.config, self.model(input_ids, **inputs).last_hidden_state
         if config.head_transform:
             x = ACTIVATIONS[config.activation](self.transform["dense"](x))
@@ -227,12 +214,11 @@ class CramjaxForSequenceClassification(CramjaxPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.model = CramjaxModel(config)
-        self.pooler = nn.Linear(config.width, config.head_width)
+        self.pooler = nn.Linear(config.hidden_size, config.head_width)
         self.classifier = nn.Linear(config.head_width, config.num_labels)
         self.post_init()
 
     def forward(self, input_ids, labels=None, **inputs):
-        """Returns logits_BxC, and the loss if there are labels."""
         first_BxD = self.model(input_ids, **inputs).last_hidden_state[:, 0]
         pooled_BxD = self.pooler(first_BxD).tanh()
         pooled_BxD = F.dropout(pooled_BxD, self.config.dropout, self.training)

@@ -23,13 +23,10 @@ def command(argv: Sequence[str]) -> None:
     from cramjax.checkpoints import export  # imports JAX, which takes seconds
 
     weights = flags["weights"] or export.PRETRAINED
-    exported = export.export(flags["checkpoint"], flags["to"], weights)
-    code = ", to be loaded with trust_remote_code=True"
-    code = code if export.has_code(exported.architecture) else ""
-    print(f"{flags['to']}: {exported.architecture}{code}")
-    checked = "not compared with ours: that needs torch and transformers 5 or newer"
-    if exported.difference is not None:
-        checked = (
-            f"compared with ours: they differ by {exported.difference:.1e} at most"
-        )
-    print(f"logits {checked}")
+    name, difference = export.export(flags["checkpoint"], flags["to"], weights)
+    code = ", for trust_remote_code=True" if export.has_code(name) else ""
+    print(f"{flags['to']}: {name}{code}")
+    if difference is None:
+        print("logits not compared with ours: torch and transformers 5 are missing")
+    else:
+        print(f"logits in torch differ from ours by at most {difference:.1e}")
