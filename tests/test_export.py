@@ -332,8 +332,8 @@ def test_transformers_answers_as_ours(tmp_path):
                 probs = [x["score"] / total for x in words]
                 np.testing.assert_allclose(probs, [p for _, p in answer], atol=1e-4)
             elif model.labels:
-                assert found[0]["label"] == answer.label
-                assert found[0]["score"] == pytest.approx(answer.probability, abs=1e-4)
+                assert found[0]["label"] == answer[0]
+                assert found[0]["score"] == pytest.approx(answer[1], abs=1e-4)
             else:
                 assert found[0]["score"] == pytest.approx(answer, abs=1e-4)
 
