@@ -195,15 +195,17 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path, monkeypatch, capsys):
     )
     before = sorted(tmp_path.rglob("*"))
 
-    def fails(checkpoint, to, message):
-        flags = ["export", f"--checkpoint={checkpoint}", f"--to={tmp_path / to}"]
-        assert main(flags) == 2
+    def fails(checkpoint, to, *flags_and_message):
+        *flags, message = flags_and_message
+        flags += [f"--checkpoint={checkpoint}", f"--to={tmp_path / to}"]
+        assert main(["export", *flags]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before
 
     fails(tmp_path, "new", "holds no finished model")
     fails(three, "new", "transformers takes 1 or 2 texts")
+    fails(three, "new", "--weights=ema", "is a classifier, without it")
     fails(workdir, "2fa099c", "exists and is not empty: pass another folder")
     fails(workdir, "file", "exists and is not empty")
     fails(workdir, "file/new", "Not a directory")

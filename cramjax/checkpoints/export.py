@@ -78,6 +78,10 @@ def export(
     source: Source
     if classifier.is_saved(origin):
         source = classifier.load(origin)
+        if weights != PRETRAINED:
+            raise UserError(
+                f"--weights={weights}: {origin} is a classifier, without it"
+            )
         if len(source.columns) > 2:
             raise UserError(f"--checkpoint={origin}: transformers takes 1 or 2 texts")
         name, facts, tensors = _classifier(source)
