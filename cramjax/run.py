@@ -75,9 +75,8 @@ def run(
         record(workdir / CONFIG, config)
         named_params = weights.read_run(config, workdir)
         summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-        if not weights.is_written(
-            config, workdir
-        ):  # of an earlier version, or for lack of room
+        # An earlier version did not write them, or the disk was full.
+        if not weights.is_written(config, workdir):
             weights.write_run(named_params, workdir)
     else:
         with ThreadPoolExecutor(1) as pool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.checkpoints.load import CONFIG, TOKENIZER, load
-from cramjax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    from_dict,
-    read_recorded,
-    require,
-)
+from cramjax.config import Config, ModelConfig, from_dict, read_recorded, require
 from cramjax.config.data import IMPORTED
 from cramjax.errors import UserError
 from cramjax.tokens import CLS
@@ -44,11 +38,14 @@ def check_given(config: Config, given: set[str]) -> None:
         )
 
 
-def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]:
+def begin(
+    config: Config, workdir: Path | None = None
+) -> tuple[Config, dict[str, Any] | None]:
     """Returns the config with the model and tokenizer of `init_from`, and its weights.
 
     The weights are parameters of `encoder.MaskedLM` on the host; None if they are
-    random. If pretraining is finished, they are None, too, and the folder is not read.
+    random. If pretraining is finished in the workdir, they are None, too, and the
+    folder is not read.
 
     Raises:
       UserError: the folder holds no model, or one that does not fit the config, or it
@@ -59,29 +56,27 @@ def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]
         without = "'' without config.init_from"
         require(not config.init_hash, "init_hash", config.init_hash, without)
         return config, None
-    if (workdir / SUMMARY).exists():
+    if workdir and (workdir / SUMMARY).exists():
         run = from_dict(read_recorded(workdir / CONFIG, "bring it back"))
-        return _like(config, run.model, run.data, run.init_hash), None
+        return _like(config, run.model, vars(run.data), run.init_hash), None
     try:
         found = load(source)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-    of_text = {"tokenizer": str(Path(source, TOKENIZER))}
-    if not found.config:
-        of_text |= {"tokenizer_kind": IMPORTED, "normalizer": ()}
-        of_text |= {"cls": found.first == CLS, "sep": True}
-    data = dataclasses.replace(
-        found.config.data if found.config else config.data, **of_text
-    )
+    text = {"tokenizer_kind": IMPORTED, "normalizer": (), "sep": True}
+    text["cls"] = found.first == CLS
+    if found.config:
+        text = dict(vars(found.config.data))
+    text["tokenizer"] = str(Path(source, TOKENIZER))
     flat = flatten_dict(found.params, sep=".")
     flat = {name: np.asarray(array) for name, array in sorted(flat.items())}
     digest = hashlib.sha256()
     for array in flat.values():
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(array.tobytes())
     found_hash = digest.hexdigest()[:16]
     known, those = config.init_hash in ("", found_hash), f"of the weights in {source}"
     require(known, "init_hash", config.init_hash, f"{found_hash!r}, the hash {those}")
-    config = _like(config, found.model, data, found_hash)
+    config = _like(config, found.model, text, found_hash)
     if TABLE in flat:
         positions, length = len(flat[TABLE]), config.model.max_length
         most = f"at most {positions}, the learned positions of config.init_from"
@@ -91,11 +86,11 @@ def begin(config: Config, workdir: Path) -> tuple[Config, dict[str, Any] | None]
 
 
 def _like(
-    config: Config, model: ModelConfig, data: DataConfig, found_hash: str
+    config: Config, model: ModelConfig, text: Mapping[str, Any], found_hash: str
 ) -> Config:
     """Returns `config` with the shape of a model, and with its tokenizer."""
     free = {name: getattr(config.model, name) for name in FREE}
-    of_text = {name: getattr(data, name) for name in OF_TEXT}
+    of_text = {name: text[name] for name in OF_TEXT}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **free),

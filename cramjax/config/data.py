@@ -125,10 +125,8 @@ class DataConfig(Section):
             whole = "> 0, the characters of the whole corpus, which data.shares divides"
             self._refuse("max_chars", whole)
         if self.tokenizer_kind == IMPORTED and (self.normalizer or not self.tokenizer):
-            other = (
-                "another one, unless data.tokenizer is a file and data.normalizer ()"
-            )
-            self._refuse("tokenizer_kind", other)
+            without = "another one without data.tokenizer and data.normalizer=()"
+            self._refuse("tokenizer_kind", without)
         if self.order == "fragments" and not self.sep:
             other = "another one with data.sep=False: fragments are counted by <sep>"
             self._refuse("order", other)

@@ -197,12 +197,7 @@ def read_back(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, 
 def read_checkpoint(
     config: Config, workdir: Path, step: int | None = None
 ) -> dict[str, Any]:
-    """Returns a checkpoint's parameters by name, see `pretrain`.
-
-    Args:
-      config: the run's.
-      workdir: the run's; without a step its pretraining is finished.
-      step: which checkpoint; None = the last one.
+    """Returns a checkpoint's parameters by name: by default the finished run's.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
