@@ -288,14 +288,16 @@ def load_foreign(folder: Path) -> Pretrained:
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
     template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
-    if len(template) < 2:  # no first token: the authors' packed text had <sep> there
-        template = ["<sep>" if kind == AUTHORS else "<cls>"]
+    names = tokenizer_module.NAMES
+    has_cls = bool(set(template[:1]) & set(names["<cls>"]))
+    has_sep = [token in names["<sep>"] for token in template[:2]] == [True, True]
     return Pretrained(
         model,
         params,
         tokenizer,
         has_head,
-        first=SEP if template[0] in tokenizer_module.NAMES["<sep>"] else CLS,
+        # The authors' packed text has <sep> after every entry, and no <cls>.
+        first=SEP if has_sep or (kind == AUTHORS and not has_cls) else CLS,
         empty_second=facts.get(OURS, {}).get("empty_second", kind == AUTHORS),
         config=None,
     )
@@ -413,8 +415,8 @@ def _require(facts: Mapping[str, Any], **values: Any) -> None:
 # By the model_type of config.json: its keys of a `ModelConfig`, and parameters from
 # (tensors, model, head).
 _FORMATS: dict[str, tuple[Callable, Callable]] = {
-    OURS: (_ours, convert.from_torch),
     "bert": (_bert, convert.from_hf_bert),
     "modernbert": (_modernbert, _read_modernbert),
     AUTHORS: (_crammed, lambda tensors, model, _: convert.from_crammed(tensors, model)),
+    OURS: (_ours, convert.from_torch),
 }
