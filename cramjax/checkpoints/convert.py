@@ -1,8 +1,9 @@
 """Our parameter tree <-> the tensors of other implementations, by name.
 
-Three formats: the authors' PyTorch crammed-bert (arXiv 2212.14034), and Hugging Face's
-BERT and ModernBERT. Each is a table of `_Rule`s that follows from the model's config
-and covers every parameter exactly once; reading and writing go through the same table.
+Four formats: the authors' PyTorch crammed-bert (arXiv 2212.14034), Hugging Face's BERT
+and ModernBERT, and modeling_cramjax.py for everything else. Each is a table of `_Rule`s
+that follows from the model's config and covers every parameter exactly once; reading
+and writing go through the same table.
 
 All `from_*` take a mapping of names to arrays or the path of a safetensors file, and
 return float32 parameters; the dtype of `model` does not matter. They raise a UserError
@@ -88,15 +89,15 @@ def from_hf_bert(
 ) -> dict[str, Any]:
     """Returns parameters from Hugging Face's `BertForMaskedLM` or `BertModel`.
 
-    The pooler and the next-sentence head, which this model lacks, are left out. The
-    config's form is the row `original-bert` of `configs/ablations/architecture.py`.
+    The pooler and the heads that this model lacks are left out. The config's form is
+    the row `original-bert` of `configs/ablations/architecture.py`.
     """
     renamed = {}
     for name, tensor in load_tensors(tensors).items():
         name = name.removeprefix("bert.")
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        unused = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
+        unused = ("pooler.", "classifier.", "cls.seq_", "embeddings.position_ids")
         if name.startswith(unused) or (not head and name.startswith("cls.")):
             continue
         renamed[name] = tensor
@@ -132,6 +133,25 @@ def to_hf_modernbert(
     """Returns the tensors of `ModernBertForMaskedLM`, or of `ModernBertModel`."""
     tensors = _write(params, _modernbert_rules(model, head), model, head)
     return _prefixed(tensors, "model.", but=("head.", "decoder.")) if head else tensors
+
+
+def from_torch(
+    tensors: Tensors, model: ModelConfig, head: bool = True
+) -> dict[str, Any]:
+    """Returns parameters from modeling_cramjax.py's models, without a classifier's."""
+    renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
+    of_classifier = ("pooler.", "classifier.")
+    renamed = {n: t for n, t in renamed.items() if not n.startswith(of_classifier)}
+    return _read(renamed, _torch_rules(model, head), model, head)
+
+
+def to_torch(
+    params: Mapping[str, Any], model: ModelConfig, head: bool = True
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of `CramjaxForMaskedLM`, or of `CramjaxModel`."""
+    tensors = _write(params, _torch_rules(model, head), model, head)
+    of_head = ("transform.", "output_projection.", "decoder_bias")
+    return _prefixed(tensors, "model.", but=of_head) if head else tensors
 
 
 def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -306,6 +326,20 @@ def _modernbert_rules(model: ModelConfig, head: bool) -> Iterator[_Rule]:
             yield _same("decoder.bias", "decoder_bias")
 
 
+def _torch_rules(model: ModelConfig, head: bool) -> Iterator[_Rule]:
+    """Yields our own names, with the ends that PyTorch's layers give them."""
+    for leaf in _shapes(model, head):
+        path, _, last = re.sub(r"layers_(\d+)", r"layers.\1", leaf).rpartition(".")
+        if last == "kernel":
+            yield _stacked(f"{path}.weight", leaf, heads=1)
+        elif last in ("scale", "table"):  # of a norm or of positions
+            yield _same(f"{path}.weight", leaf)
+        elif path == "embedding":  # its two tables
+            yield _same(f"{path}.{last}.weight", leaf)
+        else:
+            yield _same(f"{path}.{last}".lstrip("."), leaf)
+
+
 def _require(model: ModelConfig, name: str, **values: Any) -> None:
     for key, value in values.items():
         if (found := getattr(model, key)) != value:
@@ -361,15 +395,19 @@ def _complete(
     Raises:
       UserError: the rules leave a parameter out.
     """
-    rules = list(rules)
+    rules, shapes = list(rules), _shapes(model, head)
+    if left_out := shapes.keys() - {leaf for rule in rules for leaf in rule.leaves}:
+        raise UserError(f"the format has no place for {', '.join(sorted(left_out))}")
+    return rules, shapes
+
+
+def _shapes(model: ModelConfig, head: bool) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each of our parameters, by its name."""
     tokens_1x8 = jnp.zeros((1, 8), jnp.int32)
     arguments = (tokens_1x8, tokens_1x8[:, :1]) if head else (tokens_1x8,)
     module = (MaskedLM if head else Encoder)(on_any_device(model))
     tree = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
-    shapes = {leaf: x.shape for leaf, x in flatten_dict(tree, sep=".").items()}
-    if left_out := shapes.keys() - {leaf for rule in rules for leaf in rule.leaves}:
-        raise UserError(f"the format has no place for {', '.join(sorted(left_out))}")
-    return rules, shapes
+    return {leaf: x.shape for leaf, x in flatten_dict(tree, sep=".").items()}
 
 
 def _prefixed(tensors, prefix: str, but: str | tuple[str, ...]):

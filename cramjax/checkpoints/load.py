@@ -6,10 +6,10 @@ model = cramjax.load("runs/quickstart")
 vectors_NxD = model.encode(["a first text", "a second one"])
 model.fill_mask("the capital of france is <mask>.")
 
-It comes from a workdir of cramjax, or from another project's folder with config.json,
-model.safetensors and tokenizer.json, as on the Hugging Face hub. The vocabulary of such
-a model is reordered so that the special tokens have their ids of `cramjax.tokens`;
-nothing else depends on where a model came from.
+It comes from a workdir of cramjax, or from a folder with config.json, model.safetensors
+and tokenizer.json: an export, or another project's model, as on the Hugging Face hub.
+The vocabulary of the latter is reordered so that the special tokens have their ids of
+`cramjax.tokens`; nothing else depends on where a model came from.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from cramjax import files, likelihood
 from cramjax.checkpoints import convert
 from cramjax.checkpoints import weights as weights_module
 from cramjax.checkpoints.weights import PRETRAINED
-from cramjax.config import Config, ModelConfig
+from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
@@ -43,8 +43,20 @@ BATCH = 64
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = "model.safetensors"  # in another project's
 AUTHORS = "crammedBERT"  # the model_type of the authors' checkpoints
+OURS = "cramjax"  # and of what modeling_cramjax.py computes
+BERT_TYPES = "bert.embeddings.token_type_embeddings.weight"
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
+# Keys of the model that have a name of their own in config.json of transformers, and
+# those that say how it is computed, not what.
+HF_NAMES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+}
+OF_THE_DEVICE = {"dtype", "attention"}
 SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
@@ -237,7 +249,7 @@ def load(
 
 
 def load_foreign(folder: Path) -> Pretrained:
-    """Reads a checkpoint of Hugging Face's BERT or ModernBERT, or of the authors.
+    """Reads an export, or a checkpoint of BERT, of ModernBERT or of the authors.
 
     Raises:
       UserError: a file is missing or damaged, or the model is of another kind or uses
@@ -254,11 +266,15 @@ def load_foreign(folder: Path) -> Pretrained:
         raise UserError(f"{folder / WEIGHTS} is missing: {HINT}")
     keys_of, params_of = _FORMATS[kind]
     tensors = convert.load_tensors(folder / WEIGHTS)
-    # The authors' head is the tied decoder, which has no tensors of its own.
+    if len(tensors.get(BERT_TYPES, ())) == 1 and not tensors[BERT_TYPES].any():
+        del tensors[BERT_TYPES]  # our export of a model without token types
+        facts["type_vocab_size"] = 0
     of_head = ("cls.predictions.", "head.")
     has_head = kind == AUTHORS or any(name.startswith(of_head) for name in tensors)
     try:
         keys = keys_of(facts)
+        if kind == OURS:  # its head may be the tied decoder alone, as the authors'
+            has_head = "CramjaxForMaskedLM" in facts["architectures"]
     except KeyError as error:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
     if not has_head:
@@ -272,34 +288,30 @@ def load_foreign(folder: Path) -> Pretrained:
     if "decoder_bias" in params:
         params["decoder_bias"] = params["decoder_bias"][old_ids_V]
     template = Tokenizer.from_file(str(folder / TOKENIZER)).encode("").tokens
-    has_cls = bool(set(template[:1]) & set(tokenizer_module.NAMES["<cls>"]))
+    names = tokenizer_module.NAMES
+    has_cls = bool(set(template[:1]) & set(names["<cls>"]))
+    has_sep = [token in names["<sep>"] for token in template[:2]] == [True, True]
     return Pretrained(
         model,
         params,
         tokenizer,
         has_head,
         # The authors' packed text has <sep> after every entry, and no <cls>.
-        first=CLS if has_cls or kind != AUTHORS else SEP,
-        empty_second=kind == AUTHORS,
+        first=SEP if has_sep or (kind == AUTHORS and not has_cls) else CLS,
+        empty_second=facts.get(OURS, {}).get("empty_second", kind == AUTHORS),
         config=None,
     )
 
 
 def _hf_sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "width": facts["hidden_size"],
-        "layers": facts["num_hidden_layers"],
-        "heads": facts["num_attention_heads"],
-        "vocab_size": facts["vocab_size"],
-        "max_length": facts["max_position_embeddings"],
-        "head_transform": True,
-    }
+    return {ours: facts[theirs] for ours, theirs in HF_NAMES.items()}
 
 
 def _bert(facts: Mapping[str, Any]) -> dict[str, Any]:
     _require(facts, position_embedding_type="absolute", hidden_act="gelu")
     return _hf_sizes(facts) | {
         **convert.BERT_FORM,
+        "head_transform": True,
         "ffn_width": facts["intermediate_size"],
         "token_types": facts["type_vocab_size"],
         "norm_eps": facts["layer_norm_eps"],
@@ -313,6 +325,7 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
     _require(facts, attention_bias=bias, classifier_bias=bias)
     return _hf_sizes(facts) | {
         **convert.MODERNBERT_FORM,
+        "head_transform": True,
         **_reach(facts),
         "ffn_width": 2 * facts["intermediate_size"],
         "norm_eps": facts.get("norm_eps", 1e-5),
@@ -361,6 +374,13 @@ def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
+    absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - OF_THE_DEVICE
+    values = absent | facts | _hf_sizes(facts)
+    return {name: values[name] for name in names}
+
+
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The final model of arXiv 2212.14034, section 4.2, of any size.
 
@@ -398,4 +418,5 @@ _FORMATS: dict[str, tuple[Callable, Callable]] = {
     "bert": (_bert, convert.from_hf_bert),
     "modernbert": (_modernbert, _read_modernbert),
     AUTHORS: (_crammed, lambda tensors, model, _: convert.from_crammed(tensors, model)),
+    OURS: (_ours, convert.from_torch),
 }
