@@ -89,6 +89,7 @@ PARAMETERS = {
     "relu": CRAMMED,
     "silu": CRAMMED,
     "relu-squared": CRAMMED,
+    "sparse-last-layer": CRAMMED,
 }
 
 

@@ -17,10 +17,12 @@ from cramjax.model.encoder import (
     Classifier,
     Encoder,
     MaskedLM,
+    document_mask,
     second_segment,
 )
 from cramjax.model.flops import train_flops_per_token
-from cramjax.model.layers import FourierMixing, rotate, sinusoids
+from cramjax.model.layers import BASE, FourierMixing, rotate, rotations, sinusoids
+from cramjax.tokens import SEP
 
 
 def random_tokens(rows, length, vocab, seed=0):
@@ -83,6 +85,38 @@ def test_the_sparse_head_equals_the_dense_one_at_its_positions(tiny):
     np.testing.assert_allclose(
         sparse, np.take_along_axis(np.asarray(dense), some[..., None], 1), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("mask", "changes"),
+    [
+        ("none", {"positions": "rotary"}),
+        ("padding", {"norm_placement": "post", "repeats": 2}),
+        ("documents", {"positions": "rotary", "global_every": 2, "local_window": 2}),
+    ],
+    ids=["rotary", "post-repeated", "local"],
+)
+def test_a_sparse_last_layer_gives_the_same_logits_and_gradients(tiny, mask, changes):
+    tokens = random_tokens(2, 12, tiny.model.vocab_size)
+    tokens[:, [3, 7]] = SEP
+    masks = {"padding": np.arange(12) < np.array([[12], [9]]), "none": None}
+    masks["documents"] = document_mask(tokens)
+    positions = np.array([[5, 1, 8], [0, 7, 2]])
+    whole = MaskedLM(dataclasses.replace(tiny.model, **changes))
+    sparse = MaskedLM(
+        dataclasses.replace(tiny.model, sparse_last_layer=True, **changes)
+    )
+    params = whole.init(jax.random.key(0), tokens, positions)
+
+    def loss_of(model, params):
+        logits = model.apply(params, tokens, positions, masks[mask])
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1)), logits
+
+    (_, expected), grads = jax.value_and_grad(loss_of, 1, True)(whole, params)
+    (_, found), found_grads = jax.value_and_grad(loss_of, 1, True)(sparse, params)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(found_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_attention_and_ffn_against_numpy(tiny):
@@ -188,7 +222,8 @@ def test_rotary_positions_turn_by_the_distance(tiny):
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
     q, k = (np.repeat(x, 8, axis=1) for x in (q, k))  # the same at every position
-    scores = np.einsum("BLHK,BMHK->LM", rotate(q), rotate(k))
+    turns = rotations(8, 16, BASE)
+    scores = np.einsum("BLHK,BMHK->LM", rotate(q, turns), rotate(k, turns))
     for distance in range(-3, 4):
         np.testing.assert_allclose(np.ptp(np.diagonal(scores, distance)), 0, atol=1e-5)
     assert np.ptp([scores[0, i] for i in range(8)]) > 0.1
@@ -196,7 +231,7 @@ def test_rotary_positions_turn_by_the_distance(tiny):
     expected = q[0, 3, 0, 1] * np.cos(3 * 10 ** (-1 / 2)) - q[0, 3, 0, 9] * np.sin(
         3 * 10 ** (-1 / 2)
     )
-    np.testing.assert_allclose(rotate(q)[0, 3, 0, 1], expected, rtol=1e-5)
+    np.testing.assert_allclose(rotate(q, turns)[0, 3, 0, 1], expected, rtol=1e-5)
 
 
 def test_positions_are_added_rotated_or_both(tiny):

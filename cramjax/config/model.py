@@ -67,6 +67,9 @@ class ModelConfig(Section):
     head_transform: bool = key(False, absent=False)
     decoder_bias: bool = key(False, absent=False)
     sparse_prediction: bool = key(True, absent=True)  # decode predicted positions only
+    # The last layer's queries, output and feed-forward at predicted positions only: the
+    # logits are the same.
+    sparse_last_layer: bool = key(False, absent=False)
     init: str = key(
         "normal",
         one_of("normal", "small", "megatron", "wang", "deepnorm"),
@@ -100,6 +103,8 @@ class ModelConfig(Section):
                 f"model.heads = {self.head_dim} (cuDNN attention is 16-bit, its heads "
                 "have up to 128 channels, a multiple of 8)",
             )
+        if self.sparse_last_layer and self.mixing != "attention":
+            self._refuse("sparse_last_layer", "False, unless model.mixing='attention'")
         if not self.first_norm and self.norm_placement == "post":
             self._refuse("first_norm", "True with model.norm_placement='post'")
 

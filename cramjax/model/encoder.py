@@ -32,6 +32,7 @@ from cramjax.model.layers import (
     embedding_init,
     norm,
     rotate,
+    rotations,
 )
 from cramjax.tokens import PAD, SEP
 
@@ -110,28 +111,47 @@ class Attention(nn.Module):
         self.drop = drop(self.dropout)
 
     def __call__(
-        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+        self,
+        x_NxD: jax.Array,
+        length: int,
+        mask_BxLxM: jax.Array | None,
+        queries_BxP: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns x_NxD; the mask is 1 where L may attend to M, or is Bx1xM."""
-        shape = (-1, length, self.config.heads, self.config.head_dim)
-        q_BxLxHxK = self.query(x_NxD).reshape(shape)
-        k_BxMxHxK = self.key(x_NxD).reshape(shape)
-        v_BxMxHxK = self.value(x_NxD).reshape(shape)
+        """Returns x_NxD, at the positions of the queries if they are given.
+
+        The mask is 1 where L may attend to M, or is Bx1xM.
+        """
+        heads = (self.config.heads, self.config.head_dim)
+        x_QxD, queries = rows_at(x_NxD, length, queries_BxP), length
+        if queries_BxP is not None:
+            queries = queries_BxP.shape[1]
+        q_BxLxHxK = self.query(x_QxD).reshape(-1, queries, *heads)
+        k_BxMxHxK = self.key(x_NxD).reshape(-1, length, *heads)
+        v_BxMxHxK = self.value(x_NxD).reshape(-1, length, *heads)
         window, base = self.config.reach(self.index)
         if self.config.rotary:
-            q_BxLxHxK, k_BxMxHxK = rotate(q_BxLxHxK, base), rotate(k_BxMxHxK, base)
+            turns_LxK = rotations(length, self.config.head_dim, base)
+            q_BxLxHxK = rotate(q_BxLxHxK, turns_LxK, queries_BxP)
+            k_BxMxHxK = rotate(k_BxMxHxK, turns_LxK)
         if window:
             distance_LxM = np.subtract.outer(np.arange(length), np.arange(length))
             near_1xLxM = (abs(distance_LxM) <= window)[None]
             given = mask_BxLxM is not None
             mask_BxLxM = mask_BxLxM.astype(bool) & near_1xLxM if given else near_1xLxM
-        if self.config.attention == "cudnn" and mask_BxLxM is None and not self.dropout:
+        plain = mask_BxLxM is None and queries_BxP is None and not self.dropout
+        if queries_BxP is not None and mask_BxLxM is not None:
+            shape = (len(queries_BxP), *mask_BxLxM.shape[1:])
+            mask_BxLxM = jnp.broadcast_to(mask_BxLxM, shape)
+            if shape[1] > 1:
+                rows_BxPx1 = queries_BxP[..., None]
+                mask_BxLxM = jnp.take_along_axis(mask_BxLxM, rows_BxPx1, axis=1)
+        if self.config.attention == "cudnn" and plain:
             mixed_BxLxHxK = jax.nn.dot_product_attention(
                 q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
             )
         else:
             mixed_BxLxHxK = self._attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM)
-        return self.output(mixed_BxLxHxK.reshape(x_NxD.shape))
+        return self.output(mixed_BxLxHxK.reshape(x_QxD.shape))
 
     def _attend(self, q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxLxM):
         scores_BxHxLxM = jnp.einsum("BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK)
@@ -194,22 +214,36 @@ class Block(nn.Module):
         self.drop = drop(self.dropout)
 
     def __call__(
-        self, x_NxD: jax.Array, length: int, mask_BxLxM: jax.Array | None
+        self,
+        x_NxD: jax.Array,
+        length: int,
+        mask_BxLxM: jax.Array | None,
+        queries_BxP: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns x_NxD, N = B L."""
+        """Returns x_NxD, N = B L; only the rows of the queries if they are given."""
+        more = () if queries_BxP is None else (queries_BxP,)
 
         def attention(x_NxD):
-            return self.attention(x_NxD, length, mask_BxLxM)
+            return self.attention(x_NxD, length, mask_BxLxM, *more)
 
-        x_NxD = self._add(x_NxD, attention, self.attention_norm)
+        def kept(x_NxD):
+            return rows_at(x_NxD, length, queries_BxP)
+
+        x_NxD = self._add(x_NxD, attention, self.attention_norm, kept)
         if self.config.has_ffn(self.index):
             x_NxD = self._add(x_NxD, self.ffn, self.ffn_norm)
         return x_NxD
 
-    def _add(self, x_NxD: jax.Array, part: Callable, norm: Callable) -> jax.Array:
+    def _add(
+        self,
+        x_NxD: jax.Array,
+        part: Callable,
+        norm: Callable,
+        kept: Callable = lambda x_NxD: x_NxD,
+    ) -> jax.Array:
         if self.config.norm_placement == "post":  # arXiv 1706.03762
-            return norm(x_NxD + self.drop(part(x_NxD)))
-        return x_NxD + self.drop(part(norm(x_NxD)))
+            return norm(kept(x_NxD) + self.drop(part(x_NxD)))
+        return kept(x_NxD) + self.drop(part(norm(x_NxD)))
 
 
 class Encoder(nn.Module):
@@ -239,14 +273,16 @@ class Encoder(nn.Module):
         tokens_BxL: jax.Array,
         attention_mask: jax.Array | None = None,
         token_types_BxL: jax.Array | None = None,
+        needed_BxP: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns hidden_BxLxD.
+        """Returns hidden_BxLxD, or hidden_BxPxD at the needed positions.
 
         Args:
           tokens_BxL: any integer dtype.
           attention_mask: mask_BxL, 1 for tokens, 0 for padding; or mask_BxLxM, 1 where
             L may attend to M, see `document_mask`.
           token_types_BxL: 0 or 1, if the config has token types.
+          needed_BxP: positions; the last layer computes nothing at others.
         """
         x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
         mask_BxLxM = attention_mask
@@ -254,10 +290,13 @@ class Encoder(nn.Module):
             mask_BxLxM = attention_mask[:, None]
         # Two axes and a barrier let XLA:GPU fuse a residual add into the matmul before.
         x_NxD = jax.lax.optimization_barrier(x_BxLxD.reshape(-1, self.config.width))
-        for layer in self.layers * self.config.repeats:
-            x_NxD = layer(x_NxD, x_BxLxD.shape[1], mask_BxLxM)
+        rows, length, width = x_BxLxD.shape
+        *layers, last = self.layers * self.config.repeats
+        for layer in layers:
+            x_NxD = layer(x_NxD, length, mask_BxLxM)
+        x_NxD = last(x_NxD, length, mask_BxLxM, needed_BxP)
         x_NxD = self.final_norm(x_NxD) if self.config.final_norm else x_NxD
-        return x_NxD.reshape(x_BxLxD.shape)
+        return x_NxD.reshape(rows, -1, width)
 
 
 class MaskedLM(Encoder):
@@ -284,6 +323,9 @@ class MaskedLM(Encoder):
         attention_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Returns float32 logits_BxPxV."""
+        if self.config.sparse_last_layer:
+            needed = {"needed_BxP": positions_BxP}
+            return self.logits(super().__call__(tokens_BxL, attention_mask, **needed))
         hidden_BxLxD = super().__call__(tokens_BxL, attention_mask)
         if not self.config.sparse_prediction:
             logits_BxLxV = self.logits(hidden_BxLxD)
@@ -342,6 +384,16 @@ class Classifier(Encoder):
         hidden_BxLxD = super().__call__(tokens_BxL, attention_mask_BxL, types_BxL)
         first_BxD = hidden_BxLxD[:, 0]
         return self.head(self.drop(jnp.tanh(self.pooler(first_BxD))))
+
+
+def rows_at(
+    x_NxD: jax.Array, length: int, positions_BxP: jax.Array | None
+) -> jax.Array:
+    """Returns the rows of x_NxD, N = B L, at the positions; without any, all rows."""
+    if positions_BxP is None:
+        return x_NxD
+    first_Bx1 = length * jnp.arange(len(positions_BxP))[:, None]
+    return jnp.take(x_NxD, (first_Bx1 + positions_BxP).ravel(), axis=0)
 
 
 def document_mask(tokens_BxL: jax.Array) -> jax.Array:

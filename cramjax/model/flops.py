@@ -58,10 +58,16 @@ def train_flops_by_part(
     factorised = embedding != width
     attends = model.mixing == "attention"
     per_ffn = model.ffn_width * (3 / 2 if model.ffn == "gated" else 2)
+    # Of the last layer, what is not computed: queries, output, feed-forward.
+    saved = 1 - predicted_per_row(mask_rate, length) / length
+    saved *= model.sparse_last_layer
+    ffn_layers -= saved * model.has_ffn(model.layers - 1)
     parts = {
         "embedding projection": 6 * embedding * width * factorised,
-        "attention kernels": 6 * layers * width**2 * (4 if attends else 1),
-        "attention products": 12 * layers * length * width * attends,
+        "attention kernels": 6
+        * (layers * (4 if attends else 1) - 2 * saved)
+        * width**2,
+        "attention products": 12 * (layers - saved) * length * width * attends,
         # Backward is one transform more, not two: nothing in it is learned.
         "fourier transform": (
             2 * layers * 5 * width * math.log2(length * width) * (not attends)

@@ -157,19 +157,32 @@ ADDED_POSITIONS = {
 }
 
 
-def rotate(x_BxLxHxK: jax.Array, base: float = BASE) -> jax.Array:
+def rotations(length: int, head_dim: int, base: float) -> np.ndarray:
+    """Returns turns_LxK, the cosines and then the sines of `rotate`, float32."""
+    angle_Lxhalf = _angles(length, head_dim, base)
+    turns = [np.cos(angle_Lxhalf), np.sin(angle_Lxhalf)]
+    return np.concatenate(turns, axis=1).astype(np.float32)
+
+
+def rotate(
+    x_BxLxHxK: jax.Array, turns_LxK: np.ndarray, positions_BxL: jax.Array | None = None
+) -> jax.Array:
     """Returns queries or keys turned by their position (arXiv 2104.09864).
 
-    Channel i of the first half and channel i of the second half are one plane.
+    Channel i of the first half and channel i of the second half are one plane. Without
+    positions they are consecutive, from 0.
     """
-    angle_Lxhalf = _angles(x_BxLxHxK.shape[1], x_BxLxHxK.shape[3], base)
-    cos_1xLx1xhalf = np.cos(angle_Lxhalf)[None, :, None, :].astype(np.float32)
-    sin_1xLx1xhalf = np.sin(angle_Lxhalf)[None, :, None, :].astype(np.float32)
+    turns_BxLxK = turns_LxK[None]
+    if positions_BxL is not None:
+        turns_BxLxK = jnp.take(turns_LxK, positions_BxL, axis=0)
+    half = turns_LxK.shape[1] // 2
+    cos_BxLx1xhalf = turns_BxLxK[:, :, None, :half]
+    sin_BxLx1xhalf = turns_BxLxK[:, :, None, half:]
     a_BxLxHxhalf, b_BxLxHxhalf = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
     turned_BxLxHxK = jnp.concatenate(
         [
-            a_BxLxHxhalf * cos_1xLx1xhalf - b_BxLxHxhalf * sin_1xLx1xhalf,
-            b_BxLxHxhalf * cos_1xLx1xhalf + a_BxLxHxhalf * sin_1xLx1xhalf,
+            a_BxLxHxhalf * cos_BxLx1xhalf - b_BxLxHxhalf * sin_BxLx1xhalf,
+            b_BxLxHxhalf * cos_BxLx1xhalf + a_BxLxHxhalf * sin_BxLx1xhalf,
         ],
         axis=-1,
     )
