@@ -20,8 +20,10 @@ def command(argv: Sequence[str]) -> None:
     config, extras = parse_command_line(argv, ["mfu", "json"])
     mfu = number(extras, "mfu", 0.4, within("(0, 1]"))
     path = files.to_be_written("json", extras["json"])
-    from cramjax.describe import describe  # imports JAX, which takes seconds
+    from cramjax.checkpoints import initial  # imports JAX, which takes seconds
+    from cramjax.describe import describe
 
+    config, _ = initial.begin(config)
     facts = describe(config, mfu)
     _print(facts, mfu)
     if path:

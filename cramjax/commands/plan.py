@@ -32,8 +32,10 @@ def command(argv: Sequence[str]) -> None:
     micro_batches = _numbers(extras["micro_batches"])
     path = files.to_be_written("json", extras["json"])
     os.environ["JAX_PLATFORMS"] = "cpu"  # does not use a GPU even if there is one
-    from cramjax.plan import plan  # imports JAX, which takes seconds
+    from cramjax.checkpoints import initial  # imports JAX, which takes seconds
+    from cramjax.plan import plan
 
+    config, _ = initial.begin(config)
     facts = plan(config, name, micro_batches)
     _print(facts, CARDS[name])
     if path:

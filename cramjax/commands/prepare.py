@@ -5,6 +5,7 @@ cramjax prepare --config=configs/a4000.py --config.data.sources=...
 
 from collections.abc import Sequence
 
+from cramjax.checkpoints import initial
 from cramjax.data.prepare import prepare
 from cramjax.flags import parse_command_line
 
@@ -12,4 +13,5 @@ from cramjax.flags import parse_command_line
 def command(argv: Sequence[str]) -> None:
     """Builds the corpus of the config."""
     config, _ = parse_command_line(argv)
+    config, _ = initial.begin(config)
     prepare(config)
