@@ -18,6 +18,7 @@ def get_config() -> config_dict.ConfigDict:
     # Small models that get positions by addition learn from word frequencies alone for
     # a long time.
     config.model.positions = "rotary"
+    config.model.sparse_last_layer = True  # a sixth less to compute
 
     config.objective.mask_rate = 0.4
     config.objective.mask_share = 1.0
