@@ -28,4 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.learning_rate = 1e-2
     config.schedule.curve = "dive"  # constant, then linearly to 0
     config.schedule.falloff = 0.5
+
+    # The best one is inside, for each initialization.
+    config.glue.learning_rates = (2e-3, 4e-3, 8e-3, 1.6e-2)
     return config

@@ -227,7 +227,9 @@ def bundle(argv: Sequence[str]) -> None:
         git = ["git", "-C", str(ROOT), "archive", f"--output={archive}", "HEAD"]
         subprocess.run([*git, "--", ".", ":!records"], check=True)
         with tarfile.open(archive) as file:
-            file.extractall(stage, filter="data")
+            # Python 3.11.3 and earlier do not have the filter.
+            file.extraction_filter = getattr(tarfile, "data_filter", None)
+            file.extractall(stage)
         (stage / "install.sh").write_text(INSTALL)
         given = values["config"] or "configs/h200.py"
         _corpus([f"--config={given}", *flags], stage / "data")
