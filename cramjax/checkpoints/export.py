@@ -211,7 +211,7 @@ def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
 
 
 def _own_facts(model: ModelConfig, head_width: int) -> dict[str, Any]:
-    left_out = formats.OF_THE_DEVICE | formats.HF_NAMES.keys()
+    left_out = formats.HOW | formats.HF_NAMES.keys()
     classes = {"AutoConfig": "CramjaxConfig", "AutoModel": "CramjaxModel"}
     for task in ("ForMaskedLM", "ForSequenceClassification"):
         classes[f"AutoModel{task}"] = f"Cramjax{task}"

@@ -56,7 +56,8 @@ HF_NAMES = {
     "vocab_size": "vocab_size",
     "max_length": "max_position_embeddings",
 }
-OF_THE_DEVICE = {"dtype", "attention"}
+# How a model is computed, which changes none of its numbers.
+HOW = {"dtype", "attention", "sparse_last_layer"}
 SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
@@ -376,7 +377,7 @@ def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
     absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
-    names = {f.name for f in dataclasses.fields(ModelConfig)} - OF_THE_DEVICE
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - HOW
     values = absent | facts | _hf_sizes(facts)
     return {name: values[name] for name in names}
 
