@@ -310,6 +310,9 @@ def check_workdir(workdir: Path, config: Config) -> None:
             f"{FORMAT}): finish it with that version, or pass another --workdir"
         )
     new = flatten(to_dict(config))
+    if new["init_hash"] and new["init_hash"] == old.get("init_hash"):
+        for key in ("init_from", "data.tokenizer"):  # the same weights, elsewhere now
+            old[key] = new[key]
     scores = workdir / evaluate.RESULTS
     for key in sorted({*old, *new} - OPERATIONAL_KEYS):
         of_glue = key.startswith("glue.")

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cramjax import files, markdown
+from cramjax.checkpoints.initial import check_given
 from cramjax.config import Config, load, module
 from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
+from cramjax.flags import overridden
 from cramjax.glue.evaluate import RESULTS as SCORES
 from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
 from cramjax.run import run
@@ -78,8 +80,13 @@ class Study:
         Raises:
           UserError: an override that cannot be; all are parsed before anything runs.
         """
-        runs = [(row, seed) for seed in self.seeds for row in self.rows]
-        return {run: load(self.config, self.arguments(run)) for run in runs}
+        configs = {}
+        for seed in self.seeds:
+            for row in self.rows:
+                given = self.arguments((row, seed))
+                configs[row, seed] = load(self.config, given)
+                check_given(configs[row, seed], overridden(given))
+        return configs
 
 
 def slug(row: str) -> str:

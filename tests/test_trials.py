@@ -119,6 +119,28 @@ def test_a_rate_that_is_far_too_high_diverges(tiny):
         assert scores.diverged(found.outputs) == count
 
 
+def test_a_regression_has_the_scale_of_its_labels(tiny):
+    glue = dataclasses.replace(tiny.glue, trials=2, epochs=12, batch_size=8)
+    rows = separable()
+    rows = dataclasses.replace(
+        rows, labels_N=np.float32(150_000 + 40_000 * rows.labels_N)
+    )
+    kept = []
+    found = finetuning.finetune(
+        *(tiny.model, glue, rows, [rows], 1),
+        pretrained=None,
+        learning_rate=1e-2,
+        seed=0,
+        standardize=True,
+        on_trained=kept.append,
+    )
+    outputs_TxN = found.outputs[0][..., 0]
+    errors_TxN = np.abs(outputs_TxN - rows.labels_N)
+    assert np.median(errors_TxN) < 10_000
+    bias_Tx1 = kept[0]["head"]["bias"]
+    assert (np.abs(bias_Tx1 - 170_000) < 40_000).all()
+
+
 @pytest.fixture
 def own_config(tiny, tmp_path):
     """A config with one small task, of 32 training rows and 8 dev rows."""

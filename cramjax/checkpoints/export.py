@@ -72,7 +72,7 @@ def export(
     Raises:
       UserError: `checkpoint` is neither, `to` cannot be used, or the logits differ.
     """
-    origin, to = Path(checkpoint).expanduser(), Path(to).expanduser().absolute()
+    origin, to = Path(checkpoint).expanduser(), Path(to).expanduser().resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} exists and is not empty: pass another folder")
     source: Source
@@ -279,7 +279,10 @@ def _difference(folder: Path, name: str, source: Source) -> float | None:
     transformers.utils.logging.disable_progress_bar()
     library = transformers
     if has_code(name):
-        spec = importlib.util.spec_from_file_location(CODE, folder / f"{CODE}.py")
+        path = Path(__file__).with_name(
+            f"{CODE}.py"
+        )  # leaves no bytecode in the folder
+        spec = importlib.util.spec_from_file_location(CODE, path)
         library = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(library)
     theirs = getattr(library, name).from_pretrained(folder).eval()

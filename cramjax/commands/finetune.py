@@ -61,8 +61,8 @@ def command(argv: Sequence[str]) -> None:
             )
     if (keep := given["keep"] or "best") not in ("best", "median"):
         raise UserError(f"--keep={keep}: must be best or median")
-    checkpoint = Path(given["checkpoint"])
-    workdir = Path(given["workdir"] or checkpoint / "classifier")
+    checkpoint = Path(given["checkpoint"]).expanduser()
+    workdir = Path(given["workdir"] or checkpoint / "classifier").expanduser()
     if (workdir / classifier.CONFIG).exists():
         raise UserError(f"--workdir={workdir} holds a model: pass another --workdir")
     paths = {name: Path(given[name]).expanduser() for name in ("train", "dev")}
@@ -78,13 +78,13 @@ def command(argv: Sequence[str]) -> None:
     check_workdir(workdir, config)
     task = tasks.own(config.glue, *(str(path.absolute()) for path in paths.values()))
     use_cache(config.compilation_cache)
-    trained: dict[float, list[Any]] = {}  # {rate: parameters of each trial}
+    trained: dict[str, list[Any]] = {}  # {rate: parameters of each trial}
 
     def on_trained(rate: float, params_T: Any) -> None:
         params_T = jax.device_get(params_T)
         for i in range(len(jax.tree.leaves(params_T)[0])):
             params = jax.tree.map(operator.itemgetter(i), params_T)
-            trained.setdefault(rate, []).append(params)
+            trained.setdefault(f"{rate:g}", []).append(params)
 
     with tempfile.TemporaryDirectory() as folder:
         [entry] = evaluate.evaluate(
@@ -107,7 +107,7 @@ def command(argv: Sequence[str]) -> None:
     glue = config.glue
     saved = classifier.SavedClassifier(
         model=config.model,
-        params=trained[rate][number],
+        params=trained[f"{rate:g}"][number],
         tokenizer=pretrained.tokenizer,
         labels=labels,
         columns=glue.own_texts,

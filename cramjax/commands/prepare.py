@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from cramjax.checkpoints import initial
 from cramjax.data.prepare import prepare
-from cramjax.flags import parse_command_line
+from cramjax.flags import overridden, parse_command_line
 
 
 def command(argv: Sequence[str]) -> None:
     """Builds the corpus of the config."""
     config, _ = parse_command_line(argv)
+    initial.check_given(config, overridden(argv))
     config, _ = initial.begin(config)
     prepare(config)

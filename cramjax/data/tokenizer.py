@@ -382,6 +382,8 @@ def imported(path: Path, vocab_size: int, hint: str) -> tuple[Tokenizer, np.ndar
         vocab = {token: int(new_ids_V[i]) for token, i in ids.items()}
     else:  # [[token, score], ...], in the order of their ids
         vocab = [vocab[i] for i in old_ids_V[: len(vocab)]]
+        if (unknown := content["model"].get("unk_id")) is not None:
+            content["model"]["unk_id"] = int(new_ids_V[unknown])
     content["model"]["vocab"] = vocab
     for added in content["added_tokens"]:
         added["id"] = int(new_ids_V[added["id"]])

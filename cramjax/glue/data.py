@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -136,7 +137,11 @@ def _field(record: Any, name: str, where: str, split: Split) -> str:
         value = value[part]
     if not isinstance(value, (str, bool, int, float)):
         raise UserError(f"{where} has no text or number in {name!r}{split.hint(name)}")
-    return value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if re.search("[\ud800-\udfff]", value):
+        raise UserError(f"{where} has half of a character in {name!r}")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,6 +193,8 @@ def evaluate(
                     pretrained=pretrained,
                     learning_rate=rate,
                     seed=config.seed,
+                    # STS-B has the scale of the paper's.
+                    standardize=encoded.task.regression and encoded.task.name == "own",
                     on_chunk=journal.show,
                     on_epoch=journal.write_epoch,
                     on_trained=functools.partial(on_trained, rate),

@@ -102,6 +102,7 @@ def finetune(
     pretrained: Any | None,
     learning_rate: float,
     seed: int,
+    standardize: bool = False,
     on_chunk: Callable[[float, float], None] = lambda *_: None,
     on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
     on_trained: Callable[[Any], None] = lambda _: None,
@@ -123,6 +124,8 @@ def finetune(
       pretrained: parameters of `encoder.MaskedLM`, or None for random ones.
       learning_rate: at the end of the warm-up.
       seed: of all trials together.
+      standardize: train a regression on numbers of mean 0 and deviation 1; predictions
+        are in the labels' own scale.
       on_chunk: called every few steps with the fraction of all trials' steps that is
         done, and the latest loss.
       on_epoch: called after each epoch with the numbers of the trials that are trained
@@ -139,6 +142,10 @@ def finetune(
     steps = glue.epochs * (len(train) // glue.batch_size)
     warmup = glue.warmup_steps / steps if glue.warmup_steps else glue.warmup_share
     static = _Static(model, glue, outputs, warmup)
+    mean, std = 0.0, 1.0
+    if standardize:
+        mean, std = train.labels_N.mean(), train.labels_N.std() or 1.0
+        train = dataclasses.replace(train, labels_N=(train.labels_N - mean) / std)
 
     def train_together(trials: range) -> Finetuned:
         epochs = _train(
@@ -150,6 +157,10 @@ def finetune(
         params_T = trained_T.params
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
         del trained_T, predict  # the optimizer's state makes room for predictions
+        if standardize:
+            head = params_T["head"]
+            scaled = {"kernel": head["kernel"] * std, "bias": head["bias"] * std + mean}
+            params_T = {**params_T, "head": scaled}
         found = [_predict_all(static, params_T, rows) for rows in predicted]
         on_trained(params_T)
         return Finetuned(found, skipped_T, len(trials))
