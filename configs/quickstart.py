@@ -3,7 +3,7 @@
     bash scripts/quickstart.sh
 
 Not a row of the paper: the small model of `configs/small.py` on six books, with the
-changes to the recipe by which a small model learns most in a few minutes: a held-out
+changes to the recipe by which it learns more from the same number of tokens: a held-out
 loss of 3.61 instead of 4.17, word order 95.2 % instead of 94.2 (one seed each). The
 study `configs/studies/ladder.py` compares them with the paper's recipe.
 """
@@ -16,10 +16,9 @@ import cramjax.config
 def get_config() -> config_dict.ConfigDict:
     """Returns the small model with the changed recipe."""
     config = cramjax.config.from_file("small")
-    # Small models that get positions by addition learn from word frequencies alone for
-    # a long time.
+    # With the paper's sinusoids a small model knows word frequencies only for long.
     config.model.positions = "rotary"
-    config.model.sparse_last_layer = True  # a sixth less to compute
+    config.model.sparse_last_layer = True  # 15 % fewer FLOPs
 
     config.objective.mask_rate = 0.4
     config.objective.mask_share = 1.0

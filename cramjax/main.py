@@ -40,7 +40,7 @@ from cramjax import commands
 from cramjax.config import to_dict
 from cramjax.device import host_memory
 from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
-from cramjax.flags import overridden, parse_command_line
+from cramjax.flags import parse_command_line
 from cramjax.output import Unbroken, print_messages
 
 logger = logging.getLogger("cramjax.main")
@@ -73,10 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
         logger.info(f"workdir: {workdir}")
         # Imported here because they import JAX: a mistyped flag is reported at once.
-        if config.init_from:
-            from cramjax.checkpoints.initial import check_given
-
-            check_given(config, overridden(argv))
         if extras["rehearse"]:
             from cramjax.rehearsal import rehearse
 

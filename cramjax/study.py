@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cramjax import files, markdown
-from cramjax.checkpoints.initial import check_given
 from cramjax.config import Config, load, module
 from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
-from cramjax.flags import overridden
 from cramjax.glue.evaluate import RESULTS as SCORES
 from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
 from cramjax.run import run
@@ -80,13 +78,8 @@ class Study:
         Raises:
           UserError: an override that cannot be; all are parsed before anything runs.
         """
-        configs = {}
-        for seed in self.seeds:
-            for row in self.rows:
-                given = self.arguments((row, seed))
-                configs[row, seed] = load(self.config, given)
-                check_given(configs[row, seed], overridden(given))
-        return configs
+        cells = [(row, seed) for seed in self.seeds for row in self.rows]
+        return {cell: load(self.config, self.arguments(cell)) for cell in cells}
 
 
 def slug(row: str) -> str:
@@ -237,7 +230,7 @@ def total_flops(config: Config, summary: Mapping[str, Any]) -> float:
 
 
 def page(study: Study, results: Results) -> str:
-    """Returns the table, and what the curves say."""
+    """Returns the table, and below it the lines of `multipliers`."""
     return "\n\n".join([table(study, results), *multipliers(study, results)])
 
 

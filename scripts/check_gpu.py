@@ -308,7 +308,7 @@ def run_parts(
     data: Path | None,
     tiny: bool,
 ) -> dict[str, Facts]:
-    """Runs the parts that have not passed; returns all results in the folder.
+    """Runs the parts that have not passed; returns the results of all parts.
 
     Each is {"part", "title", "passed", "why" (it failed, or ""), "seconds", "facts",
     "asked" (the flags)}, and is also in FOLDER/PART.json.

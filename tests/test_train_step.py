@@ -256,7 +256,7 @@ def test_a_falling_masking_rate_compiles_once_and_weighs_what_is_masked(data_dir
     ]
     assert losses[0] == pytest.approx(ends[0], rel=1e-6)
     assert losses[0] != losses[1] != losses[2]
-    # At the end: 8 of 32 positions, of which the loss is the mean, not a half of it.
+    # At the end 8 of 32 positions are masked; the loss is their mean, not half of it.
     assert losses[2] == pytest.approx(ends[1], rel=0.05)
 
 

@@ -196,7 +196,7 @@ def stsb_config(tiny, tmp_path):
 
 
 def diverging(monkeypatch, bad_rates):
-    """Trials that are right, or of which the first one has diverged at some rates."""
+    """Trials that are right; at some rates the first one has diverged."""
 
     def finetune(model, glue, train, sets, outputs, *, learning_rate, **_):
         # Perfect at the higher rate, not quite at the other one.

@@ -279,9 +279,8 @@ def _difference(folder: Path, name: str, source: Source) -> float | None:
     transformers.utils.logging.disable_progress_bar()
     library = transformers
     if has_code(name):
-        path = Path(__file__).with_name(
-            f"{CODE}.py"
-        )  # leaves no bytecode in the folder
+        # Not the copy in the folder, beside which Python would write its bytecode.
+        path = Path(__file__).with_name(f"{CODE}.py")
         spec = importlib.util.spec_from_file_location(CODE, path)
         library = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(library)

@@ -11,31 +11,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.checkpoints.load import CONFIG, TOKENIZER, load
 from cramjax.config import Config, ModelConfig, from_dict, read_recorded, require
-from cramjax.config.data import IMPORTED
+from cramjax.config.data import IMPORTED, TOKENIZER_KEYS
+from cramjax.config.model import CHOSEN_MODEL_KEYS
 from cramjax.errors import UserError
 from cramjax.tokens import CLS
 from cramjax.training.pretrain import SUMMARY
 
-# Keys of the model that stay the config's, and those of the text that do not.
-FREE = ("dtype", "attention", "max_length")
-OF_TEXT = ("tokenizer", "tokenizer_kind", "normalizer", "cls", "sep")
 TABLE = "embedding.positions.table"  # of learned positions
-
-
-def check_given(config: Config, given: set[str]) -> None:
-    """Refuses keys of the command line, such as "seed", that follow from `init_from`.
-
-    Raises:
-      UserError: it names one of them.
-    """
-    follow = {key for key in given if key.startswith("model.")}
-    follow -= {f"model.{name}" for name in FREE}
-    follow |= given & {f"data.{name}" for name in OF_TEXT}
-    if config.init_from and follow:
-        raise UserError(
-            f"--config.{min(follow)}: it is that of config.init_from="
-            f"{config.init_from}; leave it out"
-        )
 
 
 def begin(
@@ -89,8 +71,8 @@ def _like(
     config: Config, model: ModelConfig, text: Mapping[str, Any], found_hash: str
 ) -> Config:
     """Returns `config` with the shape of a model, and with its tokenizer."""
-    free = {name: getattr(config.model, name) for name in FREE}
-    of_text = {name: text[name] for name in OF_TEXT}
+    free = {name: getattr(config.model, name) for name in CHOSEN_MODEL_KEYS}
+    of_text = {name: text[name] for name in TOKENIZER_KEYS}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **free),

@@ -47,8 +47,7 @@ OURS = "cramjax"  # and of what modeling_cramjax.py computes
 BERT_TYPES = "bert.embeddings.token_type_embeddings.weight"
 HINT = "a folder needs " + ", ".join((CONFIG, WEIGHTS, TOKENIZER))
 
-# Keys of the model that have a name of their own in config.json of transformers, and
-# those that say how it is computed, not what.
+# Keys of the model that have a name of their own in config.json of transformers.
 HF_NAMES = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -56,7 +55,7 @@ HF_NAMES = {
     "vocab_size": "vocab_size",
     "max_length": "max_position_embeddings",
 }
-# How a model is computed, which changes none of its numbers.
+# Keys that say how a model is computed, not what it computes.
 HOW = {"dtype", "attention", "sparse_last_layer"}
 SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 

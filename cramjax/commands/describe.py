@@ -12,7 +12,7 @@ from typing import Any
 from cramjax import files
 from cramjax.config.key import within
 from cramjax.device.cards import CARDS
-from cramjax.flags import number, overridden, parse_command_line
+from cramjax.flags import number, parse_command_line
 
 
 def command(argv: Sequence[str]) -> None:
@@ -23,7 +23,6 @@ def command(argv: Sequence[str]) -> None:
     from cramjax.checkpoints import initial  # imports JAX, which takes seconds
     from cramjax.describe import describe
 
-    initial.check_given(config, overridden(argv))
     config, _ = initial.begin(config)
     facts = describe(config, mfu)
     _print(facts, mfu)

@@ -16,7 +16,7 @@ from typing import Any
 from cramjax import files
 from cramjax.device.cards import CARDS, Card
 from cramjax.errors import UserError
-from cramjax.flags import overridden, parse_command_line
+from cramjax.flags import parse_command_line
 
 
 def command(argv: Sequence[str]) -> None:
@@ -35,7 +35,6 @@ def command(argv: Sequence[str]) -> None:
     from cramjax.checkpoints import initial  # imports JAX, which takes seconds
     from cramjax.plan import plan
 
-    initial.check_given(config, overridden(argv))
     config, _ = initial.begin(config)
     facts = plan(config, name, micro_batches)
     _print(facts, CARDS[name])

@@ -24,6 +24,8 @@ TOKENIZER_KINDS = (
     "wordlevel",
 )
 IMPORTED = "imported"
+# With `init_from` these are its model's.
+TOKENIZER_KEYS = ("tokenizer", "tokenizer_kind", "normalizer", "cls", "sep")
 ORDERS = (
     "sentence_length",
     "fragments",

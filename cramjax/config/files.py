@@ -12,6 +12,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from cramjax.config.data import TOKENIZER_KEYS
+from cramjax.config.model import CHOSEN_MODEL_KEYS
 from cramjax.config.root import KEYS, Config, from_dict
 from cramjax.errors import UserError, one_line
 
@@ -127,14 +129,25 @@ def changed(values: dict[str, Any], overrides: Iterable[str]) -> Config:
         value = _value(key, text)
         joined = isinstance(value, tuple) and isinstance(changes.get(key), tuple)
         changes[key] = changes[key] + value if joined else value
-    if (
-        "data.sources" in changes
-    ):  # the licence of the file's text is not that of another
+    if "data.sources" in changes:  # its licence is not that of the config's text
         changes.setdefault("data.licence", "")
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
-    return from_dict(values)
+    config = from_dict(values)
+    if config.init_from and (follow := sorted(filter(_is_of_the_model, changes))):
+        raise UserError(
+            f"--config.{follow[0]}: it is that of config.init_from={config.init_from}; "
+            "leave it out"
+        )
+    return config
+
+
+def _is_of_the_model(name: str) -> bool:
+    """Returns whether a key follows from the model that `init_from` names."""
+    section, _, key = name.rpartition(".")
+    chosen = section == "model" and key not in CHOSEN_MODEL_KEYS
+    return chosen or (section == "data" and key in TOKENIZER_KEYS)
 
 
 def _value(key: str, text: str) -> Any:

@@ -4,6 +4,8 @@ import dataclasses
 
 from cramjax.config.key import Section, above, at_least, key, one_of, within
 
+# With `init_from` only these are the config's; the others are those of its model.
+CHOSEN_MODEL_KEYS = ("dtype", "attention", "max_length")
 ADDED_POSITIONS = ("scaled_sinusoidal", "sinusoidal", "learned")
 
 

@@ -194,7 +194,8 @@ def evaluate(
                     learning_rate=rate,
                     seed=config.seed,
                     # STS-B has the scale of the paper's.
-                    standardize=encoded.task.regression and encoded.task.name == "own",
+                    standardize=encoded.task.regression
+                    and encoded.task.source == "own",
                     on_chunk=journal.show,
                     on_epoch=journal.write_epoch,
                     on_trained=functools.partial(on_trained, rate),

@@ -221,29 +221,23 @@ class Block(nn.Module):
         queries_BxP: jax.Array | None = None,
     ) -> jax.Array:
         """Returns x_NxD, N = B L; only the rows of the queries if they are given."""
-        more = () if queries_BxP is None else (queries_BxP,)
 
         def attention(x_NxD):
-            return self.attention(x_NxD, length, mask_BxLxM, *more)
+            return self.attention(x_NxD, length, mask_BxLxM, queries_BxP)
 
-        def kept(x_NxD):
-            return rows_at(x_NxD, length, queries_BxP)
-
-        x_NxD = self._add(x_NxD, attention, self.attention_norm, kept)
+        stream_NxD = rows_at(x_NxD, length, queries_BxP)
+        x_NxD = self._add(stream_NxD, x_NxD, attention, self.attention_norm)
         if self.config.has_ffn(self.index):
-            x_NxD = self._add(x_NxD, self.ffn, self.ffn_norm)
+            x_NxD = self._add(x_NxD, x_NxD, self.ffn, self.ffn_norm)
         return x_NxD
 
     def _add(
-        self,
-        x_NxD: jax.Array,
-        part: Callable,
-        norm: Callable,
-        kept: Callable = lambda x_NxD: x_NxD,
+        self, stream_NxD: jax.Array, x_NxD: jax.Array, part: Callable, norm: Callable
     ) -> jax.Array:
+        """Adds what the part makes of x to the stream."""
         if self.config.norm_placement == "post":  # arXiv 1706.03762
-            return norm(kept(x_NxD) + self.drop(part(x_NxD)))
-        return kept(x_NxD) + self.drop(part(norm(x_NxD)))
+            return norm(stream_NxD + self.drop(part(x_NxD)))
+        return stream_NxD + self.drop(part(norm(x_NxD)))
 
 
 class Encoder(nn.Module):
