@@ -30,15 +30,18 @@ def losses(workdir):
 
 
 def continued(data_dir, source, *overrides):
-    """Two layers become those of the source; 20 micro-steps."""
+    """Two layers become those of the source; 20 micro-steps.
+
+    The shape is that of a config file, which may have one: overrides may not.
+    """
     config = tiny_config(
         data_dir,
-        f"init_from={source}",
         *("model.layers=3", "model.vocab_size=300", "data.order=stored"),
         *("budget.tokens=2560", "log.every_steps=1"),
         *overrides,
     )
-    return dataclasses.replace(config, glue=dataclasses.replace(config.glue, tasks=()))
+    glue = dataclasses.replace(config.glue, tasks=())
+    return dataclasses.replace(config, init_from=str(source), glue=glue)
 
 
 def test_a_run_goes_on_from_a_finished_one(finished, data_dir, tmp_path, monkeypatch):

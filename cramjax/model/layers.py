@@ -223,7 +223,7 @@ class FourierMixing(nn.Module):
         )
 
     def __call__(
-        self, x_NxD: jax.Array, length: int, mask_Bx1xM: jax.Array | None, queries: None
+        self, x_NxD: jax.Array, length: int, mask_Bx1xM: jax.Array | None, queries=None
     ) -> jax.Array:
         """Returns x_NxD; only positions where the mask is 1 are transformed."""
         del queries  # the config has no sparse last layer with this mixing
