@@ -178,7 +178,7 @@ def read_have(path: str) -> dict[str, str]:
 
 
 def _corpus(flags: Sequence[str], data: Path) -> None:
-    """Copies the text, and packs it as the run of part d does."""
+    """Copies the text, and packs it as the runs of part d do."""
     from cramjax.data.prepare import prepare
     from cramjax.data.sources import resolve
 

@@ -6,7 +6,8 @@ bash scripts/check_gpu.sh [--parts=a,b,c,d] [--out=FOLDER] [--config=configs/h20
   a: the device, and the tests marked gpu
   b: scripts/benchmark.py, beside PyTorch where it is installed
   c: measured speed over the estimate of scripts/plan.py, for three micro-batches
-  d: a run of five minutes, pretrained and fine-tuned
+  d: the paper's recipe and that of configs/best.py (configs/studies/best.py), three
+     minutes each, pretrained and fine-tuned
 
 It uses what is installed and downloads nothing. Every part is a process of its own: a
 part that fails is named, and the others go on. The same command again repeats only the
@@ -49,7 +50,7 @@ ROOT = Path(__file__).parents[1]
 CALIBRATION = ROOT / "cramjax" / "calibration.json"
 LIMIT_S = 600.0  # of a part
 BENCHMARK_MINUTES = 9.0
-RUN_HOURS = 5 / 60
+RUN_HOURS = 3 / 60  # of each recipe
 # The tasks that fine-tune within minutes, and their folders.
 TASKS = {"cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "sst2": "SST-2"}
 TINY = (
@@ -263,10 +264,11 @@ def estimate(check: Check) -> Facts:
     return {**facts, **entry, "written_to": str(store)}
 
 
-def short_run(check: Check) -> Facts:
-    """Part d."""
-    workdir = check.folder / "d_run"
-    flags = [*check.flags, *SHORT, f"--config.budget.hours={RUN_HOURS}"]
+def recipes(check: Check) -> Facts:
+    """Part d: {row of the study: its summary and scores}."""
+    workdir = check.folder / "d_runs"
+    config, *overrides = check.flags
+    flags = [*overrides, *SHORT, f"--config.budget.hours={RUN_HOURS}"]
     flags += [f"--config.data.dir={check.folder / 'packed'}"]
     tasks = EMBEDDED_TASKS
     if check.data:
@@ -280,24 +282,17 @@ def short_run(check: Check) -> Facts:
         flags += EMBEDDED
     flags += [f"--config.glue.tasks={tasks[:1] if check.tiny else tasks}"]
     flags += [*TINY, *TINY_RUN] if check.tiny else []
-    command = ["-m", "cramjax.main", *flags, f"--workdir={workdir}"]
-    facts = check.run("run", command, workdir / "pretrain.json")
-    scores = {
-        name: {
-            "metric": task["metric"],
-            "majority": task["majority"],
-            "median": task["starts"]["pretrained"]["median"],
-        }
-        for name, task in _read(workdir / "glue.json")["tasks"].items()
-    }
-    return {**facts, "scores": scores}
+    study = f"--study=studies/best:{config.removeprefix('--config=')}"
+    command = ["scripts/study.py", study, f"--workdir={workdir}", *flags]
+    results = check.run("study", command, workdir / "study.json")
+    return {row: by_seed["0"] for row, by_seed in results.items()}
 
 
 PARTS: dict[str, tuple[str, Callable[[Check], Facts]]] = {
     "a": ("device and tests", device_and_tests),
     "b": ("benchmark", benchmark),
     "c": ("measured over estimated speed", estimate),
-    "d": ("a short run", short_run),
+    "d": ("two recipes", recipes),
 }
 
 
@@ -366,7 +361,7 @@ def check_card(argv: Sequence[str]) -> None:
         raise UserError(f"--parts={values['parts']}: {unknown[0]!r} is none of a,b,c,d")
     tiny = bool(values["tiny"])
     try:
-        config = find(values["config"] or ("quickstart" if tiny else "h200"))
+        config = find(values["config"] or ("small" if tiny else "h200"))
     except UserError as error:
         raise UserError(f"--config={error}") from error
     data = Path(values["data"]).resolve() if values["data"] else None

@@ -66,22 +66,22 @@ def _show_c(facts: Facts) -> list[str]:
 
 
 def _show_d(facts: Facts) -> list[str]:
-    mfu, kwh = facts["mfu"], facts["energy_kwh"]
+    return [f"{row}: {', '.join(_show_run(summary))}" for row, summary in facts.items()]
+
+
+def _show_run(summary: Facts) -> list[str]:
+    mfu, kwh = summary["mfu"], summary["energy_kwh"]
     found = [
-        f"{facts['tokens']:.3g} tokens in {facts['elapsed_s']:.0f} s, "
-        f"{facts['tokens_per_s']:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else ""),
-        f"held-out loss {facts['held_out_loss']:.3f} (unigram entropy "
-        f"{facts['unigram_entropy']:.3f})",
-        f"first step after {facts['first_step_s']:.1f} s",
+        f"{summary['tokens']:.3g} tokens in {summary['elapsed_s']:.0f} s",
+        f"{summary['tokens_per_s']:,.0f} tokens/s"
+        + (f", MFU {mfu:.1%}" if mfu else ""),
+        f"held-out loss {summary['held_out_loss']:.3f} (unigram entropy "
+        f"{summary['unigram_entropy']:.3f})",
+        f"first step after {summary['first_step_s']:.1f} s",
     ]
     if kwh is not None:
         found.append(f"{kwh:.3f} kWh")
-    for name, score in facts.get("scores", {}).items():
-        found.append(
-            f"{name} {score['metric']} {score['median']:.1f} (most common answer "
-            f"{score['majority']:.1f})"
-        )
-    return found
+    return found + [f"{task} {score:.1f}" for task, score in summary["scores"].items()]
 
 
 SUMMARIES = {"a": _show_a, "b": _show_b, "c": _show_c, "d": _show_d}

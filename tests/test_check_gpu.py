@@ -140,7 +140,11 @@ def test_all_parts_on_a_cpu(tmp_path):
     assert list(sizes) == ["4", "2"]
     stored = json.loads((tmp_path / "calibration.json").read_text())
     assert stored["stand-in"]["factor"] == found["c"]["facts"]["factor"]
-    assert found["d"]["facts"]["tokens"] >= 5000
-    assert list(found["d"]["facts"]["scores"]) == ["intents"]
+    recipes = found["d"]["facts"]
+    assert list(recipes) == ["paper", "best"]
+    for summary in recipes.values():
+        assert summary["tokens"] >= 5000
+        titles = [f"Intents, {of}" for of in ("pretrained", "bag of words")]
+        assert list(summary["scores"]) == titles
     text = (tmp_path / "check.md").read_text()
     assert text.count("| passed |") == 4

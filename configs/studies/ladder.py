@@ -1,4 +1,4 @@
-"""The paper's recipe and a stack of changes at three sizes: what FLOPs do they save?
+"""The paper's recipe and that of `configs/best.py` at three sizes: what is saved?
 
     python scripts/study.py --study=configs/studies/ladder.py:S --at_once=2 \
         --workdir=runs/ladder-s --config.data.sources="('wiki/*.txt',)"
@@ -6,31 +6,18 @@
 Sizes are S, M and L: 0.3M, 1.5M and 5M parameters inside the layers. The baseline is
 the paper's recipe with a budget that should take it well beyond the plateau near the
 unigram entropy: at size S it leaves it after 30 %, at the others that is not measured.
-The stack gets a half, a quarter and an eighth of its FLOPs. The text is English, about
-60 MB or more.
+The stack of changes gets a half, a quarter and an eighth of its FLOPs. The text is
+English, about 60 MB or more.
 
-Only the stack as a whole was measured, at size S with one seed (records/): what each of
-its changes is worth is not known.
+What was measured is in records/README.md.
 """
 
-from cramjax.config import load
+from cramjax.config import load, module
 from cramjax.model.flops import train_flops_per_token
 from cramjax.study import Study
 
 # Width, layers, tokens of the baseline. The feed-forward width is 4 times the width.
 SIZES = {"S": (128, 2, 16e6), "M": (192, 4, 12e6), "L": (320, 5, 12e6)}
-
-STACK = (
-    "model.positions=rotary",
-    "model.sparse_last_layer=True",
-    "optimizer.name=muon",
-    "optimizer.learning_rate=1e-2",
-    "objective.mask_rate=0.4",
-    "objective.mask_share=1.0",
-    "objective.random_share=0.0",
-    "schedule.curve=dive",
-    "schedule.falloff=0.5",
-)
 
 
 def get_study(size: str = "S") -> Study:
@@ -44,8 +31,9 @@ def get_study(size: str = "S") -> Study:
     )
     baseline = load("small", shape)
     per_token = train_flops_per_token(baseline.model, baseline.objective.mask_rate)
+    changes = module("best").overrides(baseline.optimizer.learning_rate)
     stack = {
-        f"stack 1/{n}": (*STACK, f"budget.flops={tokens * per_token / n:.6g}")
+        f"stack 1/{n}": (*changes, f"budget.flops={tokens * per_token / n:.6g}")
         for n in (2, 4, 8)
     }
     return Study(

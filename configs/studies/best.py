@@ -1,0 +1,24 @@
+"""The paper's recipe against that of `configs/best.py`, ten minutes each.
+
+    python scripts/study.py --study=studies/best:h200 --workdir=runs/best \
+        --config.glue.tasks="('cola','mrpc','rte','stsb')"
+
+The argument is a config with the paper's recipe. Another budget than ten minutes is
+--config.budget.hours=1 --config.batch.sequences=1024, for example.
+"""
+
+from cramjax.config import load, module
+from cramjax.study import Study
+
+
+def get_study(config: str = "h200") -> Study:
+    """Returns the two recipes, with one seed."""
+    best = module("best")
+    hours, sequences = best.BUDGETS["-10min"]
+    peak = load(config).optimizer.learning_rate
+    return Study(
+        config=config,
+        overrides=(f"budget.hours={hours}", f"batch.sequences={sequences}"),
+        rows={"paper": (), "best": best.overrides(peak)},
+        seeds=(0,),
+    )
