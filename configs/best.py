@@ -34,7 +34,7 @@ RATE = 2.5
 CARDS = {name: name for name in ("a4000", "a6000", "rtx2080ti", "h200")}
 CARDS["h100"] = "h200"
 # Hours and sequences an update: smaller where a day's would leave some hundred updates.
-BUDGETS = {"": (24.0, 4096), "-hour": (1.0, 1024), "-10min": (1 / 6, 512)}
+BUDGETS = {"": (24.0, 8192), "-hour": (1.0, 1024), "-10min": (1 / 6, 512)}
 ROWS = {
     card + budget: (file, *BUDGETS[budget])
     for budget in BUDGETS

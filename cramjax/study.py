@@ -19,7 +19,8 @@ from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
 from cramjax.glue.evaluate import RESULTS as SCORES
 from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
 from cramjax.run import run
-from cramjax.training.pretrain import SUMMARY
+from cramjax.training import log as metrics_log
+from cramjax.training.pretrain import METRICS, SUMMARY
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +88,18 @@ def slug(row: str) -> str:
     return "-".join(re.findall(r"[\w.]+", row))
 
 
+def _folder(workdir: Path, cell: Cell) -> Path:
+    row, seed = cell
+    return workdir / slug(row) / f"seed{seed}"
+
+
 def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
     """Runs what is missing; returns the summaries.
 
     A run lives in the folder ROW/seedN of the workdir, so a study that was stopped
     resumes its unfinished runs. All rows get their first seed before any gets its
     second, so what a stopped study has can be compared. After each run study.json,
-    study.md and, with curves, study.png are written.
+    study.md and study.png are written.
 
     Args:
       study: what is run.
@@ -107,7 +113,7 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
       Interrupted: a signal came; the runs' states are saved.
     """
     configs = study.configs()
-    folders = {(row, s): workdir / slug(row) / f"seed{s}" for row, s in configs}
+    folders = {cell: _folder(workdir, cell) for cell in configs}
     results: Results = {row: {} for row in study.rows}
     for (row, seed), folder in folders.items():  # of an earlier session
         if (folder / SUMMARY).exists():
@@ -123,8 +129,7 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
         results[row][seed] = _read(folders[cell])
         files.write_json(workdir / RESULTS, results)
         files.write_text(workdir / TABLE, page(study, results) + "\n")
-        if study.curves:
-            _figure(study, results).savefig(workdir / FIGURE, dpi=120)
+        _figure(study, results, workdir).savefig(workdir / FIGURE, dpi=120)
         logger.info(f"study: {_progress(configs, results)}")
     if failed:
         raise TrainingFailed(
@@ -356,19 +361,29 @@ def _curves(study: Study, results: Results) -> dict[str, list[Point]]:
     }
 
 
-def _figure(study: Study, results: Results) -> Any:
-    """Returns the held-out losses over FLOPs, a curve for each recipe."""
+def _figure(study: Study, results: Results, workdir: Path) -> Any:
+    """Returns losses over tokens and, if the study has curves, over FLOPs."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in _curves(study, results).items():
-        flops = [point.total_flops for point in points]
-        axes.plot(flops, [point.loss for point in points], "o-", label=name)
-    axes.set(xlabel="FLOPs, with the optimizer's", ylabel="held-out loss (nats)")
-    axes.set_xscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    panels = 2 if study.curves else 1
+    figure = Figure(figsize=(7, 4 * panels), layout="constrained")
+    over_tokens, *over_flops = figure.subplots(panels, squeeze=False)[:, 0]
+    for row, by_seed in results.items():
+        for seed in sorted(by_seed)[:1]:
+            events = metrics_log.read(_folder(workdir, (row, seed)) / METRICS)
+            lines = [x for x in events if "event" not in x and x["loss"] is not None]
+            losses = [line["loss"] for line in lines]
+            over_tokens.plot([line["tokens"] for line in lines], losses, label=row)
+    over_tokens.set(xlabel="tokens", ylabel="training loss (nats), first seed")
+    for axes in over_flops:
+        for name, points in _curves(study, results).items():
+            flops = [point.total_flops for point in points]
+            axes.plot(flops, [point.loss for point in points], "o-", label=name)
+        axes.set(xlabel="FLOPs, with the optimizer's", ylabel="held-out loss (nats)")
+    for axes in (over_tokens, *over_flops):
+        axes.set_xscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
     return figure
 
 

@@ -39,6 +39,23 @@ def test_every_config_file_parses(name):
     assert config_module.from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_the_best_recipe_changes_a_card_and_its_budget():
+    best = config_module.module("best")
+    a6000 = flatten(to_dict(load("a6000")))
+    found = {row: flatten(to_dict(load(f"best:{row}"))) for row in best.ROWS}
+    assert len(found) == 15
+    assert {k for k in a6000 if a6000[k] != found["a6000"][k]} == {
+        *best.CHANGES,
+        "optimizer.learning_rate",
+    }
+    assert found["h100-hour"]["budget.hours"] == 1
+    assert found["a6000-10min"]["batch.sequences"] == 512
+    # The quickstart has the same changes.
+    quickstart = flatten(to_dict(load("quickstart")))
+    assert {k: quickstart[k] for k in best.CHANGES} == best.CHANGES
+    assert quickstart["optimizer.learning_rate"] == pytest.approx(1e-2)
+
+
 def test_gpu_configs_are_the_recipe_but_for_the_card():
     recipe = flatten(to_dict(load("configs/default.py")))
     a6000 = flatten(to_dict(load("configs/a6000.py")))

@@ -37,6 +37,7 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
     assert list(results) == list(study.rows)
     assert "| same | 2 |" in table(study, results)
     assert "| +0.000 (0.000) |" in table(study, results)
+    assert (tmp_path / "study.png").stat().st_size > 10_000
 
     def fail(*_, **__):
         raise AssertionError("trained again")

@@ -1,0 +1,41 @@
+"""Does the shape matter, for the same FLOPs? Figure 1 of the paper, in small.
+
+    python scripts/study.py --study=studies/shapes --at_once=2 \
+        --workdir=runs/shapes --config.data.sources="('wiki/*.txt',)"
+
+Four shapes of about the same cost per token (2.4 to 3.0 MFLOP) with the recipe of
+`configs/best.py`, whose losses drop early. The paper (arXiv 2212.14034, section 4.2)
+finds that the curves of shapes over tokens differ, but reach the same loss after the
+same time. The text is that of `configs/studies/ladder.py`.
+"""
+
+from cramjax.config import load, module
+from cramjax.study import Study
+
+SHAPES = ((160, 1), (128, 2), (96, 4), (64, 9))  # width, layers
+
+
+def get_study() -> Study:
+    """Returns the rows, with one seed."""
+    peak = load("small").optimizer.learning_rate
+    return Study(
+        config="small",
+        overrides=(
+            *module("best").overrides(peak),
+            "data.max_tokens_per_char=0.35",
+            "data.held_out_share=0.005",
+            "budget.tokens=0",
+            "budget.flops=1.14e13",
+            "validation.every_minutes=0",
+        ),
+        rows={
+            f"{layers} x {width}": (
+                f"model.width={width}",
+                f"model.ffn_width={4 * width}",
+                f"model.layers={layers}",
+                f"model.heads={width // 32}",
+            )
+            for width, layers in SHAPES
+        },
+        seeds=(0,),
+    )
