@@ -87,13 +87,21 @@ def on_card(config: Config, tokens_per_s: float, flops: float) -> dict[str, floa
     tokens = tokens_bought(config.budget, tokens_per_s, flops)
     rows = config.micro_batch or config.batch.sequences
     micro_steps = tokens / (rows * config.model.max_length)
-    progress_N = (jnp.arange(10_000) + 0.5) / 10_000
-    accumulated_N = schedules.accumulation_steps(
-        progress_N, rows, config.batch.sequences, config.batch.ramp_share
-    )
     return {
         "tokens_per_s": tokens_per_s,
         "hours": tokens / tokens_per_s / 3600,
         "tokens": tokens,
-        "updates": micro_steps * float(jnp.mean(1 / accumulated_N)),
+        "updates": micro_steps * updates_per_micro_step(config),
     }
+
+
+def updates_per_micro_step(config: Config) -> float:
+    """Returns the mean over the budget, the batch ramp included."""
+    progress_N = (jnp.arange(10_000) + 0.5) / 10_000
+    accumulated_N = schedules.accumulation_steps(
+        progress_N,
+        config.micro_batch or config.batch.sequences,
+        config.batch.sequences,
+        config.batch.ramp_share,
+    )
+    return float(jnp.mean(1 / accumulated_N))

@@ -8,7 +8,7 @@ arguments and results, assuming that it reads or writes each of them once.
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
@@ -30,9 +30,9 @@ class Kernel(NamedTuple):
     """What one line of the program costs, all its launches together."""
 
     op_name: str  # the JAX scopes and the primitive that it comes from
-    bytes: int  # read and written
-    flops: int  # of the matrix products in it
-    wide_flops: int  # of these, products of other than 16-bit numbers
+    bytes: float  # read and written
+    flops: float  # of the matrix products in it
+    wide_flops: float  # of these, products of other than 16-bit numbers
 
 
 class Array(NamedTuple):
@@ -79,17 +79,21 @@ class _Line(NamedTuple):
 _Lines = dict[str, _Line]  # of a computation, by their names
 
 
-def kernels(text: str) -> list[Kernel]:
+def kernels(text: str, taken: Mapping[str, float] | None = None) -> list[Kernel]:
     """Returns the kernels that one run of an HLO program launches.
 
-    A kernel in a loop counts as often as the loop runs. Of a conditional's branches,
-    those of the one that moves the most bytes count.
+    A kernel in a loop counts as often as the loop runs.
+
+    Args:
+      text: the program.
+      taken: {JAX scope: the fraction of runs in which a conditional in it takes the
+        branch that moves the most bytes}; 1 in other scopes.
 
     Raises:
       ValueError: the compiler does not know how often a loop runs.
     """
     computations, entry = _parse(text)
-    return list(_walk(computations, entry, 1))
+    return list(_walk(computations, entry, 1, taken or {}))
 
 
 def _parse(text: str) -> tuple[dict[str, _Lines], str]:
@@ -117,7 +121,10 @@ def _parse(text: str) -> tuple[dict[str, _Lines], str]:
 
 
 def _walk(
-    computations: dict[str, _Lines], computation: str, times: int
+    computations: dict[str, _Lines],
+    computation: str,
+    times: float,
+    taken: Mapping[str, float],
 ) -> Iterator[Kernel]:
     lines = computations[computation]
     for line in lines.values():
@@ -130,23 +137,25 @@ def _walk(
                     f"the loop {line.name} runs an unknown number of times"
                 )
             (body,) = line.called("body")
-            yield from _walk(computations, body, times * int(count))
+            yield from _walk(computations, body, times * int(count), taken)
         elif line.opcode == "conditional":
+            scopes = line.op_name.split("/")
+            fraction = min((taken[name] for name in scopes if name in taken), default=1)
             branches = [
-                list(_walk(computations, branch, times))
+                list(_walk(computations, branch, times * fraction, taken))
                 for role in ("true", "false", "branch")
                 for branch in line.called(rf"{role}_computations?")
             ]
             yield from max(branches, key=lambda found: sum(k.bytes for k in found))
         elif line.opcode == "call":
             (callee,) = line.called("to_apply")
-            yield from _walk(computations, callee, times)
+            yield from _walk(computations, callee, times, taken)
         else:
             yield _kernel(computations, lines, line, times)
 
 
 def _kernel(
-    computations: dict[str, _Lines], lines: _Lines, line: _Line, times: int
+    computations: dict[str, _Lines], lines: _Lines, line: _Line, times: float
 ) -> Kernel:
     fused = _fused(computations, line)
     read = sum(

@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 
 from cramjax.config import Config, require
-from cramjax.describe import on_card, state_shapes
+from cramjax.describe import on_card, state_shapes, updates_per_micro_step
 from cramjax.device import tuning
 from cramjax.device.cards import CARDS, Card
 from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
@@ -27,6 +27,7 @@ from cramjax.errors import UserError
 from cramjax.hlo import Kernel, kernels
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
+from cramjax.training.optimizer import ONCE_AN_UPDATE
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ CALIBRATION = Path(__file__).with_name("calibration.json")
 # model's products are smaller.
 PRODUCT_FRACTION = 0.75
 COPY_FRACTION = 0.9
+
+# Of the products' FLOPs, those of other than 16-bit numbers: Muon's are below it, a model
+# in float32 is above it.
+WIDE_FRACTION = 0.05
 
 # Fraction of the card's memory that the driver keeps: an allowance, not measured.
 DRIVER_FRACTION = 0.02
@@ -90,7 +95,8 @@ def plan(
             logger.info(f"compiling for the {card.title}, micro-batch {size} ...")
             sized = dataclasses.replace(config, micro_batch=size)
             program = compile_for(sized, device)
-            kernels_of[size] = kernels(program.as_text())
+            taken = {ONCE_AN_UPDATE: updates_per_micro_step(sized)}
+            kernels_of[size] = kernels(program.as_text(), taken)
             row = _row(sized, card, program, kernels_of[size], factor or 1.0)
             squeezed = recomputes(program, usable_bytes)
             fits = row["total_bytes"] <= usable_bytes
@@ -140,11 +146,12 @@ def seconds(kernels: Iterable[Kernel], card: Card) -> float:
     """Returns the time that kernels should take: a roofline, not a measurement.
 
     Each is limited by its products or by its memory traffic, whichever takes longer;
-    launching them is assumed to cost nothing.
+    launching them is assumed to cost nothing. A float32 product takes twice as long as
+    one of 16-bit numbers, as with TF32.
     """
     return sum(
         max(
-            kernel.flops / (PRODUCT_FRACTION * card.peak),
+            (kernel.flops + kernel.wide_flops) / (PRODUCT_FRACTION * card.peak),
             kernel.bytes / (COPY_FRACTION * card.bandwidth),
         )
         for kernel in kernels
@@ -177,7 +184,7 @@ def _row(
         / tokens,
         "flops_over_formula": sum(k.flops for k in kernels) / tokens / flops,
     }
-    if _wide_fraction(kernels) > 0.01:
+    if _wide_fraction(kernels) > WIDE_FRACTION:
         return row | dict.fromkeys(SPEEDS)
     tokens_per_s = factor * tokens / seconds(kernels, card)
     return row | {
@@ -211,7 +218,7 @@ def _with_attention(config: Config, card: Card) -> tuple[list[str], Config]:
 def _notes(config: Config, card: Card, kernels: list[Kernel]) -> list[str]:
     """Returns sentences on what the numbers leave out."""
     notes, wide = [], _wide_fraction(kernels)
-    if wide > 0.01:
+    if wide > WIDE_FRACTION:
         why = ""
         if config.model.dtype == "bfloat16" and not card.has_bfloat16:
             why = (

@@ -119,6 +119,10 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.partition({"matrix": muon, "other": _adam(config)}, muon_labels)
 
 
+# The JAX scope of work that is done once an update, see `when_emitting`.
+ONCE_AN_UPDATE = "once_an_update"
+
+
 def muon_labels(params: Any) -> Any:
     """Returns a tree of "matrix" (kernels inside the layers) and "other"."""
 
@@ -142,11 +146,12 @@ def when_emitting(
 
     def update(updates, state, params=None, *, emit, **extra):
         del extra
-        return jax.lax.cond(
-            emit,
-            lambda: transform.update(updates, state, params),
-            lambda: (jax.tree.map(jnp.zeros_like, updates), state),
-        )
+        with jax.named_scope(ONCE_AN_UPDATE):
+            return jax.lax.cond(
+                emit,
+                lambda: transform.update(updates, state, params),
+                lambda: (jax.tree.map(jnp.zeros_like, updates), state),
+            )
 
     return optax.GradientTransformationExtraArgs(transform.init, update)
 
