@@ -41,8 +41,8 @@ CALIBRATION = Path(__file__).with_name("calibration.json")
 PRODUCT_FRACTION = 0.75
 COPY_FRACTION = 0.9
 
-# Of the products' FLOPs, those of other than 16-bit numbers: Muon's are below it, a model
-# in float32 is above it.
+# Of the products' FLOPs, those of other than 16-bit numbers: Muon's are below it, a
+# model in float32 is above it.
 WIDE_FRACTION = 0.05
 
 # Fraction of the card's memory that the driver keeps: an allowance, not measured.
