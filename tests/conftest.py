@@ -57,14 +57,20 @@ def tiny_config(data_dir, *overrides: str) -> Config:
     return config_module.load("configs/small.py", overrides)
 
 
-def start(config, mesh=None):
-    """Returns a fresh training state and the jitted micro-step."""
+def programs(config, mesh=None):
+    """Returns what makes a fresh training state, and the micro-step; both jitted."""
     mesh = mesh or train_step.make_mesh()
     init = jax.jit(
         lambda: train_step.init_state(config),
         out_shardings=train_step.replicated(mesh),
     )
-    return init(), train_step.make_micro_step(config, mesh)
+    return init, train_step.make_micro_step(config, mesh)
+
+
+def start(config, mesh=None):
+    """Returns a fresh training state and the jitted micro-step."""
+    init, micro_step = programs(config, mesh)
+    return init(), micro_step
 
 
 def run_script(name, *flags):

@@ -88,6 +88,7 @@ def test_a_curriculum_of_lengths_and_masking_rates_resumes_bitwise(
     """Stopped in the second of three stages; 40 blocks' tokens are the budget."""
     config = tiny_config(
         data_dir,
+        "model.layers=1",  # compiles faster
         "curriculum.lengths=(8,16,32)",
         "curriculum.starts=(0.0,0.25,0.5)",
         "curriculum.unfold=False",

@@ -1,15 +1,28 @@
 import dataclasses
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import start, tiny_config
+from conftest import programs, start
 
 from cramjax.data.tokenizer import SEP
 from cramjax.model.encoder import Encoder, document_mask
 from cramjax.training import loss_scale, train_step
 from cramjax.training.optimizer import METHODS
+
+
+def tiny_config(data_dir, *overrides):
+    """One layer compiles faster than two."""
+    return conftest.tiny_config(data_dir, "model.layers=1", *overrides)
+
+
+@pytest.fixture(scope="module")
+def started(tiny):
+    """Returns fresh states, and the one micro-step."""
+    init, micro_step = programs(tiny)
+    return lambda: (init(), micro_step)
 
 
 def tokens_of(config, rows, seed=0):
@@ -19,7 +32,8 @@ def tokens_of(config, rows, seed=0):
 
 
 def test_overfits_one_batch(data_dir):
-    config = tiny_config(data_dir, "batch.sequences=4", "optimizer.learning_rate=0.02")
+    overrides = ("batch.sequences=4", "optimizer.learning_rate=0.02")
+    config = conftest.tiny_config(data_dir, *overrides)
     state, micro_step = start(config)
     tokens = np.repeat(tokens_of(config, 4)[:, :1], 32, axis=1)  # a word a row
     losses = []
@@ -81,14 +95,14 @@ def test_the_whole_ramp_compiles_once_and_k_is_fixed_while_it_accumulates(data_d
     assert ks == sorted(ks) and ks[0] == 1 and ks[-1] == 5
 
 
-def test_randomness_depends_on_seed_and_step_alone(tiny):
+def test_randomness_depends_on_seed_and_step_alone(tiny, started):
     tokens = tokens_of(tiny, 4)
-    state, micro_step = start(tiny)
+    state, micro_step = started()
     first = micro_step(state, tokens, np.float32(0))[1]["loss"]
-    state, _ = start(tiny)
+    state, _ = started()
     assert micro_step(state, tokens, np.float32(0.7))[1]["loss"] == first
-    other_seed, other_step = start(dataclasses.replace(tiny, seed=2))
-    state, _ = start(tiny)
+    _, other_step = programs(dataclasses.replace(tiny, seed=2))
+    state, _ = started()
     assert other_step(state, tokens, np.float32(0))[1]["loss"] != first
 
 
@@ -106,8 +120,8 @@ def test_two_devices_give_the_numbers_of_one(tiny):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_a_micro_batch_with_a_bad_number_is_skipped_and_counted(tiny):
-    state, micro_step = start(tiny)
+def test_a_micro_batch_with_a_bad_number_is_skipped_and_counted(tiny, started):
+    state, micro_step = started()
     broken = jax.tree.map(jnp.copy, state)
     broken.params["final_norm"]["scale"] = broken.params["final_norm"]["scale"] * np.nan
     before = jax.tree.map(np.asarray, broken.params)
@@ -150,6 +164,7 @@ def test_float16_scales_its_loss(data_dir):
 
 
 def test_an_overflow_halves_the_scale_and_a_long_calm_doubles_it(data_dir, monkeypatch):
+    """At the lowest scale, what is not finite is counted."""
     monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 3)
     config = tiny_config(data_dir, "model.dtype=float16")
     state, micro_step = start(config)
@@ -161,10 +176,6 @@ def test_an_overflow_halves_the_scale_and_a_long_calm_doubles_it(data_dir, monke
         state, _ = micro_step(state, tokens_of(config, 4), np.float32(0.5))
     assert float(state.loss_scale) == 128
 
-
-def test_float16_counts_bad_numbers_at_the_lowest_scale(data_dir):
-    config = tiny_config(data_dir, "model.dtype=float16")
-    state, micro_step = start(config)
     lowest = jnp.float32(loss_scale.MIN)
     state = dataclasses.replace(state, loss_scale=lowest)
     state.params["final_norm"]["scale"] = state.params["final_norm"]["scale"] * np.nan
@@ -173,8 +184,8 @@ def test_float16_counts_bad_numbers_at_the_lowest_scale(data_dir):
         assert int(metrics["skipped"]) == int(metrics["bad_in_a_row"]) == expected
 
 
-def test_the_rate_scale_scales_the_rate(tiny):
-    state, micro_step = start(tiny)
+def test_the_rate_scale_scales_the_rate(tiny, started):
+    state, micro_step = started()
     half = dataclasses.replace(
         jax.tree.map(jnp.copy, state), rate_scale=jnp.float32(0.5)
     )
@@ -188,7 +199,7 @@ def test_the_rate_scale_scales_the_rate(tiny):
 
 # All of them go down a hill in test_optimizer.
 IN_THE_STEP = [
-    pytest.param(name, marks=() if name in ("adamw", "muon") else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "muon" else pytest.mark.slow)
     for name in METHODS
 ]
 
@@ -260,9 +271,9 @@ def test_a_falling_masking_rate_compiles_once_and_weighs_what_is_masked(data_dir
     assert losses[2] == pytest.approx(ends[1], rel=0.05)
 
 
-def test_the_averages_follow_the_updates(tiny):
+def test_the_averages_follow_the_updates(tiny, started):
     """EMA of 0.9, LAWA of every third update and two of them."""
-    state, micro_step = start(tiny)
+    state, micro_step = started()
     seen = []
     for i in range(30):
         state, metrics = micro_step(state, tokens_of(tiny, 4, i), np.float32(i / 40))
