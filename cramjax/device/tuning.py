@@ -1,10 +1,10 @@
 """What is left to the device: the faster attention, the largest micro-batch."""
 
 import bisect
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,12 +20,14 @@ from cramjax.device.compile import (
     seconds_per_step,
     tree_bytes,
 )
+from cramjax.device.distributed import devices, from_first
 from cramjax.errors import UserError, is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
 
 Build = Callable[[Config], MicroStep]  # `train_step.build`
 
+ATTENTIONS = ("xla", "cudnn")
 PROBE_SEQUENCES = 64  # micro-batch at which implementations of attention are compared
 FIRST_PROBE = 64  # micro-batch at which the search for the largest one begins
 # How far a micro-batch may make an update larger than `batch.sequences`.
@@ -49,24 +51,35 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
     """
     rows, attention = values.get("micro_batch"), values.get("model.attention")
     if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
-        config = dataclasses.replace(config, micro_batch=rows)
+        config = replace(config, micro_batch=rows)
     if config.model.attention == "auto" and isinstance(attention, str):
         config = with_attention(config, attention)
     return config
 
 
 def choose(config: Config, build: Build) -> Config:
-    """Returns the config with this device's best attention and micro-batch.
+    """Returns the config with the devices' best attention and micro-batch.
+
+    With several processes, each tries its device's part of the batch, and process 0's
+    choice counts.
 
     Raises:
       UserError: not even one sequence fits.
     """
-    if config.model.attention == "auto":
-        config = with_attention(config, _attention(config, build))
-    if config.micro_batch == 0:
-        rows = _micro_batch(config, build)
-        config = dataclasses.replace(config, micro_batch=rows)
-    return config
+    if not is_asked_for(config):
+        return config
+    count = devices()
+    batch = replace(config.batch, sequences=config.batch.sequences // count)
+    part = replace(config, batch=batch, micro_batch=config.micro_batch // count)
+    name, rows = config.model.attention, part.micro_batch
+    if name == "auto":
+        name = _attention(part, build)
+        part = with_attention(part, name)
+    rows = rows or _micro_batch(part, build)
+    if count > 1:
+        index, rows = from_first([ATTENTIONS.index(name), rows])
+        name = ATTENTIONS[index]
+    return replace(with_attention(config, name), micro_batch=rows * count)
 
 
 def with_attention(config: Config, name: str) -> Config:
@@ -75,13 +88,13 @@ def with_attention(config: Config, name: str) -> Config:
     Raises:
       UserError: the model cannot have it.
     """
-    model = dataclasses.replace(config.model, attention=name)
-    return dataclasses.replace(config, model=model)
+    model = replace(config.model, attention=name)
+    return replace(config, model=model)
 
 
 def attentions(config: Config) -> list[str]:
     """Returns the values of `model.attention` to choose from on this device."""
-    return ["xla", *(["cudnn"] if has_cudnn() and would_use_cudnn(config) else [])]
+    return [*ATTENTIONS] if has_cudnn() and would_use_cudnn(config) else ["xla"]
 
 
 def has_cudnn() -> bool:
@@ -134,7 +147,7 @@ def _tokens_per_s(
     """Measures the attentions that run with a micro-batch of `rows`."""
     found = {}
     for name in names:
-        trial = dataclasses.replace(with_attention(config, name), micro_batch=rows)
+        trial = replace(with_attention(config, name), micro_batch=rows)
         try:
             seconds = seconds_per_step(build(trial))
         except RuntimeError as error:  # of XLA: no memory, or no cuDNN
@@ -153,7 +166,7 @@ def _micro_batch(config: Config, build: Build) -> int:
     gigabytes = f"{limit / 1e9:.1f} GB"
 
     def step_of(rows: int) -> MicroStep:
-        return build(dataclasses.replace(config, micro_batch=rows))
+        return build(replace(config, micro_batch=rows))
 
     def need_bytes(rows: int) -> float:
         logger.info(f"micro-batch: compiling for {rows} sequences ...")
@@ -209,7 +222,7 @@ def device_bytes() -> int:
 
 
 def _memory() -> tuple[int, float]:
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"], DEVICE_FRACTION

@@ -17,7 +17,7 @@ from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
-from cramjax.glue.journal import FinishedTrials, Journal
+from cramjax.glue.journal import LOG, FinishedTrials, Journal
 from cramjax.glue.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def evaluate(
     complete: Sequence[Task],
     imported: bool = False,
     on_trained: Callable[[float, Any], None] = lambda *_: None,
+    part: int | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task and scores its dev sets.
 
@@ -156,6 +157,8 @@ def evaluate(
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
       on_trained: called with the learning rate and `finetune`'s params_T.
+      part: of several processes, which one this is: its results are written to files of
+        its own, until `join_parts`.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -171,6 +174,11 @@ def evaluate(
     """
     path = workdir / RESULTS
     results = read_results(path)
+    if part is not None:
+        path = _part(path, part)
+        results = {
+            n: x for task in complete for n, x in _of_task(results, task).items()
+        }
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
         rows = _read(config, task)
@@ -183,7 +191,8 @@ def evaluate(
             started = time.monotonic()
             pretrained = named_params.get(start)
             finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
-            with Journal(workdir, encoded, start, rate) as journal:
+            log = workdir / LOG if part is None else _part(workdir / LOG, part)
+            with Journal(log, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
                     config.glue,
@@ -207,7 +216,7 @@ def evaluate(
             for entry in entries.values():
                 seconds = time.monotonic() - started
                 logger.info(_scores_line(entry, start, rate, seconds))
-    if results and (todo or not (workdir / TABLE).exists()):
+    if results and part is None and (todo or not (workdir / TABLE).exists()):
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
@@ -216,6 +225,34 @@ def evaluate(
         page = tables.page(results, config, differences, imported)
         files.write_text(workdir / TABLE, page)
     return results
+
+
+def _part(path: Path, part: int | str) -> Path:
+    """Returns the path of a process's own part of a file."""
+    return path.with_stem(f"{path.stem}-{part}")
+
+
+def join_parts(workdir: Path) -> None:
+    """Joins the results of several processes, and what they have logged.
+
+    They are of different tasks, and the latest for each: an interrupted run's parts are
+    joined before the next one begins.
+    """
+    path = workdir / RESULTS
+    parts = sorted(workdir.glob(_part(path, "[0-9]*").name))
+    if parts:
+        joined = read_results(path)
+        for part in parts:
+            joined |= read_results(part)
+        files.write_json(path, {"tasks": joined})
+        (workdir / TABLE).unlink(missing_ok=True)  # `evaluate` writes it anew
+    logs = sorted(workdir.glob(_part(workdir / LOG, "[0-9]*").name))
+    if logs:
+        before = (workdir / LOG).read_bytes() if (workdir / LOG).exists() else b""
+        added = b"".join(log.read_bytes() for log in logs)
+        files.write_bytes(workdir / LOG, before + added)
+    for part in (*parts, *logs):
+        part.unlink()
 
 
 def _entries(

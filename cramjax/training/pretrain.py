@@ -14,7 +14,7 @@ import jax
 from cramjax import files, word_order
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
-from cramjax.device import host_memory, monitor
+from cramjax.device import distributed, host_memory, monitor
 from cramjax.device.compile import MicroStep, abstract
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.training import averaging, train_step
@@ -63,7 +63,8 @@ def pretrain(
     with (
         out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
-        MetricsLog(workdir / METRICS) as log,
+        MetricsLog(workdir / METRICS, distributed.is_first()) as log,
+        distributed.peers_watched(),
     ):
         session = resume(
             *(config, corpus, store, log, workdir, compiling, started_at),
@@ -90,7 +91,8 @@ def pretrain(
                 config, named_params["pretrained"], corpus
             )
         summary = _summary(session, scores)
-    files.write_json(workdir / SUMMARY, summary)
+    if distributed.is_first():
+        files.write_json(workdir / SUMMARY, summary)
     return named_params, summary
 
 
@@ -117,6 +119,8 @@ def resume(
     micro_step = dataclasses.replace(train_step.build(config), **initial)
     state, saved = restore_or_init(micro_step, store, rollbacks)
     clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
+    if jax.process_count() > 1:
+        clock.agreed = clock.progress()
     if lines:
         logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
         clock.add_seconds("lost", max(logged_s - clock.elapsed_s, 0.0))
@@ -259,6 +263,7 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(session.state.params)),
         "skipped": latest["skipped"],
         "device": jax.devices()[0].device_kind,
+        "devices": distributed.devices(),
         "code": code_version(),
         "versions": library_versions(),
         "command": command_line(),

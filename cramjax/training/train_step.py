@@ -45,7 +45,7 @@ class TrainState:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis, "data"; by default of one device, this process's."""
+    """Returns a mesh with one axis, "data"; by default of this process's device."""
     return Mesh(np.asarray(devices or jax.local_devices()[:1]), ("data",))
 
 
@@ -116,7 +116,6 @@ def build(config: Config, mesh: Mesh | None = None) -> MicroStep:
 
 def _state_forms(mesh: Mesh) -> dict[str, Callable[[TrainState], TrainState]]:
     """Returns `MicroStep.spread` and `MicroStep.gather` for several devices."""
-
     split = NamedSharding(mesh, PartitionSpec("data"))
     copy = jax.jit(
         lambda x: jnp.broadcast_to(x, (mesh.size, *x.shape)), out_shardings=split
