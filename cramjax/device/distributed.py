@@ -14,9 +14,8 @@ from orbax.checkpoint import multihost
 from cramjax.errors import UserError
 
 SLURM = "slurm"  # instead of an address
-HEARTBEAT_S = 20  # a process that has been silent for longer ends all others
-LEAVE_S = 20  # how long a process that is done waits for the others
-BARRIER_MS = 30 * 24 * 3600 * 1000  # the others wait while process 0 builds a corpus
+SILENT_S = 20  # a process that has been silent for longer ends all others
+BARRIER_MS = 2_000_000_000  # 23 days: the others wait while process 0 builds a corpus
 # In messages of collectives that failed because a process is gone.
 LOST = ("gloo", "nccl", "coordination", "distributed service", "connection", "peer")
 
@@ -31,8 +30,7 @@ def join(coordinator: str, processes: str, process: str) -> None:
     Raises:
       UserError: the flags are wrong, or the others cannot be reached.
     """
-    given = (coordinator, processes, process)
-    if not any(given):
+    if not (coordinator or processes or process):
         return
     arguments: dict[str, Any] = {"cluster_detection_method": SLURM}
     if coordinator != SLURM:
@@ -54,8 +52,8 @@ def join(coordinator: str, processes: str, process: str) -> None:
     try:
         jax.distributed.initialize(
             **arguments,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=LEAVE_S,
+            heartbeat_timeout_seconds=SILENT_S,
+            shutdown_timeout_seconds=SILENT_S,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -100,9 +98,9 @@ def first_alone(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def peers_watched() -> Iterator[None]:
-    """Ends this process if the block fails because another one is gone.
+    """Ends this process at once if the block fails because another one is gone.
 
-    It ends at once: to end in the usual way, it would have to wait for the other.
+    What follows the block would wait for the other.
     """
     try:
         yield

@@ -1,10 +1,10 @@
 """What is left to the device: the faster attention, the largest micro-batch."""
 
 import bisect
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
     """
     rows, attention = values.get("micro_batch"), values.get("model.attention")
     if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
-        config = replace(config, micro_batch=rows)
+        config = dataclasses.replace(config, micro_batch=rows)
     if config.model.attention == "auto" and isinstance(attention, str):
         config = with_attention(config, attention)
     return config
@@ -69,8 +69,10 @@ def choose(config: Config, build: Build) -> Config:
     if not is_asked_for(config):
         return config
     count = devices()
-    batch = replace(config.batch, sequences=config.batch.sequences // count)
-    part = replace(config, batch=batch, micro_batch=config.micro_batch // count)
+    batch = dataclasses.replace(config.batch, sequences=config.batch.sequences // count)
+    part = dataclasses.replace(
+        config, batch=batch, micro_batch=config.micro_batch // count
+    )
     name, rows = config.model.attention, part.micro_batch
     if name == "auto":
         name = _attention(part, build)
@@ -79,7 +81,7 @@ def choose(config: Config, build: Build) -> Config:
     if count > 1:
         index, rows = from_first([ATTENTIONS.index(name), rows])
         name = ATTENTIONS[index]
-    return replace(with_attention(config, name), micro_batch=rows * count)
+    return dataclasses.replace(with_attention(config, name), micro_batch=rows * count)
 
 
 def with_attention(config: Config, name: str) -> Config:
@@ -88,8 +90,8 @@ def with_attention(config: Config, name: str) -> Config:
     Raises:
       UserError: the model cannot have it.
     """
-    model = replace(config.model, attention=name)
-    return replace(config, model=model)
+    model = dataclasses.replace(config.model, attention=name)
+    return dataclasses.replace(config, model=model)
 
 
 def attentions(config: Config) -> list[str]:
@@ -147,7 +149,7 @@ def _tokens_per_s(
     """Measures the attentions that run with a micro-batch of `rows`."""
     found = {}
     for name in names:
-        trial = replace(with_attention(config, name), micro_batch=rows)
+        trial = dataclasses.replace(with_attention(config, name), micro_batch=rows)
         try:
             seconds = seconds_per_step(build(trial))
         except RuntimeError as error:  # of XLA: no memory, or no cuDNN
@@ -166,7 +168,7 @@ def _micro_batch(config: Config, build: Build) -> int:
     gigabytes = f"{limit / 1e9:.1f} GB"
 
     def step_of(rows: int) -> MicroStep:
-        return build(replace(config, micro_batch=rows))
+        return build(dataclasses.replace(config, micro_batch=rows))
 
     def need_bytes(rows: int) -> float:
         logger.info(f"micro-batch: compiling for {rows} sequences ...")

@@ -157,8 +157,8 @@ def evaluate(
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
       on_trained: called with the learning rate and `finetune`'s params_T.
-      part: of several processes, which one this is: its results are written to files of
-        its own, until `join_parts`.
+      part: which of several processes this is. Its log is a file of its own, and so are
+        its results, until `join_parts`.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -172,10 +172,10 @@ def evaluate(
       not finite}), "best_rate" (see `scores.summarise`), "median", "mean", "std",
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
-    path = workdir / RESULTS
+    path, log = workdir / RESULTS, workdir / LOG
     results = read_results(path)
     if part is not None:
-        path = _part(path, part)
+        path, log = (p.with_stem(f"{p.stem}-{part}") for p in (path, log))
         results = {
             n: x for task in complete for n, x in _of_task(results, task).items()
         }
@@ -191,7 +191,6 @@ def evaluate(
             started = time.monotonic()
             pretrained = named_params.get(start)
             finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
-            log = workdir / LOG if part is None else _part(workdir / LOG, part)
             with Journal(log, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
@@ -227,31 +226,16 @@ def evaluate(
     return results
 
 
-def _part(path: Path, part: int | str) -> Path:
-    """Returns the path of a process's own part of a file."""
-    return path.with_stem(f"{path.stem}-{part}")
-
-
 def join_parts(workdir: Path) -> None:
-    """Joins the results of several processes, and what they have logged.
-
-    They are of different tasks, and the latest for each: an interrupted run's parts are
-    joined before the next one begins.
-    """
-    path = workdir / RESULTS
-    parts = sorted(workdir.glob(_part(path, "[0-9]*").name))
+    """Joins the results of several processes, each of which has tasks of its own."""
+    parts = sorted(workdir.glob("glue-[0-9]*.json"))
     if parts:
-        joined = read_results(path)
+        joined = read_results(workdir / RESULTS)
         for part in parts:
             joined |= read_results(part)
-        files.write_json(path, {"tasks": joined})
+        files.write_json(workdir / RESULTS, {"tasks": joined})
         (workdir / TABLE).unlink(missing_ok=True)  # `evaluate` writes it anew
-    logs = sorted(workdir.glob(_part(workdir / LOG, "[0-9]*").name))
-    if logs:
-        before = (workdir / LOG).read_bytes() if (workdir / LOG).exists() else b""
-        added = b"".join(log.read_bytes() for log in logs)
-        files.write_bytes(workdir / LOG, before + added)
-    for part in (*parts, *logs):
+    for part in parts:
         part.unlink()
 
 

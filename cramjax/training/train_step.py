@@ -49,11 +49,6 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(devices or jax.local_devices()[:1]), ("data",))
 
 
-def training_mesh() -> Mesh:
-    """Returns the mesh of one device, or of all devices if there are more processes."""
-    return make_mesh(jax.devices() if jax.process_count() > 1 else None)
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of the state: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -102,8 +97,11 @@ def named_params(config: Config, state: TrainState) -> dict[str, Any]:
 
 
 def build(config: Config, mesh: Mesh | None = None) -> MicroStep:
-    """Returns the micro-step and what is needed to compile, feed and time it."""
-    mesh = mesh or training_mesh()
+    """Returns the micro-step and what is needed to compile, feed and time it.
+
+    By default it is for one device, or for all devices of several processes.
+    """
+    mesh = mesh or make_mesh(jax.devices() if jax.process_count() > 1 else None)
     return MicroStep(
         config=config,
         function=make_micro_step(config, mesh),
