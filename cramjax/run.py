@@ -66,6 +66,7 @@ def run(
     started_at = time.monotonic() if started_at is None else started_at
     config, initial_params = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
+    distributed.check_equal("config", repr(config))
     tasks = check(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,20 @@ def devices() -> int:
 def from_first(values: list[int]) -> list[int]:
     """Returns process 0's values."""
     return multihost_utils.broadcast_one_to_all(np.int32(values)).tolist()
+
+
+def check_equal(name: str, text: str) -> None:
+    """Compares a text with process 0's.
+
+    Raises:
+      UserError: it differs.
+    """
+    digest = [zlib.crc32(text.encode()) >> 1]
+    if jax.process_count() > 1 and from_first(digest) != digest:
+        raise UserError(
+            f"--process={jax.process_index()} has another {name} than process 0: start "
+            "all with the same command"
+        )
 
 
 def wait_for_all(name: str) -> None:
