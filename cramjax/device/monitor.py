@@ -144,7 +144,7 @@ def _uuid(ordinal: int) -> str | None:
 
 def card() -> Card | None:
     """Returns the card that JAX computes on, None if it is not in `cards.CARDS`."""
-    return of_device(jax.devices()[0].device_kind)
+    return of_device(jax.local_devices()[0].device_kind)
 
 
 def mfu(flops: float, seconds: float) -> float | None:

@@ -101,7 +101,9 @@ def attentions(config: Config) -> list[str]:
 
 def has_cudnn() -> bool:
     """Returns whether cuDNN's attention runs here: compute capability 8.0 and above."""
-    capability = getattr(jax.devices()[0], "compute_capability", "0").split(".")[0]
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0").split(".")[
+        0
+    ]
     return (
         jax.default_backend() == "gpu"
         and capability.isdigit()  # AMD's are not
@@ -193,7 +195,7 @@ def _micro_batch(config: Config, build: Build) -> int:
         return rows
     raise UserError(
         f"config.micro_batch is 0: not one sequence fits in the {gigabytes} of "
-        f"{jax.devices()[0].device_kind}: pass a smaller model"
+        f"{jax.local_devices()[0].device_kind}: pass a smaller model"
     )
 
 
