@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ def run(
     started_at = time.monotonic() if started_at is None else started_at
     config, initial_params = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
-    distributed.check_equal("config", repr(config))
+    distributed.check_equal(repr(config))
     tasks = check(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()
@@ -110,32 +110,19 @@ def run(
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
         given = (config, named_params, run_tokenizer, workdir)
-        if jax.process_count() > 1:
-            evaluate_together(*given, tasks)
-        if distributed.is_first():  # what is left, and the tables
+        if distributed.is_first():
+            evaluate.join_parts(workdir)  # which an interruption has left
+        distributed.wait_for_all("joined")
+        if (count := jax.process_count()) > 1:
+            part = jax.process_index()
+            evaluate.evaluate(*given, tasks[part::count], part=part)
+            distributed.wait_for_all("evaluated")
+        if distributed.is_first():
+            evaluate.join_parts(workdir)
             results = evaluate.evaluate(*given, tasks)
             write_report(config, manifest, summary, results, workdir)
         distributed.wait_for_all("reported")
     return named_params
-
-
-def evaluate_together(
-    config: Config,
-    named_params: dict[str, Any],
-    run_tokenizer: tokenizer.Tokenizer,
-    workdir: Path,
-    tasks: Sequence[Task],
-) -> None:
-    """Fine-tunes on every n-th task in each of n processes, and joins their results."""
-    with distributed.first_alone("joined"):
-        if distributed.is_first():  # what an interruption has left
-            evaluate.join_parts(workdir)
-    part = jax.process_index()
-    mine = tasks[part :: jax.process_count()]
-    evaluate.evaluate(config, named_params, run_tokenizer, workdir, mine, part=part)
-    distributed.wait_for_all("evaluated")
-    if distributed.is_first():
-        evaluate.join_parts(workdir)
 
 
 def write_report(
@@ -216,11 +203,9 @@ def check_platform(config: Config) -> None:
         share a micro-batch equally.
     """
     attention, backend = config.model.attention, jax.default_backend()
-    count = distributed.devices()
+    count, rows = distributed.devices(), config.micro_batch
     multiple = f"a multiple of {count}, the number of GPUs: each takes its part"
-    require(
-        config.micro_batch % count == 0, "micro_batch", config.micro_batch, multiple
-    )
+    require(rows % count == 0, "micro_batch", rows, multiple)
     if backend == "gpu":
         require(
             attention != "cudnn" or tuning.has_cudnn(),

@@ -100,11 +100,7 @@ class MicroStep:
         )
 
     def inputs(self, tokens_BxL: np.ndarray, requests: Requests) -> tuple[Any, Any]:
-        """Returns the arguments of `function` after the state.
-
-        Each process passes its rows of the batch, and its requests; all process them
-        as one: see `Requests`.
-        """
+        """Returns the arguments after the state: all processes' rows and requests."""
         mesh = self.sharding.mesh
         if mesh.size == 1:
             return tokens_BxL, np.float32(requests.progress)

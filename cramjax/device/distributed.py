@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ SLURM = "slurm"  # instead of an address
 SILENT_S = 20  # a process that has been silent for longer ends all others
 BARRIER_MS = 2_000_000_000  # 23 days: the others wait while process 0 builds a corpus
 # In messages of collectives that failed because a process is gone.
-LOST = ("gloo", "nccl", "coordination", "distributed service", "connection", "peer")
+LOST = re.compile("gloo|nccl|coordination|connection|peer", re.IGNORECASE)
 
 
 def join(coordinator: str, processes: str, process: str) -> None:
@@ -81,16 +82,12 @@ def from_first(values: list[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(np.int32(values)).tolist()
 
 
-def check_equal(name: str, text: str) -> None:
-    """Compares a text with process 0's.
-
-    Raises:
-      UserError: it differs.
-    """
-    digest = [zlib.crc32(text.encode()) >> 1]
+def check_equal(config: str) -> None:
+    """Raises a `UserError` if process 0 has another config."""
+    digest = [zlib.crc32(config.encode()) >> 1]
     if jax.process_count() > 1 and from_first(digest) != digest:
         raise UserError(
-            f"--process={jax.process_index()} has another {name} than process 0: start "
+            f"--process={jax.process_index()} has another config than process 0: start "
             "all with the same command"
         )
 
@@ -120,13 +117,8 @@ def peers_watched() -> Iterator[None]:
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        lost = any(word in str(error).lower() for word in LOST)
-        if jax.process_count() == 1 or not lost:
+        if jax.process_count() == 1 or not LOST.search(str(error)):
             raise
-        print(
-            "error: another process of the run is gone; the same command goes on from "
-            "the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        gone = "another process is gone; the same command goes on from a checkpoint"
+        print(f"error: {gone}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -80,10 +80,7 @@ class Clock:
         return sum(seconds[kind] for kind in CHARGED)
 
     def progress(self) -> float:
-        """Returns the fraction of the budget already spent, in [0, 1].
-
-        Several processes have the same one: if it is of time, the one agreed on.
-        """
+        """Returns the fraction of the budget already spent, in [0, 1]."""
         if self.agreed is not None and self._budget.kind == "hours":
             return self.agreed
         return self.measured()

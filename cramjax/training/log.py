@@ -33,16 +33,15 @@ class MetricsLog:
     """Appends lines, each at once; a context manager.
 
     Lines that do not fit on a full disk are kept in memory until they do. Of several
-    processes, only the one that `writes` changes the file.
+    processes, all but one write to os.devnull.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
+    def __init__(self, path: Path):
         """Opens the file for appending, after its last whole line.
 
         A kill may have cut off the line that was being written.
         """
-        self._writes = writes
-        if writes and path.exists():
+        if path.is_file():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
@@ -56,8 +55,6 @@ class MetricsLog:
 
     def write(self, **values: Any) -> None:
         """Appends one line, with the time of day in seconds since 1970."""
-        if not self._writes:
-            return
         self._unwritten += (json.dumps({"time": time.time(), **values}) + "\n").encode()
         try:
             while self._unwritten:
@@ -71,7 +68,7 @@ class MetricsLog:
 
         Both happen in one write, so a kill leaves both or neither.
         """
-        if not self._writes:
+        if not self._path.is_file():
             return
         known = _parsed(self._path.read_bytes() + self._unwritten)
         lines = [line for line in known if line["step"] <= after]

@@ -86,13 +86,8 @@ def train(session: Session) -> int | None:
       UserError: the disk is full, and the user does not wait for room.
     """
     config, clock, store = session.config, session.clock, session.store
-    timers = [
-        Timer(minutes if distributed.is_first() else 0.0)
-        for minutes in (
-            config.checkpoint.every_minutes,
-            config.validation.every_minutes,
-        )
-    ]
+    every = (config.checkpoint.every_minutes, config.validation.every_minutes)
+    timers = [Timer(minutes * distributed.is_first()) for minutes in every]
     in_flight = None
     with stop_signals() as signals, ProgressLine(len(session.corpus.train)) as line:
         while (progress := clock.progress()) < 1:
@@ -144,13 +139,13 @@ def request(
     One process does it at once. Several agree on it in the next micro-step: they must
     stop, save and validate after the same one.
     """
-    saves, validates = (float(timer.is_due()) for timer in timers)
-    stop = float(signals[0] if signals else 0)
+    if jax.process_count() > 1:
+        progress = session.clock.measured() * distributed.is_first()
+    stop = signals[0] if signals else 0
+    asked = Requests(progress, stop, *(timer.is_due() for timer in timers))
     if jax.process_count() == 1:
-        session.agreed = Requests(progress, stop, saves, validates)
-        return session.agreed
-    measured = session.clock.measured() if distributed.is_first() else 0.0
-    return Requests(measured, stop, saves, validates)
+        session.agreed = asked
+    return asked
 
 
 class Timer:
@@ -343,8 +338,8 @@ def roll_back(session: Session) -> None:
     """
     config, clock, last = session.config, session.clock, session.last_read
     dump = session.workdir / f"bad_batch-{last.step}.npz"
-    blocks = config.micro_batch
-    tokens_BxL = micro_batch_at(session, last.position, blocks, last.progress)
+    rows = config.micro_batch
+    tokens_BxL = micro_batch_at(session, last.position, rows, last.progress)
     where = {"step": last.step, "position": last.position, "used": last.progress}
     if distributed.is_first():
         np.savez(dump, tokens=tokens_BxL, **where)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -60,10 +61,11 @@ def pretrain(
       UserError: the device has too little memory.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    first = distributed.is_first()
     with (
         out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
-        MetricsLog(workdir / METRICS, distributed.is_first()) as log,
+        MetricsLog(workdir / METRICS if first else Path(os.devnull)) as log,
         distributed.peers_watched(),
     ):
         session = resume(
@@ -91,7 +93,7 @@ def pretrain(
                 config, named_params["pretrained"], corpus
             )
         summary = _summary(session, scores)
-    if distributed.is_first():
+    if first:
         files.write_json(workdir / SUMMARY, summary)
     return named_params, summary
 

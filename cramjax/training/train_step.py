@@ -55,10 +55,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_specs() -> TrainState:
-    """Returns how a state is split over a mesh, as a prefix of its tree.
-
-    Only the accumulated gradients differ between devices; they have a leading axis.
-    """
+    """Returns the state's prefix tree of specs: each device accumulates by itself."""
     same = PartitionSpec()
     specs = TrainState(*(same for _ in dataclasses.fields(TrainState)))
     accumulated = optax.MultiStepsState(same, same, same, PartitionSpec("data"), same)
@@ -305,8 +302,7 @@ def _accumulating_optimizer(
 ) -> optax.MultiSteps:
     """Averages gradients and drops micro-batches where they are not finite.
 
-    With an axis, the devices drop a micro-batch together, and average over the axis
-    what they have accumulated before the optimizer sees it.
+    Devices along an axis drop together, and average what they have accumulated.
     """
     optimizer = make_optimizer(config.optimizer, config.schedule)
 
