@@ -51,7 +51,7 @@ def test_gradients_are_reduced_once_per_update(tiny):
     assert sum(sums.values()) - gradient < 50  # in every micro-step
 
 
-def test_two_devices_give_the_numbers_of_one(data_dir, monkeypatch):
+def test_two_devices_give_the_numbers_of_one(tiny, monkeypatch):
     """Also where only the second one's gradient is not finite; and saved half-way."""
     exact = train_step.cross_entropy
 
@@ -60,14 +60,12 @@ def test_two_devices_give_the_numbers_of_one(data_dir, monkeypatch):
         return exact(logits, targets_BxP, weights) * jnp.where(broken, jnp.nan, 1)
 
     monkeypatch.setattr(train_step, "cross_entropy", breaking)
-    off = ("objective.mask_share=0.9", "objective.random_share=0.0")
-    config = tiny_config(data_dir, *off)
     found = []
     for devices in (1, 2):
-        step, trace = on(devices, config), []
+        step, trace = on(devices, tiny), []
         state = step.fresh_state()
         for i in range(12):
-            tokens = tokens_of(config, 4, i)
+            tokens = tokens_of(tiny, 4, i)
             if i == 6:
                 tokens[3] = 255
             state, metrics = step.function(state, *step.inputs(tokens, Requests(0.5)))
@@ -78,7 +76,7 @@ def test_two_devices_give_the_numbers_of_one(data_dir, monkeypatch):
                 saved = jax.tree.map(np.asarray, step.gather(state))
                 state = step.spread(jax.device_put(saved, step.sharding))
         assert int(metrics["skipped"]) == 1
-        found.append((trace, jax.tree.leaves(train_step.named_params(config, state))))
+        found.append((trace, jax.tree.leaves(train_step.named_params(tiny, state))))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     for one, two in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(one, two, atol=2e-6)
