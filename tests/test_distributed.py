@@ -16,6 +16,7 @@ from conftest import TINY, tiny_config
 from test_train_step import tokens_of
 
 from cramjax.device.compile import Requests, tree_bytes
+from cramjax.glue import evaluate
 from cramjax.main import main
 from cramjax.run import run
 from cramjax.training import train_step
@@ -142,6 +143,16 @@ def test_two_processes_train_as_one_and_one_of_them_is_stopped(
     for step, loss in losses.items():
         assert loss == pytest.approx(expected[step], abs=1e-5)
     assert json.loads((tmp_path / "two/config.json").read_text())["devices"] == 2
+
+
+def test_results_of_processes_are_joined(tmp_path):
+    parts = {"glue": {"a": 1, "b": 1}, "glue-0": {"a": 2}, "glue-11": {"c": 3}}
+    for name, tasks in parts.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"tasks": tasks}))
+    evaluate.join_parts(tmp_path)
+    joined = {"a": 2, "b": 1, "c": 3}
+    assert evaluate.read_results(tmp_path / "glue.json") == joined
+    assert [path.name for path in tmp_path.iterdir()] == ["glue.json"]
 
 
 @pytest.mark.parametrize(
