@@ -250,10 +250,10 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process uses it.
     """
+    if not distributed.is_first():
+        yield
+        return
     with contextlib.ExitStack() as stack:
-        if not distributed.is_first():
-            yield
-            return
         try:
             stack.enter_context(FileLock(workdir / LOCK, blocking=False))
         except Timeout as error:
