@@ -157,8 +157,8 @@ def evaluate(
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
       on_trained: called with the learning rate and `finetune`'s params_T.
-      part: which of several processes this is. Its log is a file of its own, and so are
-        its results, until `join_parts`.
+      part: which of several processes this is. Its results are a file of its own until
+        `join_parts`, and so is its log, except process 0's.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -175,7 +175,8 @@ def evaluate(
     path, log = workdir / RESULTS, workdir / LOG
     results = read_results(path)
     if part is not None:
-        path, log = (p.with_stem(f"{p.stem}-{part}") for p in (path, log))
+        path = path.with_stem(f"{path.stem}-{part}")
+        log = log.with_stem(f"{log.stem}-{part}") if part else log
         results = {
             n: x for task in complete for n, x in _of_task(results, task).items()
         }
