@@ -163,7 +163,12 @@ def test_results_of_processes_are_joined(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    ["--processes=2", "--coordinator=a --processes=2 --process=0", "--rehearse"],
+    [
+        "--processes=2",
+        "--coordinator=a --processes=2 --process=0",
+        "--coordinator=slurm",
+        "--rehearse",
+    ],
 )
 def test_wrong_flags_are_one_line(flags, tmp_path, capsys):
     argv = ["--config=configs/small.py", f"--workdir={tmp_path}", *flags.split()]
@@ -172,4 +177,4 @@ def test_wrong_flags_are_one_line(flags, tmp_path, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --") and error.count("\n") == 1
-    assert "--process" in error
+    assert "--process" in error or "srun" in error

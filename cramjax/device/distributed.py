@@ -34,6 +34,10 @@ def join(coordinator: str, processes: str, process: str) -> None:
     """
     if not (coordinator or processes or process):
         return
+    if coordinator == SLURM and "SLURM_LOCALID" not in os.environ:
+        raise UserError(
+            f"--coordinator={SLURM}: not in a Slurm step: start it with srun"
+        )
     arguments: dict[str, Any] = {"cluster_detection_method": SLURM}
     if coordinator != SLURM:
         numbers = processes.isdigit() and process.isdigit()
