@@ -36,7 +36,7 @@ def join(coordinator: str, processes: str, process: str) -> None:
         return
     if coordinator == SLURM and "SLURM_LOCALID" not in os.environ:
         raise UserError(
-            f"--coordinator={SLURM}: not in a Slurm step: start it with srun"
+            f"--coordinator={SLURM}: no Slurm step: start it with srun"
         )
     arguments: dict[str, Any] = {"cluster_detection_method": SLURM}
     if coordinator != SLURM:
