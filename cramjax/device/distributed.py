@@ -35,9 +35,7 @@ def join(coordinator: str, processes: str, process: str) -> None:
     if not (coordinator or processes or process):
         return
     if coordinator == SLURM and "SLURM_LOCALID" not in os.environ:
-        raise UserError(
-            f"--coordinator={SLURM}: no Slurm step: start it with srun"
-        )
+        raise UserError(f"--coordinator={SLURM}: no Slurm step: start it with srun")
     arguments: dict[str, Any] = {"cluster_detection_method": SLURM}
     if coordinator != SLURM:
         numbers = processes.isdigit() and process.isdigit()
