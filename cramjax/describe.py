@@ -1,6 +1,7 @@
 """What a config asks for, computed without training: size, FLOPs, memory, tokens."""
 
 import collections
+import functools
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cramjax.config import Config
-from cramjax.device.cards import CARDS
+from cramjax.device.cards import CARDS, PCIE_GBPS, Card
 from cramjax.device.compile import tree_bytes
 from cramjax.model.flops import train_flops_by_part
 from cramjax.training import schedules, train_step
@@ -33,12 +34,13 @@ def describe(config: Config, mfu: float) -> dict[str, Any]:
         "flops_per_token": flops,
         "state_bytes": state_bytes(config),
         "cards": {
-            name: on_card(config, card.peak * mfu / per_token, per_token)
+            name: on_card(config, card, card.peak * mfu / per_token, per_token)
             for name, card in CARDS.items()
         },
     }
 
 
+@functools.lru_cache(maxsize=1)
 def state_shapes(config: Config) -> train_step.TrainState:
     """Returns the training state's shapes."""
     return jax.eval_shape(lambda: train_step.init_state(config))
@@ -72,18 +74,49 @@ def state_bytes(config: Config) -> dict[str, int]:
     return parts | {"counters": tree_bytes(state) - sum(parts.values())}
 
 
-def on_card(config: Config, tokens_per_s: float, flops: float) -> dict[str, float]:
-    """Returns what the budget buys at a speed.
+def all_reduce_s(config: Config, card: Card) -> dict[str, float]:
+    """Returns {link: estimated seconds to average the gradients of `config.devices`}.
+
+    Each GPU of a ring sends almost twice their size, and receives as much meanwhile.
+    """
+    size = 4 * sum(_parameters_by_part(state_shapes(config).params).values())
+    sent = 2 * (config.devices - 1) / config.devices * size
+    links = {"NVLink": card.nvlink_gbps, "PCIe 4.0": PCIE_GBPS}
+    return {link: sent / (1e9 * gbps) for link, gbps in links.items() if gbps}
+
+
+def all_reduce_line(config: Config, card: Card) -> str:
+    """Returns a sentence about `all_reduce_s`."""
+    times = (
+        f"{1e3 * s:.1f} ms over {n}" for n, s in all_reduce_s(config, card).items()
+    )
+    return (
+        f"{config.devices} x {card.title}: averaging the gradients takes "
+        f"{' or '.join(times)}, once per update (estimated)"
+    )
+
+
+def on_card(
+    config: Config, card: Card, tokens_per_s: float, flops: float
+) -> dict[str, float]:
+    """Returns what the budget buys at a speed, on `config.devices` cards.
+
+    They compute, and then average gradients over the fastest link that such cards have.
 
     Args:
       config: its budget, batch and micro-batch (0: of the whole batch).
-      tokens_per_s: the speed.
+      card: the card.
+      tokens_per_s: its speed.
       flops: model FLOPs per token.
 
     Returns:
-      {"tokens_per_s", "hours", "tokens", "updates" (of the optimizer, the batch ramp
-      included)}
+      {"tokens_per_s" (of all), "hours", "tokens", "updates" (of the optimizer, the
+      batch ramp included)}
     """
+    if config.devices > 1:
+        update = config.batch.sequences * config.model.max_length
+        seconds = update / (config.devices * tokens_per_s)
+        tokens_per_s = update / (seconds + min(all_reduce_s(config, card).values()))
     tokens = tokens_bought(config.budget, tokens_per_s, flops)
     rows = config.micro_batch or config.batch.sequences
     micro_steps = tokens / (rows * config.model.max_length)

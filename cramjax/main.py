@@ -9,6 +9,8 @@ a6000, rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW. Any key of the
 config can be overridden: --config.budget.hours=0.5
 --print_config prints every key with its value, and exits.
 --rehearse tries every stage for a moment and estimates what the budget buys.
+On several GPUs, start one process for each, with the same command and
+--coordinator=HOST:PORT --processes=N --process=I, or --coordinator=slurm.
 
 Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
   prepare    builds a corpus, without training
@@ -45,6 +47,8 @@ from cramjax.output import Unbroken, print_messages
 
 logger = logging.getLogger("cramjax.main")
 
+PROCESSES = ("coordinator", "processes", "process")  # flags for several GPUs
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job, or a command, with the given or the program's arguments.
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]}?" if near else f"pass {', '.join(names)}"
             raise UserError(f"{argv[0]}: no such command; {hint}")
         config, extras = parse_command_line(
-            argv, ["workdir"], switches=["print_config", "rehearse"]
+            argv, ["workdir", *PROCESSES], switches=["print_config", "rehearse"]
         )
         if extras["print_config"]:
             print(json.dumps(to_dict(config), indent=1))
@@ -74,10 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.info(f"workdir: {workdir}")
         # Imported here because they import JAX: a mistyped flag is reported at once.
         if extras["rehearse"]:
+            if given := [name for name in PROCESSES if extras[name]]:
+                raise UserError(f"--{given[0]}: a rehearsal has one process, without")
             from cramjax.rehearsal import rehearse
 
             rehearse(config, workdir)
         else:
+            from cramjax.device import distributed
+
+            distributed.join(*(extras[name] for name in PROCESSES))
             from cramjax.run import run
 
             run(config, workdir, started_at)

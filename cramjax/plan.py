@@ -19,7 +19,12 @@ import jax
 from jax.experimental import topologies
 
 from cramjax.config import Config, require
-from cramjax.describe import on_card, state_shapes, updates_per_micro_step
+from cramjax.describe import (
+    all_reduce_line,
+    on_card,
+    state_shapes,
+    updates_per_micro_step,
+)
 from cramjax.device import tuning
 from cramjax.device.cards import CARDS, Card
 from cramjax.device.compile import planned_bytes, recomputes, tree_bytes
@@ -81,7 +86,7 @@ def plan(
             config.batch.sequences,
             f"{size} or more, for --micro_batches={','.join(map(str, micro_batches))}",
         )
-    device, fraction = described_device(card), memory_fraction()
+    device, fraction, count = described_device(card), memory_fraction(), config.devices
     usable_bytes = int(
         (1 - DRIVER_FRACTION) * card.memory_bytes * fraction * tuning.DEVICE_FRACTION
     )
@@ -93,9 +98,10 @@ def plan(
         """Compiles; a step that was squeezed into the memory counts as too large."""
         if size not in rows:
             logger.info(f"compiling for the {card.title}, micro-batch {size} ...")
-            sized = dataclasses.replace(config, micro_batch=size)
+            sized = dataclasses.replace(config, micro_batch=size // count)
             program = compile_for(sized, device)
-            taken = {ONCE_AN_UPDATE: updates_per_micro_step(sized)}
+            whole = dataclasses.replace(config, micro_batch=size)
+            taken = {ONCE_AN_UPDATE: updates_per_micro_step(whole)}
             kernels_of[size] = kernels(program.as_text(), taken)
             row = _row(sized, card, program, kernels_of[size], factor or 1.0)
             squeezed = recomputes(program, usable_bytes)
@@ -104,13 +110,15 @@ def plan(
         row = rows[size]
         return float("inf") if row["recomputes"] else row["total_bytes"]
 
-    state = state_shapes(config)
+    state, sequences = state_shapes(config), config.batch.sequences // count
     given = {config.micro_batch} - {0}
     for size in (*given, *micro_batches):
+        multiple = f"a divisor of the micro-batch, {size}"
+        require(size % count == 0, "devices", count, multiple)
         need_bytes(size)
     if not micro_batches:
         tuning.largest_first(
-            sorted({*tuning.micro_batches(config.batch.sequences), *given}),
+            sorted({*(count * n for n in tuning.micro_batches(sequences)), *given}),
             usable_bytes,
             need_bytes,
             fixed_bytes=tree_bytes(state),
@@ -118,7 +126,10 @@ def plan(
         )
     fitting = [n for n, row in rows.items() if row["fits"] and not row["recomputes"]]
     shown = config.micro_batch or max(fitting, default=min(rows))
-    tokens = shown * config.model.max_length
+    tokens = shown // count * config.model.max_length
+    if count > 1:
+        notes.append(f"Of a micro-batch, each GPU takes a part of {count}.")
+        notes.append(all_reduce_line(config, card) + ".")
     return {
         "card": card_name,
         "memory_bytes": card.memory_bytes,
@@ -165,7 +176,7 @@ def _row(
     kernels: list[Kernel],
     factor: float,
 ) -> dict[str, Any]:
-    """Returns the numbers of a compiled micro-step.
+    """Returns the numbers of a compiled micro-step, one GPU's part of a whole one.
 
     Returns:
       {"argument_bytes" (mostly the state), "temporary_bytes", "total_bytes",
@@ -187,9 +198,11 @@ def _row(
     if _wide_fraction(kernels) > WIDE_FRACTION:
         return row | dict.fromkeys(SPEEDS)
     tokens_per_s = factor * tokens / seconds(kernels, card)
+    rows = config.micro_batch * config.devices
+    whole = dataclasses.replace(config, micro_batch=rows)
     return row | {
         "mfu": tokens_per_s * flops / card.peak,
-        **on_card(config, tokens_per_s, flops),
+        **on_card(whole, card, tokens_per_s, flops),
     }
 
 

@@ -208,6 +208,9 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
     train_loss = summary["train_loss"]
     updates = f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches"
     charged = f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}"
+    tokens_per_s = summary["tokens_per_s"]
+    gpus = summary.get("devices", 1)  # earlier versions had one
+    each = f", {tokens_per_s / gpus:,.0f} on each of {gpus} GPUs" * (gpus > 1)
     rows = [
         ["budget", f"{budget:,.12g} {config.budget.kind}"],
         ["tokens", f"{summary['tokens']:,} ({summary['passes']:.2f} passes)"],
@@ -216,7 +219,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         ["training time", charged],
         ["time that does not count", _seconds(summary, FREE)],
-        ["speed", f"{summary['tokens_per_s']:,.0f} tokens/s"],
+        ["speed", f"{tokens_per_s:,.0f} tokens/s{each}"],
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
     ]

@@ -1,6 +1,7 @@
 """The whole job: prepare, pretrain, evaluate, report; what is complete is skipped."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -28,7 +29,7 @@ from cramjax.config import (
 )
 from cramjax.data import prepare, tokenizer
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.device import tuning
+from cramjax.device import distributed, tuning
 from cramjax.device.compile import MicroStep, use_cache
 from cramjax.errors import UserError, all_of
 from cramjax.glue import evaluate
@@ -65,32 +66,40 @@ def run(
     started_at = time.monotonic() if started_at is None else started_at
     config, initial_params = initial.begin(config, workdir)
     config = as_recorded(config, workdir)
+    distributed.check_equal(repr(config))
     tasks = check(config, workdir)
     use_cache(config.compilation_cache)
     start = time.monotonic()
-    tasks = evaluate.fetch(config, tasks)
+    with distributed.first_alone("fetch"):
+        tasks = evaluate.fetch(config, tasks)
     # Shifted past downloads and corpus building, which first_step_s excludes.
     started_at += time.monotonic() - start
     if (workdir / SUMMARY).exists():
-        record(workdir / CONFIG, config)
+        if distributed.is_first():
+            record(workdir / CONFIG, config)
         named_params = weights.read_run(config, workdir)
         summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
         # An earlier version did not write them, or the disk was full.
-        if not weights.is_written(config, workdir):
+        if distributed.is_first() and not weights.is_written(config, workdir):
             weights.write_run(named_params, workdir)
     else:
         with ThreadPoolExecutor(1) as pool:
             corpus, compiling, built_s = _prepare(config, workdir, pool)
             with lock_workdir(workdir):
-                config = tuning.choose(config, train_step.build)
-                record(workdir / CONFIG, config)
+                alone = partial(train_step.build, mesh=train_step.make_mesh())
+                config = tuning.choose(config, alone)
+                most = max(config.devices, distributed.devices())
+                config = dataclasses.replace(config, devices=most)
+                if distributed.is_first():
+                    record(workdir / CONFIG, config)
                 if not compiling:
                     compiling = pool.submit(train_step.build(config).compile_ahead)
                 named_params, summary = pretrain(
                     *(config, corpus, workdir, compiling, started_at + built_s),
                     initial_params,
                 )
-                weights.write_run(named_params, workdir)
+                if distributed.is_first():
+                    weights.write_run(named_params, workdir)
     if "word_order" in summary:  # older versions did not measure it
         logger.info(word_order.line(summary["word_order"]))
     logger.info(
@@ -100,8 +109,19 @@ def run(
     run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     with lock_workdir(workdir):
-        results = evaluate.evaluate(config, named_params, run_tokenizer, workdir, tasks)
-        write_report(config, manifest, summary, results, workdir)
+        given = (config, named_params, run_tokenizer, workdir)
+        if distributed.is_first():
+            evaluate.join_parts(workdir)  # which an interruption has left
+        distributed.wait_for_all("joined")
+        if (count := jax.process_count()) > 1:
+            part = jax.process_index()
+            evaluate.evaluate(*given, tasks[part::count], part=part)
+            distributed.wait_for_all("evaluated")
+        if distributed.is_first():
+            evaluate.join_parts(workdir)
+            results = evaluate.evaluate(*given, tasks)
+            write_report(config, manifest, summary, results, workdir)
+        distributed.wait_for_all("reported")
     return named_params
 
 
@@ -145,9 +165,11 @@ def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task
 def as_recorded(config: Config, workdir: Path) -> Config:
     """Returns the config with an earlier session's choices for the device."""
     path = workdir / CONFIG
-    if not tuning.is_asked_for(config) or not path.exists():
+    if not path.exists():
         return config
     values = flatten(read_recorded(path, "pass another --workdir"))
+    most = max(config.devices, values["devices"])
+    config = dataclasses.replace(config, devices=most)
     return tuning.as_recorded(config, values)
 
 
@@ -164,9 +186,11 @@ def _prepare(
     exists, compiling, start = (path / MANIFEST).exists(), None, time.monotonic()
     if exists and not tuning.is_asked_for(config):
         compiling = pool.submit(train_step.build(config).compile_ahead)
-    corpus = prepare.prepare(config)
+    with distributed.first_alone("corpus"):
+        corpus = prepare.prepare(config)
     built_s = 0.0 if exists else time.monotonic() - start
-    note_corpus(workdir, corpus)
+    if distributed.is_first():
+        note_corpus(workdir, corpus)
     return corpus, compiling, built_s
 
 
@@ -175,15 +199,19 @@ def check_platform(config: Config) -> None:
 
     Raises:
       UserError: `config.platform` or `config.model.attention` asks for a GPU that JAX
-        does not see, or that is too old for cuDNN's attention.
+        does not see, or that is too old for cuDNN's attention; or several GPUs cannot
+        share a micro-batch equally.
     """
     attention, backend = config.model.attention, jax.default_backend()
+    count, rows = distributed.devices(), config.micro_batch
+    multiple = f"a multiple of {count}, the number of GPUs: each takes its part"
+    require(rows % count == 0, "micro_batch", rows, multiple)
     if backend == "gpu":
         require(
             attention != "cudnn" or tuning.has_cudnn(),
             "model.attention",
             attention,
-            f"'xla' on {jax.devices()[0].device_kind}: cuDNN's needs compute "
+            f"'xla' on {jax.local_devices()[0].device_kind}: cuDNN's needs  "
             "capability 8.0",
         )
         return
@@ -217,11 +245,14 @@ def check_text(config: Config) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of the workdir during the block.
+    """Keeps other runs out of the workdir during the block; process 0 does so for all.
 
     Raises:
       UserError: another process uses it.
     """
+    if not distributed.is_first():
+        yield
+        return
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(workdir / LOCK, blocking=False))

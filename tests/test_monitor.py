@@ -64,7 +64,7 @@ class Device(SimpleNamespace):
 def h200(monkeypatch):
     device = Device()
     read = lambda: SimpleNamespace(energy_j=device.joules)  # noqa: E731
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(monitor, "read_gpu", read)
     return device
@@ -266,7 +266,7 @@ def driver(monkeypatch):
 def test_of_several_cards_it_is_the_one_that_cuda_names(library, driver, monkeypatch):
     monkeypatch.setattr(library, "nvmlDeviceGetCount", lambda: 2)
     cards = [SimpleNamespace(local_hardware_id=0)]
-    monkeypatch.setattr(jax, "devices", lambda: cards)
+    monkeypatch.setattr(jax, "local_devices", lambda: cards)
     monitor.read_gpu()
     assert library.asked == [("uuid", "GPU-01010101-0101-0101-0101-010101010101")]
     forget()

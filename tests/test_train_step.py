@@ -106,20 +106,6 @@ def test_randomness_depends_on_seed_and_step_alone(tiny, started):
     assert other_step(state, tokens, np.float32(0))[1]["loss"] != first
 
 
-def test_two_devices_give_the_numbers_of_one(tiny):
-    losses = []
-    for devices in (jax.devices()[:1], jax.devices()[:2]):
-        mesh = train_step.make_mesh(devices)
-        assert mesh.size == len(devices)
-        state, micro_step = start(tiny, mesh)
-        trace = []
-        for i in range(4):
-            state, metrics = micro_step(state, tokens_of(tiny, 4, i), np.float32(0.5))
-            trace.append(float(metrics["loss"]))
-        losses.append(trace)
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-
-
 def test_a_micro_batch_with_a_bad_number_is_skipped_and_counted(tiny, started):
     state, micro_step = started()
     broken = jax.tree.map(jnp.copy, state)

@@ -337,7 +337,7 @@ def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_p
     )
     dev = {"few": part[:130], "many": part}
     rows = data.TaskRows(task, part[:2000], dev, {}, ("0", "1"), 2000, ())
-    with journal.Journal(tmp_path, rows, "random", 1e-3) as job:
+    with journal.Journal(tmp_path / journal.LOG, rows, "random", 1e-3) as job:
         job.write_epoch(
             range(1), 1, np.zeros(1), lambda rows: np.ones((1, len(rows), 2))
         )
@@ -352,7 +352,7 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
     (task,) = tasks.get(own_config.glue)
     rows = data.TaskRows(task, separable(), {}, {}, ("0", "1"), 32, ())
-    with journal.Journal(tmp_path, rows, "random", 1e-3) as job:
+    with journal.Journal(tmp_path / journal.LOG, rows, "random", 1e-3) as job:
         for step in range(1, 5):
             now[0] += 16
             job.show(step / 10, 0.5)

@@ -29,7 +29,7 @@ def automatic(data_dir):
 def gpu(monkeypatch):
     """A card of compute capability 8.6."""
     device = SimpleNamespace(compute_capability="8.6", device_kind="card")
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     return device
 

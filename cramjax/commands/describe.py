@@ -1,6 +1,7 @@
 """Parameters, FLOPs and memory of a config, and what its budget buys on each card.
 
 cramjax describe --config=configs/a4000.py [--mfu=0.4] [--json=FILE]
+    [--config.devices=4]
 
 Nothing is trained, and no GPU is needed. Rows of the architecture table go by name:
 --config=configs/ablations/architecture.py:original-bert
@@ -21,11 +22,13 @@ def command(argv: Sequence[str]) -> None:
     mfu = number(extras, "mfu", 0.4, within("(0, 1]"))
     path = files.to_be_written("json", extras["json"])
     from cramjax.checkpoints import initial  # imports JAX, which takes seconds
-    from cramjax.describe import describe
+    from cramjax.describe import all_reduce_line, describe
 
     config, _ = initial.begin(config)
     facts = describe(config, mfu)
     _print(facts, mfu)
+    for card in CARDS.values() if config.devices > 1 else ():
+        print(all_reduce_line(config, card))
     if path:
         files.write_json(path, {"mfu": mfu, **facts})
 

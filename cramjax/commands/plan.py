@@ -1,7 +1,7 @@
 """Whether a config fits a card you do not have, and how fast it would train there.
 
 cramjax plan --config=configs/a4000.py --card=a4000 [--micro_batches=64,128]
-    [--json=FILE]
+    [--config.devices=4] [--json=FILE]
 
 It compiles the training step for the card, which takes about a minute per micro-batch
 at full size, and analyzes the program. It needs no GPU, but JAX's CUDA plugin (the

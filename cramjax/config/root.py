@@ -35,6 +35,9 @@ class Config(Section):
     # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
     # batch's ramp begins with one micro-batch.
     micro_batch: int = key(128, at_least(0, "sequences; 0 = the most that fit"))
+    # GPUs that train at once: for `describe` and `plan`. A run fills in the most that
+    # it has had.
+    devices: int = key(1, at_least(1), absent=1, operational=True)
     # Compiled programs are kept here, for all runs; "" = nowhere. It may be deleted.
     compilation_cache: str = key("~/.cache/cramjax", absent="", operational=True)
     model: ModelConfig = ModelConfig()

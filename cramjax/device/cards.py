@@ -23,6 +23,7 @@ class Card(NamedTuple):
     l2_mib: float  # second-level cache, 2^20 bytes
     clock_ghz: float  # boost
     compute_capability: tuple[int, int]
+    nvlink_gbps: float = 0.0  # in one direction, 10^9 bytes per second; 0 = none
 
     @property
     def memory_bytes(self) -> int:
@@ -66,23 +67,25 @@ ARCHITECTURES = {
 # is 76.7), the other two agree with the whitepapers.
 CARDS = {
     # Turing whitepaper, appendix A: reference clocks.
-    "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11, 616, 68, 5.5, 1.545, (7, 5)),
+    "rtx2080ti": Card("RTX 2080 Ti", 53.8, 11, 616, 68, 5.5, 1.545, (7, 5), 50),
     # Data sheet; clock and cache: GA104 in the GA102 whitepaper.
     "a4000": Card("RTX A4000", 88.45, 16, 448, 48, 4, 1.56, (8, 6)),
     # Data sheet; GA102 whitepaper, appendix C.
-    "a6000": Card("RTX A6000", 154.8, 48, 768, 84, 6, 1.80, (8, 6)),
+    "a6000": Card("RTX A6000", 154.8, 48, 768, 84, 6, 1.80, (8, 6), 56.25),
     # GA102 whitepaper, table 9.
-    "rtx3090": Card("RTX 3090", 71.0, 24, 936, 82, 6, 1.695, (8, 6)),
+    "rtx3090": Card("RTX 3090", 71.0, 24, 936, 82, 6, 1.695, (8, 6), 56.25),
     # Ada whitepaper, appendix A.
     "rtx4090": Card("RTX 4090", 165.2, 24, 1008, 128, 72, 2.52, (8, 9)),
     # A100 whitepaper, table 4; the 80 GB one's data sheet (SXM).
-    "a100": Card("A100 40GB", 312.0, 40, 1555, 108, 40, 1.41, (8, 0)),
-    "a100_80gb": Card("A100 80GB", 312.0, 80, 2039, 108, 40, 1.41, (8, 0)),
+    "a100": Card("A100 40GB", 312.0, 40, 1555, 108, 40, 1.41, (8, 0), 300),
+    "a100_80gb": Card("A100 80GB", 312.0, 80, 2039, 108, 40, 1.41, (8, 0), 300),
     # H100 whitepaper, table 2, and data sheet (SXM); the clock is the highest.
-    "h100": Card("H100", 989.4, 80, 3350, 132, 50, 1.98, (9, 0)),
+    "h100": Card("H100", 989.4, 80, 3350, 132, 50, 1.98, (9, 0), 450),
     # Data sheet (SXM): the H100's chip with more and faster memory.
-    "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0)),
+    "h200": Card("H200", 989.4, 141, 4800, 132, 50, 1.98, (9, 0), 450),
 }
+
+PCIE_GBPS = 31.5  # of 16 lanes of PCIe 4.0, in one direction
 
 # Words in a device's name that mark a different card from the one it is named after.
 OTHER = re.compile(r"laptop|max|mig|nvl|pcie|d|ti|super|\d+([qc]|gb)")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,6 +40,15 @@ def use_cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
 
 
+class Requests(NamedTuple):
+    """What a process asks of all; the greatest number of each is what all agree on."""
+
+    progress: float = 0.0  # of the budget; only process 0's clock counts
+    stop: float = 0.0  # the number of a signal
+    save: float = 0.0  # 0 or 1
+    validate: float = 0.0  # 0 or 1
+
+
 @dataclasses.dataclass(frozen=True)
 class MicroStep:
     """A jitted micro-step and how to feed it; made by `train_step.build`.
@@ -47,9 +56,11 @@ class MicroStep:
     Attributes:
       function: (state, tokens_BxL, progress) to (state, metrics); donates the state.
       init_state: returns the initial state when it is traced.
-      sharding: of the state.
+      sharding: of the state, except what `spread` changes.
       token_dtype: of the batches.
       initial_params: of the state at the beginning; None = random ones.
+      spread: returns the state for several devices, from one as `init_state` makes it.
+      gather: the reverse, for checkpoints: any number of devices goes on from these.
       compile_s: how long `compile_ahead` took; 0 if it compiled nothing.
       needed_bytes: memory of the compiled program and its arguments.
     """
@@ -60,6 +71,8 @@ class MicroStep:
     sharding: jax.sharding.Sharding
     token_dtype: str
     initial_params: Any = None
+    spread: Callable[[Any], Any] = lambda state: state
+    gather: Callable[[Any], Any] = lambda state: state
     compile_s: float = 0.0
     needed_bytes: int = 0
 
@@ -78,8 +91,24 @@ class MicroStep:
         """Returns the micro-step on whole blocks, traced but not compiled."""
         state = abstract(self.init_state, self.sharding)
         tokens_BxL = jax.ShapeDtypeStruct(self.block_shape, self.token_dtype)
+        shape = ()  # of `progress`
+        if (devices := self.sharding.mesh.size) > 1:
+            state = jax.eval_shape(self.spread, state)
+            shape = (devices, len(Requests._fields))
         return self.function.lower(
-            state, tokens_BxL, jax.ShapeDtypeStruct((), np.float32)
+            state, tokens_BxL, jax.ShapeDtypeStruct(shape, np.float32)
+        )
+
+    def inputs(self, tokens_BxL: np.ndarray, requests: Requests) -> tuple[Any, Any]:
+        """Returns the arguments after the state: all processes' rows and requests."""
+        mesh = self.sharding.mesh
+        if mesh.size == 1:
+            return tokens_BxL, np.float32(requests.progress)
+        split = jax.NamedSharding(mesh, jax.P("data"))
+        requests_NxR = np.tile(np.float32(requests), (mesh.local_mesh.size, 1))
+        return tuple(
+            jax.make_array_from_process_local_data(split, x)
+            for x in (tokens_BxL, requests_NxR)
         )
 
     def compile_ahead(self) -> "MicroStep":
@@ -98,11 +127,11 @@ class MicroStep:
     def fresh_state(self) -> Any:
         """Returns the initial state, on the device."""
         state = jax.jit(self.init_state, out_shardings=self.sharding)()
-        if self.initial_params is None:
-            return state
-        # Copied, because a step takes over the memory of its state.
-        params = jax.device_put(self.initial_params, self.sharding, may_alias=False)
-        return state.replace(params=params)
+        if self.initial_params is not None:
+            # Copied, because a step takes over the memory of its state.
+            params = jax.device_put(self.initial_params, self.sharding, may_alias=False)
+            state = state.replace(params=params)
+        return self.spread(state)
 
     def random_batches(self, count: int, seed: int = 0) -> list[np.ndarray]:
         """Returns whole blocks of tokens_BxL, distributed as in text (Zipf's law).

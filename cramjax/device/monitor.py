@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from cramjax.device.cards import Card, of_device
+from cramjax.device.distributed import devices
 
 J_PER_KWH = 3.6e6
 
@@ -120,7 +121,7 @@ def _handle() -> Any:
     try:
         if library.nvmlDeviceGetCount() == 1:
             return library.nvmlDeviceGetHandleByIndex(0)
-        name = _uuid(jax.devices()[0].local_hardware_id)
+        name = _uuid(jax.local_devices()[0].local_hardware_id)
         return name and library.nvmlDeviceGetHandleByUUID(name)
     except library.NVMLError:
         return None
@@ -143,18 +144,21 @@ def _uuid(ordinal: int) -> str | None:
 
 def card() -> Card | None:
     """Returns the card that JAX computes on, None if it is not in `cards.CARDS`."""
-    return of_device(jax.devices()[0].device_kind)
+    return of_device(jax.local_devices()[0].device_kind)
 
 
 def mfu(flops: float, seconds: float) -> float | None:
-    """Returns model FLOPs utilization: the fraction of the card's dense 16-bit peak."""
+    """Returns model FLOPs utilization: the fraction of the dense 16-bit peak.
+
+    The peak is that of all cards that train.
+    """
     known = card()
-    return flops / seconds / known.peak if known else None
+    return flops / seconds / (devices() * known.peak) if known else None
 
 
 def peak_memory_bytes() -> int | None:
     """Returns this process's peak memory on the device, None if it is not counted."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def energy_kwh() -> float | None:

@@ -20,12 +20,14 @@ from cramjax.device.compile import (
     seconds_per_step,
     tree_bytes,
 )
+from cramjax.device.distributed import devices, from_first
 from cramjax.errors import UserError, is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
 
 Build = Callable[[Config], MicroStep]  # `train_step.build`
 
+ATTENTIONS = ("xla", "cudnn")
 PROBE_SEQUENCES = 64  # micro-batch at which implementations of attention are compared
 FIRST_PROBE = 64  # micro-batch at which the search for the largest one begins
 # How far a micro-batch may make an update larger than `batch.sequences`.
@@ -56,17 +58,30 @@ def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def choose(config: Config, build: Build) -> Config:
-    """Returns the config with this device's best attention and micro-batch.
+    """Returns the config with the devices' best attention and micro-batch.
+
+    With several processes, each tries its device's part of the batch, and process 0's
+    choice counts.
 
     Raises:
       UserError: not even one sequence fits.
     """
-    if config.model.attention == "auto":
-        config = with_attention(config, _attention(config, build))
-    if config.micro_batch == 0:
-        rows = _micro_batch(config, build)
-        config = dataclasses.replace(config, micro_batch=rows)
-    return config
+    if not is_asked_for(config):
+        return config
+    count = devices()
+    batch = dataclasses.replace(config.batch, sequences=config.batch.sequences // count)
+    part = dataclasses.replace(
+        config, batch=batch, micro_batch=config.micro_batch // count
+    )
+    name, rows = config.model.attention, part.micro_batch
+    if name == "auto":
+        name = _attention(part, build)
+        part = with_attention(part, name)
+    rows = rows or _micro_batch(part, build)
+    if count > 1:
+        index, rows = from_first([ATTENTIONS.index(name), rows])
+        name = ATTENTIONS[index]
+    return dataclasses.replace(with_attention(config, name), micro_batch=rows * count)
 
 
 def with_attention(config: Config, name: str) -> Config:
@@ -81,12 +96,14 @@ def with_attention(config: Config, name: str) -> Config:
 
 def attentions(config: Config) -> list[str]:
     """Returns the values of `model.attention` to choose from on this device."""
-    return ["xla", *(["cudnn"] if has_cudnn() and would_use_cudnn(config) else [])]
+    return [*ATTENTIONS] if has_cudnn() and would_use_cudnn(config) else ["xla"]
 
 
 def has_cudnn() -> bool:
     """Returns whether cuDNN's attention runs here: compute capability 8.0 and above."""
-    capability = getattr(jax.devices()[0], "compute_capability", "0").split(".")[0]
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0").split(".")[
+        0
+    ]
     return (
         jax.default_backend() == "gpu"
         and capability.isdigit()  # AMD's are not
@@ -178,7 +195,7 @@ def _micro_batch(config: Config, build: Build) -> int:
         return rows
     raise UserError(
         f"config.micro_batch is 0: not one sequence fits in the {gigabytes} of "
-        f"{jax.devices()[0].device_kind}: pass a smaller model"
+        f"{jax.local_devices()[0].device_kind}: pass a smaller model"
     )
 
 
@@ -209,7 +226,7 @@ def device_bytes() -> int:
 
 
 def _memory() -> tuple[int, float]:
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"], DEVICE_FRACTION

@@ -17,7 +17,7 @@ from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
-from cramjax.glue.journal import FinishedTrials, Journal
+from cramjax.glue.journal import LOG, FinishedTrials, Journal
 from cramjax.glue.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def evaluate(
     complete: Sequence[Task],
     imported: bool = False,
     on_trained: Callable[[float, Any], None] = lambda *_: None,
+    part: int | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task and scores its dev sets.
 
@@ -156,6 +157,8 @@ def evaluate(
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
       on_trained: called with the learning rate and `finetune`'s params_T.
+      part: which of several processes this is. Its results are a file of its own until
+        `join_parts`, and so is its log, except process 0's.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -169,8 +172,14 @@ def evaluate(
       not finite}), "best_rate" (see `scores.summarise`), "median", "mean", "std",
       "min", "max" (at that rate), "others" ({further metric: the same})}}}}
     """
-    path = workdir / RESULTS
+    path, log = workdir / RESULTS, workdir / LOG
     results = read_results(path)
+    if part is not None:
+        path = path.with_stem(f"{path.stem}-{part}")
+        log = log.with_stem(f"{log.stem}-{part}") if part else log
+        results = {
+            n: x for task in complete for n, x in _of_task(results, task).items()
+        }
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
     for task, jobs in todo:
         rows = _read(config, task)
@@ -183,7 +192,7 @@ def evaluate(
             started = time.monotonic()
             pretrained = named_params.get(start)
             finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
-            with Journal(workdir, encoded, start, rate) as journal:
+            with Journal(log, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
                     config.glue,
@@ -207,7 +216,7 @@ def evaluate(
             for entry in entries.values():
                 seconds = time.monotonic() - started
                 logger.info(_scores_line(entry, start, rate, seconds))
-    if results and (todo or not (workdir / TABLE).exists()):
+    if results and part is None and (todo or not (workdir / TABLE).exists()):
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
             for first, second in itertools.combinations(config.glue.starts, 2)
@@ -216,6 +225,19 @@ def evaluate(
         page = tables.page(results, config, differences, imported)
         files.write_text(workdir / TABLE, page)
     return results
+
+
+def join_parts(workdir: Path) -> None:
+    """Joins the results of several processes, each of which has tasks of its own."""
+    parts = sorted(workdir.glob("glue-[0-9]*.json"))
+    if parts:
+        joined = read_results(workdir / RESULTS)
+        for part in parts:
+            joined |= read_results(part)
+        files.write_json(workdir / RESULTS, {"tasks": joined})
+        (workdir / TABLE).unlink(missing_ok=True)  # `evaluate` writes it anew
+    for part in parts:
+        part.unlink()
 
 
 def _entries(

@@ -45,9 +45,9 @@ class Journal:
     repeated: of two lines about the same epoch the later one counts.
     """
 
-    def __init__(self, workdir: Path, rows: TaskRows[Encoded], start: str, rate: float):
+    def __init__(self, log: Path, rows: TaskRows[Encoded], start: str, rate: float):
         """Shows nothing yet."""
-        self._log = MetricsLog(workdir / LOG)
+        self._log = MetricsLog(log)
         self._rows, self._start, self._rate = rows, start, rate
         self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
         self._last_plain = time.monotonic()

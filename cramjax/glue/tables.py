@@ -360,6 +360,7 @@ def broken_rules(config: Config, imported: bool) -> list[str]:
         "pretraining began with another model's weights": bool(config.init_from),
         "text that a model has filtered": filtered and not imported,
         "more than 24 hours of pretraining": config.budget.hours > 24 and not imported,
+        f"pretrained on {config.devices} GPUs": config.devices > 1 and not imported,
         "more than 5 epochs of fine-tuning": config.glue.epochs > 5,
         "another learning rate for each task": len(config.glue.learning_rates) > 1,
     }

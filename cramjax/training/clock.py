@@ -40,6 +40,7 @@ class Clock:
       position: blocks used; the next batch begins here.
       tokens: tokens trained on.
       flops: model FLOPs of these tokens.
+      agreed: the progress that several processes agreed on last; None in one process.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Clock:
         self._budget = budget
         self._now = now
         self._kind, self._since = "training", now()
+        self.agreed: float | None = None
         self._set(saved or {})
 
     def _set(self, saved: Mapping[str, Any]) -> None:
@@ -79,6 +81,12 @@ class Clock:
 
     def progress(self) -> float:
         """Returns the fraction of the budget already spent, in [0, 1]."""
+        if self.agreed is not None and self._budget.kind == "hours":
+            return self.agreed
+        return self.measured()
+
+    def measured(self) -> float:
+        """Returns the progress by this process's own clock."""
         spent, total = {
             "hours": (self.elapsed_s, self._budget.hours * 3600),
             "tokens": (self.tokens, self._budget.tokens),

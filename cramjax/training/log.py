@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cramjax import files
 from cramjax.device import monitor
+from cramjax.device.distributed import devices
 from cramjax.errors import is_disk_full
 from cramjax.training.clock import Clock
 
@@ -31,7 +32,8 @@ PLAIN_EVERY_S = 20.0
 class MetricsLog:
     """Appends lines, each at once; a context manager.
 
-    Lines that do not fit on a full disk are kept in memory until they do.
+    Lines that do not fit on a full disk are kept in memory until they do. Of several
+    processes, all but one write to os.devnull.
     """
 
     def __init__(self, path: Path):
@@ -39,7 +41,7 @@ class MetricsLog:
 
         A kill may have cut off the line that was being written.
         """
-        if path.exists():
+        if path.is_file():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
@@ -66,6 +68,8 @@ class MetricsLog:
 
         Both happen in one write, so a kill leaves both or neither.
         """
+        if not self._path.is_file():
+            return
         known = _parsed(self._path.read_bytes() + self._unwritten)
         lines = [line for line in known if line["step"] <= after]
         lines.append({"time": time.time(), **event})
@@ -135,17 +139,19 @@ class Throughput:
     def line(self) -> dict[str, float]:
         """Ends the interval; returns those of its numbers that are known.
 
-        `tokens_per_s` and `mfu` are over all its seconds; `not_training` is the
-        fraction of these spent on compilation, checkpoints or validation.
-        `peak_memory_bytes` is the device's in this session, `energy_kwh` the whole
-        card's in all sessions.
+        `tokens_per_s` (of all GPUs; `tokens_per_s_per_gpu` of each if there are more)
+        and `mfu` are over all its seconds; `not_training` is the fraction of these
+        spent on compilation, checkpoints or validation. `peak_memory_bytes` is process
+        0's in this session, `energy_kwh` its whole card's in all sessions.
         """
         start, end = self._start, self._clock.saved()
         self.restart()
         spent = {kind: s - start["seconds"][kind] for kind, s in end["seconds"].items()}
         seconds = max(sum(spent.values()), 1e-9)
+        tokens_per_s, count = (end["tokens"] - start["tokens"]) / seconds, devices()
         numbers = {
-            "tokens_per_s": (end["tokens"] - start["tokens"]) / seconds,
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_gpu": tokens_per_s / count if count > 1 else None,
             "mfu": monitor.mfu(end["flops"] - start["flops"], seconds),
             "not_training": 1 - spent["training"] / seconds,
             "peak_memory_bytes": monitor.peak_memory_bytes(),

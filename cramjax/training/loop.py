@@ -17,7 +17,8 @@ import numpy as np
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.order import BlockStream
-from cramjax.device.compile import MicroStep, abstract
+from cramjax.device import distributed
+from cramjax.device.compile import MicroStep, Requests, abstract
 from cramjax.errors import TrainingFailed
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import schedules, train_step
@@ -62,6 +63,7 @@ class Session:
     rollbacks: int = 0  # to an earlier checkpoint, in all sessions
     last_read: DispatchedStep | None = None  # the latest one of this session
     first_step_s: float | None = None  # from `started_at` to the end of the first step
+    agreed: Requests = Requests()  # by all processes, and not done yet
     stream: BlockStream = dataclasses.field(init=False)
     # Of the micro-batches that the micro-step is compiled for.
     compiled_shapes: set[tuple[int, int]] = dataclasses.field(init=False)
@@ -84,19 +86,23 @@ def train(session: Session) -> int | None:
       UserError: the disk is full, and the user does not wait for room.
     """
     config, clock, store = session.config, session.clock, session.store
-    validation = Timer(config.validation.every_minutes)
-    checkpoint = Timer(config.checkpoint.every_minutes)
+    every = (config.checkpoint.every_minutes, config.validation.every_minutes)
+    timers = [Timer(minutes * distributed.is_first()) for minutes in every]
     in_flight = None
     with stop_signals() as signals, ProgressLine(len(session.corpus.train)) as line:
-        while (progress := clock.progress()) < 1 and not signals:
+        while (progress := clock.progress()) < 1:
+            requests = request(session, progress, signals, timers)
+            if session.agreed.stop:
+                break
             # Except when logging, validating or saving, the device runs this step while
             # the host reads the previous one.
-            previous, in_flight = in_flight, dispatch(session, progress)
+            previous, in_flight = in_flight, dispatch(session, progress, requests)
             read_metrics(session, previous)
             # Logged before the last checkpoint, so that resuming from it does not log
             # the same steps again.
             logs = clock.step % config.log.every_steps == 0 or clock.progress() >= 1
-            validates, saves = validation.is_due(), checkpoint.is_due()
+            saves, validates = session.agreed.save, session.agreed.validate
+            session.agreed = session.agreed._replace(save=0, validate=0)
             if logs or validates or saves:
                 read_metrics(session, in_flight)
                 in_flight = None
@@ -118,10 +124,28 @@ def train(session: Session) -> int | None:
         finished = clock.progress() >= 1
         if finished and session.train_metrics.window:  # time was up after the last step
             write_line(session)
-        store.save_at_last(session.state, lambda: host_state(session), clock, signals)
+        state = session.micro_step.gather(session.state)
+        store.save_at_last(state, lambda: host_state(session), clock, signals)
         if not finished:  # after the last write, which is charged, too
             write_event(session, "stopped")
-    return signals[0] if signals else None
+    return signals[0] if signals else int(session.agreed.stop) or None
+
+
+def request(
+    session: Session, progress: float, signals: list[int], timers: list["Timer"]
+) -> Requests:
+    """Returns what this process asks all to do.
+
+    One process does it at once. Several agree on it in the next micro-step: they must
+    stop, save and validate after the same one.
+    """
+    if jax.process_count() > 1:
+        progress = session.clock.measured() * distributed.is_first()
+    stop = signals[0] if signals else 0
+    asked = Requests(progress, stop, *(timer.is_due() for timer in timers))
+    if jax.process_count() == 1:
+        session.agreed = asked
+    return asked
 
 
 class Timer:
@@ -166,16 +190,18 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def dispatch(session: Session, progress: float) -> DispatchedStep:
+def dispatch(session: Session, progress: float, requests: Requests) -> DispatchedStep:
     """Hands the next micro-step to the device, and counts it."""
-    config, clock = session.config, session.clock
-    tokens_BxL = micro_batch_at(session, clock.position, progress)
-    rows, length = tokens_BxL.shape
+    config, clock, count = session.config, session.clock, jax.process_count()
+    blocks = config.micro_batch // count  # of this process
+    first = clock.position + jax.process_index() * blocks
+    tokens_BxL = micro_batch_at(session, first, blocks, progress)
+    rows, length = count * tokens_BxL.shape[0], tokens_BxL.shape[1]
     compiles = (rows, length) not in session.compiled_shapes
     session.compiled_shapes.add((rows, length))
     with clock.measure("compilation" if compiles else "training"):
         session.state, metrics = session.micro_step.function(
-            session.state, tokens_BxL, np.float32(progress)
+            session.state, *session.micro_step.inputs(tokens_BxL, requests)
         )
     step = DispatchedStep(clock.step, clock.position, progress, metrics)
     rate = config.objective.max_mask_rate
@@ -184,9 +210,11 @@ def dispatch(session: Session, progress: float) -> DispatchedStep:
     return step
 
 
-def micro_batch_at(session: Session, position: int, progress: float) -> np.ndarray:
+def micro_batch_at(
+    session: Session, position: int, blocks: int, progress: float
+) -> np.ndarray:
     """Returns tokens_BxL: blocks from `position` on, cut as the curriculum demands."""
-    blocks_BxL = session.stream.take(position, session.config.micro_batch)
+    blocks_BxL = session.stream.take(position, blocks)
     stages = session.config.curriculum
     length = schedules.sequence_length(progress, stages, blocks_BxL.shape[1])
     if stages.unfold:  # every block becomes several rows
@@ -198,7 +226,10 @@ def read_metrics(session: Session, step: DispatchedStep | None) -> None:
     """Waits for a micro-step, if there is one, and records what it reports."""
     if step is None:
         return
-    metrics = {name: np.asarray(x).item() for name, x in step.metrics.items()}
+    metrics = {name: np.asarray(x).tolist() for name, x in step.metrics.items()}
+    if agreed_R := metrics.get("agreed_R"):
+        session.agreed = Requests(*map(max, session.agreed, agreed_R))
+        session.clock.agreed = session.agreed.progress
     session.last_read = step
     session.clock.updates += metrics["updated"]
     if metrics["finite"]:
@@ -261,7 +292,8 @@ def validate(session: Session) -> None:
 def save(session: Session) -> None:
     """Writes a checkpoint, unless the disk is full."""
     with session.clock.measure("checkpoints"):
-        session.store.save(session.clock.step, session.state, host_state(session))
+        state = session.micro_step.gather(session.state)
+        session.store.save(session.clock.step, state, host_state(session))
 
 
 def host_state(session: Session) -> dict[str, Any]:
@@ -306,9 +338,11 @@ def roll_back(session: Session) -> None:
     """
     config, clock, last = session.config, session.clock, session.last_read
     dump = session.workdir / f"bad_batch-{last.step}.npz"
-    tokens_BxL = micro_batch_at(session, last.position, last.progress)
+    rows = config.micro_batch
+    tokens_BxL = micro_batch_at(session, last.position, rows, last.progress)
     where = {"step": last.step, "position": last.position, "used": last.progress}
-    np.savez(dump, tokens=tokens_BxL, **where)
+    if distributed.is_first():
+        np.savez(dump, tokens=tokens_BxL, **where)
     why = (
         f"{session.train_metrics.latest['bad_in_a_row']} micro-batches in a row had "
         f"gradients that are not finite, the last one is in {dump}"
@@ -353,6 +387,7 @@ def restore_or_init(
         state, saved = micro_step.fresh_state(), {}
     else:
         state, saved = store.restore(step, abstract(micro_step.init_state, sharding))
+        state = micro_step.spread(state)
     # The checkpoint may have been written before a rollback.
-    scale = jnp.float32(micro_step.config.guard.rate_factor**rollbacks)
+    scale = np.float32(micro_step.config.guard.rate_factor**rollbacks)
     return state.replace(rate_scale=jax.device_put(scale, sharding)), saved

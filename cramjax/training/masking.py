@@ -28,6 +28,7 @@ def mask_tokens(
     random_share: float = 0.1,
     predicted_count: jax.Array | None = None,
     unpredictable_ids: tuple[int, ...] = (),
+    part: tuple[jax.Array | int, int] = (0, 1),
 ) -> MaskedBatch:
     """Selects exactly P = round(mask_rate * L) positions of every row for prediction.
 
@@ -49,9 +50,16 @@ def mask_tokens(
         and weighted in the loss, and the two fractions refer to them. None means P.
       unpredictable_ids: tokens that are never predicted, static. If a row has fewer
         than P other tokens, the remaining positions fall on these and have weight 0.
+      part: (index, traced; number of parts, static): the batch is one of equal parts of
+        a larger one, and masked as it is there.
     """
     rows, length = tokens_BxL.shape
     count = predicted_per_row(mask_rate, length)
+    index, parts = part
+
+    def own(x):
+        return x if parts == 1 else jax.lax.dynamic_slice_in_dim(x, index * rows, rows)
+
     if predicted_count is None:
         masked_count = round(mask_share * count)
         corrupted_count = round((mask_share + random_share) * count)
@@ -62,12 +70,14 @@ def mask_tokens(
     tokens_BxL = jnp.asarray(tokens_BxL, jnp.int32)
     position_key, token_key = jax.random.split(key)
     # The P largest of L random numbers, in random order: a sample without replacement.
-    noise_BxL = jax.random.uniform(position_key, (rows, length))
+    noise_BxL = own(jax.random.uniform(position_key, (rows * parts, length)))
     for token_id in unpredictable_ids:
         noise_BxL = jnp.where(tokens_BxL == token_id, -1.0, noise_BxL)
     positions_BxP = jax.lax.top_k(noise_BxL, count)[1]
     targets_BxP = jnp.take_along_axis(tokens_BxL, positions_BxP, axis=1)
-    random_BxP = jax.random.randint(token_key, (rows, count), 0, vocab_size)
+    random_BxP = own(
+        jax.random.randint(token_key, (rows * parts, count), 0, vocab_size)
+    )
     rank_1xP = jnp.arange(count)[None, :]
     new_BxP = jnp.where(
         rank_1xP < masked_count,

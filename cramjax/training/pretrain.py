@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import jax
 from cramjax import files, word_order
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
-from cramjax.device import host_memory, monitor
+from cramjax.device import distributed, host_memory, monitor
 from cramjax.device.compile import MicroStep, abstract
 from cramjax.errors import Interrupted, UserError, is_out_of_memory
 from cramjax.training import averaging, train_step
@@ -60,10 +61,12 @@ def pretrain(
       UserError: the device has too little memory.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    first = distributed.is_first()
     with (
         out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
-        MetricsLog(workdir / METRICS) as log,
+        MetricsLog(workdir / METRICS if first else Path(os.devnull)) as log,
+        distributed.peers_watched(),
     ):
         session = resume(
             *(config, corpus, store, log, workdir, compiling, started_at),
@@ -90,7 +93,8 @@ def pretrain(
                 config, named_params["pretrained"], corpus
             )
         summary = _summary(session, scores)
-    files.write_json(workdir / SUMMARY, summary)
+    if first:
+        files.write_json(workdir / SUMMARY, summary)
     return named_params, summary
 
 
@@ -117,6 +121,8 @@ def resume(
     micro_step = dataclasses.replace(train_step.build(config), **initial)
     state, saved = restore_or_init(micro_step, store, rollbacks)
     clock, energy_kwh = Clock(config.budget, saved), saved.get("energy_kwh")
+    if jax.process_count() > 1:
+        clock.agreed = clock.progress()
     if lines:
         logged_s = max(line.get("elapsed_s", 0.0) for line in lines)
         clock.add_seconds("lost", max(logged_s - clock.elapsed_s, 0.0))
@@ -259,6 +265,7 @@ def _summary(session: Session, scores: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(session.state.params)),
         "skipped": latest["skipped"],
         "device": jax.devices()[0].device_kind,
+        "devices": distributed.devices(),
         "code": code_version(),
         "versions": library_versions(),
         "command": command_line(),

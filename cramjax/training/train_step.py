@@ -1,5 +1,6 @@
 """One micro-step on the device: mask, forward, backward, accumulate, maybe update."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -44,13 +45,21 @@ class TrainState:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis, "data"; by default of one device."""
-    return Mesh(np.asarray(devices or jax.devices()[:1]), ("data",))
+    """Returns a mesh with one axis, "data"; by default of this process's device."""
+    return Mesh(np.asarray(devices or jax.local_devices()[:1]), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of the state: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def state_specs() -> TrainState:
+    """Returns the state's prefix tree of specs: each device accumulates by itself."""
+    same = PartitionSpec()
+    specs = TrainState(*(same for _ in dataclasses.fields(TrainState)))
+    accumulated = optax.MultiStepsState(same, same, same, PartitionSpec("data"), same)
+    return specs.replace(opt_state=accumulated)
 
 
 def init_state(config: Config) -> TrainState:
@@ -74,21 +83,43 @@ def init_state(config: Config) -> TrainState:
 
 
 def named_params(config: Config, state: TrainState) -> dict[str, Any]:
-    """Returns parameters by name: "pretrained" and the averages that are on."""
-    averages = averaging.read(config.averaging, state.averages, state.params)
-    return {"pretrained": state.params, **averages}
+    """Returns parameters by name: "pretrained" and the averages that are on.
+
+    They are this device's copies, so that each process can go on alone.
+    """
+    params, averages = jax.tree.map(
+        lambda x: x.addressable_data(0), (state.params, state.averages)
+    )
+    return {"pretrained": params, **averaging.read(config.averaging, averages, params)}
 
 
 def build(config: Config, mesh: Mesh | None = None) -> MicroStep:
-    """Returns the micro-step and what is needed to compile, feed and time it."""
-    mesh = mesh or make_mesh()
+    """Returns the micro-step and what is needed to compile, feed and time it.
+
+    By default it is for one device, or for all devices of several processes.
+    """
+    mesh = mesh or make_mesh(jax.devices() if jax.process_count() > 1 else None)
     return MicroStep(
         config=config,
         function=make_micro_step(config, mesh),
         init_state=functools.partial(init_state, config),
         sharding=replicated(mesh),
         token_dtype=token_dtype(config.model.vocab_size),
+        **({} if mesh.size == 1 else _state_forms(mesh)),
     )
+
+
+def _state_forms(mesh: Mesh) -> dict[str, Callable[[TrainState], TrainState]]:
+    """Returns `MicroStep.spread` and `MicroStep.gather` for several devices."""
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    copy = jax.jit(
+        lambda x: jnp.broadcast_to(x, (mesh.size, *x.shape)), out_shardings=split
+    )
+    mean = jax.jit(lambda x: jnp.mean(x, axis=0), out_shardings=replicated(mesh))
+    return {
+        "spread": functools.partial(_with_accumulated, copy),
+        "gather": functools.partial(_with_accumulated, mean),
+    }
 
 
 def make_micro_step(
@@ -97,9 +128,13 @@ def make_micro_step(
     """Returns the jitted `micro_step(state, tokens_BxL, progress)`.
 
     It compiles once per B x L: `progress`, the fraction of the budget already spent, is
-    traced, and the accumulation count is part of the state. The state is donated, the
-    batch is split over the mesh, and randomness depends only on config.seed and
-    state.step.
+    traced, and the accumulation count is part of the state. The state is donated, and
+    randomness depends only on config.seed and state.step.
+
+    On several devices, the batch is split over them and each accumulates the gradients
+    of its rows: they are averaged once per update. Dropout also depends on the number
+    of devices. Instead of `progress` there are the devices' `requests_NxR`, see
+    `MicroStep.inputs`; their maxima are `agreed_R` among the metrics.
 
     The returned metrics are scalars: `loss` (nats), `finite`, `accumulate`,
     `learning_rate` and `grad_norm` (of the last update, before clipping), `updated`,
@@ -108,6 +143,7 @@ def make_micro_step(
     objective = config.objective
     model = MaskedLM(config.model, dropout=objective.dropout)
     scales_loss = loss_scale.is_used(config.model.dtype)
+    axis = "data" if mesh.size > 1 else None
 
     def loss_of(params, masked, attention_mask, dropout_key, scale):
         rngs = {"dropout": dropout_key} if objective.dropout else {}
@@ -124,7 +160,14 @@ def make_micro_step(
     def micro_step(state: TrainState, tokens_BxL: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         mask_key, dropout_key = jax.random.split(key)
-        masked = _corrupted(config, mask_key, tokens_BxL, progress)
+        index = 0
+        if axis:  # these are the rows, the requests and the accumulator of one device
+            agreed_R = jax.lax.pmax(progress[0], axis)
+            progress, index = agreed_R[0], jax.lax.axis_index(axis)
+            dropout_key = jax.random.fold_in(dropout_key, index)
+            state = _with_accumulated(lambda x: x[0], state)
+        part = (index, mesh.size)
+        masked = _corrupted(config, mask_key, tokens_BxL, progress, part)
         attention_mask = None
         if objective.separate_documents:
             attention_mask = document_mask(tokens_BxL)
@@ -145,13 +188,13 @@ def make_micro_step(
             ),
             state.accumulate,
         )
-        updates, opt_state = _accumulating_optimizer(config, accumulate).update(
+        updates, opt_state = _accumulating_optimizer(config, accumulate, axis).update(
             grads,
             state.opt_state,
             state.params,
             progress=progress,
             rate_scale=state.rate_scale,
-            emit=state.opt_state.mini_step == accumulate - 1,  # only Muon uses it
+            emit=state.opt_state.mini_step == accumulate - 1,
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite
@@ -185,20 +228,52 @@ def make_micro_step(
             "skipped": new_state.skipped,
             "bad_in_a_row": new_state.bad_in_a_row,
         }
+        if axis:
+            metrics |= {"loss": jax.lax.pmean(loss, axis), "agreed_R": agreed_R}
+            new_state = _with_accumulated(lambda x: x[None], new_state)
         return new_state, metrics
 
     batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
     same = replicated(mesh)
-    return jax.jit(
+    if axis is None:
+        return jax.jit(
+            micro_step,
+            donate_argnums=0,
+            in_shardings=(same, batch_sharding, same),
+            out_shardings=same,
+        )
+    split, whole = PartitionSpec(axis), PartitionSpec()
+    # Checked, the gradient of what is replicated would be summed over the devices in
+    # every micro-step.
+    on_each = jax.shard_map(
         micro_step,
+        mesh=mesh,
+        in_specs=(state_specs(), split, split),
+        out_specs=(state_specs(), whole),
+        check_vma=False,
+    )
+    state_sharding = jax.tree.map(lambda x: NamedSharding(mesh, x), state_specs())
+    return jax.jit(
+        on_each,
         donate_argnums=0,
-        in_shardings=(same, batch_sharding, same),
-        out_shardings=same,
+        in_shardings=(state_sharding, batch_sharding, batch_sharding),
+        out_shardings=(state_sharding, same),
     )
 
 
+def _with_accumulated(function: Callable[[Any], Any], state: TrainState) -> TrainState:
+    """Returns the state with the function applied to all accumulated gradients."""
+    of = state.opt_state
+    of = of._replace(acc_grads=jax.tree.map(function, of.acc_grads))
+    return state.replace(opt_state=of)
+
+
 def _corrupted(
-    config: Config, key: jax.Array, tokens_BxL: jax.Array, progress: jax.Array
+    config: Config,
+    key: jax.Array,
+    tokens_BxL: jax.Array,
+    progress: jax.Array,
+    part: tuple[jax.Array | int, int],
 ) -> MaskedBatch:
     """Returns the batch masked as `config.objective` demands at this progress."""
     objective, predicted_count = config.objective, None
@@ -218,15 +293,36 @@ def _corrupted(
         predicted_count=predicted_count,
         # With separate documents, the attention mask reveals where a <sep> is.
         unpredictable_ids=(CLS, SEP) if objective.separate_documents else (),
+        part=part,
     )
 
 
-def _accumulating_optimizer(config: Config, accumulate: jax.Array) -> optax.MultiSteps:
-    """Averages gradients and drops micro-batches where they are not finite."""
+def _accumulating_optimizer(
+    config: Config, accumulate: jax.Array, axis: str | None = None
+) -> optax.MultiSteps:
+    """Averages gradients and drops micro-batches where they are not finite.
+
+    Devices along an axis drop together, and average what they have accumulated.
+    """
+    optimizer = make_optimizer(config.optimizer, config.schedule)
+
+    def mean_first(updates, state, params, *, emit, **extra):
+        updates = jax.lax.cond(
+            emit, lambda: jax.lax.pmean(updates, axis), lambda: updates
+        )
+        return optimizer.update(updates, state, params, emit=emit, **extra)
+
+    def skip_together(updates, step, params):
+        skips, found = optax.skip_not_finite(updates, step, params)
+        skips = jax.lax.pmax(skips.astype(jnp.int32), axis) > 0
+        return skips, found | {"should_skip": skips}
+
     # The schedule of MultiSteps is given only the number of updates. The micro-batches
     # per update depend on progress, so they are passed in, as a traced value.
     return optax.MultiSteps(
-        make_optimizer(config.optimizer, config.schedule),
+        optax.GradientTransformationExtraArgs(optimizer.init, mean_first)
+        if axis
+        else optimizer,
         every_k_schedule=lambda _: accumulate,
-        should_skip_update_fn=optax.skip_not_finite,
+        should_skip_update_fn=skip_together if axis else optax.skip_not_finite,
     )
