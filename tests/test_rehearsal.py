@@ -49,9 +49,11 @@ def test_every_stage_is_tried_and_nothing_is_left(tmp_path, no_network, capsys):
         f"glue.superglue_dir={folder.parent}",
     )
     assert main(command(tmp_path, *flags)) == 0
-    first, missing, *out = capsys.readouterr().out.splitlines()
+    first, *out = capsys.readouterr().out.splitlines()
     assert first == f"workdir: {tmp_path / 'runs' / 'one'}"
+    [missing] = [line for line in out if "RTE" in line]
     assert "RTE is not scored: RTE/train.tsv is missing; " in missing
+    out.remove(missing)
     stages = [line.split(": ")[1] for line in out]
     assert all(line.startswith("rehearsal: ") for line in out)
     assert stages == [
