@@ -147,7 +147,7 @@ def settings(config: Config) -> dict[str, Any]:
     """Returns everything that changes the blocks, besides the text."""
     data = config.data
     # Deduplication that is off is left out, so that older corpora keep their names.
-    optional = ("drop_duplicates", "dedup_bytes")
+    optional = ("drop_duplicates", "dedup_bytes", "near_duplicates")
     return {
         "format": FORMAT,
         "vocab_size": config.model.vocab_size,

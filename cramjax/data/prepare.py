@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import multiprocessing
 import re
 import shutil
 import time
@@ -26,10 +27,13 @@ from cramjax.data import (
     remote,
     report,
     sources,
+    stages,
     tokenizer,
 )
-from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
-from cramjax.data.readers import EXPANSION, File, ReadContext
+from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data.fingerprints import PARTS
+from cramjax.data.readers import DOCUMENT_CHARS, EXPANSION, File, ReadContext
+from cramjax.data.stages import Stage, Unit
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
 
@@ -37,9 +41,15 @@ logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
-# For estimates: characters of a document of The Pile, tokens per character of English.
-DOCUMENT_CHARS, TOKENS_PER_CHAR = 5800, 0.3
+TEMPORARY = (
+    *("facts-*.json", "group-*.json", "counts-*.npy"),
+    *(dedup.CUTS, dedup.FOUND, "*.partial"),
+)
+# The stages of a build; those of `dedup` only with deduplication.
+STAGES = (
+    *("sources", "fingerprints", *dedup.STAGES, "tokenizer", "blocks", "manifest"),
+)
+TOKENS_PER_CHAR = 0.3  # of English, for estimates
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
 MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
 # The tokenizer reads longer words as <unk>, and training takes the square of their
@@ -141,19 +151,14 @@ def prepare(config: Config) -> Corpus:
         path = _path(config, text_files, contents)
         with contextlib.nullcontext() if path.exists() else _lock(path):
             exists = path.exists()  # another process may have built it meanwhile
-            if not exists:
-                building = path.with_name(f"{path.name}.partial")
-                building.mkdir(exist_ok=True)
-                try:
-                    _build(config, text_files, contents, building)
-                except SourceLost:
-                    raise
-                except UserError:  # the text or the settings are of no use
-                    shutil.rmtree(building, ignore_errors=True)
-                    raise
-                building.rename(path)
-        for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
-            temporary.unlink(missing_ok=True)  # another process may do so, too
+            try:
+                stages.run(_build(config, text_files, contents, path))
+            except SourceLost:
+                raise
+            except UserError:  # the text or the settings are of no use
+                shutil.rmtree(_building(path), ignore_errors=True)
+                raise
+        _remove_temporary(path)
     prepared = Corpus(path)
     if exists:
         logger.info(f"corpus: {path} (found)")
@@ -178,39 +183,117 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> None:
+    """Does a part of `prepare`, as one of several tasks that share `data.dir`.
+
+    They do not lock it, and the corpus is the same, to the byte, for any number of
+    tasks. After an interruption, the same call continues.
+
+    Args:
+      config: of the corpus.
+      task: from 0 on.
+      tasks: how many there are. They wait for each other: all must run at once.
+      stage: one of `STAGES`, to do this task's part of it only, without waiting; the
+        stages before it are finished. "" for all of them.
+
+    Raises:
+      UserError: see `prepare`; or a stage before `stage` is not finished.
+    """
+    with _writing(config):
+        stages.run_task(_all_stages(config, tasks), task, tasks, stage)
+        if not stage or stage == STAGES[-1]:
+            path = corpus_path(config)
+            _remove_temporary(path)
+            for part in path.parent.glob(PARTS):
+                part.unlink(missing_ok=True)
+            logger.info(f"corpus: {path}")
+
+
+def _all_stages(config: Config, tasks: int) -> Iterator[Stage]:
+    yield from sources.listing(config.data, tasks)
+    text_files = sources.resolve(config.data)
+    contents = sources.contents(text_files, config.data)
+    path = _path(config, text_files, contents)
+    yield from _build(config, text_files, contents, path)
+
+
+def _building(path: Path) -> Path:
+    """Returns the folder in which a corpus is built."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _remove_temporary(path: Path) -> None:
+    for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
+        temporary.unlink(missing_ok=True)  # another process may do so, too
+
+
 def _build(
     config: Config,
     text_files: Sequence[File],
     contents: Sequence[dict[str, Any]],
-    folder: Path,
-) -> None:
+    path: Path,
+) -> Iterator[Stage]:
+    """Yields the stages that build a corpus, unless it exists."""
+    if path.exists():
+        return
+    folder = _building(path)
+    folder.mkdir(parents=True, exist_ok=True)
     if any(file.url for file in text_files):
         logger.info(f"corpus: {_size_estimate(config, text_files)}")
     to_encode, duplicates = list(text_files), {}
-    if config.data.drop_duplicates or config.data.dedup_bytes:
-        to_encode, duplicates = dedup.deduplicated(text_files, config.data, folder)
+    data = config.data
+    if data.drop_duplicates or data.dedup_bytes or data.near_duplicates:
+        yield from dedup.stages(text_files, data, folder)
+        if path.exists():  # other tasks have finished it meanwhile
+            return
+        to_encode, duplicates = dedup.deduplicated(text_files, folder)
     groups = sources.grouped(to_encode)
-    if not (folder / TOKENIZER).exists():
-        _make_tokenizer(config, groups, folder)
-    start = time.monotonic()
-    shards = encode_all(config, groups, folder)
+    done = stages.exists(folder / TOKENIZER, path)
+    yield Stage("tokenizer", [Unit(done, _make_tokenizer, (config, groups, folder))])
+    common = (config, folder, SHARD_CHARS)
+    yield Stage(
+        "blocks",
+        [
+            Unit(
+                stages.exists(encode.group_facts(number, folder), path),
+                encode.encode_group,
+                (number, group, *common),
+            )
+            for number, group in enumerate(groups)
+        ],
+    )
+    final = (config, text_files, contents, duplicates, len(groups), path)
+    yield Stage("manifest", [Unit(stages.exists(path), _finish, final)])
+
+
+def _finish(
+    config: Config,
+    text_files: Sequence[File],
+    contents: Sequence[dict[str, Any]],
+    duplicates: dict[str, Any],
+    groups: int,
+    path: Path,
+) -> None:
+    """Writes the manifest and the report, and gives the folder its name."""
+    folder = _building(path)
     if sources.contents(text_files, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
         )
-    length, vocab_size = config.model.max_length, config.model.vocab_size
-    train = [shard["blocks"] for shard in shards]
-    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
-    counts_V = blocks.token_counts(vocab_size)
+    shards = []
+    counts_V = np.zeros(config.model.vocab_size, np.int64)
+    for number in range(groups):
+        shards += json.loads(encode.group_facts(number, folder).read_text())
+        counts_V += np.load(encode.group_counts(number, folder))
     manifest = corpus.make_manifest(
         config, shards, contents, counts_V, duplicates, folder / TOKENIZER
     )
     files.write_json(folder / MANIFEST, manifest)
     built = Corpus(folder)
     report.write(built, counts_V, shards)
-    first, *others = corpus.summary_lines(config, built)
-    for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
+    folder.rename(path)
+    for line in corpus.summary_lines(config, built):
         logger.info(f"corpus: {line}")
 
 
@@ -233,29 +316,19 @@ def _size_estimate(config: Config, text_files: Sequence[File]) -> str:
     )
 
 
-def encode_all(
-    config: Config, groups: Sequence[Sequence[File]], folder: Path
-) -> list[dict[str, Any]]:
-    """Writes all shards with the folder's tokenizer, on all cores.
-
-    Returns:
-      The facts of the shards, in order, see `encode.encode_group`.
-    """
-    common = (config, folder, SHARD_CHARS)
-    calls = [(number, group, *common) for number, group in enumerate(groups)]
-    by_group = processes.run(encode.encode_group, calls, "corpus")
-    return list(itertools.chain.from_iterable(by_group))
-
-
 def _make_tokenizer(
     config: Config, groups: Sequence[Sequence[File]], folder: Path
 ) -> None:
     """Writes the tokenizer, trained on a sample of the text or taken from another.
 
+    It stays as it is if it exists.
+
     Raises:
       UserError: there is no text, its vocabulary is too small or too large, or the
         normalizer removes much of it; or `config.data.tokenizer` does not fit.
     """
+    if (folder / TOKENIZER).exists():
+        return
     start = time.monotonic()
     data, vocab_size = config.data, config.model.vocab_size
     text_files = list(itertools.chain.from_iterable(groups))
@@ -265,7 +338,7 @@ def _make_tokenizer(
         as_json = tokenizer.adopt(
             path, vocab_size, data.normalizer, data.tokenizer_kind
         )
-    elif len(groups) == 1:
+    elif len(groups) == 1 or multiprocessing.current_process().daemon:  # Ray's are
         as_json = train_tokenizer(config, text_files)
     else:  # in a process of its own, which returns its memory and can be interrupted
         with processes.pool(1, processes.cores()) as pool:

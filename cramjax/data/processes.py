@@ -24,26 +24,31 @@ def cores() -> int:
 
 
 def run(
-    function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
-) -> list[Any]:
-    """Returns the results of several calls of a function, in order, from all cores.
+    function: Callable[..., Any],
+    calls: Sequence[Sequence[Any]],
+    stage: str,
+    at_once: int,
+) -> None:
+    """Calls a function with several arguments, from several processes.
 
-    With one call or one core everything runs in this process.
+    With one call at once everything runs in this process.
 
     Args:
-      function: can be pickled, as its arguments and results can.
+      function: can be pickled, as its arguments can.
       calls: the positional arguments of each call.
       stage: names the work in messages about its progress.
+      at_once: how many calls are running, at most.
     """
-    workers = min(cores(), len(calls))
+    workers = min(at_once, len(calls))
     if workers == 1:
-        return [function(*arguments) for arguments in calls]
+        for arguments in calls:
+            function(*arguments)
+        return
     with pool(workers, cores() // workers) as executor:
         futures = [executor.submit(function, *arguments) for arguments in calls]
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             future.result()
             logger.info(f"{stage}: {done} of {len(calls)} parts")
-        return [future.result() for future in futures]
 
 
 @contextlib.contextmanager
