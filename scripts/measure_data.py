@@ -69,7 +69,7 @@ def _measure(config: Config) -> dict[str, Any]:
             start = time.monotonic()
             common = (config, Path(again), prepare.SHARD_CHARS)
             calls = [(i, g, *common) for i, g in enumerate(sources.grouped(files))]
-            processes.run(encode.encode_group, calls, "corpus", processes.cores())
+            processes.run(encode.encode_group, calls, "corpus")
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
         start = time.monotonic()
         for first in range(0, len(texts), 1000):

@@ -206,19 +206,19 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, 
         return [(tmp_path / name / file).read_bytes() for file in names]
 
     left, facts = find("whole")
-    repeated, calls = dedup.repeated, []
+    search, calls = dedup._search, []
 
     def stop_at_4(*args):
         if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(args)
-        return repeated(*args)
+        return search(*args)
 
-    monkeypatch.setattr(dedup, "repeated", stop_at_4)
+    monkeypatch.setattr(dedup, "_search", stop_at_4)
     with pytest.raises(KeyboardInterrupt):
         find("stopped")
     again = []
-    monkeypatch.setattr(dedup, "repeated", lambda *a: again.append(a) or repeated(*a))
+    monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
     (tmp_path / "stopped" / "documents-00002.npy").unlink()
     (tmp_path / "stopped" / "text-00001.bin").unlink()
     assert find("stopped") == (left, facts)

@@ -20,7 +20,7 @@ import itertools
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ TEMPORARY = (
     *("documents-*.npy", "text-*.bin", "digests-*.npy", "signatures-*.npy"),
     *("matches-*.npy", "repeats-*.npy"),
 )
-STAGES = ("documents", "matches", "repeats", "cuts")
+STAGES = ("documents", "matches", "cuts")
 PARTITION_BYTES = 1 << 32  # of files, whose digests are sorted at once
 MAX_SEARCHES = 10_000  # of `repeats`, of about a minute each
 # A document: its file's number, its own in the file, and the bytes of its UTF-8.
@@ -53,6 +53,7 @@ PACKED = struct.Struct("<iii")  # the same, faster to write
 # group's table of documents. Positions are in the order of the text.
 DIGEST = np.dtype([("digest", "<u8", 2), ("position", "<i8")])
 ROW_BITS = 32
+ROW_MASK = (1 << ROW_BITS) - 1
 PAIRS = 1 << 16  # whose signatures are compared at once
 SEPARATOR = 0xFF  # after every document; never in UTF-8
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
@@ -95,36 +96,19 @@ def _search_stages(
 ) -> Iterator[Stage]:
     numbers, groups = itertools.count(), grouped(found)
     numbered = [[(next(numbers), file) for file in group] for group in groups]
-    count = len(groups)
-
-    def unit(product: Path, function: Callable[..., None], *arguments: Any) -> Unit:
-        return Unit(exists(product, finished), function, (*arguments, data, folder))
-
-    yield Stage(
-        "documents",
-        [
-            unit(_path(folder, "documents", i), _spool, i, n)
-            for i, n in enumerate(numbered)
-        ],
-    )
-    if data.drop_duplicates or data.near_duplicates:
-        parts = 1 + sum(file.size for file in found) // PARTITION_BYTES
-        products = [_path(folder, "matches", i) for i in range(parts)]
-        yield Stage(
-            "matches",
-            [unit(path, _match, i, parts, count) for i, path in enumerate(products)],
-        )
-    if data.dedup_bytes:
-        searches = _searches(Spool(folder, count), data)
-        yield Stage(
-            "repeats",
-            [
-                unit(_repeats(folder, search), _search, i, len(searches), search, count)
-                for i, search in enumerate(searches)
-            ],
-            serial=True,
-        )
-    yield Stage("cuts", [unit(finished, _find_cuts, found, count)])
+    units, common = [], (data, folder)
+    for i, group in enumerate(numbered):
+        done = exists(_path(folder, "documents", i), finished)
+        units.append(Unit(done, _spool, (i, group, *common)))
+    yield "documents", units
+    partitions = 1 + sum(file.size for file in found) // PARTITION_BYTES
+    units = []
+    for i in range(partitions):
+        done = exists(_path(folder, "matches", i), finished)
+        units.append(Unit(done, _match, (i, partitions, len(groups), *common)))
+    yield "matches", units
+    cuts = (found, len(groups), partitions, *common)
+    yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
 
 
 def _path(folder: Path, what: str, number: int) -> Path:
@@ -164,7 +148,7 @@ def deduplicated(
       (parts that were searched for repeats; 1: all at once), "examples" (beginnings of
       some spans)}; with `data.near_duplicates`, also "of_documents", "similar" (to an
       earlier document, not counting equal ones) and "similar_examples" (beginnings:
-      [kept, dropped]).
+      kept, dropped, kept, dropped ...).
     """
     facts = files.read_json(folder / FOUND, "run again")
     cut = functools.partial(_without, folder / CUTS)
@@ -303,7 +287,7 @@ def _match(
 
 
 def _signatures(positions_M: np.ndarray, folder: Path) -> np.ndarray:
-    groups_M, rows_M = positions_M >> ROW_BITS, positions_M & ((1 << ROW_BITS) - 1)
+    groups_M, rows_M = positions_M >> ROW_BITS, positions_M & ROW_MASK
     signatures_MxK = np.empty((len(positions_M), minhash.HASHES), np.uint16)
     for group in np.unique(groups_M):
         here_M = groups_M == group
@@ -327,93 +311,87 @@ def _later_of_connected(pairs_Mx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_cuts(
-    found: Sequence[File], groups: int, data: DataConfig, folder: Path
+    found: Sequence[File], groups: int, partitions: int, data: DataConfig, folder: Path
 ) -> None:
     """Writes cuts_Rx4, see `_without`, and the facts about them."""
     start = time.monotonic()
-    parts = sorted(folder.glob("matches-*.npy"))
-    matches_Mx3 = np.concatenate([np.zeros((0, 3), int), *map(np.load, parts)])
+    parts = [np.load(_path(folder, "matches", i)) for i in range(partitions)]
+    matches_Mx3 = np.concatenate(parts)
     equal = np.unique(matches_Mx3[matches_Mx3[:, 2] == 0, 1])
-    later, first = _later_of_connected(matches_Mx3[matches_Mx3[:, 2] == 1, :2])
-    whole = np.union1d(equal, later)
-    tables = (
-        np.load(_path(folder, "documents", g), mmap_mode="r") for g in range(groups)
-    )
-    of_documents = of_bytes = 0
-    cuts = []
-    for group, table in enumerate(tables):
+    pairs_Sx2 = _with_first(matches_Mx3[matches_Mx3[:, 2] == 1, :2])
+    whole = np.union1d(equal, pairs_Sx2[:, 1])
+    of_documents = of_bytes = chunks = 0
+    cuts, spans_Rx2, examples = [], np.zeros((0, 2), np.int64), []
+    for group in range(groups):
+        table = np.load(_path(folder, "documents", group))
         of_documents += len(table)
         of_bytes += int(table["bytes"].sum())
-        low, high = np.searchsorted(whole, [group << ROW_BITS, (group + 1) << ROW_BITS])
-        dropped_R = table[whole[low:high] - (group << ROW_BITS)]
-        columns = (dropped_R["file"], dropped_R["document"], 0 * dropped_R["file"])
-        cuts.append(np.column_stack([*columns, dropped_R["bytes"]]).astype(np.int64))
-    chunks, spans, examples = 0, 0, []
+        first = group << ROW_BITS
+        low, high = np.searchsorted(whole, [first, first + (1 << ROW_BITS)])
+        dropped = table[whole[low:high] - first]
+        names = ("file", "document", "bytes")
+        cuts.append(np.stack([dropped[n] for n in names], 1).astype(np.int64))
+        cuts[-1] = np.insert(cuts[-1], 2, 0, axis=1)
     if data.dedup_bytes:
         text = Spool(folder, groups)
-        searches = _searches(text, data)
-        chunks = len({part for search in searches for part in search})
-        found_Rx2 = [np.load(_repeats(folder, search)) for search in searches]
-        spans_Rx2 = union(np.concatenate([np.zeros((0, 2), int), *found_Rx2]))
+        chunks, spans_Rx2 = _repeats(text, data, folder)
         of_R = text.documents_at(spans_Rx2[:, 0])
         kept_R = ~np.isin(text.positions(of_R), whole)
         spans_Rx2, of_R = spans_Rx2[kept_R], of_R[kept_R]
         in_document_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
         rows = text.table[of_R]
         cuts.append(np.column_stack([rows["file"], rows["document"], in_document_Rx2]))
-        spans, examples = len(spans_Rx2), _examples(text, spans_Rx2)
+        examples = _examples(text, spans_Rx2)
     cuts_Rx4 = np.concatenate(cuts)
     _save(folder / CUTS, cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])])
     facts = {
         "documents": len(equal),
-        "spans": spans,
+        "spans": len(spans_Rx2),
         "bytes": int((cuts_Rx4[:, 3] - cuts_Rx4[:, 2]).sum()),
         "of_bytes": of_bytes,
         "chunks": chunks,
         "examples": examples,
     }
-    similar = ""
     if data.near_duplicates:
-        facts["of_documents"] = of_documents
-        facts["similar"] = len(whole) - len(equal)
-        facts["similar_examples"] = _similar_examples(found, first, later, data, folder)
-        similar = f"{facts['similar']:,} similar ones, "
+        facts["of_documents"], facts["similar"] = of_documents, len(whole) - len(equal)
+        facts["similar_examples"] = _similar_examples(pairs_Sx2, found, data, folder)
     files.write_json(folder / FOUND, facts)
     logger.info(
-        f"duplicates: {len(equal):,} documents and {spans:,} spans dropped, {similar}"
-        f"{facts['bytes'] / 1e6:,.1f} of {of_bytes / 1e6:,.1f} MB, "
+        f"duplicates: {len(equal):,} documents and {len(spans_Rx2):,} spans dropped, "
+        + (f"{facts['similar']:,} similar ones, " if data.near_duplicates else "")
+        + f"{facts['bytes'] / 1e6:,.1f} of {of_bytes / 1e6:,.1f} MB, "
         f"{time.monotonic() - start:.0f}s"
     )
 
 
+def _with_first(pairs_Mx2: np.ndarray) -> np.ndarray:
+    """Returns pairs_Sx2: the first of connected documents, with each of the others."""
+    nodes_N, numbers = np.unique(pairs_Mx2, return_inverse=True)
+    edges = np.ones(len(pairs_Mx2)), tuple(numbers.reshape(-1, 2).T)
+    graph = scipy.sparse.coo_array(edges, (len(nodes_N),) * 2)
+    _, labels_N = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    _, firsts, of_N = np.unique(labels_N, return_index=True, return_inverse=True)
+    pairs_Nx2 = np.stack([nodes_N[firsts[of_N]], nodes_N], axis=1)
+    return pairs_Nx2[pairs_Nx2[:, 0] != pairs_Nx2[:, 1]]
+
+
 def _similar_examples(
-    found: Sequence[File],
-    first_N: np.ndarray,
-    later_N: np.ndarray,
-    data: DataConfig,
-    folder: Path,
+    pairs_Sx2: np.ndarray, found: Sequence[File], data: DataConfig, folder: Path
 ) -> list[list[str]]:
-    """Returns the beginnings of pairs, of which little has to be read again."""
-    mask = (1 << ROW_BITS) - 1
-    soonest = np.argsort((first_N & mask) + (later_N & mask), kind="stable")[:EXAMPLES]
+    """Returns the beginnings of pairs of which little has to be read again."""
+    rows_S = (pairs_Sx2 & ROW_MASK).sum(axis=1)
     examples = []
-    for pair in np.stack([first_N, later_N], axis=1)[soonest].tolist():
-        beginnings = []
-        for position in pair:
-            table = np.load(_path(folder, "documents", position >> ROW_BITS))
-            row = table[position & mask]
-            documents = found[row["file"]].documents(ReadContext(data))
-            text = next(itertools.islice(documents, int(row["document"]), None))
-            beginnings.append(text[:EXAMPLE_CHARS])
-        examples.append(beginnings)
+    for position in pairs_Sx2[np.argsort(rows_S, kind="stable")[:EXAMPLES]].ravel():
+        table = np.load(_path(folder, "documents", position >> ROW_BITS))
+        document = table[position & ROW_MASK]
+        texts = found[document["file"]].documents(ReadContext(data))
+        text = next(itertools.islice(texts, int(document["document"]), None))
+        examples.append(text[:EXAMPLE_CHARS])
     return examples
 
 
-Part = tuple[int, int]  # of all text: its first byte, and the one after its last
-
-
-def _searches(text: "Spool", data: DataConfig) -> list[tuple[Part, ...]]:
-    """Returns which parts of the text are searched together."""
+def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.ndarray]:
+    """Returns the number of parts, and the spans that repeat earlier text."""
     edges = [0]
     total, chunk = int(text.starts_D[-1]), data.dedup_chunk_bytes
     part = total if total <= chunk else chunk // 2
@@ -421,32 +399,30 @@ def _searches(text: "Spool", data: DataConfig) -> list[tuple[Part, ...]]:
         document = np.searchsorted(text.starts_D, min(edges[-1] + part, total))
         edges.append(int(text.starts_D[document]))
     parts = list(itertools.pairwise(edges))
-    return list(itertools.combinations(parts, 2)) or [(p,) for p in parts]
-
-
-def _repeats(folder: Path, search: Sequence[Part]) -> Path:
-    name = "-".join(str(edge) for part in search for edge in part)
-    return folder / f"repeats-{name}.npy"
+    searches = list(itertools.combinations(parts, 2)) or [(p,) for p in parts]
+    spans_Rx2 = np.zeros((0, 2), np.int64)
+    for done, search in enumerate(searches, 1):
+        name = "-".join(str(edge) for part in search for edge in part)
+        path = folder / f"repeats-{name}.npy"
+        if not path.exists():
+            _save(path, _search(text, search, data.dedup_bytes))
+        spans_Rx2 = union(np.concatenate([spans_Rx2, np.load(path)]))
+        if len(searches) > 1:
+            logger.info(
+                f"duplicates: {done} of {len(searches)} pairs of parts searched"
+            )
+    return len(parts), spans_Rx2
 
 
 def _search(
-    number: int,
-    searches: int,
-    parts: Sequence[Part],
-    groups: int,
-    data: DataConfig,
-    folder: Path,
-) -> None:
-    """Writes the spans of some parts that repeat earlier text of these parts."""
-    path = _repeats(folder, parts)
-    if not path.exists():
-        spans_Rx2 = repeated(Spool(folder, groups).read(parts), data.dedup_bytes)
-        starts, stops = np.array(parts).T
-        firsts = np.cumsum(stops - starts) - (stops - starts)  # in what was searched
-        of_R = np.searchsorted(firsts, spans_Rx2[:, 0], side="right") - 1
-        _save(path, spans_Rx2 + (starts - firsts)[of_R][:, None])
-    if searches > 1:
-        logger.info(f"duplicates: {number + 1} of {searches} pairs of parts searched")
+    text: "Spool", parts: Sequence[tuple[int, int]], min_bytes: int
+) -> np.ndarray:
+    """Returns the spans of some parts that repeat earlier text of these parts."""
+    spans_Rx2 = repeated(text.read(parts), min_bytes)
+    starts, stops = np.array(parts).T
+    firsts = np.cumsum(stops - starts) - (stops - starts)  # in what was searched
+    of_R = np.searchsorted(firsts, spans_Rx2[:, 0], side="right") - 1
+    return spans_Rx2 + (starts - firsts)[of_R][:, None]
 
 
 def _examples(text: "Spool", spans_Rx2: np.ndarray) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -31,7 +32,6 @@ from cramjax.data import (
     tokenizer,
 )
 from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
-from cramjax.data.fingerprints import PARTS
 from cramjax.data.readers import DOCUMENT_CHARS, EXPANSION, File, ReadContext
 from cramjax.data.stages import Stage, Unit
 from cramjax.errors import SourceLost, UserError
@@ -46,9 +46,7 @@ TEMPORARY = (
     *(dedup.CUTS, dedup.FOUND, "*.partial"),
 )
 # The stages of a build; those of `dedup` only with deduplication.
-STAGES = (
-    *("sources", "fingerprints", *dedup.STAGES, "tokenizer", "blocks", "manifest"),
-)
+STAGES = ("sources", *dedup.STAGES, "tokenizer", "blocks", "manifest")
 TOKENS_PER_CHAR = 0.3  # of English, for estimates
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
 MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
@@ -186,35 +184,38 @@ def _lock(path: Path) -> Iterator[None]:
 def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> None:
     """Does a part of `prepare`, as one of several tasks that share `data.dir`.
 
-    They do not lock it, and the corpus is the same, to the byte, for any number of
-    tasks. After an interruption, the same call continues.
+    Nothing is locked, and the corpus is the same, to the byte, for any number of tasks.
+    After an interruption, the same call continues.
 
     Args:
       config: of the corpus.
       task: from 0 on.
       tasks: how many there are. They wait for each other: all must run at once.
       stage: one of `STAGES`, to do this task's part of it only, without waiting; the
-        stages before it are finished. "" for all of them.
+        stages before it must be finished. "" for all of them.
 
     Raises:
       UserError: see `prepare`; or a stage before `stage` is not finished.
     """
     with _writing(config):
-        stages.run_task(_all_stages(config, tasks), task, tasks, stage)
-        if not stage or stage == STAGES[-1]:
+        until = STAGES.index(stage or STAGES[-1])
+        needed = itertools.takewhile(
+            lambda following: STAGES.index(following[0]) <= until, _stages(config)
+        )
+        stages.run_task(needed, task, tasks, stage)
+        if stage in ("", STAGES[-1]):
             path = corpus_path(config)
             _remove_temporary(path)
-            for part in path.parent.glob(PARTS):
-                part.unlink(missing_ok=True)
             logger.info(f"corpus: {path}")
 
 
-def _all_stages(config: Config, tasks: int) -> Iterator[Stage]:
-    yield from sources.listing(config.data, tasks)
-    text_files = sources.resolve(config.data)
-    contents = sources.contents(text_files, config.data)
-    path = _path(config, text_files, contents)
-    yield from _build(config, text_files, contents, path)
+def _stages(config: Config) -> Iterator[Stage]:
+    data = config.data
+    done = functools.partial(sources.known, data)
+    yield "sources", [Unit(done, corpus_path, (config,))]
+    text_files = sources.resolve(data)
+    contents = sources.contents(text_files, data)
+    yield from _build(config, text_files, contents, _path(config, text_files, contents))
 
 
 def _building(path: Path) -> Path:
@@ -249,21 +250,15 @@ def _build(
         to_encode, duplicates = dedup.deduplicated(text_files, folder)
     groups = sources.grouped(to_encode)
     done = stages.exists(folder / TOKENIZER, path)
-    yield Stage("tokenizer", [Unit(done, _make_tokenizer, (config, groups, folder))])
-    common = (config, folder, SHARD_CHARS)
-    yield Stage(
-        "blocks",
-        [
-            Unit(
-                stages.exists(encode.group_facts(number, folder), path),
-                encode.encode_group,
-                (number, group, *common),
-            )
-            for number, group in enumerate(groups)
-        ],
-    )
+    yield "tokenizer", [Unit(done, _make_tokenizer, (config, groups, folder))]
+    units = []
+    for number, group in enumerate(groups):
+        done = stages.exists(encode.group_facts(number, folder), path)
+        call = (number, group, config, folder, SHARD_CHARS)
+        units.append(Unit(done, encode.encode_group, call))
+    yield "blocks", units
     final = (config, text_files, contents, duplicates, len(groups), path)
-    yield Stage("manifest", [Unit(stages.exists(path), _finish, final)])
+    yield "manifest", [Unit(stages.exists(path), _finish, final)]
 
 
 def _finish(

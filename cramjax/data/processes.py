@@ -24,22 +24,18 @@ def cores() -> int:
 
 
 def run(
-    function: Callable[..., Any],
-    calls: Sequence[Sequence[Any]],
-    stage: str,
-    at_once: int,
+    function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
 ) -> None:
-    """Calls a function with several arguments, from several processes.
+    """Calls a function several times, on all cores.
 
-    With one call at once everything runs in this process.
+    With one call or one core everything runs in this process.
 
     Args:
       function: can be pickled, as its arguments can.
       calls: the positional arguments of each call.
       stage: names the work in messages about its progress.
-      at_once: how many calls are running, at most.
     """
-    workers = min(at_once, len(calls))
+    workers = min(cores(), len(calls))
     if workers == 1:
         for arguments in calls:
             function(*arguments)

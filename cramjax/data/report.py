@@ -61,9 +61,7 @@ def write(
             rows["similar to an earlier document, dropped"] = _fraction(
                 found["similar"], found["of_documents"]
             )
-            dropped["Similar: kept, then dropped"] = [
-                text for pair in found["similar_examples"] for text in pair
-            ]
+            dropped["Similar: kept, dropped, kept, ..."] = found["similar_examples"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
     frequent = ", ".join(
         f"`{tokenizer.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}"

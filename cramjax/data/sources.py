@@ -2,10 +2,9 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +13,9 @@ import numpy as np
 
 from cramjax.config import DataConfig, require
 from cramjax.data import processes, readers, remote, tfds
-from cramjax.data.fingerprints import PARTS, Fingerprints
+from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File
-from cramjax.data.stages import Stage, Unit
 from cramjax.errors import UserError
-from cramjax.files import write_json
 
 GROUP_BYTES = 1 << 24  # smaller files are read together
 MIN_CHARS = 1 << 13  # of a file, where a limit would leave each of them less
@@ -83,46 +80,13 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
     return found
 
 
-def listing(data: DataConfig, tasks: int) -> Iterator[Stage]:
-    """Yields the stages that find and hash the files, for `resolve` and `contents`.
-
-    One task asks the servers, so that all see the same files; each hashes some.
-    """
-    yield Stage("sources", [Unit(functools.partial(_known, data), resolve, (data,))])
-    found = [file for file in resolve(data) if not file.digest]
-    parts = [(found[task::tasks], data.dir) for task in range(tasks)]
-    yield Stage(
-        "fingerprints",
-        [
-            Unit(
-                functools.partial(_covered, *part), _hash_part, (*part, f"{i}-{tasks}")
-            )
-            for i, part in enumerate(parts)
-        ],
-    )
-
-
-def _known(data: DataConfig) -> bool:
-    """Returns whether the servers have been asked."""
-    urls = (remote.as_url(source, data.split) for source in data.sources)
+def known(data: DataConfig) -> bool:
+    """Returns whether `resolve` and `contents` have been called, by any task."""
     entries = Fingerprints(data.dir).entries
-    return all(url in entries for url in urls if "://" in url)
-
-
-def _covered(files: Sequence[File], data_dir: str) -> bool:
-    cache = Fingerprints(data_dir)
-    return all(cache.covers(file.path) for file in files)
-
-
-def _hash_part(files: Sequence[File], data_dir: str, part: str) -> None:
-    """Hashes local files, and writes the hashes to a file of its own."""
-    cache = Fingerprints(data_dir)
-    for file in files:
-        cache.sha256(file.path)
-    entries = {str(file.path): cache.entries[str(file.path)] for file in files}
-    folder = Path(data_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PARTS.replace("*", part), entries)
+    urls = (remote.as_url(source, data.split) for source in data.sources)
+    if any("://" in url and url not in entries for url in urls):
+        return False
+    return all(file.digest or file.name in entries for file in resolve(data))
 
 
 def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:

@@ -1,6 +1,5 @@
 """A build in stages: on this machine, or by several tasks that share a folder."""
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ class Unit(NamedTuple):
 
     Attributes:
       done: returns whether it is finished, from what is on the disk.
-      function: writes its files; equal ones, whoever calls it.
+      function: writes its files, equal ones whoever calls it.
       arguments: can be pickled.
     """
 
@@ -29,66 +28,50 @@ class Unit(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class Stage(NamedTuple):
-    """Units that need all stages before; the next stage is asked for after them.
-
-    Attributes:
-      name: on the command line, and in messages.
-      units: in any order.
-      serial: on one machine they run one after the other, for their memory.
-    """
-
-    name: str
-    units: Sequence[Unit]
-    serial: bool = False
+# A stage's name, and its units: of the same function, and after all stages before.
+Stage = tuple[str, Sequence[Unit]]
 
 
 def exists(*paths: Path) -> Callable[[], bool]:
     """Returns a `Unit.done`: whether one of these files exists."""
-    return functools.partial(_any_exists, paths)
-
-
-def _any_exists(paths: Sequence[Path]) -> bool:
-    return any(path.exists() for path in paths)
+    return lambda: any(path.exists() for path in paths)
 
 
 def run(stages: Iterable[Stage]) -> None:
     """Runs all stages on the cores of this machine."""
-    for name, units, serial in stages:
-        if units:
-            calls = [unit.arguments for unit in units]
-            cores = 1 if serial else processes.cores()
-            processes.run(units[0].function, calls, name, cores)
+    for name, units in stages:
+        processes.run(units[0].function, [unit.arguments for unit in units], name)
 
 
-def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str = "") -> None:
-    """Runs every unit of a stage whose position is `task` modulo `tasks`.
+def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:
+    """Runs every unit whose position in its stage is `task` modulo `tasks`.
 
     Args:
       stages: the same ones in every task.
       task: from 0 on.
-      tasks: how many there are, at the same time: they wait for each other.
+      tasks: how many there are; they wait for each other.
       only: the one stage to run, without waiting; "" for all.
 
     Raises:
       UserError: a stage before `only` is not finished.
     """
-    for name, units, _ in stages:
-        if not only or name == only:
+    for name, units in stages:
+        if only in ("", name):
             for unit in units[task::tasks]:
                 unit.function(*unit.arguments)
             logger.info(f"{name}: task {task} of {tasks} is done")
         if name == only:
             return
+        waiting_for = None
         for number, unit in enumerate(units):
-            waited = False
             while not unit.done():
+                other = number % tasks
                 if only:
                     raise UserError(
-                        f"--stage={only}: stage {name} is not finished: run its task "
-                        f"{number % tasks} again, with --stage={name}"
+                        f"--stage={only}: stage {name} is not finished: first run its "
+                        f"task {other} (of {tasks}) again, with --stage={name}"
                     )
-                if not waited:
-                    logger.info(f"{name}: waiting for task {number % tasks}")
-                waited = True
+                if waiting_for != other:
+                    logger.info(f"{name}: waiting for task {other} of {tasks}")
+                waiting_for = other
                 time.sleep(POLL_S)
