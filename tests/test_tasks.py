@@ -66,7 +66,7 @@ def test_stage_by_stage_a_task_that_was_killed_is_named(whole):
             if (stage, task) == ("blocks", 1):  # it is killed after its first shard
                 (partial,) = (folder / "stages").glob("*.partial")
                 (partial / "tokenizer.json").rename(partial / "later")
-                with pytest.raises(UserError, match="stage tokenizer .* task 0 of 3"):
+                with pytest.raises(UserError, match="stage tokenizer is not"):
                     prepare.prepare_as_task(config, task, 3, stage)
                 (partial / "later").rename(partial / "tokenizer.json")
                 continue

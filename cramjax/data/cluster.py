@@ -1,31 +1,27 @@
 """A build on Slurm or Ray, through datatrove's executors (the extra "cluster").
 
-They call `prepare.prepare_as_task` for one stage at a time. datatrove notes which tasks
-have ended by their numbers alone, so the notes are in a folder whose name is a hash of
-everything that decides what a task does.
+They call `prepare_as_task` for one stage at a time. datatrove notes which tasks have
+ended by their numbers alone, so every call of `submit` has notes of its own; what is
+finished is seen from the corpus's files, and the number of tasks may change.
 """
 
 import functools
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cramjax.config import Config
-from cramjax.data import corpus, sources
+from cramjax.data import dedup
 from cramjax.data.prepare import STAGES, prepare_as_task
 from cramjax.errors import SourceLost, UserError
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "executors"  # in data.dir: the executors' logs
 SINGLE = ("sources", "cuts", "tokenizer", "manifest")  # stages of one unit
-MEMORY_GB = 4  # of a task, with one core
+MEMORY_GB = 4  # of a task, which has one core
 
 
 def submit(
@@ -36,92 +32,64 @@ def submit(
     Args:
       config: of the corpus.
       executor: "ray" or "slurm".
-      tasks: of a stage.
-      options: "partition" and "time" for Slurm.
+      tasks: of each stage.
+      options: "partition" and "time" of Slurm's jobs.
 
     Raises:
-      UserError: the executor is unknown or not installed, an option is missing, or the
-        sources cannot be read.
+      UserError: the executor is unknown or not installed, or an option is missing.
       SourceLost: a task has failed; the same call continues.
     """
-    make = _executor(executor, options)
-    folder = _notes(config, tasks)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"--executor={executor}: another process is building this corpus"
-        ) from error
-    with lock:
-        last = None
-        for stage in STAGES:
-            step = functools.partial(_step, config, stage, os.getcwd())
-            count = 1 if stage in SINGLE else tasks
-            last = make([step], count, logging_dir=str(folder / stage), depends=last)
-            if executor == "ray":
-                last.run()
-                if failed := last.get_incomplete_ranks():
-                    raise SourceLost(
-                        f"--executor=ray: stage {stage}: {len(failed)} of {count} "
-                        f"tasks have failed, see {folder / stage}/logs/task_"
-                        f"{failed[0]:05d}.log; the same command continues"
-                    )
-        if executor == "slurm":
-            last.run()  # submits those it depends on, too
-            logger.info(f"corpus: submitted to Slurm; logs are in {folder}")
+    make = _maker(executor, options)
+    name = time.strftime("executor-%Y%m%d-%H%M%S")
+    folder = Path(config.data.dir).expanduser().absolute() / name
+    last = None
+    for stage in STAGES:
+        if stage in dedup.STAGES and not dedup.is_on(config.data):
+            continue
+        step = functools.partial(_step, config, stage, os.getcwd())
+        count = 1 if stage in SINGLE else tasks
+        last = make([step], count, logging_dir=str(folder / stage), depends=last)
+        if executor == "ray":
+            last.run()
+            if failed := last.get_incomplete_ranks():
+                log = folder / stage / f"logs/task_{failed[0]:05d}.log"
+                raise SourceLost(
+                    f"--executor=ray: {len(failed)} of {count} tasks of stage {stage} "
+                    f"have failed, see {log}; the same command continues"
+                )
+    if executor == "slurm":
+        last.run()  # after those it depends on
+        logger.info(f"corpus: the jobs are submitted, their logs are in {folder}")
 
 
 def _step(
-    config: Config,
-    stage: str,
-    folder: str,
-    data: Any = None,
-    rank: int = 0,
-    world_size: int = 1,
+    config: Config, stage: str, folder: str, data: Any, rank: int, world_size: int
 ) -> None:
-    """Does what datatrove asks of a task; the paths of the config may be relative."""
-    del data
+    """Is what datatrove calls; the paths of the config are relative to the folder."""
     os.chdir(folder)
     prepare_as_task(config, rank, world_size, stage)
 
 
-def _notes(config: Config, tasks: int) -> Path:
-    """Returns the folder of the notes on the same text, settings and tasks."""
-    found = [
-        [f.name, f.size, f.digest or Path(f.path).stat().st_mtime_ns]
-        for f in sources.resolve(config.data)
-    ]
-    limits = [config.data.max_chars, config.data.max_documents, *config.data.shares]
-    key = json.dumps([corpus.settings(config), found, limits, tasks])
-    name = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return Path(config.data.dir).expanduser() / FOLDER / name
-
-
-def _executor(executor: str, options: Mapping[str, str]) -> Any:
+def _maker(executor: str, options: Mapping[str, str]) -> Callable[..., Any]:
     """Returns what makes an executor of datatrove from its steps and tasks."""
+    if executor not in ("ray", "slurm"):
+        raise UserError(f"--executor={executor}: must be ray or slurm")
+    for name, example in {"partition": "cpu", "time": "24:00:00"}.items():
+        if executor == "slurm" and not options[name]:
+            raise UserError(f"--executor=slurm: no {name}: pass --{name}={example}")
     try:
-        if executor == "ray":
-            import ray
-            from datatrove.executor.ray import RayPipelineExecutor
+        if executor == "slurm":
+            from datatrove.executor import SlurmPipelineExecutor
 
-            ray.init(ignore_reinit_error=True, include_dashboard=False)
-            return functools.partial(RayPipelineExecutor, mem_per_cpu_gb=MEMORY_GB)
-        from datatrove.executor import SlurmPipelineExecutor
+            given = {name: options[name] for name in ("partition", "time")}
+            kinds = {"job_name": "cramjax", "qos": "", "mem_per_cpu_gb": MEMORY_GB}
+            return functools.partial(SlurmPipelineExecutor, **given, **kinds)
+        import ray
+        from datatrove.executor.ray import RayPipelineExecutor
     except ImportError as error:
         raise UserError(
-            f'--executor={executor} needs the extra "cluster" ({error}): pip install '
-            '-e ".[cluster]"'
+            f"--executor={executor} needs datatrove and ray ({error}): pip install -e "
+            '".[cluster]"'
         ) from error
-    for name, example in {"partition": "cpu", "time": "24:00:00"}.items():
-        if not options[name]:
-            raise UserError(f"--executor=slurm: pass --{name}={example}")
-    return functools.partial(
-        SlurmPipelineExecutor,
-        partition=options["partition"],
-        time=options["time"],
-        mem_per_cpu_gb=MEMORY_GB,
-        job_name="cramjax",
-        qos="",
-    )
+    ray.init(include_dashboard=False)
+    return functools.partial(RayPipelineExecutor, mem_per_cpu_gb=MEMORY_GB)

@@ -59,6 +59,11 @@ SEPARATOR = 0xFF  # after every document; never in UTF-8
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
 
 
+def is_on(data: DataConfig) -> bool:
+    """Returns whether anything is dropped."""
+    return bool(data.drop_duplicates or data.near_duplicates or data.dedup_bytes)
+
+
 def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[Stage]:
     """Yields the stages after which `deduplicated` gives the text without repeats.
 

@@ -242,9 +242,8 @@ def _build(
     if any(file.url for file in text_files):
         logger.info(f"corpus: {_size_estimate(config, text_files)}")
     to_encode, duplicates = list(text_files), {}
-    data = config.data
-    if data.drop_duplicates or data.dedup_bytes or data.near_duplicates:
-        yield from dedup.stages(text_files, data, folder)
+    if dedup.is_on(config.data):
+        yield from dedup.stages(text_files, config.data, folder)
         if path.exists():  # other tasks have finished it meanwhile
             return
         to_encode, duplicates = dedup.deduplicated(text_files, folder)
