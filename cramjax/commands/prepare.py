@@ -27,11 +27,11 @@ FLAGS = ("task", "tasks", "stage", "executor", "partition", "time")
 def command(argv: Sequence[str]) -> None:
     """Builds the corpus of the config, or a part of it."""
     config, flags = parse_command_line(argv, FLAGS)
-    # Imported here because it imports JAX, which the processes that encode, started
-    # from this module, do not need.
-    from cramjax.checkpoints import initial
+    if config.init_from or config.init_hash:
+        # Imported here because it imports JAX, which the text does not need.
+        from cramjax.checkpoints import initial
 
-    config, _ = initial.begin(config)
+        config, _ = initial.begin(config)
     tasks = _whole(flags, "tasks", 1)
     task = _whole(flags, "task", 0, tasks - 1)
     if flags["stage"] not in ("", *STAGES):
