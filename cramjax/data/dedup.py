@@ -200,10 +200,8 @@ def _spool(
     group: int, numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
 ) -> None:
     """Writes the table of some files' documents, their digests, signatures and text."""
-    path, text_path = (
-        _path(folder, "documents", group),
-        folder / f"text-{group:05d}.bin",
-    )
+    path = _path(folder, "documents", group)
+    text_path = folder / f"text-{group:05d}.bin"
     if path.exists() and (text_path.exists() or not data.dedup_bytes):
         return
     table, digests, mins = bytearray(), bytearray(), bytearray()
@@ -261,28 +259,28 @@ def _match(
     edges = [(p << 64) // partitions for p in (partition, partition + 1)]
     slices = []
     for group in range(groups):
-        records = np.load(_path(folder, "digests", group), mmap_mode="r")
+        sorted_R = np.load(_path(folder, "digests", group), mmap_mode="r")
         start, stop = (
-            bisect.bisect_left(
-                records, edge, key=lambda record: int(record["digest"][0])
-            )
+            bisect.bisect_left(sorted_R, edge, key=lambda record: int(record[0][0]))
             for edge in edges
         )
-        slices.append(np.array(records[start:stop]))
-    records = _sorted(np.concatenate(slices))
-    digests_Rx2, positions_R = records["digest"], records["position"]
-    again_R = np.append(False, (digests_Rx2[1:] == digests_Rx2[:-1]).all(axis=1))
-    again_R = again_R[: len(records)]
-    rows_R = np.arange(len(records))
-    first_R = positions_R[np.maximum.accumulate(np.where(again_R, 0, rows_R))]
+        slices.append(np.array(sorted_R[start:stop]))
+    records_R = _sorted(np.concatenate(slices))
+    digests_Rx2, positions_R = records_R["digest"], records_R["position"]
+    again_R = np.ones(len(records_R), bool)
+    again_R[:1] = False
+    again_R[1:] = (digests_Rx2[1:] == digests_Rx2[:-1]).all(axis=1)
+    firsts_R = np.maximum.accumulate(np.arange(len(again_R)) * ~again_R)
+    # Of each: the first document with its digest, the one before it, and itself.
+    triples_Rx3 = np.stack(
+        [positions_R[firsts_R], np.roll(positions_R, 1), positions_R], 1
+    )
     # The digests of bands have a small number as their second half.
-    similar_R = digests_Rx2[:, 1] < minhash.HASHES
-    equal_R = again_R & ~similar_R
-    matches = [np.stack([first_R, positions_R, 0 * rows_R], axis=1)[equal_R]]
-    similar_R &= again_R
-    earlier = (first_R[similar_R], positions_R[np.flatnonzero(similar_R) - 1])
-    pairs = [np.stack([e, positions_R[similar_R]], axis=1) for e in earlier]
-    pairs_Mx2 = np.unique(np.concatenate(pairs), axis=0)
+    of_band_R = digests_Rx2[:, 1] < minhash.HASHES
+    matches = [np.insert(triples_Rx3[again_R & ~of_band_R][:, ::2], 2, 0, axis=1)]
+    triples_Rx3 = triples_Rx3[again_R & of_band_R]
+    pairs_Mx2 = np.concatenate([triples_Rx3[:, ::2], triples_Rx3[:, 1:]])
+    pairs_Mx2 = np.unique(pairs_Mx2, axis=0)
     for start in range(0, len(pairs_Mx2), PAIRS):
         some_Mx2 = pairs_Mx2[start : start + PAIRS]
         a_MxK, b_MxK = (_signatures(column, folder) for column in some_Mx2.T)
@@ -292,6 +290,7 @@ def _match(
 
 
 def _signatures(positions_M: np.ndarray, folder: Path) -> np.ndarray:
+    """Returns signatures_MxK: the minima of some documents, the lower half of each."""
     groups_M, rows_M = positions_M >> ROW_BITS, positions_M & ROW_MASK
     signatures_MxK = np.empty((len(positions_M), minhash.HASHES), np.uint16)
     for group in np.unique(groups_M):
@@ -299,20 +298,6 @@ def _signatures(positions_M: np.ndarray, folder: Path) -> np.ndarray:
         of_group = np.load(_path(folder, "signatures", group), mmap_mode="r")
         signatures_MxK[here_M] = of_group[rows_M[here_M]]
     return signatures_MxK
-
-
-def _later_of_connected(pairs_Mx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what pairs connect to earlier documents, and of each the first one."""
-    nodes_N, numbers = np.unique(pairs_Mx2, return_inverse=True)
-    size = (len(nodes_N),) * 2
-    edges = scipy.sparse.coo_array(
-        (np.ones(len(pairs_Mx2)), numbers.reshape(-1, 2).T), size
-    )
-    _, labels_N = scipy.sparse.csgraph.connected_components(edges, directed=False)
-    _, firsts, of_N = np.unique(labels_N, return_index=True, return_inverse=True)
-    first_N = nodes_N[firsts[of_N]]
-    later_N = nodes_N != first_N
-    return nodes_N[later_N], first_N[later_N]
 
 
 def _find_cuts(

@@ -34,12 +34,11 @@ def encode_group(
     facts-<number>-<shard>.json, written last. The same text gives the same bytes,
     whichever process writes them and however often it was interrupted.
 
-    At the end, `group_counts` holds counts_V of the training blocks and `group_facts`
-    the facts of all shards, in order: {"source" (its index), "documents" ({"train",
-    "held_out", "filtered"}), "filtered" ({key: how many it dropped}), "examples" ({key:
-    beginnings of the first of them}), "chars", "bytes", "kept_bytes", "lengths" ({n:
-    kept documents of 2^(n-1) to 2^n - 1 tokens}), "problems", "blocks" and "held_out"
-    (see `write_blocks`), "last" (of its group)}.
+    At the end, `group_facts` has the facts of all shards, in order: {"source" (its
+    index), "documents" ({"train", "held_out", "filtered"}), "filtered" ({key: how many
+    it dropped}), "examples" ({key: beginnings of the first of them}), "chars", "bytes",
+    "kept_bytes", "lengths" ({n: kept documents of 2^(n-1) to 2^n - 1 tokens}),
+    "problems", "blocks" and "held_out" (see `write_blocks`), "last" (of its group)}.
 
     Raises:
       UserError: see `File.documents`.
@@ -53,9 +52,10 @@ def encode_group(
     length, vocab_size = config.model.max_length, config.model.vocab_size
     train = [facts["blocks"] for facts in done]
     blocks = Blocks(folder, train, length, token_dtype(vocab_size))
-    with files.replacing(group_counts(number, folder)) as out:
+    path = group_facts(number, folder)
+    with files.replacing(path.with_suffix(".npy")) as out:
         np.save(out, blocks.token_counts(vocab_size))
-    files.write_json(group_facts(number, folder), done)
+    files.write_json(path, done)
 
 
 def _encode_rest(
@@ -86,13 +86,10 @@ def _encode_rest(
 
 
 def group_facts(number: int, folder: Path) -> Path:
-    """Returns the path of the facts of a finished group, written last."""
+    """Returns the path of the facts of a group, written last; beside it, as .npy, are
+    counts_V: how often each token occurs in its training blocks.
+    """
     return folder / f"group-{number:05d}.json"
-
-
-def group_counts(number: int, folder: Path) -> Path:
-    """Returns the path of counts_V: how often each token occurs in a group's blocks."""
-    return folder / f"counts-{number:05d}.npy"
 
 
 def is_held_out(text: str, fraction: float) -> bool:

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import re
 import shutil
 import time
@@ -41,10 +40,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = (
-    *("facts-*.json", "group-*.json", "counts-*.npy"),
-    *(dedup.CUTS, dedup.FOUND, "*.partial"),
-)
+TEMPORARY = ("facts-*.json", "group-*", dedup.CUTS, dedup.FOUND, "*.partial")
 # The stages of a build; those of `dedup` only with deduplication.
 STAGES = ("sources", *dedup.STAGES, "tokenizer", "blocks", "manifest")
 TOKENS_PER_CHAR = 0.3  # of English, for estimates
@@ -278,8 +274,9 @@ def _finish(
     shards = []
     counts_V = np.zeros(config.model.vocab_size, np.int64)
     for number in range(groups):
-        shards += json.loads(encode.group_facts(number, folder).read_text())
-        counts_V += np.load(encode.group_counts(number, folder))
+        facts = encode.group_facts(number, folder)
+        shards += json.loads(facts.read_text())
+        counts_V += np.load(facts.with_suffix(".npy"))
     manifest = corpus.make_manifest(
         config, shards, contents, counts_V, duplicates, folder / TOKENIZER
     )
@@ -332,7 +329,7 @@ def _make_tokenizer(
         as_json = tokenizer.adopt(
             path, vocab_size, data.normalizer, data.tokenizer_kind
         )
-    elif len(groups) == 1 or multiprocessing.current_process().daemon:  # Ray's are
+    elif len(groups) == 1:
         as_json = train_tokenizer(config, text_files)
     else:  # in a process of its own, which returns its memory and can be interrupted
         with processes.pool(1, processes.cores()) as pool:
