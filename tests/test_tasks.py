@@ -1,15 +1,17 @@
 """A corpus built by several tasks: the pool's bytes, whoever does what, and when."""
 
 import random
+import shutil
 import threading
 
 import numpy as np
 import pytest
+from conftest import tiny_config
 from test_dedup import config_of, drop
 from test_prepare import content, cores
 
-from cramjax.data import minhash, prepare, sources, stages
-from cramjax.errors import UserError
+from cramjax.data import dedup, minhash, prepare, remote, sources, stages
+from cramjax.errors import SourceLost, UserError
 
 DROPS = ("data.drop_duplicates=True", "data.near_duplicates=0.8")
 
@@ -20,6 +22,7 @@ def small_units(monkeypatch):
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     monkeypatch.setattr(prepare, "SHARD_CHARS", 3000)
     monkeypatch.setattr(stages, "POLL_S", 0.02)
+    monkeypatch.setattr(dedup, "PARTITION_BYTES", 5000)
     cores(monkeypatch, 1)
 
 
@@ -78,6 +81,34 @@ def test_stage_by_stage_a_task_that_was_killed_is_named(whole):
     assert content(prepare.corpus_path(config)) == expected
 
 
+def test_a_remote_file_that_disappears_half_way_is_one_line(
+    whole, tmp_path, monkeypatch
+):
+    """One task asks the server which files there are; the others take its answer."""
+    folder, expected = whole
+    texts = shutil.copytree(folder / "texts", tmp_path / "texts")
+    config = tiny_config(
+        tmp_path / "d",
+        f"data.sources=('file://{texts}/*.txt',)",
+        *("model.vocab_size=64", "data.held_out_share=0.2", *DROPS),
+    )
+    monkeypatch.setattr(remote, "RETRY_AFTER_S", (0.0,))
+    with pytest.raises(UserError, match="stage sources is not finished"):
+        prepare.prepare_as_task(config, 1, 2, "documents")
+    prepare.prepare_as_task(config, 0, 2, "sources")
+    monkeypatch.setattr(remote, "_ask", None)
+    (texts / "1.txt").rename(texts / "away")
+    with pytest.raises(SourceLost, match="1.txt: reading stopped .* continues") as lost:
+        prepare.prepare_as_task(config, 1, 2, "documents")
+    assert "\n" not in str(lost.value)
+    (texts / "away").rename(texts / "1.txt")
+    for stage in prepare.STAGES[1:]:
+        for task in range(2):
+            prepare.prepare_as_task(config, task, 2, stage)
+    shards = {name: data for name, data in expected.items() if ".bin" in name}
+    assert shards.items() <= content(prepare.corpus_path(config)).items()
+
+
 def similar_texts(count):
     """Returns documents, copies of some with a few words changed, and exact J_NxN."""
     draw = random.Random(5)
@@ -108,7 +139,7 @@ def test_signatures_estimate_the_similarity_and_bands_find_it():
     assert [minhash.band_rows(t) for t in (0.5, 0.8, 0.9, 1.0)] == [3, 6, 10, 60]
 
 
-def test_of_connected_similar_documents_the_first_stays(tmp_path):
+def test_of_connected_similar_documents_the_first_stays(tmp_path, monkeypatch):
     words = [f"w{i}" for i in range(200)]
     changed = [" ".join([*words[:n], "x", *words[n:]]) for n in (0, 50, 100, 150)]
     chain = [" ".join(words[n:] + [f"y{i}" for i in range(n)]) for n in (8, 16, 24)]
@@ -121,6 +152,8 @@ def test_of_connected_similar_documents_the_first_stays(tmp_path):
     kept, dropped = facts["similar_examples"][::2], facts["similar_examples"][1::2]
     assert {*kept} <= {text[:200] for text in (changed[0], other)} and len(kept) == 3
     assert {*dropped} <= {text[:200] for text in texts}
+    monkeypatch.setattr(dedup, "PARTITION_BYTES", 1 << 20)  # one, not several
+    assert drop(tmp_path / "a", texts, near_duplicates=0.8) == (left, facts)
     left, facts = drop(tmp_path / "b", texts, near_duplicates=1, drop_duplicates=True)
     assert left == texts[:-2]
     assert (facts["documents"], facts["similar"]) == (2, 0)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from cramjax import files
 from cramjax.config import DataConfig
@@ -44,7 +43,7 @@ TEMPORARY = (
     *("matches-*.npy", "repeats-*.npy"),
 )
 STAGES = ("documents", "matches", "cuts")
-PARTITION_BYTES = 1 << 32  # of files, whose digests are sorted at once
+PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
 MAX_SEARCHES = 10_000  # of `repeats`, of about a minute each
 # A document: its file's number, its own in the file, and the bytes of its UTF-8.
 DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
@@ -304,11 +303,17 @@ def _find_cuts(
     found: Sequence[File], groups: int, partitions: int, data: DataConfig, folder: Path
 ) -> None:
     """Writes cuts_Rx4, see `_without`, and the facts about them."""
-    start = time.monotonic()
-    parts = [np.load(_path(folder, "matches", i)) for i in range(partitions)]
-    matches_Mx3 = np.concatenate(parts)
-    equal = np.unique(matches_Mx3[matches_Mx3[:, 2] == 0, 1])
-    pairs_Sx2 = _with_first(matches_Mx3[matches_Mx3[:, 2] == 1, :2])
+    start, most_pairs = time.monotonic(), PAIRS
+    equal, pairs_Sx2 = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    for i in range(partitions):
+        matches_Mx3 = np.load(_path(folder, "matches", i))
+        similar_M = matches_Mx3[:, 2] == 1
+        equal = np.append(equal, matches_Mx3[~similar_M, 1])
+        # A pair is in many partitions. One pair for each document says as much.
+        pairs_Sx2 = np.concatenate([pairs_Sx2, matches_Mx3[similar_M, :2]])
+        if len(pairs_Sx2) > most_pairs or i + 1 == partitions:
+            pairs_Sx2 = _with_first(pairs_Sx2)
+            most_pairs = 2 * len(pairs_Sx2) + PAIRS
     whole = np.union1d(equal, pairs_Sx2[:, 1])
     of_documents = of_bytes = chunks = 0
     cuts, spans_Rx2, examples = [], np.zeros((0, 2), np.int64), []
@@ -356,10 +361,12 @@ def _find_cuts(
 
 def _with_first(pairs_Mx2: np.ndarray) -> np.ndarray:
     """Returns pairs_Sx2: the first of connected documents, with each of the others."""
+    from scipy import sparse  # slow to import
+
     nodes_N, numbers = np.unique(pairs_Mx2, return_inverse=True)
     edges = np.ones(len(pairs_Mx2)), tuple(numbers.reshape(-1, 2).T)
-    graph = scipy.sparse.coo_array(edges, (len(nodes_N),) * 2)
-    _, labels_N = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    graph = sparse.coo_array(edges, (len(nodes_N),) * 2)
+    _, labels_N = sparse.csgraph.connected_components(graph, directed=False)
     _, firsts, of_N = np.unique(labels_N, return_index=True, return_inverse=True)
     pairs_Nx2 = np.stack([nodes_N[firsts[of_N]], nodes_N], axis=1)
     return pairs_Nx2[pairs_Nx2[:, 0] != pairs_Nx2[:, 1]]
