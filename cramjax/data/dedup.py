@@ -44,7 +44,7 @@ TEMPORARY = (
 )
 STAGES = ("documents", "matches", "cuts")
 PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
-MAX_SEARCHES = 10_000  # of `repeats`, of about a minute each
+MAX_SEARCHES = 10_000  # for repeats; each takes a minute or more
 # A document: its file's number, its own in the file, and the bytes of its UTF-8.
 DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
 PACKED = struct.Struct("<iii")  # the same, faster to write
@@ -134,7 +134,7 @@ def _check_repeats(found: Sequence[File], data: DataConfig) -> None:
     if searches > MAX_SEARCHES:
         raise UserError(
             f"config.data.dedup_bytes is {data.dedup_bytes}: about {chars / 1e9:,.0f} "
-            f"GB of text need {searches:,.0f} searches of a minute each, above "
+            f"GB of text need {searches:,.0f} searches of a minute or more, above "
             f"{MAX_SEARCHES:,}; pass 0 and --config.data.near_duplicates=0.8, the time "
             "of which is linear, or search more at once "
             f"(config.data.dedup_chunk_bytes={data.dedup_chunk_bytes:,})"
