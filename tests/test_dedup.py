@@ -375,3 +375,19 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
     corpus = prepare.prepare(config_of(tmp_path, BOTH[0]))
     facts = corpus.manifest["duplicates"]
     assert facts["documents"] > 30 and facts["spans"] == facts["chunks"] == 0
+
+
+def test_too_much_text_to_search_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "MAX_SEARCHES", 10_000)
+    data = config_of(tmp_path, "data.dedup_bytes=50").data
+    for size, refused in ((30 * 10**9, False), (10**12, True)):
+        found = [File(path=Path("a.txt"), size=size)]
+        if refused:
+            with pytest.raises(
+                UserError, match=r"data\.dedup_bytes is 50: .* 1,000 GB"
+            ) as e:
+                next(dedup.stages(found, data, tmp_path))
+            assert "6,938,894 searches" in str(e.value)
+            assert "data.near_duplicates=0.8" in str(e.value)
+        else:
+            assert next(dedup.stages(found, data, tmp_path))[0] == "documents"
