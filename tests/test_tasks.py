@@ -130,6 +130,9 @@ def test_signatures_estimate_the_similarity_and_bands_find_it():
     found_NxN = (mins_NxK[:, None] == mins_NxK[None]).mean(axis=2)
     error_NxN = found_NxN - exact_NxN
     assert np.abs(error_NxN).max() < 0.15 and np.abs(error_NxN.mean()) < 0.01
+    long = [" ".join(f"{name}{i}" for i in range(30_000)).encode() for name in "ab"]
+    a_K, b_K = map(minhash.signature, long)
+    assert not (a_K.astype(np.uint16) == b_K.astype(np.uint16)).any()
     for threshold in (0.5, 0.8, 0.9):
         rows = minhash.band_rows(threshold)
         digests_NxBx2 = minhash.band_digests(mins_NxK, rows)
@@ -154,6 +157,9 @@ def test_of_connected_similar_documents_the_first_stays(tmp_path, monkeypatch):
     assert {*dropped} <= {text[:200] for text in texts}
     monkeypatch.setattr(dedup, "PARTITION_BYTES", 1 << 20)  # one, not several
     assert drop(tmp_path / "a", texts, near_duplicates=0.8) == (left, facts)
+    halves = [[f"{i} {n}" for n in range(100)] for i in range(20)]
+    related = [" ".join(h[m:n]) for h in halves for m, n in ((0, 80), (20, 100))]
+    assert drop(tmp_path / "c", related, near_duplicates=0.8)[0] == related  # J is 0.6
     left, facts = drop(tmp_path / "b", texts, near_duplicates=1, drop_duplicates=True)
     assert left == texts[:-2]
     assert (facts["documents"], facts["similar"]) == (2, 0)
