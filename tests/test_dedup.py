@@ -219,7 +219,7 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, 
         find("stopped")
     again = []
     monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
-    (tmp_path / "stopped" / "documents-00002.npy").unlink()
+    (tmp_path / "stopped" / "tables-00002.npy").unlink()
     (tmp_path / "stopped" / "text-00001.bin").unlink()
     assert find("stopped") == (left, facts)
     pairs = facts["chunks"] * (facts["chunks"] - 1) // 2

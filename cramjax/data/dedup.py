@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 FOUND, CUTS = "duplicates.json", "cuts.npy"  # FOUND is written last
 TEMPORARY = (
-    *("documents-*.npy", "text-*.bin", "digests-*.npy", "signatures-*.npy"),
+    *("tables-*.npy", "text-*.bin", "digests-*.npy", "signatures-*.npy"),
     *("matches-*.npy", "repeats-*.npy"),
 )
 STAGES = ("documents", "matches", "cuts")
 PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
 MAX_SEARCHES = 10_000  # for repeats; each takes a minute or more
-# A document: its file's number, its own in the file, and the bytes of its UTF-8.
+# A row of a table: a document's file, its number in the file, and the bytes of its UTF-8.
 DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
 PACKED = struct.Struct("<iii")  # the same, faster to write
 # A digest of a document, and its position: the number of its group and its row in the
@@ -102,7 +102,7 @@ def _search_stages(
     numbered = [[(next(numbers), file) for file in group] for group in groups]
     units, common = [], (data, folder)
     for i, group in enumerate(numbered):
-        done = exists(_path(folder, "documents", i), finished)
+        done = exists(_path(folder, "tables", i), finished)
         units.append(Unit(done, _spool, (i, group, *common)))
     yield "documents", units
     partitions = 1 + sum(file.size for file in found) // PARTITION_BYTES
@@ -199,7 +199,7 @@ def _spool(
     group: int, numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
 ) -> None:
     """Writes the table of some files' documents, their digests, signatures and text."""
-    path = _path(folder, "documents", group)
+    path = _path(folder, "tables", group)
     text_path = folder / f"text-{group:05d}.bin"
     if path.exists() and (text_path.exists() or not data.dedup_bytes):
         return
@@ -318,7 +318,7 @@ def _find_cuts(
     of_documents = of_bytes = chunks = 0
     cuts, spans_Rx2, examples = [], np.zeros((0, 2), np.int64), []
     for group in range(groups):
-        table = np.load(_path(folder, "documents", group))
+        table = np.load(_path(folder, "tables", group))
         of_documents += len(table)
         of_bytes += int(table["bytes"].sum())
         first = group << ROW_BITS
@@ -379,7 +379,7 @@ def _similar_examples(
     rows_S = (pairs_Sx2 & ROW_MASK).sum(axis=1)
     examples = []
     for position in pairs_Sx2[np.argsort(rows_S, kind="stable")[:EXAMPLES]].ravel():
-        table = np.load(_path(folder, "documents", position >> ROW_BITS))
+        table = np.load(_path(folder, "tables", position >> ROW_BITS))
         document = table[position & ROW_MASK]
         texts = found[document["file"]].documents(ReadContext(data))
         text = next(itertools.islice(texts, int(document["document"]), None))
@@ -442,7 +442,7 @@ class Spool:
 
     def __init__(self, folder: Path, groups: int):
         """Reads the tables that `_spool` wrote."""
-        tables = [np.load(_path(folder, "documents", group)) for group in range(groups)]
+        tables = [np.load(_path(folder, "tables", group)) for group in range(groups)]
         self.table = np.concatenate(tables)
         sizes_D = self.table["bytes"].astype(np.int64) + 1
         self.starts_D = np.append(0, np.cumsum(sizes_D))
