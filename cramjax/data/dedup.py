@@ -45,7 +45,7 @@ TEMPORARY = (
 STAGES = ("documents", "matches", "cuts")
 PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
 MAX_SEARCHES = 10_000  # for repeats; each takes a minute or more
-# A row of a table: a document's file, its number in the file, and the bytes of its UTF-8.
+# A row of a table: a document's file, its number in that, and the bytes of its UTF-8.
 DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
 PACKED = struct.Struct("<iii")  # the same, faster to write
 # A digest of a document, and its position: the number of its group and its row in the
