@@ -10,6 +10,7 @@ from conftest import tiny_config
 from test_dedup import config_of, drop
 from test_prepare import content, cores
 
+from cramjax.commands import prepare as command
 from cramjax.data import dedup, minhash, prepare, remote, sources, stages
 from cramjax.errors import SourceLost, UserError
 
@@ -163,3 +164,17 @@ def test_of_connected_similar_documents_the_first_stays(tmp_path, monkeypatch):
     left, facts = drop(tmp_path / "b", texts, near_duplicates=1, drop_duplicates=True)
     assert left == texts[:-2]
     assert (facts["documents"], facts["similar"]) == (2, 0)
+
+
+def test_flags_of_tasks(script_error, tmp_path):
+    def error(*flags):
+        folder = f"--config.data.dir={tmp_path}"
+        return script_error("prepare_data.py", "--config=quickstart", folder, *flags)
+
+    assert "pass --task=0 to --task=2" in error("--tasks=3")
+    assert "--task=3: must be from 0 to 2" in error("--task=3", "--tasks=3")
+    assert "--stage=block: must be one of sources, d" in error("--stage=block")
+    waits = error("--task=1", "--tasks=2", "--stage=blocks")
+    assert "stage sources is not finished: first run its task 0 (of 2)" in waits
+    assert "must be ray or slurm" in error("--executor=dask")
+    assert all(stage in command.__doc__ for stage in prepare.STAGES)

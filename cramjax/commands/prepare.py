@@ -6,8 +6,7 @@ By default all cores of this machine do it. Several machines that share data.dir
 --task=I --tasks=N does a part of it, as one of N tasks (I from 0 on) that run at the
 same time, for example as an array job. The corpus is the same, to the byte.
 --stage=NAME does a task's part of one stage only, and does not wait for other tasks:
-sources, fingerprints, documents, matches, repeats, cuts, tokenizer, blocks, manifest,
-in this order.
+sources, documents, matches, cuts, tokenizer, blocks and manifest, in this order.
 --executor=ray --tasks=N runs N tasks on Ray, through datatrove (the extra "cluster").
 --executor=slurm --tasks=N --partition=NAME --time=HH:MM:SS submits a job for each
 stage to Slurm; other options are read by sbatch, from SBATCH_... in the environment.
