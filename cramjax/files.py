@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,9 +15,10 @@ from cramjax.errors import UserError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a file beside the path, and renames it at the end of the block.
 
-    A kill leaves the old file or the new one. Two processes may write the same path.
+    A kill leaves the old file or the new one. Two processes may write the same path,
+    also on two machines.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")
     try:
         with partial.open("wb") as file:
             yield file

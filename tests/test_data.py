@@ -142,14 +142,15 @@ def test_damage_beside_the_shards_is_named(corpus, tmp_path):
         Corpus(copy)
 
 
-def test_more_shards_than_files_may_be_open(tmp_path):
+@pytest.mark.parametrize("hard", [40, 160])
+def test_more_shards_than_files_may_be_open(tmp_path, hard):
     program = f"""
 import pathlib, resource
 from cramjax.data.corpus import Blocks
-_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, {hard}))
 shard = {{"file": "b.bin", "blocks": 1, "crc32": 0}}
-print(len(Blocks(pathlib.Path({str(tmp_path)!r}), [shard] * 100, 4, "<u2")))
+blocks = Blocks(pathlib.Path({str(tmp_path)!r}), [shard] * 100, 4, "<u2")
+print(len([*blocks.chunks()][0]))
 """
     (tmp_path / "b.bin").write_bytes(b"x" * 8)
     done = subprocess.run(
@@ -198,6 +199,7 @@ def test_the_store_is_built_once_and_again_when_a_setting_changes(tiny, corpus, 
         "normalizer": ("ascii",),
         "tokenizer_chars": 10_000,
         "drop_duplicates": True,
+        "near_duplicates": 0.8,
         "dedup_bytes": 75,
     }.items():
         changed = dataclasses.replace(tiny.data, **{key: value})

@@ -17,7 +17,7 @@ from test_prepare import content, cores, write_texts
 from tokenizers import Tokenizer, models
 
 from cramjax.data import corpus as corpora
-from cramjax.data import dedup, encode, prepare, sources, tokenizer
+from cramjax.data import dedup, encode, prepare, sources, stages, tokenizer
 from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
 
@@ -27,6 +27,7 @@ RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it a
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     cores(monkeypatch, 1)
+    monkeypatch.setattr(dedup, "MAX_SEARCHES", 1e9)
 
 
 def write_files(folder, texts, per_file=2):
@@ -47,7 +48,8 @@ def drop(folder, texts, *, per_file=2, **changes):
     data = copy.copy(tiny_config("unused").data)
     for key, value in changes.items():  # smaller than a config may have
         object.__setattr__(data, key, value)
-    left, facts = dedup.deduplicated(found, data, folder)
+    stages.run(dedup.stages(found, data, folder))
+    left, facts = dedup.deduplicated(found, folder)
     return [text for file in left for text in file.documents(ReadContext(data))], facts
 
 
@@ -217,7 +219,7 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, 
         find("stopped")
     again = []
     monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
-    (tmp_path / "stopped" / "documents-00002.npy").unlink()
+    (tmp_path / "stopped" / "tables-00002.npy").unlink()
     (tmp_path / "stopped" / "text-00001.bin").unlink()
     assert find("stopped") == (left, facts)
     pairs = facts["chunks"] * (facts["chunks"] - 1) // 2
@@ -299,7 +301,7 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path, said):
     report = (corpus.path / "report.md").read_text()
     assert f"| equal to an earlier document, dropped | {facts['documents']} |" in report
     assert f"| spans of earlier text, cut out | {facts['spans']} |" in report
-    assert f"| bytes of both | {facts['bytes']:,} ({facts['bytes'] / size:.2%}) |" in (
+    assert f"| bytes of these | {facts['bytes']:,} ({facts['bytes'] / size:.2%}) |" in (
         report
     )
     quoted = "".join(f"\n    {text}\n" for text in facts["examples"])
@@ -345,7 +347,8 @@ def test_the_tokenizer_does_not_see_what_is_dropped(tmp_path, monkeypatch):
     config = config_of(tmp_path, *BOTH, "data.held_out_share=1e-9")
     monkeypatch.setattr(tokenizer, "train", note)
     found = sources.resolve(config.data)
-    left, _ = dedup.deduplicated(found, config.data, tmp_path)
+    stages.run(dedup.stages(found, config.data, tmp_path))
+    left, _ = dedup.deduplicated(found, tmp_path)
     prepare.train_tokenizer(config, left)
     assert seen == cut_by_definition(documents_of(config), 40)
 
@@ -372,3 +375,19 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
     corpus = prepare.prepare(config_of(tmp_path, BOTH[0]))
     facts = corpus.manifest["duplicates"]
     assert facts["documents"] > 30 and facts["spans"] == facts["chunks"] == 0
+
+
+def test_too_much_text_to_search_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "MAX_SEARCHES", 10_000)
+    data = config_of(tmp_path, "data.dedup_bytes=50").data
+    for size, refused in ((30 * 10**9, False), (10**12, True)):
+        found = [File(path=Path("a.txt"), size=size)]
+        if refused:
+            with pytest.raises(
+                UserError, match=r"data\.dedup_bytes is 50: .* 1,000 GB"
+            ) as e:
+                next(dedup.stages(found, data, tmp_path))
+            assert "6,938,894 searches" in str(e.value)
+            assert "data.near_duplicates=0.8" in str(e.value)
+        else:
+            assert next(dedup.stages(found, data, tmp_path))[0] == "documents"

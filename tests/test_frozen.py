@@ -243,6 +243,7 @@ WRONG = {
     "guard.rate_factor=1.0": "config.guard.rate_factor 1.0 0",
     "data.order=shuffled": "config.data.order 'shuffled' random",
     "data.dedup_bytes=3": "config.data.dedup_bytes 3 16",
+    "data.near_duplicates=0.3": "config.data.near_duplicates 0.3 0.5",
     "data.keep=('meta',)": "config.data.keep 'meta' FIELD=VALUE",
     "glue.starts=('ema2',)": "config.glue.starts 'ema2' pretrained",
     "glue.tasks=('intent',)": "config.glue.tasks 'intent' intents",

@@ -154,13 +154,13 @@ def test_text_that_changes_meanwhile_is_refused(tmp_path, small_shards, monkeypa
     cores(monkeypatch, 1)
     config = config_of(tmp_path)
     path = sources.resolve(config.data)[0].path
-    encode_all = prepare.encode_all
+    encode_group = encode.encode_group
 
     def change(*args):
         path.write_text("the cat sat")
-        return encode_all(*args)
+        return encode_group(*args)
 
-    monkeypatch.setattr(prepare, "encode_all", change)
+    monkeypatch.setattr(encode, "encode_group", change)
     with pytest.raises(UserError, match="a file has changed while it was read"):
         prepare.prepare(config)
 

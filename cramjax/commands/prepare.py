@@ -1,20 +1,54 @@
 """Builds a config's packed corpus, unless it exists already, without training.
 
 cramjax prepare --config=configs/a4000.py --config.data.sources=...
+
+By default all cores of this machine do it. Several machines that share data.dir can:
+--task=I --tasks=N does a part of it, as one of N tasks (I from 0 on) that run at the
+same time, for example as an array job. The corpus is the same, to the byte.
+--stage=NAME does a task's part of one stage only, and does not wait for other tasks:
+sources, documents, matches, cuts, tokenizer, blocks and manifest, in this order.
+--executor=ray --tasks=N runs N tasks on Ray, through datatrove (the extra "cluster").
+--executor=slurm --tasks=N --partition=NAME --time=HH:MM:SS submits a job for each
+stage to Slurm; other options are read by sbatch, from SBATCH_... in the environment.
 """
 
 from collections.abc import Sequence
 
-from cramjax.data.prepare import prepare
-from cramjax.flags import parse_command_line
+from cramjax.config.key import Rule
+from cramjax.data import cluster
+from cramjax.data.prepare import STAGES, prepare, prepare_as_task
+from cramjax.errors import UserError
+from cramjax.flags import number, parse_command_line
+
+FLAGS = ("task", "tasks", "stage", "executor", "partition", "time")
 
 
 def command(argv: Sequence[str]) -> None:
-    """Builds the corpus of the config."""
-    config, _ = parse_command_line(argv)
-    # Imported here because it imports JAX, which the processes that encode, started
-    # from this module, do not need.
-    from cramjax.checkpoints import initial
+    """Builds the corpus of the config, or a part of it."""
+    config, flags = parse_command_line(argv, FLAGS)
+    if config.init_from or config.init_hash:
+        # Imported here because it imports JAX, which the text does not need.
+        from cramjax.checkpoints import initial
 
-    config, _ = initial.begin(config)
-    prepare(config)
+        config, _ = initial.begin(config)
+    tasks = _whole(flags, "tasks", 1)
+    task = _whole(flags, "task", 0, tasks - 1)
+    if flags["stage"] not in ("", *STAGES):
+        raise UserError(f"--stage={flags['stage']}: must be one of {', '.join(STAGES)}")
+    if flags["executor"]:
+        cluster.submit(config, flags["executor"], tasks, flags)
+    elif flags["task"]:
+        prepare_as_task(config, task, tasks, flags["stage"])
+    elif flags["tasks"] or flags["stage"]:
+        raise UserError(
+            f"--tasks={tasks}: which one is this? pass --task=0 to --task={tasks - 1}, "
+            "one in each job, or --executor=ray or slurm"
+        )
+    else:
+        prepare(config)
+
+
+def _whole(flags: dict[str, str], name: str, least: int, most: int = 10**6) -> int:
+    """Returns a flag's whole number, `least` if it is not given."""
+    rule = Rule(lambda x: x in range(least, most + 1), f"from {least} to {most}")
+    return int(number(flags, name, least, rule))

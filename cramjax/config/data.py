@@ -100,6 +100,13 @@ class DataConfig(Section):
     sep: bool = key(True, absent=True)  # <sep> after every document (paper 4.4)
     # Drop documents that equal an earlier one, surrounding whitespace aside.
     drop_duplicates: bool = key(False, absent=False)
+    # Drop documents of which at least this fraction (Jaccard, of runs of five words)
+    # occurs in an earlier one, by MinHash; 0 = off.
+    near_duplicates: float = key(
+        0.0,
+        Rule(lambda x: x == 0 or 0.5 <= x <= 1, "0 (off) or in [0.5, 1]"),
+        absent=0.0,
+    )
     # Cut out every run of at least this many bytes that occurred before (75 in P 4.4,
     # after arXiv 2107.06499); the first occurrence stays. 0 = off. Needs the extra
     # "dedup" and, for the time being, disk space for the text.

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -27,6 +28,9 @@ FORMAT = 5  # of the corpus folder; another number is another corpus
 EXAMPLES, EXAMPLE_CHARS = 3, 200  # of dropped text, for the report
 MAX_MIX_ERROR = 0.05  # relative, of a source's fraction of the text; more is reported
 CHUNK_ROWS = 1 << 14  # blocks that are read at once
+# Of training and held-out shards each: a map keeps its file open, and a process has at
+# most 65,530 maps (Linux's vm.max_map_count).
+MAX_MAPS = 1 << 14
 # The keys of `config.data` that change the blocks, in the order in which corpora have
 # always been hashed.
 SETTINGS = (
@@ -42,7 +46,7 @@ class Blocks:
     def __init__(
         self, folder: Path, shards: list[dict[str, Any]], length: int, dtype: str
     ):
-        """Maps the shards of a manifest, {"file", "blocks", "crc32"} each.
+        """Finds the shards of a manifest, {"file", "blocks", "crc32"} each.
 
         Raises:
           UserError: a shard is missing or does not have the size that it should have.
@@ -51,9 +55,6 @@ class Blocks:
         shards = [shard for shard in shards if shard["blocks"]]
         self._ends = np.cumsum([shard["blocks"] for shard in shards])
         self._shards = []
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError):  # a memory map keeps its file open
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft + len(shards), hard))
         for shard in shards:
             path, shape = folder / shard["file"], (shard["blocks"], length)
             size = math.prod(shape) * self._dtype.itemsize
@@ -62,7 +63,13 @@ class Blocks:
                     f"{path} does not have the {size} bytes of its manifest: delete "
                     f"{folder} and run again to rebuild it"
                 )
-            self._shards.append(np.memmap(path, self._dtype, "r", shape=shape))
+            self._shards.append((path, shape))
+        # The maps that were used last; the others are closed.
+        self._map = functools.lru_cache(_room(len(shards)))(self._new_map)
+
+    def _new_map(self, shard: int) -> np.memmap:
+        path, shape = self._shards[shard]
+        return np.memmap(path, self._dtype, "r", shape=shape)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -74,7 +81,7 @@ class Blocks:
         for shard in np.unique(shard_N):
             here_N = shard_N == shard
             start = self._ends[shard - 1] if shard else 0
-            tokens_NxL[here_N] = self._shards[shard][rows_N[here_N] - start]
+            tokens_NxL[here_N] = self._map(shard)[rows_N[here_N] - start]
         return tokens_NxL
 
     def chunks(self) -> Iterator[np.ndarray]:
@@ -88,6 +95,17 @@ class Blocks:
         for tokens_NxL in self.chunks():
             counts_V += np.bincount(tokens_NxL.ravel(), minlength=vocab_size)
         return counts_V
+
+
+def _room(shards: int) -> int:
+    """Returns how many shards can be mapped at once, and raises the limit for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = soft + min(shards, MAX_MAPS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    with contextlib.suppress(ValueError):  # on a Mac there is another limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(limit - soft, soft // 4)
 
 
 class Corpus:
@@ -147,7 +165,7 @@ def settings(config: Config) -> dict[str, Any]:
     """Returns everything that changes the blocks, besides the text."""
     data = config.data
     # Deduplication that is off is left out, so that older corpora keep their names.
-    optional = ("drop_duplicates", "dedup_bytes")
+    optional = ("drop_duplicates", "dedup_bytes", "near_duplicates")
     return {
         "format": FORMAT,
         "vocab_size": config.model.vocab_size,

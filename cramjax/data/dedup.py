@@ -1,12 +1,17 @@
-"""Drops text that occurred before: equal documents, and repeated runs of bytes.
+"""Drops text that occurred before: equal and similar documents, repeated runs of bytes.
 
 Exact substrings after Lee et al., "Deduplicating Training Data Makes Language Models
 Better" (2022, arXiv 2107.06499, section 4.1); here, the first occurrence always stays.
 
 All text is read once, and what to cut out of it is written down. The files that
 `deduplicated` returns apply these cuts as their documents are read.
+
+Documents are compared by digests: of a document's text, and of parts of its MinHash.
+Those of each group of files are sorted. A partition is a range of digests: from every
+group its slice is read, and neighbours that are equal are found in all of them.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import functools
@@ -23,65 +28,136 @@ import numpy as np
 
 from cramjax import files
 from cramjax.config import DataConfig
-from cramjax.data import processes
+from cramjax.data import minhash
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
-from cramjax.data.readers import File, ReadContext
+from cramjax.data.readers import DOCUMENT_CHARS, File, ReadContext
 from cramjax.data.sources import grouped
+from cramjax.data.stages import Stage, Unit, exists
 from cramjax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 FOUND, CUTS = "duplicates.json", "cuts.npy"  # FOUND is written last
-TEMPORARY = ("documents-*.npy", "text-*.bin", "repeats-*.npy")
-# A document: its file's number, the bytes of its UTF-8, and its hash.
-DOCUMENT = np.dtype([("file", "<i4"), ("bytes", "<i4"), ("digest", "<u8", 2)])
-PACKED = struct.Struct("<ii16s")  # the same, faster to write
+TEMPORARY = (
+    *("tables-*.npy", "text-*.bin", "digests-*.npy", "signatures-*.npy"),
+    *("matches-*.npy", "repeats-*.npy"),
+)
+STAGES = ("documents", "matches", "cuts")
+PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
+MAX_SEARCHES = 10_000  # for repeats; each takes a minute or more
+# A row of a table: a document's file, its number in that, and the bytes of its UTF-8.
+DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
+PACKED = struct.Struct("<iii")  # the same, faster to write
+# A digest of a document, and its position: the number of its group and its row in the
+# group's table of documents. Positions are in the order of the text.
+DIGEST = np.dtype([("digest", "<u8", 2), ("position", "<i8")])
+ROW_BITS = 32
+ROW_MASK = (1 << ROW_BITS) - 1
+PAIRS = 1 << 16  # whose signatures are compared at once
 SEPARATOR = 0xFF  # after every document; never in UTF-8
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
 
 
-def deduplicated(
-    found: Sequence[File], data: DataConfig, folder: Path
-) -> tuple[list[File], dict[str, Any]]:
-    """Returns files that give the text without what occurred before in all of it.
+def is_on(data: DataConfig) -> bool:
+    """Returns whether anything is dropped."""
+    return bool(data.drop_duplicates or data.near_duplicates or data.dedup_bytes)
 
-    Documents are compared as they are read, stripped, before the normalizer: 16 bytes
-    of BLAKE2b identify them. This takes 80 bytes of memory per document.
+
+def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[Stage]:
+    """Yields the stages after which `deduplicated` gives the text without repeats.
+
+    Documents are compared as they are read, stripped, before the normalizer. 16 bytes
+    of BLAKE2b tell whether two are equal. With `data.near_duplicates`, those whose
+    MinHash agrees so far are similar (see `minhash`); of documents that are connected
+    by such pairs, the first stays. Every partition is sorted in memory, with about 0.1
+    GB for equal documents and a gigabyte for similar ones.
 
     Repeats are found wherever they are. More text than `data.dedup_chunk_bytes` is
     divided into parts of half of it (a document more at most), and every two parts are
-    searched together: memory is that of one chunk (see `repeated`), in one
-    process, and time grows with the square of the text. Meanwhile the text is on the
-    disk, in the folder. The text on both sides of a cut is joined, and the result is
-    not searched again.
+    searched together: memory is that of one chunk (see `repeated`), and time grows with
+    the square of the text. Meanwhile the text is on the disk, in the folder. The text
+    on both sides of a cut is joined, and the result is not searched again.
 
-    After an interruption, the same call continues, to the same cuts.
+    After an interruption, the same stages continue, to the same cuts.
+
+    Raises:
+      UserError: the package for suffix arrays is missing, or there is too much text to
+        search it for repeats; see also `File.documents`.
+    """
+    if data.dedup_bytes:
+        _check_repeats(found, data)
+    finished = folder / FOUND
+    if not (folder / CUTS).exists():
+        finished.unlink(missing_ok=True)
+    if not finished.exists():
+        yield from _search_stages(found, data, folder, finished)
+    for temporary in itertools.chain.from_iterable(map(folder.glob, TEMPORARY)):
+        temporary.unlink(missing_ok=True)  # another task may do so, too
+
+
+def _search_stages(
+    found: Sequence[File], data: DataConfig, folder: Path, finished: Path
+) -> Iterator[Stage]:
+    numbers, groups = itertools.count(), grouped(found)
+    numbered = [[(next(numbers), file) for file in group] for group in groups]
+    units, common = [], (data, folder)
+    for i, group in enumerate(numbered):
+        done = exists(_path(folder, "tables", i), finished)
+        units.append(Unit(done, _spool, (i, group, *common)))
+    yield "documents", units
+    partitions = 1 + sum(file.size for file in found) // PARTITION_BYTES
+    units = []
+    for i in range(partitions):
+        done = exists(_path(folder, "matches", i), finished)
+        units.append(Unit(done, _match, (i, partitions, len(groups), *common)))
+    yield "matches", units
+    cuts = (found, len(groups), partitions, *common)
+    yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
+
+
+def _path(folder: Path, what: str, number: int) -> Path:
+    return folder / f"{what}-{number:05d}.npy"
+
+
+def _check_repeats(found: Sequence[File], data: DataConfig) -> None:
+    """Refuses, before any work, what cannot be searched for repeats."""
+    try:
+        import pydivsufsort  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"config.data.dedup_bytes is {data.dedup_bytes}: needs the package "
+            'pydivsufsort; pip install -e ".[dedup]" (or pip install pydivsufsort), or '
+            "pass 0"
+        ) from error
+    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in found)
+    searches = (2 * chars / data.dedup_chunk_bytes) ** 2 / 2
+    if searches > MAX_SEARCHES:
+        raise UserError(
+            f"config.data.dedup_bytes is {data.dedup_bytes}: about {chars / 1e9:,.0f} "
+            f"GB of text need {searches:,.0f} searches of a minute or more, above "
+            f"{MAX_SEARCHES:,}; pass 0 and --config.data.near_duplicates=0.8, the time "
+            "of which is linear, or search more at once "
+            f"(config.data.dedup_chunk_bytes={data.dedup_chunk_bytes:,})"
+        )
+
+
+def deduplicated(
+    found: Sequence[File], folder: Path
+) -> tuple[list[File], dict[str, Any]]:
+    """Returns files without what occurred before, when all `stages` are done.
 
     Returns:
       The files, and {"documents" (equal to an earlier one), "spans" (cut out of
-      others), "bytes" (of both), "of_bytes" (text in all), "chunks" (parts of it; 1:
-      all at once), "examples" (beginnings of some spans)}.
-
-    Raises:
-      UserError: the package for suffix arrays is missing; see also `File.documents`.
+      others), "bytes" (of all that is dropped), "of_bytes" (text in all), "chunks"
+      (parts that were searched for repeats; 1: all at once), "examples" (beginnings of
+      some spans)}; with `data.near_duplicates`, also "of_documents", "similar" (to an
+      earlier document, not counting equal ones) and "similar_examples" (beginnings:
+      kept, dropped, kept, dropped ...).
     """
-    start = time.monotonic()
-    path = folder / CUTS
-    if not ((folder / FOUND).exists() and path.exists()):
-        cuts_Rx4, facts = _find_cuts(found, data, folder)
-        with files.replacing(path) as file:
-            np.save(file, cuts_Rx4)
-        files.write_json(folder / FOUND, facts)
-    for temporary in itertools.chain.from_iterable(map(folder.glob, TEMPORARY)):
-        temporary.unlink()
     facts = files.read_json(folder / FOUND, "run again")
-    logger.info(
-        f"duplicates: {facts['documents']:,} documents and {facts['spans']:,} spans "
-        f"dropped, {facts['bytes'] / 1e6:,.1f} of {facts['of_bytes'] / 1e6:,.1f} MB, "
-        f"{time.monotonic() - start:.0f}s"
-    )
+    cut = functools.partial(_without, folder / CUTS)
     return [
-        dataclasses.replace(file, transform=functools.partial(_without, path, number))
+        dataclasses.replace(file, transform=functools.partial(cut, number))
         for number, file in enumerate(found)
     ], facts
 
@@ -119,48 +195,196 @@ def _without(path: Path, file: int, documents: Iterator[str]) -> Iterator[str]:
             yield text
 
 
-def _find_cuts(
-    found: Sequence[File], data: DataConfig, folder: Path
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns cuts_Rx4, see `_without`, and the facts about them."""
-    if data.dedup_bytes:
-        try:
-            import pydivsufsort  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"config.data.dedup_bytes is {data.dedup_bytes}: needs the package "
-                'pydivsufsort; pip install -e ".[dedup]" (or pip install '
-                "pydivsufsort), or pass 0"
-            ) from error
-    text = Spool(found, data, folder)
-    table = text.table
-    duplicate_D = np.zeros(len(table), bool)
-    if data.drop_duplicates:
-        order_D = np.lexsort(table["digest"].T)  # stable: the first one comes first
-        sorted_Dx2 = table["digest"][order_D]
-        equal_D = (sorted_Dx2[1:] == sorted_Dx2[:-1]).all(axis=1)
-        duplicate_D[order_D[1:]] = equal_D
-    chunks, spans_Rx2 = 0, np.zeros((0, 2), np.int64)
-    if data.dedup_bytes:
-        chunks, spans_Rx2 = _repeats(text, data, folder)
-        spans_Rx2 = spans_Rx2[~duplicate_D[text.documents_at(spans_Rx2[:, 0])]]
-    of_R, whole_R = text.documents_at(spans_Rx2[:, 0]), np.flatnonzero(duplicate_D)
-    whole_Rx2 = np.stack([np.zeros_like(whole_R), table["bytes"][whole_R]], axis=1)
-    in_document_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
-    documents_R = np.concatenate([of_R, whole_R])
-    files_R = table["file"][documents_R]
-    in_file_R = documents_R - np.searchsorted(table["file"], files_R)
-    cuts_Rx4 = np.column_stack(
-        [files_R, in_file_R, np.concatenate([in_document_Rx2, whole_Rx2])]
+def _spool(
+    group: int, numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
+) -> None:
+    """Writes the table of some files' documents, their digests, signatures and text."""
+    path = _path(folder, "tables", group)
+    text_path = folder / f"text-{group:05d}.bin"
+    if path.exists() and (text_path.exists() or not data.dedup_bytes):
+        return
+    table, digests, mins = bytearray(), bytearray(), bytearray()
+    with contextlib.ExitStack() as stack:
+        out = None
+        if data.dedup_bytes:
+            out = stack.enter_context(files.replacing(text_path))
+        for number, file in numbered:
+            for at, document in enumerate(file.documents(ReadContext(data))):
+                utf8 = document.encode()
+                table += PACKED.pack(number, at, len(utf8))
+                if data.drop_duplicates:
+                    digests += hashlib.blake2b(utf8, digest_size=16).digest()
+                if data.near_duplicates:
+                    mins += minhash.signature(utf8).tobytes()
+                if out:
+                    out.write(utf8 + bytes([SEPARATOR]))
+    table_D = np.frombuffer(table, DOCUMENT)
+    digests_DxBx2 = np.frombuffer(digests, "<u8").reshape(-1, 1, 2)
+    if data.near_duplicates:
+        mins_DxK = np.frombuffer(mins, np.uint32).reshape(len(table_D), minhash.HASHES)
+        bands = minhash.band_digests(mins_DxK, minhash.band_rows(data.near_duplicates))
+        digests_DxBx2 = np.concatenate(
+            [bands, *([digests_DxBx2] if data.drop_duplicates else [])], axis=1
+        )
+        _save(_path(folder, "signatures", group), mins_DxK.astype(np.uint16))
+    records = np.empty(digests_DxBx2.shape[:2], DIGEST)
+    records["digest"] = digests_DxBx2
+    records["position"] = (group << ROW_BITS) + np.arange(len(records))[:, None]
+    _save(_path(folder, "digests", group), _sorted(records.ravel()))
+    _save(path, table_D)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with files.replacing(path) as file:
+        np.save(file, array)
+
+
+def _sorted(records: np.ndarray) -> np.ndarray:
+    """Returns an array of `DIGEST` by digest; equal ones stay in their order."""
+    return records[np.lexsort(records["digest"].T[::-1])]
+
+
+def _match(
+    partition: int, partitions: int, groups: int, data: DataConfig, folder: Path
+) -> None:
+    """Writes matches_Mx3: pairs of positions, and 1 for similar or 0 for equal ones.
+
+    Of the documents that have a digest in common, equal ones are paired with the first,
+    similar ones with the first and with the one before.
+    """
+    path = _path(folder, "matches", partition)
+    if path.exists():
+        return
+    edges = [(p << 64) // partitions for p in (partition, partition + 1)]
+    slices = []
+    for group in range(groups):
+        sorted_R = np.load(_path(folder, "digests", group), mmap_mode="r")
+        start, stop = (
+            bisect.bisect_left(sorted_R, edge, key=lambda record: int(record[0][0]))
+            for edge in edges
+        )
+        slices.append(np.array(sorted_R[start:stop]))
+    records_R = _sorted(np.concatenate(slices))
+    digests_Rx2, positions_R = records_R["digest"], records_R["position"]
+    again_R = np.ones(len(records_R), bool)
+    again_R[:1] = False
+    again_R[1:] = (digests_Rx2[1:] == digests_Rx2[:-1]).all(axis=1)
+    firsts_R = np.maximum.accumulate(np.arange(len(again_R)) * ~again_R)
+    # Of each: the first document with its digest, the one before it, and itself.
+    triples_Rx3 = np.stack(
+        [positions_R[firsts_R], np.roll(positions_R, 1), positions_R], 1
     )
-    return cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])], {
-        "documents": len(whole_R),
+    # The digests of bands have a small number as their second half.
+    of_band_R = digests_Rx2[:, 1] < minhash.HASHES
+    matches = [np.insert(triples_Rx3[again_R & ~of_band_R][:, ::2], 2, 0, axis=1)]
+    triples_Rx3 = triples_Rx3[again_R & of_band_R]
+    pairs_Mx2 = np.concatenate([triples_Rx3[:, ::2], triples_Rx3[:, 1:]])
+    pairs_Mx2 = np.unique(pairs_Mx2, axis=0)
+    for start in range(0, len(pairs_Mx2), PAIRS):
+        some_Mx2 = pairs_Mx2[start : start + PAIRS]
+        a_MxK, b_MxK = (_signatures(column, folder) for column in some_Mx2.T)
+        some_Mx2 = some_Mx2[(a_MxK == b_MxK).mean(axis=1) >= data.near_duplicates]
+        matches.append(np.insert(some_Mx2, 2, 1, axis=1))
+    _save(path, np.concatenate(matches))
+
+
+def _signatures(positions_M: np.ndarray, folder: Path) -> np.ndarray:
+    """Returns signatures_MxK: the minima of some documents, the lower half of each."""
+    groups_M, rows_M = positions_M >> ROW_BITS, positions_M & ROW_MASK
+    signatures_MxK = np.empty((len(positions_M), minhash.HASHES), np.uint16)
+    for group in np.unique(groups_M):
+        here_M = groups_M == group
+        of_group = np.load(_path(folder, "signatures", group), mmap_mode="r")
+        signatures_MxK[here_M] = of_group[rows_M[here_M]]
+    return signatures_MxK
+
+
+def _find_cuts(
+    found: Sequence[File], groups: int, partitions: int, data: DataConfig, folder: Path
+) -> None:
+    """Writes cuts_Rx4, see `_without`, and the facts about them."""
+    start, most_pairs = time.monotonic(), PAIRS
+    equal, pairs_Sx2 = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    for i in range(partitions):
+        matches_Mx3 = np.load(_path(folder, "matches", i))
+        similar_M = matches_Mx3[:, 2] == 1
+        equal = np.append(equal, matches_Mx3[~similar_M, 1])
+        # A pair is in many partitions. One pair for each document says as much.
+        pairs_Sx2 = np.concatenate([pairs_Sx2, matches_Mx3[similar_M, :2]])
+        if len(pairs_Sx2) > most_pairs or i + 1 == partitions:
+            pairs_Sx2 = _with_first(pairs_Sx2)
+            most_pairs = 2 * len(pairs_Sx2) + PAIRS
+    whole = np.union1d(equal, pairs_Sx2[:, 1])
+    of_documents = of_bytes = chunks = 0
+    cuts, spans_Rx2, examples = [], np.zeros((0, 2), np.int64), []
+    for group in range(groups):
+        table = np.load(_path(folder, "tables", group))
+        of_documents += len(table)
+        of_bytes += int(table["bytes"].sum())
+        first = group << ROW_BITS
+        low, high = np.searchsorted(whole, [first, first + (1 << ROW_BITS)])
+        dropped = table[whole[low:high] - first]
+        names = ("file", "document", "bytes")
+        cuts.append(np.stack([dropped[n] for n in names], 1).astype(np.int64))
+        cuts[-1] = np.insert(cuts[-1], 2, 0, axis=1)
+    if data.dedup_bytes:
+        text = Spool(folder, groups)
+        chunks, spans_Rx2 = _repeats(text, data, folder)
+        of_R = text.documents_at(spans_Rx2[:, 0])
+        kept_R = ~np.isin(text.positions(of_R), whole)
+        spans_Rx2, of_R = spans_Rx2[kept_R], of_R[kept_R]
+        in_document_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
+        rows = text.table[of_R]
+        cuts.append(np.column_stack([rows["file"], rows["document"], in_document_Rx2]))
+        examples = _examples(text, spans_Rx2)
+    cuts_Rx4 = np.concatenate(cuts)
+    _save(folder / CUTS, cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])])
+    facts = {
+        "documents": len(equal),
         "spans": len(spans_Rx2),
         "bytes": int((cuts_Rx4[:, 3] - cuts_Rx4[:, 2]).sum()),
-        "of_bytes": int(table["bytes"].sum()),
+        "of_bytes": of_bytes,
         "chunks": chunks,
-        "examples": _examples(text, spans_Rx2),
+        "examples": examples,
     }
+    if data.near_duplicates:
+        facts["of_documents"], facts["similar"] = of_documents, len(whole) - len(equal)
+        facts["similar_examples"] = _similar_examples(pairs_Sx2, found, data, folder)
+    files.write_json(folder / FOUND, facts)
+    logger.info(
+        f"duplicates: {len(equal):,} documents and {len(spans_Rx2):,} spans dropped, "
+        + (f"{facts['similar']:,} similar ones, " if data.near_duplicates else "")
+        + f"{facts['bytes'] / 1e6:,.1f} of {of_bytes / 1e6:,.1f} MB, "
+        f"{time.monotonic() - start:.0f}s"
+    )
+
+
+def _with_first(pairs_Mx2: np.ndarray) -> np.ndarray:
+    """Returns pairs_Sx2: the first of connected documents, with each of the others."""
+    from scipy import sparse  # slow to import
+
+    nodes_N, numbers = np.unique(pairs_Mx2, return_inverse=True)
+    edges = np.ones(len(pairs_Mx2)), tuple(numbers.reshape(-1, 2).T)
+    graph = sparse.coo_array(edges, (len(nodes_N),) * 2)
+    _, labels_N = sparse.csgraph.connected_components(graph, directed=False)
+    _, firsts, of_N = np.unique(labels_N, return_index=True, return_inverse=True)
+    pairs_Nx2 = np.stack([nodes_N[firsts[of_N]], nodes_N], axis=1)
+    return pairs_Nx2[pairs_Nx2[:, 0] != pairs_Nx2[:, 1]]
+
+
+def _similar_examples(
+    pairs_Sx2: np.ndarray, found: Sequence[File], data: DataConfig, folder: Path
+) -> list[list[str]]:
+    """Returns the beginnings of pairs of which little has to be read again."""
+    rows_S = (pairs_Sx2 & ROW_MASK).sum(axis=1)
+    examples = []
+    for position in pairs_Sx2[np.argsort(rows_S, kind="stable")[:EXAMPLES]].ravel():
+        table = np.load(_path(folder, "tables", position >> ROW_BITS))
+        document = table[position & ROW_MASK]
+        texts = found[document["file"]].documents(ReadContext(data))
+        text = next(itertools.islice(texts, int(document["document"]), None))
+        examples.append(text[:EXAMPLE_CHARS])
+    return examples
 
 
 def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.ndarray]:
@@ -178,8 +402,7 @@ def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.nda
         name = "-".join(str(edge) for part in search for edge in part)
         path = folder / f"repeats-{name}.npy"
         if not path.exists():
-            with files.replacing(path) as file:
-                np.save(file, _search(text, search, data.dedup_bytes))
+            _save(path, _search(text, search, data.dedup_bytes))
         spans_Rx2 = union(np.concatenate([spans_Rx2, np.load(path)]))
         if len(searches) > 1:
             logger.info(
@@ -217,20 +440,21 @@ class Spool:
       starts_D: where documents begin, and one more: the end.
     """
 
-    def __init__(self, found: Sequence[File], data: DataConfig, folder: Path):
-        """Reads all files, on all cores, and writes their text into the folder."""
-        numbers, calls = itertools.count(), []
-        for group in grouped(found):
-            numbered = [(next(numbers), file) for file in group]
-            calls.append((numbered, data, folder))
-        spooled = processes.run(_spool, calls, "duplicates")
-        tables = [np.load(table_path) for table_path, _ in spooled]
+    def __init__(self, folder: Path, groups: int):
+        """Reads the tables that `_spool` wrote."""
+        tables = [np.load(_path(folder, "tables", group)) for group in range(groups)]
         self.table = np.concatenate(tables)
         sizes_D = self.table["bytes"].astype(np.int64) + 1
         self.starts_D = np.append(0, np.cumsum(sizes_D))
+        self._firsts_G = np.cumsum([0, *map(len, tables)])  # documents; and the end
         # Where the files with text begin, and the end: G groups of files.
-        self._starts_G = self.starts_D[np.cumsum([0, *map(len, tables)])].tolist()
-        self._paths = [text_path for _, text_path in spooled]
+        self._starts_G = self.starts_D[self._firsts_G].tolist()
+        self._paths = [folder / f"text-{group:05d}.bin" for group in range(groups)]
+
+    def positions(self, documents_R: np.ndarray) -> np.ndarray:
+        """Returns the positions of documents, see `DIGEST`."""
+        groups_R = np.searchsorted(self._firsts_G, documents_R, side="right") - 1
+        return (groups_R << ROW_BITS) + documents_R - self._firsts_G[groups_R]
 
     def documents_at(self, positions_R: np.ndarray) -> np.ndarray:
         """Returns the documents that bytes belong to."""
@@ -247,35 +471,6 @@ class Spool:
                     text = np.memmap(path, np.uint8, "r")
                     pieces.append(text[low - first : high - first])
         return np.concatenate(pieces)
-
-
-def _spool(
-    numbered: Sequence[tuple[int, File]], data: DataConfig, folder: Path
-) -> tuple[Path, Path]:
-    """Writes the documents of some files, and their text, unless that is done.
-
-    Returns:
-      The paths of an array of `DOCUMENT`, and of the text for `data.dedup_bytes`.
-    """
-    first = numbered[0][0]
-    table_path = folder / f"documents-{first:05d}.npy"
-    text_path = folder / f"text-{first:05d}.bin"
-    with_text = data.dedup_bytes > 0
-    if table_path.exists() and (text_path.exists() or not with_text):
-        return table_path, text_path
-    table = bytearray()
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(files.replacing(text_path)) if with_text else None
-        for number, file in numbered:
-            for document in file.documents(ReadContext(data)):
-                utf8 = document.encode()
-                digest = hashlib.blake2b(utf8, digest_size=16).digest()
-                table += PACKED.pack(number, len(utf8), digest)
-                if out:
-                    out.write(utf8 + bytes([SEPARATOR]))
-    with files.replacing(table_path) as out:
-        np.save(out, np.frombuffer(table, DOCUMENT))
-    return table_path, text_path
 
 
 def repeated(text_N: np.ndarray, min_bytes: int) -> np.ndarray:

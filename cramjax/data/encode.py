@@ -15,7 +15,7 @@ import numpy as np
 from cramjax import files
 from cramjax.config import Config, DataConfig
 from cramjax.data import tokenizer
-from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES, TOKENIZER, crc32
+from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES, TOKENIZER, Blocks, crc32
 from cramjax.data.readers import File, ReadContext
 from cramjax.tokens import CLS, SEP, token_dtype
 
@@ -26,7 +26,7 @@ PARTS = ("blocks", "held_out")  # of a shard; "blocks" is what is trained on
 
 def encode_group(
     number: int, group: Sequence[File], config: Config, folder: Path, shard_chars: int
-) -> list[dict[str, Any]]:
+) -> None:
     """Writes the shards of some files of one source that are not finished yet.
 
     The folder has the tokenizer. A shard is `shard_chars` of text, in
@@ -34,12 +34,11 @@ def encode_group(
     facts-<number>-<shard>.json, written last. The same text gives the same bytes,
     whichever process writes them and however often it was interrupted.
 
-    Returns:
-      The facts of all shards, in order: {"source" (its index), "documents" ({"train",
-      "held_out", "filtered"}), "filtered" ({key: how many it dropped}), "examples"
-      ({key: beginnings of the first of them}), "chars", "bytes", "kept_bytes",
-      "lengths" ({n: kept documents of 2^(n-1) to 2^n - 1 tokens}), "problems", "blocks"
-      and "held_out" (see `write_blocks`), "last" (of its group)}.
+    At the end, `group_facts` has the facts of all shards, in order: {"source" (its
+    index), "documents" ({"train", "held_out", "filtered"}), "filtered" ({key: how many
+    it dropped}), "examples" ({key: beginnings of the first of them}), "chars", "bytes",
+    "kept_bytes", "lengths" ({n: kept documents of 2^(n-1) to 2^n - 1 tokens}),
+    "problems", "blocks" and "held_out" (see `write_blocks`), "last" (of its group)}.
 
     Raises:
       UserError: see `File.documents`.
@@ -48,8 +47,27 @@ def encode_group(
     # Earlier versions did not record the source.
     source = {"source": group[0].source}
     done = [facts | source for facts in _finished(number, folder)]
-    if done and done[-1]["last"]:
-        return done
+    if not (done and done[-1]["last"]):
+        _encode_rest(number, group, config, folder, shard_chars, done)
+    length, vocab_size = config.model.max_length, config.model.vocab_size
+    train = [facts["blocks"] for facts in done]
+    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
+    path = group_facts(number, folder)
+    with files.replacing(path.with_suffix(".npy")) as out:
+        np.save(out, blocks.token_counts(vocab_size))
+    files.write_json(path, done)
+
+
+def _encode_rest(
+    number: int,
+    group: Sequence[File],
+    config: Config,
+    folder: Path,
+    shard_chars: int,
+    done: list[dict[str, Any]],
+) -> None:
+    """Writes the shards after those that are done, and appends their facts."""
+    source = {"source": group[0].source}
     encoder = tokenizer.BatchEncoder(
         tokenizer.load(folder / TOKENIZER, "run again"),
         tokenizer.all_steps(config.data.tokenizer_kind, config.data.normalizer),
@@ -65,7 +83,13 @@ def encode_group(
         facts |= source | {"problems": dict(context.problems - before)}
         files.write_json(folder / f"facts-{stem}.json", facts)
         done.append(facts)
-    return done
+
+
+def group_facts(number: int, folder: Path) -> Path:
+    """Returns the path of the facts of a group, written last; beside it, as .npy, are
+    counts_V: how often each token occurs in its training blocks.
+    """
+    return folder / f"group-{number:05d}.json"
 
 
 def is_held_out(text: str, fraction: float) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -26,10 +27,12 @@ from cramjax.data import (
     remote,
     report,
     sources,
+    stages,
     tokenizer,
 )
-from cramjax.data.corpus import MANIFEST, TOKENIZER, Blocks, Corpus
-from cramjax.data.readers import EXPANSION, File, ReadContext
+from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data.readers import DOCUMENT_CHARS, EXPANSION, File, ReadContext
+from cramjax.data.stages import Stage, Unit
 from cramjax.errors import SourceLost, UserError
 from cramjax.tokens import token_dtype
 
@@ -37,9 +40,10 @@ logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = ("facts-*.json", dedup.CUTS, dedup.FOUND, "*.partial")
-# For estimates: characters of a document of The Pile, tokens per character of English.
-DOCUMENT_CHARS, TOKENS_PER_CHAR = 5800, 0.3
+TEMPORARY = ("facts-*.json", "group-*", dedup.CUTS, dedup.FOUND, "*.partial")
+# The stages of a build; those of `dedup` only with deduplication.
+STAGES = ("sources", *dedup.STAGES, "tokenizer", "blocks", "manifest")
+TOKENS_PER_CHAR = 0.3  # of English, for estimates
 CHECK_CHARS = 1 << 20  # of text, on which the normalizer is tried
 MAX_REMOVED = 0.1  # the fraction of the characters that it may remove
 # The tokenizer reads longer words as <unk>, and training takes the square of their
@@ -141,19 +145,14 @@ def prepare(config: Config) -> Corpus:
         path = _path(config, text_files, contents)
         with contextlib.nullcontext() if path.exists() else _lock(path):
             exists = path.exists()  # another process may have built it meanwhile
-            if not exists:
-                building = path.with_name(f"{path.name}.partial")
-                building.mkdir(exist_ok=True)
-                try:
-                    _build(config, text_files, contents, building)
-                except SourceLost:
-                    raise
-                except UserError:  # the text or the settings are of no use
-                    shutil.rmtree(building, ignore_errors=True)
-                    raise
-                building.rename(path)
-        for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
-            temporary.unlink(missing_ok=True)  # another process may do so, too
+            try:
+                stages.run(_build(config, text_files, contents, path))
+            except SourceLost:
+                raise
+            except UserError:  # the text or the settings are of no use
+                shutil.rmtree(_building(path), ignore_errors=True)
+                raise
+        _remove_temporary(path)
     prepared = Corpus(path)
     if exists:
         logger.info(f"corpus: {path} (found)")
@@ -178,39 +177,114 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> None:
+    """Does a part of `prepare`, as one of several tasks that share `data.dir`.
+
+    Nothing is locked, and the corpus is the same, to the byte, for any number of tasks.
+    After an interruption, the same call continues.
+
+    Args:
+      config: of the corpus.
+      task: from 0 on.
+      tasks: how many there are. They wait for each other: all must run at once.
+      stage: one of `STAGES`, to do this task's part of it only, without waiting; the
+        stages before it must be finished. "" for all of them.
+
+    Raises:
+      UserError: see `prepare`; or a stage before `stage` is not finished.
+    """
+    with _writing(config):
+        until = STAGES.index(stage or STAGES[-1])
+        needed = itertools.takewhile(
+            lambda following: STAGES.index(following[0]) <= until, _stages(config)
+        )
+        stages.run_task(needed, task, tasks, stage)
+        if stage in ("", STAGES[-1]):
+            path = corpus_path(config)
+            _remove_temporary(path)
+            logger.info(f"corpus: {path}")
+
+
+def _stages(config: Config) -> Iterator[Stage]:
+    data = config.data
+    done = functools.partial(sources.known, data)
+    yield "sources", [Unit(done, corpus_path, (config,))]
+    text_files = sources.resolve(data)
+    contents = sources.contents(text_files, data)
+    yield from _build(config, text_files, contents, _path(config, text_files, contents))
+
+
+def _building(path: Path) -> Path:
+    """Returns the folder in which a corpus is built."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _remove_temporary(path: Path) -> None:
+    for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
+        temporary.unlink(missing_ok=True)  # another process may do so, too
+
+
 def _build(
     config: Config,
     text_files: Sequence[File],
     contents: Sequence[dict[str, Any]],
-    folder: Path,
-) -> None:
+    path: Path,
+) -> Iterator[Stage]:
+    """Yields the stages that build a corpus, unless it exists."""
+    if path.exists():
+        return
+    folder = _building(path)
+    folder.mkdir(parents=True, exist_ok=True)
     if any(file.url for file in text_files):
         logger.info(f"corpus: {_size_estimate(config, text_files)}")
     to_encode, duplicates = list(text_files), {}
-    if config.data.drop_duplicates or config.data.dedup_bytes:
-        to_encode, duplicates = dedup.deduplicated(text_files, config.data, folder)
+    if dedup.is_on(config.data):
+        yield from dedup.stages(text_files, config.data, folder)
+        if path.exists():  # other tasks have finished it meanwhile
+            return
+        to_encode, duplicates = dedup.deduplicated(text_files, folder)
     groups = sources.grouped(to_encode)
-    if not (folder / TOKENIZER).exists():
-        _make_tokenizer(config, groups, folder)
-    start = time.monotonic()
-    shards = encode_all(config, groups, folder)
+    done = stages.exists(folder / TOKENIZER, path)
+    yield "tokenizer", [Unit(done, _make_tokenizer, (config, groups, folder))]
+    units = []
+    for number, group in enumerate(groups):
+        done = stages.exists(encode.group_facts(number, folder), path)
+        call = (number, group, config, folder, SHARD_CHARS)
+        units.append(Unit(done, encode.encode_group, call))
+    yield "blocks", units
+    final = (config, text_files, contents, duplicates, len(groups), path)
+    yield "manifest", [Unit(stages.exists(path), _finish, final)]
+
+
+def _finish(
+    config: Config,
+    text_files: Sequence[File],
+    contents: Sequence[dict[str, Any]],
+    duplicates: dict[str, Any],
+    groups: int,
+    path: Path,
+) -> None:
+    """Writes the manifest and the report, and gives the folder its name."""
+    folder = _building(path)
     if sources.contents(text_files, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
             "all are complete"
         )
-    length, vocab_size = config.model.max_length, config.model.vocab_size
-    train = [shard["blocks"] for shard in shards]
-    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
-    counts_V = blocks.token_counts(vocab_size)
+    shards = []
+    counts_V = np.zeros(config.model.vocab_size, np.int64)
+    for number in range(groups):
+        facts = encode.group_facts(number, folder)
+        shards += json.loads(facts.read_text())
+        counts_V += np.load(facts.with_suffix(".npy"))
     manifest = corpus.make_manifest(
         config, shards, contents, counts_V, duplicates, folder / TOKENIZER
     )
     files.write_json(folder / MANIFEST, manifest)
     built = Corpus(folder)
     report.write(built, counts_V, shards)
-    first, *others = corpus.summary_lines(config, built)
-    for line in (f"{first}, {time.monotonic() - start:.0f}s", *others):
+    folder.rename(path)
+    for line in corpus.summary_lines(config, built):
         logger.info(f"corpus: {line}")
 
 
@@ -233,29 +307,19 @@ def _size_estimate(config: Config, text_files: Sequence[File]) -> str:
     )
 
 
-def encode_all(
-    config: Config, groups: Sequence[Sequence[File]], folder: Path
-) -> list[dict[str, Any]]:
-    """Writes all shards with the folder's tokenizer, on all cores.
-
-    Returns:
-      The facts of the shards, in order, see `encode.encode_group`.
-    """
-    common = (config, folder, SHARD_CHARS)
-    calls = [(number, group, *common) for number, group in enumerate(groups)]
-    by_group = processes.run(encode.encode_group, calls, "corpus")
-    return list(itertools.chain.from_iterable(by_group))
-
-
 def _make_tokenizer(
     config: Config, groups: Sequence[Sequence[File]], folder: Path
 ) -> None:
     """Writes the tokenizer, trained on a sample of the text or taken from another.
 
+    It stays as it is if it exists.
+
     Raises:
       UserError: there is no text, its vocabulary is too small or too large, or the
         normalizer removes much of it; or `config.data.tokenizer` does not fit.
     """
+    if (folder / TOKENIZER).exists():
+        return
     start = time.monotonic()
     data, vocab_size = config.data, config.model.vocab_size
     text_files = list(itertools.chain.from_iterable(groups))

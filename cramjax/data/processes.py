@@ -25,25 +25,26 @@ def cores() -> int:
 
 def run(
     function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
-) -> list[Any]:
-    """Returns the results of several calls of a function, in order, from all cores.
+) -> None:
+    """Calls a function several times, on all cores.
 
     With one call or one core everything runs in this process.
 
     Args:
-      function: can be pickled, as its arguments and results can.
+      function: can be pickled, as its arguments can.
       calls: the positional arguments of each call.
       stage: names the work in messages about its progress.
     """
     workers = min(cores(), len(calls))
     if workers == 1:
-        return [function(*arguments) for arguments in calls]
+        for arguments in calls:
+            function(*arguments)
+        return
     with pool(workers, cores() // workers) as executor:
         futures = [executor.submit(function, *arguments) for arguments in calls]
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             future.result()
             logger.info(f"{stage}: {done} of {len(calls)} parts")
-        return [future.result() for future in futures]
 
 
 @contextlib.contextmanager

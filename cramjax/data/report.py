@@ -55,8 +55,13 @@ def write(
         found = manifest["duplicates"]
         rows["equal to an earlier document, dropped"] = f"{found['documents']:,}"
         rows["spans of earlier text, cut out"] = f"{found['spans']:,}"
-        rows["bytes of both"] = _fraction(found["bytes"], found["of_bytes"])
+        rows["bytes of these"] = _fraction(found["bytes"], found["of_bytes"])
         dropped["Cut out, occurred before"] = found["examples"]
+        if "similar" in found:
+            rows["similar to an earlier document, dropped"] = _fraction(
+                found["similar"], found["of_documents"]
+            )
+            dropped["Similar: kept, dropped, kept, ..."] = found["similar_examples"]
     rows |= {what: f"{count:,}" for what, count in manifest["problems"].items()}
     frequent = ", ".join(
         f"`{tokenizer.id_to_token(int(i))}` {counts_V[i] / counts_V.sum():.2%}"

@@ -1,5 +1,6 @@
 """Where text comes from: `config.data.sources` as files, local or remote."""
 
+import concurrent.futures
 import dataclasses
 import glob
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cramjax.config import DataConfig, require
-from cramjax.data import readers, remote, tfds
+from cramjax.data import processes, readers, remote, tfds
 from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File
 from cramjax.errors import UserError
@@ -62,17 +63,30 @@ def resolve(data: DataConfig) -> list[File]:
 def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
     """Returns {"path", "bytes", "sha256"} of all files; new local ones are read.
 
+    They are hashed on all cores.
+
     Raises:
       UserError: a file cannot be read.
       OSError: the hashes cannot be remembered in `data.dir`.
     """
     cache = Fingerprints(data.dir)
-    found = [
-        {"path": f.name, "bytes": f.size, "sha256": f.digest or cache.sha256(f.path)}
-        for f in files
-    ]
+    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
+        digests = pool.map(lambda f: f.digest or cache.sha256(f.path), files)
+        found = [
+            {"path": file.name, "bytes": file.size, "sha256": digest}
+            for file, digest in zip(files, digests, strict=True)
+        ]
     cache.save()
     return found
+
+
+def known(data: DataConfig) -> bool:
+    """Returns whether `resolve` and `contents` have been called, by any task."""
+    entries = Fingerprints(data.dir).entries
+    urls = (remote.as_url(source, data.split) for source in data.sources)
+    if any("://" in url and url not in entries for url in urls):
+        return False
+    return all(file.digest or file.name in entries for file in resolve(data))
 
 
 def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:

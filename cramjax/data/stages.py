@@ -1,0 +1,77 @@
+"""A build in stages: on this machine, or by several tasks that share a folder."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cramjax.data import processes
+from cramjax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 2.0  # between looks at what other tasks have finished
+
+
+class Unit(NamedTuple):
+    """A piece of a stage. Called again, its function does what is not finished yet.
+
+    Attributes:
+      done: returns whether it is finished, from what is on the disk.
+      function: writes its files, equal ones whoever calls it.
+      arguments: can be pickled.
+    """
+
+    done: Callable[[], bool]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+# A stage's name, and its units: of the same function, and after all stages before.
+Stage = tuple[str, Sequence[Unit]]
+
+
+def exists(*paths: Path) -> Callable[[], bool]:
+    """Returns a `Unit.done`: whether one of these files exists."""
+    return lambda: any(path.exists() for path in paths)
+
+
+def run(stages: Iterable[Stage]) -> None:
+    """Runs all stages on the cores of this machine."""
+    for name, units in stages:
+        processes.run(units[0].function, [unit.arguments for unit in units], name)
+
+
+def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:
+    """Runs every unit whose position in its stage is `task` modulo `tasks`.
+
+    Args:
+      stages: the same ones in every task.
+      task: from 0 on.
+      tasks: how many there are; they wait for each other.
+      only: the one stage to run, without waiting; "" for all.
+
+    Raises:
+      UserError: a stage before `only` is not finished.
+    """
+    for name, units in stages:
+        if only in ("", name):
+            for unit in units[task::tasks]:
+                unit.function(*unit.arguments)
+            logger.info(f"{name}: task {task} of {tasks} is done")
+        if name == only:
+            return
+        waiting_for = None
+        for number, unit in enumerate(units):
+            while not unit.done():
+                other = number % tasks
+                if only:
+                    raise UserError(
+                        f"--stage={only}: stage {name} is not finished: first run its "
+                        f"task {other} (of {tasks}) again, with --stage={name}"
+                    )
+                if waiting_for != other:
+                    logger.info(f"{name}: waiting for task {other} of {tasks}")
+                waiting_for = other
+                time.sleep(POLL_S)
