@@ -74,3 +74,11 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def save_array(path: Path, array: Any) -> None:
+    """Writes a NumPy array atomically."""
+    import numpy as np  # slow to import
+
+    with replacing(path) as file:
+        np.save(file, array)

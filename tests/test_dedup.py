@@ -17,7 +17,7 @@ from test_prepare import content, cores, write_texts
 from tokenizers import Tokenizer, models
 
 from cramjax.data import corpus as corpora
-from cramjax.data import dedup, encode, prepare, sources, stages, tokenizer
+from cramjax.data import dedup, encode, prepare, repeats, sources, stages, tokenizer
 from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
 
@@ -27,7 +27,7 @@ RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it a
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     cores(monkeypatch, 1)
-    monkeypatch.setattr(dedup, "MAX_SEARCHES", 1e9)
+    monkeypatch.setattr(repeats, "MAX_SEARCHES", 1e9)
 
 
 def write_files(folder, texts, per_file=2):
@@ -129,10 +129,10 @@ def test_cuts_are_of_whole_characters(tmp_path):
 
 def test_spans_do_not_touch():
     text_N = np.frombuffer(bytearray(b"abcd_efgh\xffxabcdefghyefgh\xff"), np.uint8)
-    assert dedup.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
+    assert repeats.repeated(text_N, 4).tolist() == [[11, 19], [20, 24]]
     spans_Rx2 = np.array([[8, 9], [0, 5], [2, 4], [5, 6], [8, 8]])
-    assert dedup.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
-    assert dedup.union(spans_Rx2[:0]).tolist() == []
+    assert repeats.union(spans_Rx2).tolist() == [[0, 6], [8, 9]]
+    assert repeats.union(spans_Rx2[:0]).tolist() == []
 
 
 def test_no_run_goes_across_documents(tmp_path):
@@ -206,7 +206,7 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, 
         return [(tmp_path / name / file).read_bytes() for file in names]
 
     left, facts = find("whole")
-    search, calls = dedup._search, []
+    search, calls = repeats._search, []
 
     def stop_at_4(*args):
         if len(calls) == 4:
@@ -214,11 +214,11 @@ def test_stopped_and_started_again_the_cuts_are_the_same(tmp_path, monkeypatch, 
         calls.append(args)
         return search(*args)
 
-    monkeypatch.setattr(dedup, "_search", stop_at_4)
+    monkeypatch.setattr(repeats, "_search", stop_at_4)
     with pytest.raises(KeyboardInterrupt):
         find("stopped")
     again = []
-    monkeypatch.setattr(dedup, "_search", lambda *a: again.append(a) or search(*a))
+    monkeypatch.setattr(repeats, "_search", lambda *a: again.append(a) or search(*a))
     (tmp_path / "stopped" / "tables-00002.npy").unlink()
     (tmp_path / "stopped" / "text-00001.bin").unlink()
     assert find("stopped") == (left, facts)
@@ -378,7 +378,7 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):
 
 
 def test_too_much_text_to_search_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(dedup, "MAX_SEARCHES", 10_000)
+    monkeypatch.setattr(repeats, "MAX_SEARCHES", 10_000)
     data = config_of(tmp_path, "data.dedup_bytes=50").data
     for size, refused in ((30 * 10**9, False), (10**12, True)):
         found = [File(path=Path("a.txt"), size=size)]

@@ -1,8 +1,5 @@
 """Drops text that occurred before: equal and similar documents, repeated runs of bytes.
 
-Exact substrings after Lee et al., "Deduplicating Training Data Makes Language Models
-Better" (2022, arXiv 2107.06499, section 4.1); here, the first occurrence always stays.
-
 All text is read once, and what to cut out of it is written down. The files that
 `deduplicated` returns apply these cuts as their documents are read.
 
@@ -28,12 +25,11 @@ import numpy as np
 
 from cramjax import files
 from cramjax.config import DataConfig
-from cramjax.data import minhash
+from cramjax.data import minhash, repeats
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
-from cramjax.data.readers import DOCUMENT_CHARS, File, ReadContext
+from cramjax.data.readers import File, ReadContext
 from cramjax.data.sources import grouped
 from cramjax.data.stages import Stage, Unit, exists
-from cramjax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +40,6 @@ TEMPORARY = (
 )
 STAGES = ("documents", "matches", "cuts")
 PARTITION_BYTES = 1 << 30  # of files, whose digests are sorted at once
-MAX_SEARCHES = 10_000  # for repeats; each takes a minute or more
 # A row of a table: a document's file, its number in that, and the bytes of its UTF-8.
 DOCUMENT = np.dtype([("file", "<i4"), ("document", "<i4"), ("bytes", "<i4")])
 PACKED = struct.Struct("<iii")  # the same, faster to write
@@ -54,7 +49,6 @@ DIGEST = np.dtype([("digest", "<u8", 2), ("position", "<i8")])
 ROW_BITS = 32
 ROW_MASK = (1 << ROW_BITS) - 1
 PAIRS = 1 << 16  # whose signatures are compared at once
-SEPARATOR = 0xFF  # after every document; never in UTF-8
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]  # inside a character
 
 
@@ -74,9 +68,9 @@ def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[St
 
     Repeats are found wherever they are. More text than `data.dedup_chunk_bytes` is
     divided into parts of half of it (a document more at most), and every two parts are
-    searched together: memory is that of one chunk (see `repeated`), and time grows with
-    the square of the text. Meanwhile the text is on the disk, in the folder. The text
-    on both sides of a cut is joined, and the result is not searched again.
+    searched together: memory is that of one chunk (see `repeats.repeated`), and time
+    grows with the square of the text. Meanwhile the text is on the disk, in the folder.
+    The text on both sides of a cut is joined, and the result is not searched again.
 
     After an interruption, the same stages continue, to the same cuts.
 
@@ -85,7 +79,7 @@ def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[St
         search it for repeats; see also `File.documents`.
     """
     if data.dedup_bytes:
-        _check_repeats(found, data)
+        repeats.check(found, data)
     finished = folder / FOUND
     if not (folder / CUTS).exists():
         finished.unlink(missing_ok=True)
@@ -119,26 +113,8 @@ def _path(folder: Path, what: str, number: int) -> Path:
     return folder / f"{what}-{number:05d}.npy"
 
 
-def _check_repeats(found: Sequence[File], data: DataConfig) -> None:
-    """Refuses, before any work, what cannot be searched for repeats."""
-    try:
-        import pydivsufsort  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"config.data.dedup_bytes is {data.dedup_bytes}: needs the package "
-            'pydivsufsort; pip install -e ".[dedup]" (or pip install pydivsufsort), or '
-            "pass 0"
-        ) from error
-    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in found)
-    searches = (2 * chars / data.dedup_chunk_bytes) ** 2 / 2
-    if searches > MAX_SEARCHES:
-        raise UserError(
-            f"config.data.dedup_bytes is {data.dedup_bytes}: about {chars / 1e9:,.0f} "
-            f"GB of text need {searches:,.0f} searches of a minute or more, above "
-            f"{MAX_SEARCHES:,}; pass 0 and --config.data.near_duplicates=0.8, the time "
-            "of which is linear, or search more at once "
-            f"(config.data.dedup_chunk_bytes={data.dedup_chunk_bytes:,})"
-        )
+def _text_path(folder: Path, group: int) -> Path:
+    return folder / f"text-{group:05d}.bin"
 
 
 def deduplicated(
@@ -200,7 +176,7 @@ def _spool(
 ) -> None:
     """Writes the table of some files' documents, their digests, signatures and text."""
     path = _path(folder, "tables", group)
-    text_path = folder / f"text-{group:05d}.bin"
+    text_path = _text_path(folder, group)
     if path.exists() and (text_path.exists() or not data.dedup_bytes):
         return
     table, digests, mins = bytearray(), bytearray(), bytearray()
@@ -217,7 +193,7 @@ def _spool(
                 if data.near_duplicates:
                     mins += minhash.signature(utf8).tobytes()
                 if out:
-                    out.write(utf8 + bytes([SEPARATOR]))
+                    out.write(utf8 + bytes([repeats.SEPARATOR]))
     table_D = np.frombuffer(table, DOCUMENT)
     digests_DxBx2 = np.frombuffer(digests, "<u8").reshape(-1, 1, 2)
     if data.near_duplicates:
@@ -226,17 +202,12 @@ def _spool(
         digests_DxBx2 = np.concatenate(
             [bands, *([digests_DxBx2] if data.drop_duplicates else [])], axis=1
         )
-        _save(_path(folder, "signatures", group), mins_DxK.astype(np.uint16))
+        files.save_array(_path(folder, "signatures", group), mins_DxK.astype(np.uint16))
     records = np.empty(digests_DxBx2.shape[:2], DIGEST)
     records["digest"] = digests_DxBx2
     records["position"] = (group << ROW_BITS) + np.arange(len(records))[:, None]
-    _save(_path(folder, "digests", group), _sorted(records.ravel()))
-    _save(path, table_D)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with files.replacing(path) as file:
-        np.save(file, array)
+    files.save_array(_path(folder, "digests", group), _sorted(records.ravel()))
+    files.save_array(path, table_D)
 
 
 def _sorted(records: np.ndarray) -> np.ndarray:
@@ -285,7 +256,7 @@ def _match(
         a_MxK, b_MxK = (_signatures(column, folder) for column in some_Mx2.T)
         some_Mx2 = some_Mx2[(a_MxK == b_MxK).mean(axis=1) >= data.near_duplicates]
         matches.append(np.insert(some_Mx2, 2, 1, axis=1))
-    _save(path, np.concatenate(matches))
+    files.save_array(path, np.concatenate(matches))
 
 
 def _signatures(positions_M: np.ndarray, folder: Path) -> np.ndarray:
@@ -328,17 +299,21 @@ def _find_cuts(
         cuts.append(np.stack([dropped[n] for n in names], 1).astype(np.int64))
         cuts[-1] = np.insert(cuts[-1], 2, 0, axis=1)
     if data.dedup_bytes:
-        text = Spool(folder, groups)
-        chunks, spans_Rx2 = _repeats(text, data, folder)
+        tables = [np.load(_path(folder, "tables", group)) for group in range(groups)]
+        texts = [_text_path(folder, group) for group in range(groups)]
+        text = repeats.Spool(tables, texts)
+        chunks, spans_Rx2 = repeats.find(text, data, folder)
         of_R = text.documents_at(spans_Rx2[:, 0])
-        kept_R = ~np.isin(text.positions(of_R), whole)
+        groups_R = np.searchsorted(text.firsts_G, of_R, side="right") - 1
+        positions_R = (groups_R << ROW_BITS) + of_R - text.firsts_G[groups_R]
+        kept_R = ~np.isin(positions_R, whole)
         spans_Rx2, of_R = spans_Rx2[kept_R], of_R[kept_R]
         in_document_Rx2 = spans_Rx2 - text.starts_D[of_R][:, None]
         rows = text.table[of_R]
         cuts.append(np.column_stack([rows["file"], rows["document"], in_document_Rx2]))
-        examples = _examples(text, spans_Rx2)
+        examples = repeats.examples(text, spans_Rx2)
     cuts_Rx4 = np.concatenate(cuts)
-    _save(folder / CUTS, cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])])
+    files.save_array(folder / CUTS, cuts_Rx4[np.lexsort(cuts_Rx4.T[::-1])])
     facts = {
         "documents": len(equal),
         "spans": len(spans_Rx2),
@@ -385,143 +360,3 @@ def _similar_examples(
         text = next(itertools.islice(texts, int(document["document"]), None))
         examples.append(text[:EXAMPLE_CHARS])
     return examples
-
-
-def _repeats(text: "Spool", data: DataConfig, folder: Path) -> tuple[int, np.ndarray]:
-    """Returns the number of parts, and the spans that repeat earlier text."""
-    edges = [0]
-    total, chunk = int(text.starts_D[-1]), data.dedup_chunk_bytes
-    part = total if total <= chunk else chunk // 2
-    while edges[-1] < total:
-        document = np.searchsorted(text.starts_D, min(edges[-1] + part, total))
-        edges.append(int(text.starts_D[document]))
-    parts = list(itertools.pairwise(edges))
-    searches = list(itertools.combinations(parts, 2)) or [(p,) for p in parts]
-    spans_Rx2 = np.zeros((0, 2), np.int64)
-    for done, search in enumerate(searches, 1):
-        name = "-".join(str(edge) for part in search for edge in part)
-        path = folder / f"repeats-{name}.npy"
-        if not path.exists():
-            _save(path, _search(text, search, data.dedup_bytes))
-        spans_Rx2 = union(np.concatenate([spans_Rx2, np.load(path)]))
-        if len(searches) > 1:
-            logger.info(
-                f"duplicates: {done} of {len(searches)} pairs of parts searched"
-            )
-    return len(parts), spans_Rx2
-
-
-def _search(
-    text: "Spool", parts: Sequence[tuple[int, int]], min_bytes: int
-) -> np.ndarray:
-    """Returns the spans of some parts that repeat earlier text of these parts."""
-    spans_Rx2 = repeated(text.read(parts), min_bytes)
-    starts, stops = np.array(parts).T
-    firsts = np.cumsum(stops - starts) - (stops - starts)  # in what was searched
-    of_R = np.searchsorted(firsts, spans_Rx2[:, 0], side="right") - 1
-    return spans_Rx2 + (starts - firsts)[of_R][:, None]
-
-
-def _examples(text: "Spool", spans_Rx2: np.ndarray) -> list[str]:
-    """Returns the beginnings of spans from all over the text."""
-    chosen = np.linspace(0, len(spans_Rx2) - 1, min(EXAMPLES, len(spans_Rx2)))
-    examples = []
-    for start, stop in spans_Rx2[chosen.astype(int)].tolist():
-        data = text.read([(start, min(stop, start + 4 * EXAMPLE_CHARS))]).tobytes()
-        examples.append(data.decode(errors="ignore")[:EXAMPLE_CHARS])
-    return examples
-
-
-class Spool:
-    """All documents, a separator after each, as if they were one array of bytes.
-
-    Attributes:
-      table: an array of `DOCUMENT`.
-      starts_D: where documents begin, and one more: the end.
-    """
-
-    def __init__(self, folder: Path, groups: int):
-        """Reads the tables that `_spool` wrote."""
-        tables = [np.load(_path(folder, "tables", group)) for group in range(groups)]
-        self.table = np.concatenate(tables)
-        sizes_D = self.table["bytes"].astype(np.int64) + 1
-        self.starts_D = np.append(0, np.cumsum(sizes_D))
-        self._firsts_G = np.cumsum([0, *map(len, tables)])  # documents; and the end
-        # Where the files with text begin, and the end: G groups of files.
-        self._starts_G = self.starts_D[self._firsts_G].tolist()
-        self._paths = [folder / f"text-{group:05d}.bin" for group in range(groups)]
-
-    def positions(self, documents_R: np.ndarray) -> np.ndarray:
-        """Returns the positions of documents, see `DIGEST`."""
-        groups_R = np.searchsorted(self._firsts_G, documents_R, side="right") - 1
-        return (groups_R << ROW_BITS) + documents_R - self._firsts_G[groups_R]
-
-    def documents_at(self, positions_R: np.ndarray) -> np.ndarray:
-        """Returns the documents that bytes belong to."""
-        return np.searchsorted(self.starts_D, positions_R, side="right") - 1
-
-    def read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Returns a copy of the bytes from start to stop of each span."""
-        pieces = [np.zeros(0, np.uint8)]
-        for start, stop in spans:
-            groups = itertools.pairwise(self._starts_G)
-            for (first, end), path in zip(groups, self._paths, strict=True):
-                low, high = max(start, first), min(stop, end)
-                if low < high:
-                    text = np.memmap(path, np.uint8, "r")
-                    pieces.append(text[low - first : high - first])
-        return np.concatenate(pieces)
-
-
-def repeated(text_N: np.ndarray, min_bytes: int) -> np.ndarray:
-    """Returns what repeats earlier text, as sorted spans that do not touch.
-
-    The spans are the union of all windows of `min_bytes` bytes, each inside one
-    document, whose first occurrence ends before they begin. So the first stays whole
-    where text repeats itself immediately: `min_bytes` letters of "aaaa...".
-
-    Memory: 13 bytes per byte of text (the text, its suffix array, ranks and common
-    prefixes), 22 if all of it occurs twice; from 2 GiB on nearly twice as much.
-
-    Args:
-      text_N: uint8, writable, each document followed by `SEPARATOR`.
-      min_bytes: at least 1.
-
-    Returns:
-      spans_Rx2, int64: start and stop.
-    """
-    import pydivsufsort  # an extra
-
-    suffixes_N = pydivsufsort.divsufsort(text_N)
-    prefixes_N = pydivsufsort.kasai(text_N, suffixes_N)  # with the next suffix
-    same_N = prefixes_N >= min_bytes
-    del prefixes_N
-    # Suffixes with the same beginning are neighbours: a group. M: those in groups.
-    after_same_N = np.append(False, same_N[:-1])
-    in_group_N = same_N | after_same_N
-    positions_M = suffixes_N[in_group_N]
-    groups_G = np.flatnonzero(~after_same_N[in_group_N])
-    del suffixes_N, same_N, after_same_N, in_group_N
-    if not len(positions_M):
-        return np.zeros((0, 2), np.int64)
-    sizes_G = np.diff(groups_G, append=len(positions_M))
-    first_M = np.repeat(np.minimum.reduceat(positions_M, groups_G), sizes_G)
-    positions_W = positions_M[positions_M - first_M >= min_bytes]
-    del positions_M, first_M, groups_G, sizes_G
-    positions_W.sort()
-    separators = np.flatnonzero(text_N == SEPARATOR)
-    room_W = separators[np.searchsorted(separators, positions_W)] - positions_W
-    positions_W = positions_W[room_W >= min_bytes].astype(np.int64)
-    # Windows that overlap or touch are one span.
-    begins_W = np.diff(positions_W, prepend=-min_bytes - 1) > min_bytes
-    ends_W = np.append(begins_W[1:], True)[: len(begins_W)]
-    return np.stack([positions_W[begins_W], positions_W[ends_W] + min_bytes], axis=1)
-
-
-def union(spans_Rx2: np.ndarray) -> np.ndarray:
-    """Returns the same bytes as sorted spans that do not touch."""
-    starts_R, stops_R = spans_Rx2[np.argsort(spans_Rx2[:, 0], kind="stable")].T
-    stops_R = np.maximum.accumulate(stops_R)
-    begins_R = np.append(True, starts_R[1:] > stops_R[:-1])[: len(starts_R)]
-    ends_R = np.append(begins_R[1:], True)[: len(starts_R)]
-    return np.stack([starts_R[begins_R], stops_R[ends_R]], axis=1)

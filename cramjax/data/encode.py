@@ -53,8 +53,7 @@ def encode_group(
     train = [facts["blocks"] for facts in done]
     blocks = Blocks(folder, train, length, token_dtype(vocab_size))
     path = group_facts(number, folder)
-    with files.replacing(path.with_suffix(".npy")) as out:
-        np.save(out, blocks.token_counts(vocab_size))
+    files.save_array(path.with_suffix(".npy"), blocks.token_counts(vocab_size))
     files.write_json(path, done)
 
 

@@ -95,8 +95,8 @@ def first_epoch(corpus: Corpus, order: str, seed: int) -> np.ndarray:
     scores = [scores_V[tokens_NxL].sum(axis=1) for tokens_NxL in blocks.chunks()]
     permutation = np.argsort(-np.concatenate(scores), kind="stable")
     # Kept for the next run, if the folder can be written.
-    with contextlib.suppress(OSError), files.replacing(path) as file:
-        np.save(file, permutation.astype(np.uint32))
+    with contextlib.suppress(OSError):
+        files.save_array(path, permutation.astype(np.uint32))
     return permutation
 
 
