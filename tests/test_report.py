@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import tiny_config
 
-from cramjax import report
+from cramjax import figures, report
 from cramjax.config import CurriculumConfig
 from cramjax.training.clock import CHARGED, FREE
 
@@ -38,6 +38,7 @@ SUMMARY = {
     "command": "python -m cramjax.main --config=my.py",
 }
 MANIFEST = {
+    "name": "letters-0123",
     "documents": {"train": 90, "held_out": 7, "filtered": 3},
     "tokens": {"train": 8000, "held_out": 600},
     "text": [{"source": "letters/*.txt", "chars": 2_000_000, "share": 1.0}],
@@ -97,7 +98,7 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
     text = written(config, events, summary, tmp_path)
     assert "word order" not in text.lower()
     assert "the versions of Python and its libraries were not recorded" in text
-    assert "      not recorded" in text
+    assert "made by\n\n    not recorded" in text
 
 
 @pytest.mark.parametrize(
@@ -131,11 +132,11 @@ def test_stages_and_restarts_are_marked_in_both_figures(config, events):
         lines = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
         return sorted(float(line.get_xdata()[0]) for line in lines)
 
-    [axes] = report._loss_figure(config, events, SUMMARY).axes
+    [axes] = figures.loss(config, events, SUMMARY).axes
     names = [text.get_text() for text in axes.texts]
     assert names == ["length 8", "length 32"]
     assert marks(axes) == pytest.approx([0.0, 0.002, 0.003, 0.003])
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"resumed", "stepped back"} <= set(legend)
-    for axes in report._schedule_figure(config, events).axes:
+    for axes in figures.schedule(config, events).axes:
         assert marks(axes) == pytest.approx([0.0, 50.0, 75.0, 75.0])
