@@ -56,5 +56,5 @@ def _fill(model: Pretrained, text: str) -> list[str]:
     masked = [*words[:place], "<mask>", *words[place + 1 :]]
     [guesses] = model.fill_mask(" ".join(masked), GUESSES)
     masked[place] = "`<mask>`"
-    found = ", ".join(f"{token} {probability:.0%}" for token, probability in guesses)
+    found = ", ".join(f"`{token}` {probability:.0%}" for token, probability in guesses)
     return [" ".join(masked), words[place], found]

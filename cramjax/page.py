@@ -74,10 +74,11 @@ table { border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .9rem .35rem 0;
   text-align: left; vertical-align: top; min-width: 4.5rem; max-width: 24rem; }
 th { color: var(--soft); font-weight: 600; }
+td strong { white-space: nowrap; }
 pre { background: var(--box); border-radius: 6px; padding: .7rem .9rem;
   white-space: pre-wrap; }
 pre, code { font: .85em/1.5 ui-monospace, monospace; }
-svg { display: block; width: 100%; height: auto; max-width: 44rem; margin: 1.5rem 0 0; }
+svg { display: block; width: 100%; height: auto; min-width: 30rem; max-width: 44rem; }
 svg text { fill: var(--text); font-family: inherit; }
 """
 
@@ -126,18 +127,22 @@ def _html(block: Block) -> str:
             head = f"<thead>{_row('th', header)}</thead>" if any(header) else ""
             body = "\n".join(_row("td", row) for row in rows)
             table = f"<table>{head}<tbody>{body}</tbody></table>"
-            return f'<div class="scroll">{table}</div>'
+            return _scrolling(table)
         case Items(texts):
             items = "".join(f"<li>{_inline(text)}</li>\n" for text in texts)
             return f"<ul>{items}</ul>"
         case Code(text):
             return f"<pre>{html.escape(text)}</pre>"
         case Figure(name, drawn):
-            return _svg(name, drawn)
+            return _scrolling(_svg(name, drawn))
         case Fold(title, blocks):
             summary = f"<summary>{_inline(title)}</summary>"
             return f"<details>{summary}\n{_html_of(blocks)}\n</details>"
     return f"<p>{_inline(block)}</p>"
+
+
+def _scrolling(wide: str) -> str:
+    return f'<div class="scroll">{wide}</div>'
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

@@ -111,15 +111,16 @@ def _beside_the_paper(
     duration = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds:.0f} s"
     text = (
         f"Training took {duration} on {summary['device']} and {flops:.2g} model FLOPs, "
-        f"{flops / PAPER_FLOPS:.1%} of what the paper's model took in 24 hours on an "
-        f"A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
+        f"{100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in 24 hours "
+        f"on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
     )
     nine, theirs = scores.AVERAGES["nine"], tables.PAPER_GLUE[PAPER_ROW][-1]
     found = scores.averages(results, "pretrained").get("nine", {"title": ""})
     if found["title"] != nine.title:
         return (
             f"{text}Whether it is better than the paper's model is not known: that "
-            "takes all nine numbers of GLUE, scored on all rows."
+            "takes all nine numbers of GLUE, scored on all rows. The paper has no "
+            "scores at smaller budgets."
         )
     text += (
         f"Its mean of the nine GLUE numbers is **{found['value']:.1f}**, that of the "
@@ -448,5 +449,7 @@ def _use_section(workdir: Path) -> list[Block]:
 
 def shown(value: Any) -> str:
     """Returns the value of a key of the config, for a table."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text or "-"
