@@ -87,7 +87,7 @@ def _results(runs: dict[str, Run]) -> list[Block]:
                 f"{summary['parameters']:,}",
                 f"{summary['tokens']:,}",
                 f"{summary['model_flops']:.3g}",
-                f"{summary['elapsed_s'] / 3600:.2f}",
+                f"{summary['elapsed_s'] / 3600:.3g}",
                 f"{summary['skipped']:,}",
                 summary["device"],
             ]

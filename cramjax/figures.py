@@ -8,6 +8,7 @@ import numpy as np
 from cramjax.config import Config
 from cramjax.training.loop import RESUMED, ROLLED_BACK
 
+WIDTH = 5.5  # inches: letters can be read on a phone
 MAX_POINTS = 500  # of a line; each is a mean of consecutive measurements
 # Panels of `device`: {key of a measurement: (label, what it is multiplied by)}.
 PANELS = {
@@ -35,11 +36,11 @@ def curve(events: Events, *keys: str) -> list[np.ndarray]:
     return list(np.array(means).reshape(-1, len(keys)).T)
 
 
-def empty(height: float = 4) -> Any:
+def empty(height: float = 3.3) -> Any:
     """Returns a figure of this height, in inches."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    return Figure(figsize=(7, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def loss(config: Config, events: Events, summary: Mapping[str, Any]) -> Any:
@@ -78,9 +79,7 @@ def schedule(config: Config, events: Events) -> Any:
     rate_axes.plot(100 * progress_N, rate_N)
     rate_axes.set(ylabel="learning rate")
     batch_axes.step(100 * progress_N, batch_N, where="post")
-    batch_axes.set(
-        ylabel="sequences per update", xlabel="budget used (%)", xlim=(0, 100)
-    )
+    batch_axes.set(ylabel="batch size", xlabel="budget used (%)", xlim=(0, 100))
     batch_axes.set_ylim(bottom=0)
     for axes in (rate_axes, batch_axes):
         _mark(axes, config, events, "progress", 100)
@@ -96,7 +95,7 @@ def device(config: Config, events: Events) -> Any:
     known = [key for key in PANELS if any(x.get(key) is not None for x in events)]
     if not known:
         return None
-    figure = empty(1.5 * len(known) + 0.5)
+    figure = empty(1.3 * len(known) + 0.4)
     panels = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
     for key, axes in zip(known, panels, strict=True):
         (label, scale), (progress_N, value_N) = (

@@ -78,7 +78,7 @@ td strong { white-space: nowrap; }
 pre { background: var(--box); border-radius: 6px; padding: .7rem .9rem;
   white-space: pre-wrap; }
 pre, code { font: .85em/1.5 ui-monospace, monospace; }
-svg { display: block; width: 100%; height: auto; min-width: 30rem; max-width: 44rem; }
+svg { display: block; width: 100%; height: auto; max-width: 40rem; margin: 1.5rem 0 0; }
 svg text { fill: var(--text); font-family: inherit; }
 """
 
@@ -129,22 +129,18 @@ def _html(block: Block) -> str:
             head = f"<thead>{_row('th', header)}</thead>" if any(header) else ""
             body = "\n".join(_row("td", row) for row in rows)
             table = f"<table>{head}<tbody>{body}</tbody></table>"
-            return _scrolling(table)
+            return f'<div class="scroll">{table}</div>'
         case Items(texts):
             items = "".join(f"<li>{_inline(text)}</li>\n" for text in texts)
             return f"<ul>{items}</ul>"
         case Code(text):
             return f"<pre>{html.escape(text)}</pre>"
         case Figure(name, drawn):
-            return _scrolling(_svg(name, drawn))
+            return _svg(name, drawn)
         case Fold(title, blocks):
             summary = f"<summary>{_inline(title)}</summary>"
             return f"<details>{summary}\n{_html_of(blocks)}\n</details>"
     return f"<p>{_inline(block)}</p>"
-
-
-def _scrolling(wide: str) -> str:
-    return f'<div class="scroll">{wide}</div>'
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

@@ -344,7 +344,8 @@ def _figures(
         "is, and stays there until it finds out how to use the neighbouring tokens: "
         f"then its loss drops.{gap}",
         Figure("schedule", figures.schedule(config, events)),
-        "Learning rate and batch size are functions of the budget already spent.",
+        "Learning rate and batch size (sequences per update) are functions of the "
+        "budget already spent.",
     ]
     if device := figures.device(config, events):
         note = (

@@ -5,9 +5,10 @@ import json
 
 import pytest
 from conftest import tiny_config
+from test_glue_metrics import nine
 
 from cramjax import figures, report
-from cramjax.config import CurriculumConfig
+from cramjax.config import CurriculumConfig, load
 from cramjax.training.clock import CHARGED, FREE
 
 SUMMARY = {
@@ -140,3 +141,45 @@ def test_stages_and_restarts_are_marked_in_both_figures(config, events):
     assert {"resumed", "stepped back"} <= set(legend)
     for axes in figures.schedule(config, events).axes:
         assert marks(axes) == pytest.approx([0.0, 50.0, 75.0, 75.0])
+
+
+def test_skipped_micro_batches_are_marked_where_they_were_seen(config, events):
+    for line, skipped in zip(events, (0, 2, None, None, 2, None, 3), strict=True):
+        if skipped is not None:
+            line["skipped"] = skipped
+    [axes] = figures.loss(config, events, SUMMARY).axes
+    [rug] = [x for x in axes.lines if x.get_label() == "micro-batches skipped"]
+    assert rug.get_xdata() == pytest.approx([0.002, 0.004])
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "sentence"),
+    [
+        ({}, (), "**80.4**, that of the paper's model 80.4."),
+        ({}, ("glue.trials=3",), "80.4, but it was not fine-tuned as in the paper"),
+        (
+            {"cola": None},
+            (),
+            "Whether it is better than the paper's model is not known",
+        ),
+    ],
+)
+def test_it_is_compared_with_the_papers_model(changes, overrides, sentence):
+    results = {n: x for n, x in (nine() | changes).items() if x}
+    config = load("configs/default.py", overrides)
+    summary = SUMMARY | {"model_flops": 2.7e18, "elapsed_s": 86_400.0}
+    text = report._beside_the_paper(config, summary, results)
+    assert sentence in text
+    assert "took 24.0 hours on some device and 2.7e+18 model FLOPs, 50 % of" in text
+
+
+def test_what_went_wrong_is_said(events):
+    seconds = SUMMARY["seconds"] | {"lost": 12.4}
+    summary = SUMMARY | {"skipped": 3, "seconds": seconds}
+    manifest = MANIFEST | {"problems": {"documents that are not UTF-8": 4}}
+    assert report._irregular(manifest, summary, events, {}) == (
+        "**What went wrong**: training resumed after an interruption: 1; training went "
+        "back to a checkpoint, with a lower learning rate: 1; micro-batches skipped "
+        "because a gradient was not finite: 3; seconds of lost work: 12; documents "
+        "that are not UTF-8: 4."
+    )
