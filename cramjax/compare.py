@@ -11,21 +11,19 @@ from cramjax import figures, files, page, report, run, word_order
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.errors import UserError
 from cramjax.glue import evaluate, scores, tables
-from cramjax.page import Block, Figure, Heading, Items, Table
+from cramjax.page import Block, Figure, Heading, Table
 from cramjax.training import log as metrics_log
 from cramjax.training.pretrain import METRICS, SUMMARY
 
-HINT = "pass the workdir of a finished run"
-
 
 class Run(NamedTuple):
-    """What a workdir holds."""
+    """What a workdir holds, in the order of `report.write`."""
 
-    workdir: Path
     config: Config
     manifest: dict[str, Any]
     summary: dict[str, Any]
     results: dict[str, Any]
+    workdir: Path
 
 
 def read(workdir: Path) -> Run:
@@ -34,67 +32,51 @@ def read(workdir: Path) -> Run:
     Raises:
       UserError: a file is missing or damaged.
     """
-    summary = files.read_json(workdir / SUMMARY, HINT)
+    hint = "pass the workdir of a finished run"
+    summary = files.read_json(workdir / SUMMARY, hint)
     manifest = files.read_json(workdir / run.CORPUS, run.FROM_THE_CORPUS)
-    recorded = config_module.read_recorded(workdir / run.CONFIG, HINT)
+    values = config_module.read_recorded(workdir / run.CONFIG, hint)
     results = evaluate.read_results(workdir / evaluate.RESULTS)
-    return Run(workdir, config_module.from_dict(recorded), manifest, summary, results)
+    return Run(config_module.from_dict(values), manifest, summary, results, workdir)
 
 
 def write(workdirs: Sequence[Path], path: Path) -> None:
     """Writes a page about finished runs; differences are to the first of them.
 
     Raises:
-      UserError: a run is not finished, or of a version that recorded less.
+      UserError: a run is not finished, or is of a version that recorded less.
     """
-    found = [read(workdir) for workdir in workdirs]
-    for each in found:
+    names = [workdir.name for workdir in workdirs]
+    if len(set(names)) < len(names):
+        names = [str(workdir) for workdir in workdirs]
+    runs = {name: read(workdir) for name, workdir in zip(names, workdirs, strict=True)}
+    for each in runs.values():
         if missing := sorted(report.NEEDED - each.summary.keys()):
             raise UserError(
                 f"{each.workdir / SUMMARY} is of an earlier version, without "
                 f"{', '.join(missing)}: leave {each.workdir} out"
             )
-    names = [workdir.name for workdir in workdirs]
-    if len(set(names)) < len(names):
-        names = [str(workdir) for workdir in workdirs]
-    if len(runs := dict(zip(names, found, strict=True))) < len(names):
-        raise UserError(f"a workdir is given twice: {', '.join(names)}")
     title = f"Comparison of {len(runs)} runs"
-    blocks = [
-        Heading(title, 1),
-        *_results(runs),
-        *_settings(runs),
-        *_losses(runs),
-        *_scores(runs),
-    ]
+    blocks = [Heading(title, 1), *_results(runs), *_losses(runs), *_scores(runs)]
     files.write_text(path, page.to_html(title, blocks))
 
 
 def _results(runs: dict[str, Run]) -> list[Block]:
+    """Returns tables of the results of pretraining and of the settings that differ."""
     rows = []
-    for name, (_, _, _, summary, _) in runs.items():
-        order = summary.get("word_order")
-        ordered = "-"
-        if order:
+    for name, each in runs.items():
+        summary, ordered = each.summary, "-"
+        if order := summary.get("word_order"):
             error = word_order.margin(order["model"], order["pairs"])
             ordered = f"{order['model']:.1f} % (+-{error:.1f})"
-        rows.append(
-            [
-                f"**{name}**",
-                f"{summary['held_out_loss']:.3f}",
-                f"{summary['bits_per_byte']:.3f}",
-                ordered,
-                f"{summary['parameters']:,}",
-                f"{summary['tokens']:,}",
-                f"{summary['model_flops']:.3g}",
-                f"{summary['elapsed_s'] / 3600:.3g}",
-                f"{summary['skipped']:,}",
-                summary["device"],
-            ]
-        )
+        losses = f"{summary['held_out_loss']:.3f}", f"{summary['bits_per_byte']:.3f}"
+        counts = (f"{summary[key]:,}" for key in ("parameters", "tokens", "skipped"))
+        spent = f"{summary['model_flops']:.3g}", f"{summary['elapsed_s'] / 3600:.3g}"
+        device = summary["device"]
+        rows.append([f"**{name}**", *losses, ordered, *counts, *spent, device])
     header = (
         "run,held-out loss (nats),bits per byte,word order,parameters,tokens,"
-        "model FLOPs,hours,micro-batches skipped,device"
+        "micro-batches skipped,model FLOPs,hours,device"
     )
     notes = "Losses and bits per byte: lower is better; word order: higher."
     if len({each.manifest["tokenizer_crc32"] for each in runs.values()}) > 1:
@@ -104,20 +86,16 @@ def _results(runs: dict[str, Run]) -> list[Block]:
         )
     if len({each.manifest["checksum"] for each in runs.values()}) > 1:
         notes += " **The corpora differ**, so the held-out texts may differ, too."
-    return [Table(header.split(","), rows), notes]
-
-
-def _settings(runs: dict[str, Run]) -> list[Block]:
-    """Returns the keys that have different values, without those that do not matter."""
     flat = [flatten(to_dict(each.config)) for each in runs.values()]
-    rows = [
+    differing = [
         [key, *(report.shown(values[key]) for values in flat)]
         for key in flat[0]
         if key not in OPERATIONAL_KEYS
         and any(values[key] != flat[0][key] for values in flat)
     ]
-    table = Table(["key", *runs], rows) if rows else "All settings are the same."
-    return [Heading("Settings that differ"), table]
+    settings = Table(["key", *runs], differing) if differing else "None."
+    heading = Heading("Settings that differ")
+    return [Table(header.split(","), rows), notes, heading, settings]
 
 
 def _losses(runs: dict[str, Run]) -> list[Block]:
@@ -129,27 +107,20 @@ def _losses(runs: dict[str, Run]) -> list[Block]:
         "model's, without the optimizer's, evenly spread over the tokens; hours are "
         "those of training that a budget of hours counts.",
     ]
-    curves = {
-        name: figures.curve(
-            metrics_log.read(each.workdir / METRICS), "tokens", "elapsed_s", "loss"
-        )
-        for name, each in runs.items()
-    }
-    for label in ("million tokens", "model FLOPs", "hours"):
+    for label, of_lines, of_summary, scale in (
+        ("million tokens", "tokens", "tokens", 1e6),
+        ("model FLOPs", "tokens", "model_flops", 1),
+        ("hours", "elapsed_s", "elapsed_s", 3600),
+    ):
         figure = figures.empty()
         axes = figure.subplots()
-        for number, (name, (tokens_N, elapsed_s_N, loss_N)) in enumerate(
-            curves.items()
-        ):
-            summary, color = runs[name].summary, f"C{number % 10}"
-            flops_per_token = summary["model_flops"] / summary["tokens"]
-            x_N, end = {
-                "million tokens": (tokens_N / 1e6, summary["tokens"] / 1e6),
-                "model FLOPs": (tokens_N * flops_per_token, summary["model_flops"]),
-                "hours": (elapsed_s_N / 3600, summary["elapsed_s"] / 3600),
-            }[label]
+        for number, (name, each) in enumerate(runs.items()):
+            events, color = metrics_log.read(each.workdir / METRICS), f"C{number}"
+            x_N, loss_N = figures.curve(events, of_lines, "loss")
+            end = each.summary[of_summary] / scale
+            x_N *= end / each.summary[of_lines]
             axes.plot(x_N, loss_N, color=color, linewidth=1, label=name)
-            axes.plot([end], [summary["held_out_loss"]], "o", color=color)
+            axes.plot([end], [each.summary["held_out_loss"]], "o", color=color)
         axes.set(xlabel=label, ylabel="masked-LM loss (nats)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
@@ -159,46 +130,39 @@ def _losses(runs: dict[str, Run]) -> list[Block]:
 
 def _scores(runs: dict[str, Run]) -> list[Block]:
     """Returns the scores on the sets that all runs have, and paired differences."""
-    first, *others = runs.values()
-    rows = []
+    (base, first), *others = runs.items()
+    start, rows = first.config.glue.starts[0], []
     for name, entry in first.results.items():
-        start = first.config.glue.starts[0]
-        entries = [each.results.get(name, {"starts": {}}) for each in runs.values()]
-        if not all(start in each["starts"] for each in entries):
-            continue
-        row = [entry["title"], entry["metric"]]
-        for each in entries:
-            best = each["starts"][start]
-            row.append(f"{best['median']:.1f} ({best['min']:.1f} to {best['max']:.1f})")
-        sides = [
-            scores.load_predictions(
-                each.workdir, name, start, found["starts"][start]["best_rate"]
-            )
-            for each, found in zip(runs.values(), entries, strict=True)
+        starts = [
+            each.results.get(name, {}).get("starts", {}) for each in runs.values()
         ]
-        labels_N = sides[0]["labels_N"]
-        for side in sides[1:]:
+        if not all(start in found for found in starts):
+            continue
+        best = [found[start] for found in starts]
+        row = [entry["title"], entry["metric"]]
+        row += [f"{x['median']:.1f} ({x['min']:.1f} to {x['max']:.1f})" for x in best]
+        baseline, *sides = (
+            scores.load_predictions(each.workdir, name, start, x["best_rate"])
+            for each, x in zip(runs.values(), best, strict=True)
+        )
+        labels_N = baseline["labels_N"]
+        for side in sides:
             cell = "other rows"
             if np.array_equal(side["labels_N"], labels_N):
-                predicted = (side["predictions_TxN"], sides[0]["predictions_TxN"])
-                gap = scores.interval(entry["metric"], labels_N, *predicted)
+                pair = side["predictions_TxN"], baseline["predictions_TxN"]
+                gap = scores.interval(entry["metric"], labels_N, *pair)
                 cell = tables.INTERVAL.format(**gap)
             row.append(cell)
         rows.append(row)
     if not rows:
         return []
-    base, *rest = runs
-    header = ["task", "metric", *runs, *(f"{name} - {base}" for name in rest)]
+    header = ["task", "metric", *runs, *(f"{name} - {base}" for name, _ in others)]
+    tracks = {name: tables.conditions(each.config) for name, each in runs.items()}
     return [
         Heading("Fine-tuning"),
         "Scores on dev sets, in percent, higher is better: the median (lowest to "
         "highest) of the trials at each run's best learning rate.",
         Table(header, rows),
         tables.how_compared(),
-        Items(
-            [
-                f"**{name}**: {tables.conditions(each.config)}"
-                for name, each in runs.items()
-            ]
-        ),
+        *(f"**{name}**: {track}" for name, track in tracks.items()),
     ]

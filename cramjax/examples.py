@@ -9,15 +9,11 @@ from cramjax.checkpoints.load import Pretrained, load
 from cramjax.data.corpus import Corpus
 from cramjax.page import Block, Heading, Table
 
-SENTENCES, SHOWN = 200, 6
-GUESSES = 3
+SENTENCES, SHOWN, GUESSES = 200, 6, 3
 
 
 def blocks(workdir: Path, corpus: Corpus) -> list[Block]:
-    """Returns the section of a finished run; nobody has chosen its sentences.
-
-    There must be held-out sentences, as for `word_order.score`.
-    """
+    """Returns a section; there must be held-out sentences, as for word order."""
     model = load(workdir)
     # Tokenized again, a decoded sentence may be longer.
     longest = min(word_order.MAX_LENGTH, model.model.max_length) * 3 // 4
@@ -33,7 +29,7 @@ def blocks(workdir: Path, corpus: Corpus) -> list[Block]:
     neighbours = [
         [texts[i], texts[nearest_N[i]], f"{cosine_NxN[i].max():.2f}"] for i in chosen
     ]
-    filled = [_fill(model, texts[i]) for i in chosen]
+    filled = [_fill(model, texts[i].split()) for i in chosen]
     return [
         Heading("Examples"),
         "Held-out sentences at regular distances, not chosen by hand. In each, the "
@@ -45,14 +41,13 @@ def blocks(workdir: Path, corpus: Corpus) -> list[Block]:
     ]
 
 
-def _fill(model: Pretrained, text: str) -> list[str]:
-    words = text.split()
-
-    def by_length(place: int) -> tuple[bool, int]:
-        ids = model.tokenizer.encode(f" {words[place]}", add_special_tokens=False).ids
-        return words[place].isalpha() and len(ids) == 1, len(words[place])
-
-    place = max(range(len(words)), key=by_length)
+def _fill(model: Pretrained, words: list[str]) -> list[str]:
+    known = [
+        word.isalpha()
+        and len(model.tokenizer.encode(word, add_special_tokens=False)) == 1
+        for word in words
+    ]
+    place = max(range(len(words)), key=lambda i: (known[i], len(words[i])))
     masked = [*words[:place], "<mask>", *words[place + 1 :]]
     [guesses] = model.fill_mask(" ".join(masked), GUESSES)
     masked[place] = "`<mask>`"

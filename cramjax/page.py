@@ -7,53 +7,18 @@ up; in HTML everything else is escaped.
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any
 
 from cramjax import markdown
 
-
-class Heading(NamedTuple):
-    """The title of the page, of level 1, or of a section."""
-
-    text: str
-    level: int = 2
-
-
-class Table(NamedTuple):
-    """A header, empty if its cells are, and rows."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class Items(NamedTuple):
-    """A list."""
-
-    texts: Sequence[str]
-
-
-class Code(NamedTuple):
-    """A command, or text of others that is shown as it is."""
-
-    text: str
-
-
-class Figure(NamedTuple):
-    """A matplotlib figure; its file is <name>.png."""
-
-    name: str
-    drawn: Any
-
-
-class Fold(NamedTuple):
-    """A section that HTML shows only when it is opened."""
-
-    title: str
-    blocks: Sequence["Block"]
-
-
-Block = str | Heading | Table | Items | Code | Figure | Fold
+Heading = namedtuple("Heading", "text level", defaults=[2])  # level 1: of the page
+Table = namedtuple("Table", "header rows")  # the header's cells may all be empty
+Code = namedtuple("Code", "text")  # a command, or text that is shown as it is
+Figure = namedtuple("Figure", "name drawn")  # by matplotlib; its file is <name>.png
+Fold = namedtuple("Fold", "title blocks")  # a section that HTML shows when opened
+Block = str | Heading | Table | Code | Figure | Fold
 
 # No scripts, fonts or images from elsewhere. Wide content scrolls in its own box.
 _STYLE = """
@@ -94,8 +59,6 @@ def _markdown(block: Block) -> str:
             return f"{'#' * level} {text}"
         case Table(header, rows):
             return markdown.table(header, rows)
-        case Items(texts):
-            return "\n".join(f"- {text}" for text in texts)
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Figure(name):
@@ -130,9 +93,6 @@ def _html(block: Block) -> str:
             body = "\n".join(_row("td", row) for row in rows)
             table = f"<table>{head}<tbody>{body}</tbody></table>"
             return f'<div class="scroll">{table}</div>'
-        case Items(texts):
-            items = "".join(f"<li>{_inline(text)}</li>\n" for text in texts)
-            return f"<ul>{items}</ul>"
         case Code(text):
             return f"<pre>{html.escape(text)}</pre>"
         case Figure(name, drawn):
@@ -170,12 +130,3 @@ def _svg(name: str, drawn: Any) -> str:
         "#000000", "var(--text)"
     )
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
-
-
-def figures(blocks: Sequence[Block]) -> Iterator[Figure]:
-    """Yields the figures of a page."""
-    for block in blocks:
-        if isinstance(block, Figure):
-            yield block
-        elif isinstance(block, Fold):
-            yield from figures(block.blocks)

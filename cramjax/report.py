@@ -10,7 +10,7 @@ from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
 from cramjax.data import report as corpus_report
 from cramjax.data.corpus import MANIFEST, Corpus
 from cramjax.glue import evaluate, scores, tables
-from cramjax.page import Block, Code, Figure, Fold, Heading, Items, Table
+from cramjax.page import Block, Code, Figure, Fold, Heading, Table
 from cramjax.training import log as metrics_log
 from cramjax.training.clock import CHARGED, FREE
 from cramjax.training.loop import RESUMED, ROLLED_BACK
@@ -46,27 +46,10 @@ def write(
     workdir: Path,
 ) -> Path:
     """Writes report.md, its figures, and report.html; returns the path of report.md."""
-    blocks = content(config, manifest, summary, results, workdir)
-    for figure in page.figures(blocks):
-        figure.drawn.savefig(workdir / f"{figure.name}.png", dpi=120)
-    files.write_text(workdir / HTML, page.to_html(workdir.name, blocks))
-    path = workdir / REPORT
-    files.write_text(path, page.to_markdown(blocks) + "\n")
-    return path
-
-
-def content(
-    config: Config,
-    manifest: dict[str, Any],
-    summary: dict[str, Any],
-    results: dict[str, Any],
-    workdir: Path,
-) -> list[Block]:
-    """Returns what both files say."""
     events = metrics_log.read(workdir / METRICS)
     folder = Path(config.data.dir).expanduser() / manifest["name"]
     sources = ", ".join(source["source"] for source in manifest.get("text", ()))
-    return [
+    blocks = [
         Heading(workdir.name, 1),
         f"A masked language model of {summary['parameters']:,} parameters (BERT-base: "
         f"110 million), pretrained from {config.init_from or 'random weights'} on "
@@ -82,12 +65,18 @@ def content(
         *_results_section(config, results, workdir),
         *_training_section(config, summary),
         *_figures(config, events, summary),
-        *_examples_section(summary, folder, workdir),
+        *_corpus_sections(summary, folder, workdir),
         *_origin_section(config, manifest, summary),
-        *_text_section(folder),
         *_settings_section(config),
         *_use_section(workdir),
     ]
+    for block in blocks:
+        for part in block.blocks if isinstance(block, Fold) else [block]:
+            if isinstance(part, Figure):
+                part.drawn.savefig(workdir / f"{part.name}.png", dpi=120)
+    files.write_text(workdir / HTML, page.to_html(workdir.name, blocks))
+    files.write_text(workdir / REPORT, page.to_markdown(blocks) + "\n")
+    return workdir / REPORT
 
 
 def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) -> str:
@@ -114,9 +103,8 @@ def _beside_the_paper(
         f"{100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in 24 hours "
         f"on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
     )
-    nine, theirs = scores.AVERAGES["nine"], tables.PAPER_GLUE[PAPER_ROW][-1]
     found = scores.averages(results, "pretrained").get("nine", {"title": ""})
-    if found["title"] != nine.title:
+    if found["title"] != scores.AVERAGES["nine"].title:
         return (
             f"{text}Whether it is better than the paper's model is not known: that "
             "takes all nine numbers of GLUE, scored on all rows. The paper has no "
@@ -124,7 +112,7 @@ def _beside_the_paper(
         )
     text += (
         f"Its mean of the nine GLUE numbers is **{found['value']:.1f}**, that of the "
-        f"paper's model {theirs}"
+        f"paper's model {tables.PAPER_GLUE[PAPER_ROW][-1]}"
     )
     if tables.departures(config.glue):
         text += ", but it was not fine-tuned as in the paper, so this decides nothing"
@@ -140,10 +128,8 @@ def _irregular(
     """Returns what went wrong."""
     count = collections.Counter(line.get("event") for line in events)
     counts = {
-        "training resumed after an interruption": count[RESUMED],
-        "training went back to a checkpoint, with a lower learning rate": count[
-            ROLLED_BACK
-        ],
+        "interruptions of training": count[RESUMED],
+        "returns to a checkpoint, with a lower learning rate": count[ROLLED_BACK],
         "micro-batches skipped because a gradient was not finite": summary["skipped"],
         "seconds of lost work": round(summary["seconds"]["lost"]),
         **manifest.get("problems", {}),
@@ -358,23 +344,18 @@ def _figures(
     return blocks
 
 
-def _examples_section(
+def _corpus_sections(
     summary: dict[str, Any], folder: Path, workdir: Path
 ) -> list[Block]:
-    """Returns examples, if the corpus is at hand and has sentences enough."""
-    if not summary.get("word_order") or not (folder / MANIFEST).exists():
-        return []
-    if not (workdir / WEIGHTS).exists():
-        return []
-    return examples.blocks(workdir, Corpus(folder))
-
-
-def _text_section(folder: Path) -> list[Block]:
-    """Returns what the corpus's report quotes, if the corpus is at hand."""
-    quoted: list[Block] = []
+    """Returns examples and samples of the text, if the corpus is at hand."""
+    blocks, quoted = [], []
+    if summary.get("word_order") and all(
+        path.exists() for path in (folder / MANIFEST, workdir / WEIGHTS)
+    ):
+        blocks = examples.blocks(workdir, Corpus(folder))
     for title, texts in corpus_report.samples(folder).items():
         quoted += [Heading(title, 3), *map(Code, texts)]
-    return [Fold("The text, as the model reads it", quoted)] if quoted else []
+    return [*blocks, *([Fold("The text", quoted)] if quoted else [])]
 
 
 def _origin_section(
@@ -388,35 +369,33 @@ def _origin_section(
     libraries = libraries or (
         "the versions of Python and its libraries were not recorded"
     )
-    filtered = ", ".join(
-        f"{count:,} by data.{key}"
-        for key, count in manifest.get("filtered", {}).items()
-    )
     sources = [
-        f"**Source**: {source['source']}: {source['chars'] / 1e6:,.1f} million "
-        f"characters, {source['share']:.1%} of the text"
+        f"{source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
+        f"{source['share']:.1%} of the text"
         for source in manifest.get("text", ())
+    ]
+    rows = [
+        [
+            "model",
+            f"{model.layers} layers{repeats}, width {model.width}, {model.heads} "
+            f"heads, {model.ffn} feed-forward width {model.ffn_width}, "
+            f"{model.positions} positions, vocabulary {model.vocab_size:,}, sequences "
+            f"of {model.max_length} tokens; {summary['parameters']:,} parameters",
+        ],
+        [
+            "text",
+            f"{documents['train']:,} documents ({manifest['tokens']['train']:,} "
+            f"tokens) to train on, {documents['held_out']:,} held out, "
+            f"{documents['filtered']:,} dropped by filters",
+        ],
+        *(["source", source] for source in sources),
+        ["licence", config.data.licence or "not stated"],
+        ["software at training time", f"cramjax {summary['code']}; {libraries}"],
+        ["hardware", summary["device"]],
     ]
     return [
         Heading("How it was made"),
-        Items(
-            [
-                f"**Model**: {model.layers} layers{repeats}, width {model.width}, "
-                f"{model.heads} heads, {model.ffn} feed-forward width "
-                f"{model.ffn_width}, {model.positions} positions, vocabulary "
-                f"{model.vocab_size:,}, sequences of {model.max_length} tokens; "
-                f"{summary['parameters']:,} parameters.",
-                f"**Text**: {documents['train']:,} documents "
-                f"({manifest['tokens']['train']:,} tokens) to train on, "
-                f"{documents['held_out']:,} held out, {documents['filtered']:,} "
-                f"dropped by filters{filtered and f' ({filtered})'}. Licence: "
-                f"{config.data.licence or 'not stated'}.",
-                *sources,
-                f"**Software at training time**: cramjax {summary['code']}; "
-                f"{libraries}.",
-                f"**Hardware**: {summary['device']}.",
-            ]
-        ),
+        Table(["", ""], rows),
     ]
 
 

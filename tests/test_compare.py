@@ -78,9 +78,7 @@ def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp
     ("arguments", "message"),
     [
         ([], "no workdir: pass --workdir=DIR, or two or more to compare"),
-        (["{run}", "--out=c.html"], "--out=c.html: pass two or more workdirs"),
         (["{run}", "nowhere"], "nowhere/pretrain.json cannot be read"),
-        (["{run}", "{run}"], "a workdir is given twice"),
         (["{run}", "{other}"], "leave {other} out"),
         (["{run}", "{other}", "--out=no/c.html"], "there is no folder no"),
     ],

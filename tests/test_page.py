@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.image import imread
 
 from cramjax import figures, page
-from cramjax.page import Code, Figure, Fold, Heading, Items, Table
+from cramjax.page import Code, Figure, Fold, Heading, Table
 
 EVIL = "<script>x</script> & \"q\" 'a|b'"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,7 +64,7 @@ def test_text_of_others_is_escaped_everywhere():
         Heading(EVIL, 1),
         EVIL,
         Table([EVIL, ""], [[EVIL, f"**{EVIL}**"]]),
-        Items([f"`{EVIL}`"]),
+        f"`{EVIL}`",
         Fold(EVIL, [Code(EVIL), Figure(EVIL, drawn(EVIL))]),
         Figure("second", drawn("b")),
     ]

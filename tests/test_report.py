@@ -81,8 +81,8 @@ def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
         "2 layers, width 32, 2 heads, gated feed-forward width 64",
         "12,345 parameters",
         "letters/*.txt: 2.0 million characters",
-        "Licence: CC0",
-        "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7.",
+        "| licence | CC0 |",
+        "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7 |",
         "some device",
         "(higher is better) | **92.0 %** (+-2.7) | bigram model 80.0 %, chance 50 % |",
         "held-out loss, ema of the weights | 3.900",
@@ -178,8 +178,7 @@ def test_what_went_wrong_is_said(events):
     summary = SUMMARY | {"skipped": 3, "seconds": seconds}
     manifest = MANIFEST | {"problems": {"documents that are not UTF-8": 4}}
     assert report._irregular(manifest, summary, events, {}) == (
-        "**What went wrong**: training resumed after an interruption: 1; training went "
-        "back to a checkpoint, with a lower learning rate: 1; micro-batches skipped "
-        "because a gradient was not finite: 3; seconds of lost work: 12; documents "
-        "that are not UTF-8: 4."
+        "**What went wrong**: interruptions of training: 1; returns to a checkpoint, "
+        "with a lower learning rate: 1; micro-batches skipped because a gradient was "
+        "not finite: 3; seconds of lost work: 12; documents that are not UTF-8: 4."
     )

@@ -22,20 +22,16 @@ logger = logging.getLogger(__name__)
 def command(argv: Sequence[str]) -> None:
     """Writes the report of a workdir, or compares several."""
     given, rest = parse_flags(argv, {}, optional=("workdir", "out"))
-    workdirs = [Path(name) for name in (given["workdir"], *rest) if name]
+    workdirs = [Path(name) for name in dict.fromkeys((given["workdir"], *rest)) if name]
     if not workdirs:
         raise UserError("no workdir: pass --workdir=DIR, or two or more to compare")
-    if given["out"] and len(workdirs) == 1:
-        raise UserError(f"--out={given['out']}: pass two or more workdirs to compare")
     out = files.to_be_written("out", given["out"] or "compare.html")
     from cramjax import compare, run  # imports JAX
 
-    if len(workdirs) > 1:
+    if len(workdirs) > 1 or given["out"]:
         compare.write(workdirs, out)
         logger.info(f"comparison: {out}")
         return
     found = compare.read(workdirs[0])
     with run.lock_workdir(found.workdir):
-        run.write_report(
-            found.config, found.manifest, found.summary, found.results, found.workdir
-        )
+        run.write_report(*found)
