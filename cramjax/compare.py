@@ -56,9 +56,9 @@ def write(workdirs: Sequence[Path], path: Path) -> None:
                 f"{each.workdir / SUMMARY} is of an earlier version, without "
                 f"{', '.join(missing)}: leave {each.workdir} out"
             )
-    title = f"Comparison of {len(runs)} runs"
-    blocks = [Heading(title, 1), *_results(runs), *_losses(runs), *_scores(runs)]
-    files.write_text(path, page.to_html(title, blocks))
+    heading = Heading("Comparison of runs", 1)
+    blocks = [heading, *_results(runs), *_losses(runs), *_scores(runs)]
+    files.write_text(path, page.to_html(heading.text, blocks))
 
 
 def _results(runs: dict[str, Run]) -> list[Block]:

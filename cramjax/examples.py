@@ -13,14 +13,16 @@ SENTENCES, SHOWN, GUESSES = 200, 6, 3
 
 
 def blocks(workdir: Path, corpus: Corpus) -> list[Block]:
-    """Returns a section; there must be held-out sentences, as for word order."""
+    """Returns a section, or nothing for want of short held-out sentences."""
     model = load(workdir)
     # Tokenized again, a decoded sentence may be longer.
     longest = min(word_order.MAX_LENGTH, model.model.max_length) * 3 // 4
     pairs = word_order.make_pairs(corpus, longest, SENTENCES)
     decoded = (" ".join(corpus.tokenizer.decode(ids).split()) for ids, _ in pairs)
     texts = list(dict.fromkeys(decoded))
-    chosen = np.linspace(0, len(texts) - 1, min(SHOWN, len(texts))).astype(int)
+    if len(texts) < SHOWN:
+        return []
+    chosen = np.linspace(0, len(texts) - 1, SHOWN).astype(int)
     vectors_NxD = model.encode(texts)
     vectors_NxD -= vectors_NxD.mean(axis=0)
     vectors_NxD /= np.linalg.norm(vectors_NxD, axis=1, keepdims=True)

@@ -40,9 +40,9 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .9rem .35rem 0;
   text-align: left; vertical-align: top; min-width: 4.5rem; max-width: 24rem; }
 th { color: var(--soft); font-weight: 600; }
 td strong { white-space: nowrap; }
-pre { background: var(--box); border-radius: 6px; padding: .7rem .9rem;
-  white-space: pre-wrap; }
-pre, code { font: .85em/1.5 ui-monospace, monospace; }
+pre, code { font: .85em/1.5 ui-monospace, monospace; background: var(--box);
+  border-radius: 4px; padding: .1em .3em; }
+pre { padding: .7rem .9rem; white-space: pre-wrap; }
 svg { display: block; width: 100%; height: auto; max-width: 40rem; margin: 1.5rem 0 0; }
 svg text { fill: var(--text); font-family: inherit; }
 """

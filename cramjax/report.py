@@ -1,6 +1,5 @@
 """report.md and report.html: what a run has written, for people to read."""
 
-import collections
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +125,10 @@ def _irregular(
     results: dict[str, Any],
 ) -> str:
     """Returns what went wrong."""
-    count = collections.Counter(line.get("event") for line in events)
+    seen = [line.get("event") for line in events]
     counts = {
-        "interruptions of training": count[RESUMED],
-        "returns to a checkpoint, with a lower learning rate": count[ROLLED_BACK],
+        "interruptions of training": seen.count(RESUMED),
+        "returns to a checkpoint, with a lower learning rate": seen.count(ROLLED_BACK),
         "micro-batches skipped because a gradient was not finite": summary["skipped"],
         "seconds of lost work": round(summary["seconds"]["lost"]),
         **manifest.get("problems", {}),

@@ -91,7 +91,7 @@ def test_a_mistake_is_one_line(finished, other, arguments, message, capsys):
     assert message.format(**names) in error and error.count("\n") == 1
 
 
-def test_examples_are_of_held_out_sentences(finished, corpus):
+def test_examples_are_of_held_out_sentences(finished, corpus, monkeypatch):
     blocks = examples.blocks(finished[0], corpus)
     filled, near = [block for block in blocks if isinstance(block, page.Table)]
     assert len(filled.rows) == len(near.rows) == examples.SHOWN
@@ -101,3 +101,5 @@ def test_examples_are_of_held_out_sentences(finished, corpus):
         assert masked.replace("`<mask>`", hidden) == text != nearest
         assert guesses.count("%") == examples.GUESSES
     assert examples.blocks(finished[0], corpus) == blocks
+    monkeypatch.setattr(examples, "SENTENCES", examples.SHOWN - 1)
+    assert examples.blocks(finished[0], corpus) == []

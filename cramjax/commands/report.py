@@ -22,13 +22,15 @@ logger = logging.getLogger(__name__)
 def command(argv: Sequence[str]) -> None:
     """Writes the report of a workdir, or compares several."""
     given, rest = parse_flags(argv, {}, optional=("workdir", "out"))
-    workdirs = [Path(name) for name in dict.fromkeys((given["workdir"], *rest)) if name]
+    workdirs = [Path(name) for name in (given["workdir"], *rest) if name]
+    workdirs = [*dict.fromkeys(workdirs)]
     if not workdirs:
         raise UserError("no workdir: pass --workdir=DIR, or two or more to compare")
-    out = files.to_be_written("out", given["out"] or "compare.html")
+    name = given["out"] or ("compare.html" if len(workdirs) > 1 else "")
+    out = files.to_be_written("out", name)
     from cramjax import compare, run  # imports JAX
 
-    if len(workdirs) > 1 or given["out"]:
+    if out:
         compare.write(workdirs, out)
         logger.info(f"comparison: {out}")
         return
