@@ -10,8 +10,9 @@ from cramjax.training.loop import RESUMED, ROLLED_BACK
 
 WIDTH = 5.5  # inches: letters can be read on a phone
 MAX_POINTS = 500  # of a line; each is a mean of consecutive measurements
-# Panels of `device`: {key of a measurement: (label, what it is multiplied by)}.
-PANELS = {
+# {key of a measurement: (label, what it is multiplied by)}, see `panels`.
+SCHEDULE = {"learning_rate": ("learning rate", 1), "batch_size": ("batch size", 1)}
+DEVICE = {
     "tokens_per_s": ("tokens/s", 1),
     "mfu": ("MFU (%)", 100),
     "not_training": ("not training (%)", 100),
@@ -69,44 +70,22 @@ def loss(config: Config, events: Events, summary: Mapping[str, Any]) -> Any:
     return figure
 
 
-def schedule(config: Config, events: Events) -> Any:
-    """Returns learning rate and batch size over the budget."""
-    figure = empty()
-    rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
-    progress_N, rate_N, batch_N = curve(
-        events, "progress", "learning_rate", "batch_size"
-    )
-    rate_axes.plot(100 * progress_N, rate_N)
-    rate_axes.set(ylabel="learning rate")
-    batch_axes.step(100 * progress_N, batch_N, where="post")
-    batch_axes.set(ylabel="batch size", xlabel="budget used (%)", xlim=(0, 100))
-    batch_axes.set_ylim(bottom=0)
-    for axes in (rate_axes, batch_axes):
-        _mark(axes, config, events, "progress", 100)
-    return figure
-
-
-def device(config: Config, events: Events) -> Any:
-    """Returns a panel over the budget for each of `PANELS` that was measured, or None.
-
-    Time that was not spent on training shows the pauses: compilation, checkpoints,
-    validation.
-    """
-    known = [key for key in PANELS if any(x.get(key) is not None for x in events)]
-    if not known:
-        return None
+def panels(
+    config: Config, events: Events, wanted: Mapping[str, tuple[str, float]]
+) -> Any:
+    """Returns what is `wanted` over the budget: a panel for each that was measured."""
+    known = [key for key in wanted if any(x.get(key) is not None for x in events)]
+    known = known or list(wanted)  # of a run without any measurements
     figure = empty(1.3 * len(known) + 0.4)
-    panels = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
-    for key, axes in zip(known, panels, strict=True):
-        (label, scale), (progress_N, value_N) = (
-            PANELS[key],
-            curve(events, "progress", key),
-        )
-        axes.plot(100 * progress_N, scale * value_N, linewidth=1)
+    rows = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
+    for key, axes in zip(known, rows, strict=True):
+        progress_N, value_N = curve(events, "progress", key)
+        label, scale = wanted[key]
+        axes.plot(100 * progress_N, scale * value_N)
         axes.set(ylabel=label, xlim=(0, 100))
         axes.set_ylim(bottom=0)
         _mark(axes, config, events, "progress", 100)
-    panels[-1].set(xlabel="budget used (%)")
+    rows[-1].set(xlabel="budget used (%)")
     return figure
 
 

@@ -323,24 +323,22 @@ def _figures(
             "replaced by others; in the held-out loss all are hidden, so it is higher "
             "from the beginning."
         )
-    blocks = [
+    device = Figure("device", figures.panels(config, events, figures.DEVICE))
+    note = (
+        "Speed and MFU are over all seconds between two measurements; time that was "
+        "not spent on training is compilation, checkpoints or validation. The gradient "
+        "norm is that before clipping."
+    )
+    return [
         Figure("loss", figures.loss(config, events, summary)),
         "The loss while training. A small model first learns how frequent each token "
         "is, and stays there until it finds out how to use the neighbouring tokens: "
         f"then its loss drops.{gap}",
-        Figure("schedule", figures.schedule(config, events)),
+        Figure("schedule", figures.panels(config, events, figures.SCHEDULE)),
         "Learning rate and batch size (sequences per update) are functions of the "
         "budget already spent.",
+        Fold("Speed, pauses and gradient norm", [device, note]),
     ]
-    if device := figures.device(config, events):
-        note = (
-            "Speed and MFU are over all seconds between two measurements; time that "
-            "was not spent on training is compilation, checkpoints or validation. The "
-            "gradient norm is that before clipping."
-        )
-        title = "Speed, pauses and gradient norm"
-        blocks.append(Fold(title, [Figure("device", device), note]))
-    return blocks
 
 
 def _corpus_sections(

@@ -96,6 +96,13 @@ def test_a_long_run_has_a_small_figure_with_its_means():
     assert [len(x) for x in figures.curve([], "tokens", "loss")] == [0, 0]
 
 
+def test_a_run_without_measurements_has_empty_panels(tiny):
+    assert len(figures.panels(tiny, [], figures.SCHEDULE).axes) == 2
+    known = [{"progress": 0.5, "mfu": None, "grad_norm": 2.0}]
+    [axes] = figures.panels(tiny, known, figures.DEVICE).axes
+    assert axes.get_ylabel() == "gradient norm"
+
+
 def test_the_report_of_a_run_is_one_file_that_loads_nothing(finished):
     text = (finished[0] / "report.html").read_text()
     checked = Checker(text)

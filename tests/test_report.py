@@ -139,7 +139,7 @@ def test_stages_and_restarts_are_marked_in_both_figures(config, events):
     assert marks(axes) == pytest.approx([0.0, 0.002, 0.003, 0.003])
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"resumed", "stepped back"} <= set(legend)
-    for axes in figures.schedule(config, events).axes:
+    for axes in figures.panels(config, events, figures.SCHEDULE).axes:
         assert marks(axes) == pytest.approx([0.0, 50.0, 75.0, 75.0])
 
 
