@@ -21,7 +21,7 @@ Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
   describe   counts a config's parameters, FLOPs and memory
   plan       finds whether a config fits a card, and how fast it trains there
   study      compares configs over seeds
-  report     writes report.md of a finished run anew
+  report     writes a finished run's report anew, or compares several runs
 """
 
 import contextlib

@@ -1,20 +1,21 @@
-"""report.md and its figures, from what a run has written."""
+"""report.md and report.html: what a run has written, for people to read."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cramjax import files, word_order
+from cramjax import examples, figures, files, page, word_order
+from cramjax.checkpoints.weights import WEIGHTS
 from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
-from cramjax.glue import evaluate, tables
-from cramjax.markdown import table
+from cramjax.data import report as corpus_report
+from cramjax.data.corpus import MANIFEST, Corpus
+from cramjax.glue import evaluate, scores, tables
+from cramjax.page import Block, Code, Figure, Fold, Heading, Table
 from cramjax.training import log as metrics_log
 from cramjax.training.clock import CHARGED, FREE
 from cramjax.training.loop import RESUMED, ROLLED_BACK
 from cramjax.training.pretrain import METRICS
 
-REPORT = "report.md"
+REPORT, HTML = "report.md", "report.html"
 # Keys of pretrain.json that earlier versions did not write.
 NEEDED = {
     "averages",
@@ -31,6 +32,9 @@ NEEDED = {
 # A loss is clearly below the unigram entropy if it is lower by this fraction. Models
 # that have learned little more than word frequencies long stay 2 to 4 % below it.
 CLEARLY = 0.05
+# Of the paper's run on an A6000: 8.7e9 tokens in 24 hours (arXiv 2212.14034, Table 1),
+# of 622.85 MFLOP each.
+PAPER_FLOPS, PAPER_ROW = 5.4e18, "crammed, A6000"
 
 
 def write(
@@ -40,29 +44,38 @@ def write(
     results: dict[str, Any],
     workdir: Path,
 ) -> Path:
-    """Writes report.md, loss.png and schedule.png; returns the report's path."""
+    """Writes report.md, its figures, and report.html; returns the path of report.md."""
     events = metrics_log.read(workdir / METRICS)
-    _loss_figure(config, events, summary).savefig(workdir / "loss.png", dpi=120)
-    _schedule_figure(config, events).savefig(workdir / "schedule.png", dpi=120)
-    sections = [
-        f"# {workdir.name}",
+    folder = Path(config.data.dir).expanduser() / manifest["name"]
+    sources = ", ".join(source["source"] for source in manifest.get("text", ()))
+    blocks = [
+        Heading(workdir.name, 1),
         f"A masked language model of {summary['parameters']:,} parameters (BERT-base: "
         f"110 million), pretrained from {config.init_from or 'random weights'} on "
         f"{summary['tokens']:,} tokens:"
-        f" {manifest['tokens']['train']:,} tokens of text, read "
-        f"{summary['passes']:.1f} times.",
+        f" {manifest['tokens']['train']:,} tokens of text"
+        f"{sources and f' ({sources})'}, read {summary['passes']:.1f} times. It was "
+        "made by",
+        Code(summary.get("command", "not recorded")),
         verdict(config, summary, results),
-        _learned_section(config, summary),
-        _results_section(config, results, workdir),
-        _training_section(config, summary),
-        _captions(config),
-        _origin_section(config, manifest, summary),
-        _settings_section(config),
-        _use_section(workdir),
+        _beside_the_paper(config, summary, results),
+        _irregular(manifest, summary, events, results),
+        *_learned_section(config, summary),
+        *_results_section(config, results, workdir),
+        *_training_section(config, summary),
+        *_figures(config, events, summary),
+        *_corpus_sections(summary, folder, workdir),
+        *_origin_section(config, manifest, summary),
+        *_settings_section(config),
+        *_use_section(workdir),
     ]
-    path = workdir / REPORT
-    path.write_text("\n\n".join(section for section in sections if section) + "\n")
-    return path
+    for block in blocks:
+        for part in block.blocks if isinstance(block, Fold) else [block]:
+            if isinstance(part, Figure):
+                part.drawn.savefig(workdir / f"{part.name}.png", dpi=120)
+    files.write_text(workdir / HTML, page.to_html(workdir.name, blocks))
+    files.write_text(workdir / REPORT, page.to_markdown(blocks) + "\n")
+    return workdir / REPORT
 
 
 def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) -> str:
@@ -78,9 +91,58 @@ def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) ->
     return " ".join(sentences)
 
 
-def _results_section(config: Config, results: dict[str, Any], workdir: Path) -> str:
+def _beside_the_paper(
+    config: Config, summary: dict[str, Any], results: dict[str, Any]
+) -> str:
+    """Returns what the budget was, and whether the model is better than the paper's."""
+    flops, seconds = summary["model_flops"], summary["elapsed_s"]
+    duration = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds:.0f} s"
+    text = (
+        f"Training took {duration} on {summary['device']} and {flops:.2g} model FLOPs, "
+        f"{100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in 24 hours "
+        f"on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
+    )
+    found = scores.averages(results, "pretrained").get("nine", {"title": ""})
+    if found["title"] != scores.AVERAGES["nine"].title:
+        return (
+            f"{text}Whether it is better than the paper's model is not known: that "
+            "takes all nine numbers of GLUE, scored on all rows. The paper has no "
+            "scores at smaller budgets."
+        )
+    text += (
+        f"Its mean of the nine GLUE numbers is **{found['value']:.1f}**, that of the "
+        f"paper's model {tables.PAPER_GLUE[PAPER_ROW][-1]}"
+    )
+    if tables.departures(config.glue):
+        text += ", but it was not fine-tuned as in the paper, so this decides nothing"
+    return f"{text}."
+
+
+def _irregular(
+    manifest: dict[str, Any],
+    summary: dict[str, Any],
+    events: list[dict[str, Any]],
+    results: dict[str, Any],
+) -> str:
+    """Returns what went wrong."""
+    seen = [line.get("event") for line in events]
+    counts = {
+        "interruptions of training": seen.count(RESUMED),
+        "returns to a checkpoint, with a lower learning rate": seen.count(ROLLED_BACK),
+        "micro-batches skipped because a gradient was not finite": summary["skipped"],
+        "seconds of lost work": round(summary["seconds"]["lost"]),
+        **manifest.get("problems", {}),
+    }
+    found = [f"{what}: {number:,}" for what, number in counts.items() if number]
+    found += [line for entry in results.values() for line in scores.divergences(entry)]
+    return f"**What went wrong**: {'; '.join(found) or 'nothing that was noticed'}."
+
+
+def _results_section(
+    config: Config, results: dict[str, Any], workdir: Path
+) -> list[Block]:
     if not results:
-        return ""
+        return []
     glue = config.glue
     found = files.read_json(workdir / evaluate.RESULTS, evaluate.DELETE_IT)
     names = {
@@ -106,22 +168,22 @@ def _results_section(config: Config, results: dict[str, Any], workdir: Path) -> 
             )
         rows.append([*row, *tables.baseline_cells(result)])
     below = tables.conditions(config)
-    sections = [
-        "## Fine-tuning",
+    return [
+        Heading("Fine-tuning"),
         f"Scores on dev sets, in percent (correlations times 100), higher is better: "
         f"the median (lowest to highest) of {glue.trials} trials of {glue.epochs} "
         f"epochs. {tables.how_chosen(glue)}",
-        table(header, rows),
+        Table(header, rows),
         below,
-        tables.bag_of_words(results, glue),
-        tables.differences_table(results, found["differences"], below),
-        tables.averages_table(results, glue, below),
+        *tables.bag_of_words(results, glue),
+        *tables.beside_the_paper(results, glue, below),
+        *tables.differences_table(results, found["differences"], below),
+        *tables.averages_table(results, glue, below),
         *tables.notes(results, glue),
     ]
-    return "\n\n".join(section for section in sections if section)
 
 
-def _learned_section(config: Config, summary: dict[str, Any]) -> str:
+def _learned_section(config: Config, summary: dict[str, Any]) -> list[Block]:
     order = summary.get("word_order")
     rows = [
         [
@@ -166,7 +228,7 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> str:
     elif "word_order" in summary:
         notes += f" {word_order.line(None).capitalize()}."
     header = ["measured", "this model", "for comparison"]
-    return "\n\n".join(["## What pretraining taught", table(header, rows), notes])
+    return [Heading("What pretraining taught"), Table(header, rows), notes]
 
 
 def _of_pretraining(summary: dict[str, Any]) -> str:
@@ -203,7 +265,7 @@ def _of_pretraining(summary: dict[str, Any]) -> str:
     return f"{text}, and the model tells word order {how} the bigram model."
 
 
-def _training_section(config: Config, summary: dict[str, Any]) -> str:
+def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
     budget = getattr(config.budget, config.budget.kind)
     train_loss = summary["train_loss"]
     updates = f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches"
@@ -223,13 +285,13 @@ def _training_section(config: Config, summary: dict[str, Any]) -> str:
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
     ]
-    return (
-        "## Training\n\n"
-        + table(["", ""], rows)
-        + "\n\nCompilation, data loading, checkpoints and work repeated after a crash "
-        "count towards the training time, and towards a budget of hours. Building the "
-        "corpus, validation and fine-tuning do not."
-    )
+    return [
+        Heading("Training"),
+        Table(["", ""], rows),
+        "Compilation, data loading, checkpoints and work repeated after a crash count "
+        "towards the training time, and towards a budget of hours. Building the "
+        "corpus, validation and fine-tuning do not.",
+    ]
 
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -253,60 +315,9 @@ def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
     return ", ".join(shown) or "0 s"
 
 
-def _origin_section(
-    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
-) -> str:
-    """Returns the model's shape, text, software, hardware and command."""
-    model, documents = config.model, manifest["documents"]
-    repeats = f", run {model.repeats} times" if model.repeats > 1 else ""
-    versions = summary.get("versions", {})
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    libraries = libraries or (
-        "the versions of Python and its libraries were not recorded"
-    )
-    sources = [
-        f"  - {source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
-        f"{source['share']:.1%} of the text"
-        for source in manifest.get("text", ())
-    ]
-    return "\n".join(
-        [
-            "## How it was made\n",
-            f"- **Model**: {model.layers} layers{repeats}, width {model.width}, "
-            f"{model.heads} heads, {model.ffn} feed-forward width {model.ffn_width}, "
-            f"{model.positions} positions, vocabulary {model.vocab_size:,}, sequences "
-            f"of {model.max_length} tokens; {summary['parameters']:,} parameters.",
-            f"- **Text**: {documents['train']:,} documents "
-            f"({manifest['tokens']['train']:,} tokens) to train on, "
-            f"{documents['held_out']:,} held out, {documents['filtered']:,} dropped by "
-            f"filters. Licence: {config.data.licence or 'not stated'}.",
-            *sources,
-            f"- **Software at training time**: cramjax {summary['code']}; {libraries}.",
-            f"- **Hardware**: {summary['device']}.",
-            "- **Command** of the last training session:\n\n"
-            f"      {summary.get('command', 'not recorded')}",
-        ]
-    )
-
-
-def _settings_section(config: Config) -> str:
-    """Returns a table of the keys that differ from the paper's recipe."""
-    recipe = flatten(to_dict(Config()))
-    rows = [
-        [key, _value(value), _value(recipe[key])]
-        for key, value in flatten(to_dict(config)).items()
-        if value != recipe[key] and key not in OPERATIONAL_KEYS
-    ]
-    if not rows:
-        return "All settings are those of the paper's recipe."
-    return (
-        "## Settings\n\nThese differ from the recipe of the paper that cramjax follows "
-        "(arXiv 2212.14034); 0 often means none or all, see `cramjax/config/`.\n\n"
-        + table(["key", "this run", "recipe"], rows)
-    )
-
-
-def _captions(config: Config) -> str:
+def _figures(
+    config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
+) -> list[Block]:
     """Returns the figures, and what their readers ask first."""
     visible, gap = 1 - config.objective.mask_share, ""
     if visible:
@@ -315,115 +326,110 @@ def _captions(config: Config) -> str:
             "replaced by others; in the held-out loss all are hidden, so it is higher "
             "from the beginning."
         )
-    return (
-        "![loss](loss.png)\n\nThe loss while training. A small model first learns how "
-        "frequent each token is, and stays there until it finds out how to use the "
-        f"neighbouring tokens: then its loss drops.{gap}\n\n![schedule](schedule.png)"
-        "\n\nLearning rate and batch size are functions of the budget already spent."
+    device = Figure("device", figures.panels(config, events, figures.DEVICE))
+    note = (
+        "Speed and MFU are over all seconds between two measurements; time that was "
+        "not spent on training is compilation, checkpoints or validation. The gradient "
+        "norm is that before clipping."
     )
+    return [
+        Figure("loss", figures.loss(config, events, summary)),
+        "The loss while training. A small model first learns how frequent each token "
+        "is, and stays there until it finds out how to use the neighbouring tokens: "
+        f"then its loss drops.{gap}",
+        Figure("schedule", figures.panels(config, events, figures.SCHEDULE)),
+        "Learning rate and batch size (sequences per update) are functions of the "
+        "budget already spent.",
+        Fold("Speed, pauses and gradient norm", [device, note]),
+    ]
 
 
-def _use_section(workdir: Path) -> str:
+def _corpus_sections(
+    summary: dict[str, Any], folder: Path, workdir: Path
+) -> list[Block]:
+    """Returns examples and samples of the text, if the corpus is at hand."""
+    blocks, quoted = [], []
+    if summary.get("word_order") and all(
+        path.exists() for path in (folder / MANIFEST, workdir / WEIGHTS)
+    ):
+        blocks = examples.blocks(workdir, Corpus(folder))
+    for title, texts in corpus_report.samples(folder).items():
+        quoted += [Heading(title, 3), *map(Code, texts)]
+    return [*blocks, *([Fold("The text", quoted)] if quoted else [])]
+
+
+def _origin_section(
+    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
+) -> list[Block]:
+    """Returns the model's shape, text, software and hardware."""
+    model, documents = config.model, manifest["documents"]
+    repeats = f", run {model.repeats} times" if model.repeats > 1 else ""
+    versions = summary.get("versions", {})
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    libraries = libraries or (
+        "the versions of Python and its libraries were not recorded"
+    )
+    sources = [
+        f"{source['source']}: {source['chars'] / 1e6:,.1f} million characters, "
+        f"{source['share']:.1%} of the text"
+        for source in manifest.get("text", ())
+    ]
+    rows = [
+        [
+            "model",
+            f"{model.layers} layers{repeats}, width {model.width}, {model.heads} "
+            f"heads, {model.ffn} feed-forward width {model.ffn_width}, "
+            f"{model.positions} positions, vocabulary {model.vocab_size:,}, sequences "
+            f"of {model.max_length} tokens; {summary['parameters']:,} parameters",
+        ],
+        [
+            "text",
+            f"{documents['train']:,} documents ({manifest['tokens']['train']:,} "
+            f"tokens) to train on, {documents['held_out']:,} held out, "
+            f"{documents['filtered']:,} dropped by filters",
+        ],
+        *(["source", source] for source in sources),
+        ["licence", config.data.licence or "not stated"],
+        ["software at training time", f"cramjax {summary['code']}; {libraries}"],
+        ["hardware", summary["device"]],
+    ]
+    return [
+        Heading("How it was made"),
+        Table(["", ""], rows),
+    ]
+
+
+def _settings_section(config: Config) -> list[Block]:
+    """Returns a table of the keys that differ from the paper's recipe."""
+    recipe = flatten(to_dict(Config()))
+    rows = [
+        [key, shown(value), shown(recipe[key])]
+        for key, value in flatten(to_dict(config)).items()
+        if value != recipe[key] and key not in OPERATIONAL_KEYS
+    ]
+    if not rows:
+        return ["All settings are those of the paper's recipe."]
+    note = (
+        "These differ from the recipe of the paper that cramjax follows (arXiv "
+        "2212.14034); 0 often means none or all, see `cramjax/config/`."
+    )
+    return [Fold("Settings", [note, Table(["key", "this run", "recipe"], rows)])]
+
+
+def _use_section(workdir: Path) -> list[Block]:
     command = f"python scripts/fill_mask.py --checkpoint={workdir}"
-    return (
-        f'## Using the model\n\n    {command} "it was a <mask> day"\n\n'
+    return [
+        Heading("Using the model"),
+        Code(f'{command} "it was a <mask> day"'),
         f"In Python, `cramjax.load({str(workdir)!r})` fills masks, compares sentences "
         "and returns vectors; docs/models.md shows how. All fine-tuning trials are in "
-        "glue.md."
-    )
+        "glue.md.",
+    ]
 
 
-def _value(value: Any) -> str:
-    shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return shown or "-"
-
-
-def _empty_figure() -> Any:
-    from matplotlib.figure import Figure  # slow to import, and only needed at the end
-
-    return Figure(figsize=(7, 4), layout="constrained")
-
-
-def _loss_figure(
-    config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
-) -> Any:
-    figure = _empty_figure()
-    axes = figure.subplots()
-    measured = [x for x in events if "event" not in x and x["loss"] is not None]
-    scored = [line for line in events if line.get("event") == "validation"]
-    last = {"tokens": summary["tokens"], "loss": summary["held_out_loss"]}
-    for lines, style, label in (
-        (measured, "-", "training"),
-        ([*scored, last], "o-", f"held out, at the end: {last['loss']:.2f}"),
-    ):
-        tokens_M = [line["tokens"] / 1e6 for line in lines]
-        axes.plot(tokens_M, [line["loss"] for line in lines], style, label=label)
-    axes.axhline(
-        summary["unigram_entropy"],
-        color="gray",
-        linestyle="--",
-        label=f"word frequencies alone: {summary['unigram_entropy']:.2f}",
-    )
-    axes.set(xlabel="million tokens", ylabel="masked-LM loss (nats)")
-    _mark(axes, config, events, "tokens", 1e-6)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _schedule_figure(config: Config, events: list[dict[str, Any]]) -> Any:
-    figure = _empty_figure()
-    rate_axes, batch_axes = figure.subplots(2, 1, sharex=True)
-    lines = [line for line in events if "learning_rate" in line]
-    progress = [100 * line["progress"] for line in lines]
-    rate_axes.plot(progress, [line["learning_rate"] for line in lines])
-    rate_axes.set(ylabel="learning rate")
-    batch_axes.step(progress, [line["batch_size"] for line in lines], where="post")
-    batch_axes.set(
-        ylabel="sequences per update", xlabel="budget used (%)", xlim=(0, 100)
-    )
-    batch_axes.set_ylim(bottom=0)
-    for axes in (rate_axes, batch_axes):
-        _mark(axes, config, events, "progress", 100)
-    return figure
-
-
-def _mark(
-    axes: Any, config: Config, events: list[dict[str, Any]], key: str, scale: float
-) -> None:
-    """Marks the stages of the curriculum, and where training was interrupted.
-
-    The x-axis shows the events' `key` times `scale`.
-    """
-    axes.spines[["top", "right"]].set_visible(False)
-    lines = [line for line in events if "progress" in line]
-    if not lines:
-        return
-
-    def x_at(value: float, of: str) -> float:
-        known = [0, *(line[of] for line in lines)]
-        return float(np.interp(value, known, [0, *(scale * x[key] for x in lines)]))
-
-    stages = config.curriculum
-    # The first stage also holds before its start.
-    for start, length in zip((0.0, *stages.starts[1:]), stages.lengths, strict=False):
-        x = x_at(start, "progress")
-        axes.axvline(x, color="tab:green", linewidth=0.8, alpha=0.6)
-        axes.annotate(
-            f"length {length}",
-            (x, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(2, -2),
-            textcoords="offset points",
-            rotation=90,
-            va="top",
-            fontsize="x-small",
-        )
-    for event, name, color in (
-        (RESUMED, "resumed", "gray"),
-        (ROLLED_BACK, "stepped back", "tab:red"),
-    ):
-        for line in events:
-            if line.get("event") == event:
-                x = x_at(line["step"], "step")
-                axes.axvline(x, color=color, linestyle=":", linewidth=1, label=name)
-                name = None  # one entry in the legend
+def shown(value: Any) -> str:
+    """Returns the value of a key of the config, for a table."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text or "-"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cramjax import files, markdown
+from cramjax import figures, files, markdown
 from cramjax.config import Config, load, module
 from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
 from cramjax.glue.evaluate import RESULTS as SCORES
@@ -363,17 +363,13 @@ def _curves(study: Study, results: Results) -> dict[str, list[Point]]:
 
 def _figure(study: Study, results: Results, workdir: Path) -> Any:
     """Returns losses over tokens and, if the study has curves, over FLOPs."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
     panels = 2 if study.curves else 1
-    figure = Figure(figsize=(7, 4 * panels), layout="constrained")
+    figure = figures.empty(3.3 * panels)
     over_tokens, *over_flops = figure.subplots(panels, squeeze=False)[:, 0]
     for row, by_seed in results.items():
         for seed in sorted(by_seed)[:1]:
             events = metrics_log.read(_folder(workdir, (row, seed)) / METRICS)
-            lines = [x for x in events if "event" not in x and x["loss"] is not None]
-            losses = [line["loss"] for line in lines]
-            over_tokens.plot([line["tokens"] for line in lines], losses, label=row)
+            over_tokens.plot(*figures.curve(events, "tokens", "loss"), label=row)
     over_tokens.set(xlabel="tokens", ylabel="training loss (nats), first seed")
     for axes in over_flops:
         for name, points in _curves(study, results).items():

@@ -4,6 +4,7 @@ from scipy import stats
 
 from cramjax.glue import scores, tables
 from cramjax.glue.scores import differences, interval
+from cramjax.page import to_markdown
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,7 @@ def test_between_reads_the_predictions_of_the_best_rates(tmp_path):
     assert 20 < found["rte"]["low"] < 40 < found["rte"]["high"] < 60
     again = differences(results, tmp_path, "pretrained", "random")
     assert again == found
-    text = tables.differences_table(results, {"pretrained - random": found}, "")
+    blocks = tables.differences_table(results, {"pretrained - random": found}, "")
+    text = to_markdown(blocks)
     assert "| RTE | accuracy | +40.0 (+" in text and "| CoLA | matthews | - |" in text
-    assert tables.differences_table(results, {}, "") == ""
+    assert tables.differences_table(results, {}, "") == []

@@ -10,6 +10,7 @@ import sklearn.metrics
 from cramjax import config
 from cramjax.glue import scores, tables
 from cramjax.glue.scores import AVERAGES
+from cramjax.page import to_markdown
 
 
 def test_the_schema_knows_all_metrics():
@@ -238,7 +239,7 @@ def test_a_start_that_lacks_a_task_has_a_row_of_its_own():
     for name in ("sst2", "cola"):
         starts = results[name]["starts"]
         starts["random"] = starts["pretrained"]
-    lines = tables.averages_table(results, loaded.glue, "").splitlines()
+    lines = to_markdown(tables.averages_table(results, loaded.glue, "")).splitlines()
     assert "| GLUE, the paper's mean of nine numbers | 80.4 | - | - |" in lines
     [fewer] = [line for line in lines if line.startswith("| mean of 2 of the paper's")]
     assert fewer.endswith(" | - | 72.0 | - |")  # of 92.3 and 51.8
@@ -338,7 +339,7 @@ def test_a_bag_of_words_is_beside_every_score_and_named_where_it_is_as_good():
         in page
     )
     mean = (57.4 + 51.7 + 90.0) / 3
-    means = tables.averages_table(results, compared().glue, "")
+    means = to_markdown(tables.averages_table(results, compared().glue, ""))
     assert "mean of 3 of the paper's nine numbers, without MNLI-m" in means
     assert f" | - | {mean:.1f} |" in means
     for found in bags.values():

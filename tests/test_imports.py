@@ -8,16 +8,16 @@ import cramjax
 ROOT = Path(cramjax.__file__).parent
 # From the lowest to the highest; a module imports from its own layer or lower ones.
 LAYERS = (
-    ("errors", "files", "markdown", "tokens", "output", "version"),
+    ("errors", "files", "markdown", "page", "tokens", "output", "version"),
     ("config",),
     ("flags", "model", "hlo"),
     ("device", "data"),
     ("likelihood", "word_order"),
     ("training",),
     ("describe", "checkpoints", "glue"),
-    ("blimp", "plan", "report"),
+    ("blimp", "examples", "figures", "plan", "report"),
     ("run",),
-    ("rehearsal", "score", "study"),
+    ("compare", "rehearsal", "score", "study"),
     ("commands",),
     ("main",),
 )

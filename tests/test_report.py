@@ -5,9 +5,10 @@ import json
 
 import pytest
 from conftest import tiny_config
+from test_glue_metrics import nine
 
-from cramjax import report
-from cramjax.config import CurriculumConfig
+from cramjax import figures, report
+from cramjax.config import CurriculumConfig, load
 from cramjax.training.clock import CHARGED, FREE
 
 SUMMARY = {
@@ -38,6 +39,7 @@ SUMMARY = {
     "command": "python -m cramjax.main --config=my.py",
 }
 MANIFEST = {
+    "name": "letters-0123",
     "documents": {"train": 90, "held_out": 7, "filtered": 3},
     "tokens": {"train": 8000, "held_out": 600},
     "text": [{"source": "letters/*.txt", "chars": 2_000_000, "share": 1.0}],
@@ -79,8 +81,8 @@ def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
         "2 layers, width 32, 2 heads, gated feed-forward width 64",
         "12,345 parameters",
         "letters/*.txt: 2.0 million characters",
-        "Licence: CC0",
-        "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7.",
+        "| licence | CC0 |",
+        "cramjax 9.9, commit abc; Python 3.11.0, jax 0.10.7 |",
         "some device",
         "(higher is better) | **92.0 %** (+-2.7) | bigram model 80.0 %, chance 50 % |",
         "held-out loss, ema of the weights | 3.900",
@@ -97,7 +99,7 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
     text = written(config, events, summary, tmp_path)
     assert "word order" not in text.lower()
     assert "the versions of Python and its libraries were not recorded" in text
-    assert "      not recorded" in text
+    assert "made by\n\n    not recorded" in text
 
 
 @pytest.mark.parametrize(
@@ -131,11 +133,52 @@ def test_stages_and_restarts_are_marked_in_both_figures(config, events):
         lines = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
         return sorted(float(line.get_xdata()[0]) for line in lines)
 
-    [axes] = report._loss_figure(config, events, SUMMARY).axes
+    [axes] = figures.loss(config, events, SUMMARY).axes
     names = [text.get_text() for text in axes.texts]
     assert names == ["length 8", "length 32"]
     assert marks(axes) == pytest.approx([0.0, 0.002, 0.003, 0.003])
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"resumed", "stepped back"} <= set(legend)
-    for axes in report._schedule_figure(config, events).axes:
+    for axes in figures.panels(config, events, figures.SCHEDULE).axes:
         assert marks(axes) == pytest.approx([0.0, 50.0, 75.0, 75.0])
+
+
+def test_skipped_micro_batches_are_marked_where_they_were_seen(config, events):
+    for line, skipped in zip(events, (0, 2, None, None, 2, None, 3), strict=True):
+        if skipped is not None:
+            line["skipped"] = skipped
+    [axes] = figures.loss(config, events, SUMMARY).axes
+    [rug] = [x for x in axes.lines if x.get_label() == "micro-batches skipped"]
+    assert rug.get_xdata() == pytest.approx([0.002, 0.004])
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "sentence"),
+    [
+        ({}, (), "**80.4**, that of the paper's model 80.4."),
+        ({}, ("glue.trials=3",), "80.4, but it was not fine-tuned as in the paper"),
+        (
+            {"cola": None},
+            (),
+            "Whether it is better than the paper's model is not known",
+        ),
+    ],
+)
+def test_it_is_compared_with_the_papers_model(changes, overrides, sentence):
+    results = {n: x for n, x in (nine() | changes).items() if x}
+    config = load("configs/default.py", overrides)
+    summary = SUMMARY | {"model_flops": 2.7e18, "elapsed_s": 86_400.0}
+    text = report._beside_the_paper(config, summary, results)
+    assert sentence in text
+    assert "took 24.0 hours on some device and 2.7e+18 model FLOPs, 50 % of" in text
+
+
+def test_what_went_wrong_is_said(events):
+    seconds = SUMMARY["seconds"] | {"lost": 12.4}
+    summary = SUMMARY | {"skipped": 3, "seconds": seconds}
+    manifest = MANIFEST | {"problems": {"documents that are not UTF-8": 4}}
+    assert report._irregular(manifest, summary, events, {}) == (
+        "**What went wrong**: interruptions of training: 1; returns to a checkpoint, "
+        "with a lower learning rate: 1; micro-batches skipped because a gradient was "
+        "not finite: 3; seconds of lost work: 12; documents that are not UTF-8: 4."
+    )

@@ -1,28 +1,39 @@
-"""Writes report.md and its figures anew, from what a finished run has written.
+"""Writes the report of a finished run anew, or a comparison of several runs.
 
 cramjax report --workdir=DIR
+cramjax report DIR DIR ... [--out=compare.html]
+
+The first writes report.md, report.html and the figures into DIR. The second
+writes one page: settings that differ, losses, scores with paired differences
+to the first run.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cramjax import config, files
+from cramjax import files
 from cramjax.errors import UserError
 from cramjax.flags import parse_flags
 
+logger = logging.getLogger(__name__)
+
 
 def command(argv: Sequence[str]) -> None:
-    """Writes the report of a workdir."""
-    given, rest = parse_flags(argv, {"workdir": "DIR"})
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}: see --help")
-    from cramjax import run  # imports JAX
-    from cramjax.glue import evaluate
+    """Writes the report of a workdir, or compares several."""
+    given, rest = parse_flags(argv, {}, optional=("workdir", "out"))
+    workdirs = [Path(name) for name in (given["workdir"], *rest) if name]
+    workdirs = [*dict.fromkeys(workdirs)]
+    if not workdirs:
+        raise UserError("no workdir: pass --workdir=DIR, or two or more to compare")
+    name = given["out"] or ("compare.html" if len(workdirs) > 1 else "")
+    out = files.to_be_written("out", name)
+    from cramjax import compare, run  # imports JAX
 
-    workdir, hint = Path(given["workdir"]), "pass the workdir of a finished run"
-    summary = files.read_json(workdir / run.SUMMARY, hint)
-    manifest = files.read_json(workdir / run.CORPUS, run.FROM_THE_CORPUS)
-    recorded = config.from_dict(config.read_recorded(workdir / run.CONFIG, hint))
-    results = evaluate.read_results(workdir / evaluate.RESULTS)
-    with run.lock_workdir(workdir):
-        run.write_report(recorded, manifest, summary, results, workdir)
+    if out:
+        compare.write(workdirs, out)
+        logger.info(f"comparison: {out}")
+        return
+    found = compare.read(workdirs[0])
+    with run.lock_workdir(found.workdir):
+        run.write_report(*found)

@@ -1,6 +1,7 @@
 """What is in a packed corpus, as Markdown with a figure, beside its blocks."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cramjax.markdown import table
 REPORT, FIGURE = "report.md", "lengths.png"
 SAMPLES = 5
 TOP_TOKENS = 40
+QUOTED = ("Blocks", "Dropped", "Cut out")  # beginnings of sections that quote text
 
 
 def write(
@@ -86,6 +88,17 @@ def write(
     files.write_text(corpus.path / REPORT, "\n\n".join(sections) + "\n")
     lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
+
+
+def samples(folder: Path) -> dict[str, list[str]]:
+    """Returns {title: texts} of a corpus's report: blocks, and what was dropped."""
+    path = folder / REPORT
+    sections = path.read_text().split("\n\n## ")[1:] if path.exists() else []
+    found = {}
+    for title, *texts in (section.split("\n\n    ") for section in sections):
+        if title.startswith(QUOTED):
+            found[title] = [text.strip() for text in texts]
+    return found
 
 
 def _section(title: str, texts: Sequence[str]) -> str:

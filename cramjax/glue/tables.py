@@ -1,4 +1,4 @@
-"""Scores as Markdown, beside the paper's and by its rules (arXiv 2212.14034)."""
+"""Tables of scores, beside the paper's and by its rules (arXiv 2212.14034)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from cramjax.config import Config, GlueConfig
 from cramjax.glue import scores, tasks
 from cramjax.glue.scores import AVERAGES, BAG_OF_WORDS, NINE
-from cramjax.markdown import table
+from cramjax.page import Block, Heading, Table, to_markdown
 
 # The protocol of section 5 and the authors' implementation: keys of `GlueConfig` with
 # the paper's values as defaults.
@@ -62,10 +62,11 @@ MODEL_FILTERED = (
     "smollm-corpus",
 )
 
+INTERVAL = "{difference:+.1f} ({low:+.1f} to {high:+.1f})"  # of `scores.interval`
 SAMPLED = " (sampled)"
 DIVERGED = " (diverged)"  # beside numbers of trials that diverged; see `notes`
 EXPLAINED = (
-    "\n\nSampled: trained or scored on a part of the benchmark's rows (how many of how "
+    "Sampled: trained or scored on a part of the benchmark's rows (how many of how "
     "many is in the last table), so not to be compared with the paper's."
 )
 MODELS = {
@@ -85,20 +86,20 @@ def page(
     """Returns glue.md; differences are {"first - second": `scores.differences`}."""
     glue = config.glue
     below = conditions(config, imported)
-    sections = [
-        "# Fine-tuning scores",
+    blocks = [
+        Heading("Fine-tuning scores", 1),
         f"Scores on dev sets, in percent (correlations times 100), higher is better; "
         f"medians of {glue.trials} trials of {glue.epochs} epochs. {how_chosen(glue)}",
-        _beside_the_paper(results, glue, below),
-        averages_table(results, glue, below),
-        differences_table(results, differences, below),
-        "## Trials at the chosen learning rates",
+        *beside_the_paper(results, glue, below),
+        *averages_table(results, glue, below),
+        *differences_table(results, differences, below),
+        Heading("Trials at the chosen learning rates"),
         _trials(results),
         below,
-        bag_of_words(results, glue),
+        *bag_of_words(results, glue),
         *notes(results, glue),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return to_markdown(blocks) + "\n"
 
 
 def how_chosen(glue: GlueConfig) -> str:
@@ -125,18 +126,20 @@ def conditions(config: Config, imported: bool = False) -> str:
     )
 
 
-def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> str:
-    """Returns what a bag of words is, and where it does as well as a model; or ""."""
+def bag_of_words(results: dict[str, Any], glue: GlueConfig) -> list[Block]:
+    """Returns what a bag of words is, if scored, and where it does as well."""
     if not scores.numbers(results, BAG_OF_WORDS):
-        return ""
-    return (
+        return []
+    sentences = [
         "The bag of words is a logistic regression (for numbers, a ridge regression) "
         "on the tf-idf of words and pairs of neighbouring words, fitted to the same "
         "training rows."
-    ) + "".join(
-        f" It does as well as {MODELS[start]}, or better, on {'; '.join(titles)}."
+    ]
+    sentences += [
+        f"It does as well as {MODELS[start]}, or better, on {'; '.join(titles)}."
         for start, titles in bag_of_words_ahead(results, glue).items()
-    )
+    ]
+    return [" ".join(sentences)]
 
 
 def bag_of_words_ahead(
@@ -180,7 +183,9 @@ def diverged_mark(results: dict[str, Any], start: str, names: Iterable[str]) -> 
     return DIVERGED if any(s and scores.has_diverged(s) for s in scored) else ""
 
 
-def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
+def beside_the_paper(
+    results: dict[str, Any], glue: GlueConfig, below: str
+) -> list[Block]:
     """Returns the nine numbers of each initialization, a bag of words and the paper.
 
     Numbers from a part of the benchmark's rows, and means of them, are marked.
@@ -188,7 +193,7 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
     names = [name for name, _ in NINE]
     found = [name for name in names if name in results]
     if not found:
-        return ""
+        return []
     sampled = {n: SAMPLED for n in found if scores.is_sampled(results[n])}
     rows = []
     for start in (*glue.starts, BAG_OF_WORDS):
@@ -208,18 +213,20 @@ def _beside_the_paper(results: dict[str, Any], glue: GlueConfig, below: str) -> 
         rows.append([f"**{start}**", *cells, _cell(mean, *marks)])
     rows += [[name, *map(_cell, numbers)] for name, numbers in PAPER_GLUE.items()]
     header = [scores.TITLES[name] for name in names]
-    return (
-        "## Beside the paper\n\n"
-        + table(["", *header, "mean"], rows)
-        + "\n\nPlain rows are those of arXiv 2212.14034, with medians of five trials. "
-        "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'."
-        + (EXPLAINED if sampled else "")
-        + f"\n\n{below}"
-    )
+    return [
+        Heading("Beside the paper"),
+        Table(["", *header, "mean"], rows),
+        "Plain rows are those of arXiv 2212.14034, with medians of five trials. "
+        "QQP and MRPC are F1, STS-B is Pearson's correlation, CoLA Matthews'.",
+        *([EXPLAINED] if sampled else []),
+        below,
+    ]
 
 
-def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str:
-    """Returns the averages of each initialization's medians, or "" without any."""
+def averages_table(
+    results: dict[str, Any], glue: GlueConfig, below: str
+) -> list[Block]:
+    """Returns the averages of each initialization's medians, if there are any."""
     starts = (*glue.starts, BAG_OF_WORDS)
     by_start = {start: scores.averages(results, start) for start in starts}
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -233,48 +240,53 @@ def averages_table(results: dict[str, Any], glue: GlueConfig, below: str) -> str
                     mean["value"], diverged_mark(results, start, names)
                 )
     if not rows:
-        return ""
+        return []
     lines = [
         [t, *(cells.get(s, "-") for s in starts)] for (_, t), cells in rows.items()
     ]
-    text = table(["average of medians", *starts], lines) + f"\n\n{below}"
+    blocks: list[Block] = [Table(["average of medians", *starts], lines), below]
     if any(key == "superglue" for key, _ in rows):
-        text += "\n\nSuperGLUE in the paper: " + "; ".join(
-            f"{name} {value}" for name, value in PAPER_SUPERGLUE.items()
-        )
-    return text
+        paper = (f"{name} {value}" for name, value in PAPER_SUPERGLUE.items())
+        blocks.append(f"SuperGLUE in the paper: {'; '.join(paper)}")
+    return blocks
 
 
 def differences_table(
     results: dict[str, Any], differences: dict[str, Any], below: str
-) -> str:
-    """Returns a row per set, with a column per pair of initializations, or ""."""
+) -> list[Block]:
+    """Returns a row per set, with a column per pair of initializations, if any."""
     if not any(differences.values()):
-        return ""
+        return []
     rows = []
     for name, entry in results.items():
         row = [entry["title"], entry["metric"]]
         for pair, found in differences.items():
             cell = "-"
             if name in found:
-                template = "{difference:+.1f} ({low:+.1f} to {high:+.1f})"
-                cell = template.format(**found[name])
+                cell = INTERVAL.format(**found[name])
                 cell += max(
                     diverged_mark(results, s, [name]) for s in pair.split(" - ")
                 )
             row.append(cell)
         rows.append(row)
+    return [
+        Heading("Between initializations"),
+        Table(["task", "metric", *differences], rows),
+        how_compared(),
+        below,
+    ]
+
+
+def how_compared() -> str:
+    """Returns what the intervals of differences are."""
     return (
-        "## Between initializations\n\n"
-        + table(["task", "metric", *differences], rows)
-        + "\n\nDifferences of the trials' means (the other tables show medians), with "
-        f"the {scores.LEVEL:.0%} interval of {scores.DRAWS:,} bootstrap draws of dev "
-        "rows and trials in parentheses. An interval that includes 0 shows no "
-        f"difference.\n\n{below}"
+        "Differences of the trials' means (the other tables show medians), with the "
+        f"{scores.LEVEL:.0%} interval of {scores.DRAWS:,} bootstrap draws of dev rows "
+        "and trials in parentheses. An interval that includes 0 shows no difference."
     )
 
 
-def _trials(results: dict[str, Any]) -> str:
+def _trials(results: dict[str, Any]) -> Table:
     """Returns a row per set, metric and initialization, with every trial's score."""
     rows = []
     for name, entry in results.items():
@@ -302,7 +314,7 @@ def _trials(results: dict[str, Any]) -> str:
         "task,metric,initialization,learning rate,median,mean,standard deviation,trials"
     )
     header += ",bag of words,majority class,training rows,dev rows"
-    return table(header.split(","), rows)
+    return Table(header.split(","), rows)
 
 
 def rows_used(entry: dict[str, Any], split: str) -> str:
