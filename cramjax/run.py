@@ -211,7 +211,7 @@ def check_platform(config: Config) -> None:
             attention != "cudnn" or tuning.has_cudnn(),
             "model.attention",
             attention,
-            f"'xla' on {jax.local_devices()[0].device_kind}: cuDNN's needs  "
+            f"'xla' on {jax.local_devices()[0].device_kind}: cuDNN's needs compute "
             "capability 8.0",
         )
         return

@@ -3,6 +3,7 @@
 import random
 import shutil
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -57,6 +58,16 @@ def test_tasks_that_run_at_once_write_what_the_pool_does(whole, tasks):
     assert content(prepare.corpus_path(config)) == expected
     names = {path.name for path in prepare.corpus_path(config).parent.iterdir()}
     assert names == {prepare.corpus_path(config).name, "fingerprints.json"}
+
+
+def test_a_task_that_slept_while_others_did_the_rest_ends(whole, monkeypatch):
+    folder, expected = whole
+    config = config_of(folder, *DROPS, name="asleep")
+    rest = iter([prepare.corpus_path, prepare.prepare])
+    asleep = types.SimpleNamespace(sleep=lambda _: next(rest)(config))
+    monkeypatch.setattr(stages, "time", asleep)
+    prepare.prepare_as_task(config, 8, 9)
+    assert content(prepare.corpus_path(config)) == expected
 
 
 def test_stage_by_stage_a_task_that_was_killed_is_named(whole):
@@ -141,6 +152,7 @@ def test_signatures_estimate_the_similarity_and_bands_find_it():
         assert same[exact_NxN >= threshold].mean() > 0.99
         assert same[exact_NxN < 0.05].sum() == 0
     assert [minhash.band_rows(t) for t in (0.5, 0.8, 0.9, 1.0)] == [3, 6, 10, 60]
+    assert minhash.band_digests(mins_NxK[:0], 6).shape == (0, 20, 2)  # an empty file
 
 
 def test_of_connected_similar_documents_the_first_stays(tmp_path, monkeypatch):
@@ -171,7 +183,8 @@ def test_flags_of_tasks(script_error, tmp_path):
         folder = f"--config.data.dir={tmp_path}"
         return script_error("prepare_data.py", "--config=quickstart", folder, *flags)
 
-    assert "pass --task=0 to --task=2" in error("--tasks=3")
+    for flags in ("--tasks=3", "--task=0", "--stage=cuts --executor=ray"):
+        assert f"{flags}: pass --tasks=N and --task" in error(*flags.split())
     assert "--task=3: must be from 0 to 2" in error("--task=3", "--tasks=3")
     assert "--stage=block: must be one of sources, d" in error("--stage=block")
     waits = error("--task=1", "--tasks=2", "--stage=blocks")

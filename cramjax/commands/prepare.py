@@ -32,20 +32,22 @@ def command(argv: Sequence[str]) -> None:
 
         config, _ = initial.begin(config)
     tasks = _whole(flags, "tasks", 1)
-    task = _whole(flags, "task", 0, tasks - 1)
+    given = {name for name in FLAGS if flags[name]}
     if flags["stage"] not in ("", *STAGES):
         raise UserError(f"--stage={flags['stage']}: must be one of {', '.join(STAGES)}")
-    if flags["executor"]:
-        cluster.submit(config, flags["executor"], tasks, flags)
-    elif flags["task"]:
-        prepare_as_task(config, task, tasks, flags["stage"])
-    elif flags["tasks"] or flags["stage"]:
-        raise UserError(
-            f"--tasks={tasks}: which one is this? pass --task=0 to --task={tasks - 1}, "
-            "one in each job, or --executor=ray or slurm"
-        )
-    else:
+    if not given:
         prepare(config)
+    elif "executor" in given and not given & {"task", "stage"}:
+        cluster.submit(config, flags["executor"], tasks, flags)
+    elif {"task", "tasks"} <= given <= {"task", "tasks", "stage"}:
+        task = _whole(flags, "task", 0, tasks - 1)
+        prepare_as_task(config, task, tasks, flags["stage"])
+    else:
+        together = " ".join(f"--{n}={flags[n]}" for n in FLAGS if n in given)
+        raise UserError(
+            f"{together}: pass --tasks=N and --task=0 to --task=N-1, one in each job "
+            "(and --stage), or --tasks=N and --executor=ray or slurm"
+        )
 
 
 def _whole(flags: dict[str, str], name: str, least: int, most: int = 10**6) -> int:

@@ -294,10 +294,8 @@ def _find_cuts(
         of_bytes += int(table["bytes"].sum())
         first = group << ROW_BITS
         low, high = np.searchsorted(whole, [first, first + (1 << ROW_BITS)])
-        dropped = table[whole[low:high] - first]
-        names = ("file", "document", "bytes")
-        cuts.append(np.stack([dropped[n] for n in names], 1).astype(np.int64))
-        cuts[-1] = np.insert(cuts[-1], 2, 0, axis=1)
+        dropped_Rx3 = table[whole[low:high] - first].view("<i4").reshape(-1, 3)
+        cuts.append(np.insert(dropped_Rx3.astype(np.int64), 2, 0, axis=1))
     if data.dedup_bytes:
         tables = [np.load(_path(folder, "tables", group)) for group in range(groups)]
         texts = [_text_path(folder, group) for group in range(groups)]
@@ -357,6 +355,6 @@ def _similar_examples(
         table = np.load(_path(folder, "tables", position >> ROW_BITS))
         document = table[position & ROW_MASK]
         texts = found[document["file"]].documents(ReadContext(data))
-        text = next(itertools.islice(texts, int(document["document"]), None))
+        text = next(itertools.islice(texts, int(document["document"]), None), "")
         examples.append(text[:EXAMPLE_CHARS])
     return examples

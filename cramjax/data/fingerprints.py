@@ -32,6 +32,11 @@ class Fingerprints:
             self.entries = {}
         self._saved = dict(self.entries)
 
+    def knows(self, path: Path) -> bool:
+        """Returns whether the hash of a file, as it is now, is remembered."""
+        stat = path.stat()
+        return self.entries.get(str(path), [])[:2] == [stat.st_size, stat.st_mtime_ns]
+
     def sha256(self, path: Path) -> str:
         """Returns the hash of a file, for which it may read the whole file.
 
@@ -39,12 +44,11 @@ class Fingerprints:
           UserError: the file cannot be read.
         """
         try:
-            stat = path.stat()
-            version = [stat.st_size, stat.st_mtime_ns]
-            if self.entries.get(str(path), [])[:2] != version:
+            if not self.knows(path):
+                stat = path.stat()  # of before it is read
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                self.entries[str(path)] = [*version, sha256]
+                self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, sha256]
         except OSError as error:
             raise UserError(
                 f"config.data.sources: {path} cannot be read ({error.strerror})"

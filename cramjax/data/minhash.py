@@ -68,7 +68,8 @@ def band_rows(threshold: float) -> int:
 
 def band_digests(mins_DxK: np.ndarray, rows: int) -> np.ndarray:
     """Returns digests_DxBx2, uint64: of the minima of each band, and its number."""
-    mins_DxBxR = mins_DxK.reshape(len(mins_DxK), -1, rows).astype(np.uint64)
+    shape = (len(mins_DxK), HASHES // rows, rows)
+    mins_DxBxR = mins_DxK.reshape(shape).astype(np.uint64)
     digests_DxB = np.zeros(mins_DxBxR.shape[:2], np.uint64)
     for row in range(rows):
         digests_DxB = _mixed(digests_DxB + mins_DxBxR[:, :, row] + np.uint64(row + 1))

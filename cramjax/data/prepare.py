@@ -244,11 +244,11 @@ def _build(
             return
         to_encode, duplicates = dedup.deduplicated(text_files, folder)
     groups = sources.grouped(to_encode)
-    done = stages.exists(folder / TOKENIZER, path)
+    done = stages.exists(folder / TOKENIZER)
     yield "tokenizer", [Unit(done, _make_tokenizer, (config, groups, folder))]
     units = []
     for number, group in enumerate(groups):
-        done = stages.exists(encode.group_facts(number, folder), path)
+        done = stages.exists(encode.group_facts(number, folder))
         call = (number, group, config, folder, SHARD_CHARS)
         units.append(Unit(done, encode.encode_group, call))
     yield "blocks", units

@@ -82,11 +82,11 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
 
 def known(data: DataConfig) -> bool:
     """Returns whether `resolve` and `contents` have been called, by any task."""
-    entries = Fingerprints(data.dir).entries
+    cache = Fingerprints(data.dir)
     urls = (remote.as_url(source, data.split) for source in data.sources)
-    if any("://" in url and url not in entries for url in urls):
+    if any("://" in url and url not in cache.entries for url in urls):
         return False
-    return all(file.digest or file.name in entries for file in resolve(data))
+    return all(file.digest or cache.knows(file.path) for file in resolve(data))
 
 
 def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:

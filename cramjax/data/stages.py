@@ -33,8 +33,12 @@ Stage = tuple[str, Sequence[Unit]]
 
 
 def exists(*paths: Path) -> Callable[[], bool]:
-    """Returns a `Unit.done`: whether one of these files exists."""
-    return lambda: any(path.exists() for path in paths)
+    """Returns a `Unit.done`: whether one of these files of a folder exists.
+
+    When all stages are finished, the folder gets another name.
+    """
+    folder = paths[0].parent
+    return lambda: any(path.exists() for path in paths) or not folder.exists()
 
 
 def run(stages: Iterable[Stage]) -> None:

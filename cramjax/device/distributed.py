@@ -85,12 +85,12 @@ def from_first(values: list[int]) -> list[int]:
 
 
 def check_equal(config: str) -> None:
-    """Raises a `UserError` if process 0 has another config."""
-    digest = [zlib.crc32(config.encode()) >> 1]
-    if jax.process_count() > 1 and from_first(digest) != digest:
+    """Raises a `UserError`, in all processes, unless all have the same config."""
+    digest = np.int32(zlib.crc32(config.encode()) >> 1)
+    if jax.process_count() > 1 and np.ptp(multihost_utils.process_allgather(digest)):
         raise UserError(
-            f"--process={jax.process_index()} has another config than process 0: start "
-            "all with the same command"
+            "--process: not all processes have the same config: start all with the "
+            "same command"
         )
 
 

@@ -101,9 +101,8 @@ def attentions(config: Config) -> list[str]:
 
 def has_cudnn() -> bool:
     """Returns whether cuDNN's attention runs here: compute capability 8.0 and above."""
-    capability = getattr(jax.local_devices()[0], "compute_capability", "0").split(".")[
-        0
-    ]
+    device = jax.local_devices()[0]
+    capability = getattr(device, "compute_capability", "0").split(".")[0]
     return (
         jax.default_backend() == "gpu"
         and capability.isdigit()  # AMD's are not
