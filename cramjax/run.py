@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report, word_order
+from cramjax import files, report, trackers, word_order
 from cramjax.checkpoints import initial, weights
 from cramjax.config import (
     FORMAT,
@@ -71,37 +71,45 @@ def run(
     tasks = evaluate.fetch(config, tasks)
     # Shifted past downloads and corpus building, which first_step_s excludes.
     started_at += time.monotonic() - start
-    if (workdir / SUMMARY).exists():
-        record(workdir / CONFIG, config)
-        named_params = weights.read_run(config, workdir)
-        summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-        # An earlier version did not write them, or the disk was full.
-        if not weights.is_written(config, workdir):
-            weights.write_run(named_params, workdir)
-    else:
-        with ThreadPoolExecutor(1) as pool:
-            corpus, compiling, built_s = _prepare(config, workdir, pool)
-            with lock_workdir(workdir):
-                config = tuning.choose(config, train_step.build)
-                record(workdir / CONFIG, config)
-                if not compiling:
-                    compiling = pool.submit(train_step.build(config).compile_ahead)
-                named_params, summary = pretrain(
-                    *(config, corpus, workdir, compiling, started_at + built_s),
-                    initial_params,
-                )
+    with contextlib.ExitStack() as stack:
+        if (workdir / SUMMARY).exists():
+            record(workdir / CONFIG, config)
+            tracking = stack.enter_context(trackers.Trackers(config, workdir))
+            named_params = weights.read_run(config, workdir)
+            summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+            # An earlier version did not write them, or the disk was full.
+            if not weights.is_written(config, workdir):
                 weights.write_run(named_params, workdir)
-    if "word_order" in summary:  # older versions did not measure it
-        logger.info(word_order.line(summary["word_order"]))
-    logger.info(
-        f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
-        f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
-    )
-    run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
-    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
-    with lock_workdir(workdir):
-        results = evaluate.evaluate(config, named_params, run_tokenizer, workdir, tasks)
-        write_report(config, manifest, summary, results, workdir)
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                corpus, compiling, built_s = _prepare(config, workdir, pool)
+                with lock_workdir(workdir):
+                    config = tuning.choose(config, train_step.build)
+                    record(workdir / CONFIG, config)
+                    tracking = stack.enter_context(trackers.Trackers(config, workdir))
+                    if not compiling:
+                        compiling = pool.submit(train_step.build(config).compile_ahead)
+                    named_params, summary = pretrain(
+                        *(config, corpus, workdir, compiling, started_at + built_s),
+                        initial_params,
+                        tracking.line,
+                    )
+                    weights.write_run(named_params, workdir)
+        if "word_order" in summary:  # older versions did not measure it
+            logger.info(word_order.line(summary["word_order"]))
+        logger.info(
+            f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
+            f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
+        )
+        run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+        manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
+        with lock_workdir(workdir):
+            results = evaluate.evaluate(
+                *(config, named_params, run_tokenizer, workdir, tasks),
+                sink=tracking.line,
+            )
+            tracking.final(summary, results)
+            write_report(config, manifest, summary, results, workdir)
     return named_params
 
 
@@ -137,6 +145,7 @@ def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task
       UserError: all that is wrong, a line each.
     """
     checks = [partial(check_workdir, workdir, config), *more]
+    checks.append(partial(trackers.check, config))
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
     return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]

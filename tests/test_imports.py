@@ -15,7 +15,7 @@ LAYERS = (
     ("likelihood", "word_order"),
     ("training",),
     ("describe", "checkpoints", "glue"),
-    ("blimp", "plan", "report"),
+    ("blimp", "plan", "report", "trackers"),
     ("run",),
     ("rehearsal", "score", "study"),
     ("commands",),

@@ -41,6 +41,7 @@ from cramjax.config.training import (
     GuardConfig,
     LogConfig,
     OptimizerConfig,
+    ProfileConfig,
     ScheduleConfig,
     ValidationConfig,
 )

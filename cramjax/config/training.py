@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from cramjax.config.key import Section, above, at_least, key, one_of, within
+from cramjax.config.key import Rule, Section, above, at_least, key, one_of, within
 from cramjax.errors import UserError
 
 # Tests compare these names with the tables of training/, which imports JAX.
 OPTIMIZERS = ("adamw", "adam_l2", "adafactor", "sgd", "radam", "lion", "muon")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 CURVES = (
     "constant",
     "linear",
@@ -136,6 +137,27 @@ class LogConfig(Section):
 
     # Micro-steps per line of metrics.jsonl.
     every_steps: int = key(100, at_least(1), operational=True)
+    # That follow the run, each by its extra: pip install -e '.[wandb]'.
+    trackers: tuple[str, ...] = key(
+        (),
+        Rule(lambda x: set(x) <= set(TRACKERS), f"some of {TRACKERS}"),
+        absent=(),
+        operational=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig(Section):
+    """Where the time of a micro-step goes."""
+
+    # First micro-step that is traced, counted from 0, and the one after the last:
+    # (100, 105) traces five. Their trace is in profile/ of the workdir; () = none.
+    steps: tuple[int, ...] = key(
+        (),
+        Rule(lambda x: not x or len(x) == 2 and 0 <= x[0] < x[1], "() or (FIRST, END)"),
+        absent=(),
+        operational=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cramjax.training.clock import Clock
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 20.0
+Sink = Callable[[dict[str, Any], bool], None]
 
 
 class MetricsLog:
@@ -34,16 +35,18 @@ class MetricsLog:
     Lines that do not fit on a full disk are kept in memory until they do.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, sink: Sink = lambda *_: None):
         """Opens the file for appending, after its last whole line.
 
-        A kill may have cut off the line that was being written.
+        A kill may have cut off the line that was being written. The sink gets what is
+        written, after it; `went_back` is True for the event of `cut`.
         """
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
+        self._sink = sink
 
     def __enter__(self):
         return self
@@ -60,6 +63,7 @@ class MetricsLog:
         except OSError as error:
             if not is_disk_full(error):
                 raise
+        self._sink(values, False)
 
     def cut(self, after: int, **event: Any) -> None:
         """Drops the lines after a step, which will be repeated, and adds an event.
@@ -72,6 +76,7 @@ class MetricsLog:
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file, self._unwritten = self._path.open("ab", buffering=0), b""
+        self._sink(event, True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

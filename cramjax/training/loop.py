@@ -87,10 +87,18 @@ def train(session: Session) -> int | None:
     validation = Timer(config.validation.every_minutes)
     checkpoint = Timer(config.checkpoint.every_minutes)
     in_flight = None
-    with stop_signals() as signals, ProgressLine(len(session.corpus.train)) as line:
+    with (
+        stop_signals() as signals,
+        ProgressLine(len(session.corpus.train)) as line,
+        Profile(session.workdir) as profile,
+    ):
         while (progress := clock.progress()) < 1 and not signals:
             # Except when logging, validating or saving, the device runs this step while
             # the host reads the previous one.
+            if clock.step in config.profile.steps:  # the trace has whole steps
+                read_metrics(session, in_flight)
+                in_flight = None
+                profile.switch(clock.step == config.profile.steps[0])
             previous, in_flight = in_flight, dispatch(session, progress)
             read_metrics(session, previous)
             # Logged before the last checkpoint, so that resuming from it does not log
@@ -138,6 +146,31 @@ class Timer:
         if due:
             self._start = now
         return due
+
+
+class Profile:
+    """A trace of some steps, in profile/ of the workdir; a context manager."""
+
+    def __init__(self, workdir: Path):
+        """Traces nothing yet."""
+        self._folder, self._traces = workdir / "profile", False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.switch(False)
+
+    def switch(self, traces: bool) -> None:
+        """Starts or stops, unless it has; at the end, writes the trace."""
+        if traces and not self._traces:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+        if self._traces and not traces:
+            jax.profiler.stop_trace()
+            found = self._folder.rglob("perfetto_trace.json.gz")
+            path = max(found, key=lambda path: path.stat().st_mtime)
+            logger.info(f"trace: {path}, for https://ui.perfetto.dev")
+        self._traces = traces
 
 
 @contextlib.contextmanager
