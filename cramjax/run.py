@@ -92,7 +92,6 @@ def run(
                     named_params, summary = pretrain(
                         *(config, corpus, workdir, compiling, started_at + built_s),
                         initial_params,
-                        tracking.line,
                     )
                     weights.write_run(named_params, workdir)
         if "word_order" in summary:  # older versions did not measure it
@@ -105,10 +104,13 @@ def run(
         manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
         with lock_workdir(workdir):
             results = evaluate.evaluate(
-                *(config, named_params, run_tokenizer, workdir, tasks),
-                sink=tracking.line,
+                *(config, named_params, run_tokenizer, workdir, tasks)
             )
-            tracking.final(summary, results)
+            medians = {
+                name: {start: x["median"] for start, x in entry["starts"].items()}
+                for name, entry in results.items()
+            }
+            tracking.log({"event": "final", **summary, "scores": medians})
             write_report(config, manifest, summary, results, workdir)
     return named_params
 
@@ -145,7 +147,7 @@ def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task
       UserError: all that is wrong, a line each.
     """
     checks = [partial(check_workdir, workdir, config), *more]
-    checks.append(partial(trackers.check, config))
+    checks += [partial(trackers.check, config)]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
     return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]

@@ -34,6 +34,7 @@ from cramjax.config.root import (
     to_dict,
 )
 from cramjax.config.training import (
+    TRACKERS,
     AveragingConfig,
     BatchConfig,
     BudgetConfig,

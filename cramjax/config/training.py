@@ -7,7 +7,8 @@ from cramjax.errors import UserError
 
 # Tests compare these names with the tables of training/, which imports JAX.
 OPTIMIZERS = ("adamw", "adam_l2", "adafactor", "sgd", "radam", "lion", "muon")
-TRACKERS = ("tensorboard", "wandb", "trackio")
+# {tracker, and its extra: the module}
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 CURVES = (
     "constant",
     "linear",
@@ -140,7 +141,7 @@ class LogConfig(Section):
     # That follow the run, each by its extra: pip install -e '.[wandb]'.
     trackers: tuple[str, ...] = key(
         (),
-        Rule(lambda x: set(x) <= set(TRACKERS), f"some of {TRACKERS}"),
+        Rule(lambda x: set(x) <= set(TRACKERS), f"some of {tuple(TRACKERS)}"),
         absent=(),
         operational=True,
     )

@@ -19,7 +19,6 @@ from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
 from cramjax.glue.journal import FinishedTrials, Journal
 from cramjax.glue.tasks import Task
-from cramjax.training.log import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +141,6 @@ def evaluate(
     complete: Sequence[Task],
     imported: bool = False,
     on_trained: Callable[[float, Any], None] = lambda *_: None,
-    sink: Sink = lambda *_: None,
 ) -> dict[str, Any]:
     """Fine-tunes on every task and scores its dev sets.
 
@@ -158,7 +156,6 @@ def evaluate(
       complete: the tasks that `fetch` returns.
       imported: the parameters are those of another project's model.
       on_trained: called with the learning rate and `finetune`'s params_T.
-      sink: gets the lines of finetune.jsonl.
 
     Returns:
       The value of "tasks" in glue.json: {scored set: {"task", "title", "metric",
@@ -186,7 +183,7 @@ def evaluate(
             started = time.monotonic()
             pretrained = named_params.get(start)
             finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
-            with Journal(workdir, encoded, start, rate, sink) as journal:
+            with Journal(workdir, encoded, start, rate) as journal:
                 trained = finetune(
                     config.model,
                     config.glue,

@@ -20,7 +20,7 @@ from cramjax.config import Config
 from cramjax.glue import scores
 from cramjax.glue.data import Encoded, TaskRows
 from cramjax.glue.finetune import EVAL_BATCH, Finetuned, Predict
-from cramjax.training.log import MetricsLog, Sink
+from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
 
 logger = logging.getLogger(__name__)
@@ -45,16 +45,9 @@ class Journal:
     repeated: of two lines about the same epoch the later one counts.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        rows: TaskRows[Encoded],
-        start: str,
-        rate: float,
-        sink: Sink = lambda *_: None,
-    ):
-        """Shows nothing yet; the sink gets the lines of finetune.jsonl."""
-        self._log = MetricsLog(workdir / LOG, sink)
+    def __init__(self, workdir: Path, rows: TaskRows[Encoded], start: str, rate: float):
+        """Shows nothing yet."""
+        self._log = MetricsLog(workdir / LOG)
         self._rows, self._start, self._rate = rows, start, rate
         self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
         self._last_plain = time.monotonic()

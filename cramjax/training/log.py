@@ -26,7 +26,8 @@ from cramjax.training.clock import Clock
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 20.0
-Sink = Callable[[dict[str, Any], bool], None]
+# Called with every line that a log has written; True: those of later steps were cut.
+SINKS: list[Callable[[dict[str, Any], bool], None]] = []
 
 
 class MetricsLog:
@@ -35,18 +36,16 @@ class MetricsLog:
     Lines that do not fit on a full disk are kept in memory until they do.
     """
 
-    def __init__(self, path: Path, sink: Sink = lambda *_: None):
+    def __init__(self, path: Path):
         """Opens the file for appending, after its last whole line.
 
-        A kill may have cut off the line that was being written. The sink gets what is
-        written, after it; `went_back` is True for the event of `cut`.
+        A kill may have cut off the line that was being written.
         """
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
-        self._sink = sink
 
     def __enter__(self):
         return self
@@ -63,7 +62,8 @@ class MetricsLog:
         except OSError as error:
             if not is_disk_full(error):
                 raise
-        self._sink(values, False)
+        for sink in SINKS:
+            sink(values, False)
 
     def cut(self, after: int, **event: Any) -> None:
         """Drops the lines after a step, which will be repeated, and adds an event.
@@ -76,7 +76,8 @@ class MetricsLog:
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file, self._unwritten = self._path.open("ab", buffering=0), b""
-        self._sink(event, True)
+        for sink in SINKS:
+            sink(event, True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -90,15 +90,15 @@ def train(session: Session) -> int | None:
     with (
         stop_signals() as signals,
         ProgressLine(len(session.corpus.train)) as line,
-        Profile(session.workdir) as profile,
+        contextlib.ExitStack() as trace,
     ):
         while (progress := clock.progress()) < 1 and not signals:
             # Except when logging, validating or saving, the device runs this step while
             # the host reads the previous one.
-            if clock.step in config.profile.steps:  # the trace has whole steps
-                read_metrics(session, in_flight)
+            if clock.step in config.profile.steps:
+                read_metrics(session, in_flight)  # the trace has whole steps
                 in_flight = None
-                profile.switch(clock.step == config.profile.steps[0])
+                switch_trace(session, trace)
             previous, in_flight = in_flight, dispatch(session, progress)
             read_metrics(session, previous)
             # Logged before the last checkpoint, so that resuming from it does not log
@@ -148,31 +148,6 @@ class Timer:
         return due
 
 
-class Profile:
-    """A trace of some steps, in profile/ of the workdir; a context manager."""
-
-    def __init__(self, workdir: Path):
-        """Traces nothing yet."""
-        self._folder, self._traces = workdir / "profile", False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.switch(False)
-
-    def switch(self, traces: bool) -> None:
-        """Starts or stops, unless it has; at the end, writes the trace."""
-        if traces and not self._traces:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-        if self._traces and not traces:
-            jax.profiler.stop_trace()
-            found = self._folder.rglob("perfetto_trace.json.gz")
-            path = max(found, key=lambda path: path.stat().st_mtime)
-            logger.info(f"trace: {path}, for https://ui.perfetto.dev")
-        self._traces = traces
-
-
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP in the block instead of ending the process.
@@ -197,6 +172,16 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def switch_trace(session: Session, trace: contextlib.ExitStack) -> None:
+    """Writes the trace that has begun, if any; begins one at its first step."""
+    trace.close()
+    if session.clock.step == session.config.profile.steps[0]:
+        folder = session.workdir / "profile"
+        found = f"{folder}/plugins/profile/*/perfetto_trace.json.gz"
+        trace.callback(logger.info, f"trace: {found}, for https://ui.perfetto.dev")
+        trace.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
 
 
 def dispatch(session: Session, progress: float) -> DispatchedStep:

@@ -21,7 +21,7 @@ from cramjax.training import averaging, train_step
 from cramjax.training import log as metrics_log
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, Sink, Throughput, TrainMetrics
+from cramjax.training.log import MetricsLog, Throughput, TrainMetrics
 from cramjax.training.loop import RESUMED, ROLLED_BACK, Session, restore_or_init, train
 from cramjax.training.validation import score
 from cramjax.version import code_version, command_line, library_versions
@@ -39,7 +39,6 @@ def pretrain(
     compiling: Future[MicroStep] | None = None,
     started_at: float | None = None,
     initial_params: Any | None = None,
-    sink: Sink = lambda *_: None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains for the budget, or for what is left of it, and validates.
 
@@ -50,7 +49,6 @@ def pretrain(
       compiling: the micro-step, being compiled; without it the first step compiles.
       started_at: `time.monotonic()` when it began to prepare; now if it is left out.
       initial_params: of `encoder.MaskedLM`, to begin with; random ones without.
-      sink: gets the lines of metrics.jsonl.
 
     Returns:
       Float32 parameters of `encoder.MaskedLM` by name ("pretrained", and the averages
@@ -65,7 +63,7 @@ def pretrain(
     with (
         out_of_memory_explained(config),
         CheckpointStore(workdir / CHECKPOINTS, config.checkpoint) as store,
-        MetricsLog(workdir / METRICS, sink) as log,
+        MetricsLog(workdir / METRICS) as log,
     ):
         session = resume(
             *(config, corpus, store, log, workdir, compiling, started_at),
