@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def _start(tracker: str, config: Config, workdir: Path) -> Any:
     module = importlib.import_module(TRACKERS[tracker])
     values = flatten(to_dict(config))
     if tracker == TB:
-        writer = module.SummaryWriter(str(workdir / tracker))
+        suffix = f".{time.time_ns()}"  # two sessions may start within a second
+        writer = module.SummaryWriter(str(workdir / TB), filename_suffix=suffix)
         writer.add_text("config", json.dumps(values, indent=4))
         return writer
     if not (path := workdir / NAME).exists():
