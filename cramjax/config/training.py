@@ -134,11 +134,11 @@ class CheckpointConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Section):
-    """When metrics are written."""
+    """When metrics are written, and where to."""
 
     # Micro-steps per line of metrics.jsonl.
     every_steps: int = key(100, at_least(1), operational=True)
-    # That follow the run, each by its extra: pip install -e '.[wandb]'.
+    # Beside metrics.jsonl; each needs its extra: pip install -e '.[wandb]'.
     trackers: tuple[str, ...] = key(
         (),
         Rule(lambda x: set(x) <= set(TRACKERS), f"some of {tuple(TRACKERS)}"),
