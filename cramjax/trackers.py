@@ -60,9 +60,8 @@ class Trackers:
             name = "finetune/{task}/{start}/{rate:g}".format_map(line)
         values = {key: x for key, x in line.items() if key not in NOT_LOGGED}
         flat = flatten(values, f"{name}/")
-        lists = {key: x for key, x in flat.items() if isinstance(x, list)}
-        for key, x in lists.items():  # a number of each trial
-            flat |= {f"{key}/{i}": number for i, number in enumerate(x, first)}
+        for key in [key for key, x in flat.items() if isinstance(x, list)]:  # trials
+            flat |= {f"{key}/{i}": x for i, x in enumerate(flat[key], first)}
         numbers = {key: x for key, x in flat.items() if isinstance(x, (int, float))}
 
         def log(name: str, tracker: Any) -> None:

@@ -96,6 +96,7 @@ class TrainMetrics:
 
     window: list[float] = dataclasses.field(default_factory=list)  # losses since a line
     last_loss: float | None = None  # the mean over the window before this one
+    held_out_loss: float | None = None  # as validated last
     # learning_rate, grad_norm, batch_size, skipped and bad_in_a_row of the latest
     # micro-step that was read.
     latest: dict[str, float] = dataclasses.field(
@@ -209,9 +210,11 @@ class ProgressLine:
         tokens_per_s = (clock.tokens - start_tokens) / seconds
         left_s = (1 - progress) * seconds / max(progress - start_progress, 1e-9)
         latest, loss = train_metrics.latest, train_metrics.loss
+        held_out = train_metrics.held_out_loss
         passes = clock.position / self._blocks
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
+            f"{f'held-out {held_out:.3f}  ' if held_out is not None else ''}"
             f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
             f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  "

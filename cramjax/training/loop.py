@@ -268,6 +268,7 @@ def validate(session: Session) -> None:
     with clock.measure("validation"):
         named_params = train_step.named_params(session.config, session.state)
         scores = score(session.config, named_params, corpus)
+    session.train_metrics.held_out_loss = scores["loss"]
     write_event(session, "validation", tokens=clock.tokens, **scores)
     logger.info(
         f"held-out loss {scores['loss']:.3f} nats (unigram entropy: "
