@@ -1,4 +1,11 @@
-"""Pretrain a BERT-like language model on one GPU within a day, in JAX."""
+"""Pretrain a BERT-like language model on one GPU within a day, in JAX.
+
+>>> import cramjax
+>>> model = cramjax.load("runs/quickstart")
+>>> vectors_NxD = model.encode(["a first text", "a second one"])
+>>> len(vectors_NxD)
+2
+"""
 
 from typing import Any
 

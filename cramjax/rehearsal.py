@@ -205,7 +205,8 @@ def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> C
         batch=replace(config.batch, sequences=rows, ramp_share=0.0),
         curriculum=replace(config.curriculum, lengths=(), starts=()),
         guard=replace(config.guard, max_loss=0.0),
-        log=replace(config.log, every_steps=1),
+        log=replace(config.log, every_steps=1, trackers=()),
+        profile=replace(config.profile, steps=()),
         validation=replace(config.validation, max_blocks=rows),
     )
 

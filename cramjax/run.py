@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report, word_order
+from cramjax import files, report, trackers, word_order
 from cramjax.checkpoints import initial, weights
 from cramjax.config import (
     FORMAT,
@@ -74,55 +74,85 @@ def run(
         tasks = evaluate.fetch(config, tasks)
     # Shifted past downloads and corpus building, which first_step_s excludes.
     started_at += time.monotonic() - start
-    if (workdir / SUMMARY).exists():
-        if distributed.is_first():
-            record(workdir / CONFIG, config)
-        named_params = weights.read_run(config, workdir)
-        summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
-        # An earlier version did not write them, or the disk was full.
-        if distributed.is_first() and not weights.is_written(config, workdir):
-            weights.write_run(named_params, workdir)
-    else:
-        with ThreadPoolExecutor(1) as pool:
-            corpus, compiling, built_s = _prepare(config, workdir, pool)
-            with lock_workdir(workdir):
-                alone = partial(train_step.build, mesh=train_step.make_mesh())
-                config = tuning.choose(config, alone)
-                most = max(config.devices, distributed.devices())
-                config = dataclasses.replace(config, devices=most)
-                if distributed.is_first():
-                    record(workdir / CONFIG, config)
-                if not compiling:
-                    compiling = pool.submit(train_step.build(config).compile_ahead)
-                named_params, summary = pretrain(
-                    *(config, corpus, workdir, compiling, started_at + built_s),
-                    initial_params,
-                )
-                if distributed.is_first():
-                    weights.write_run(named_params, workdir)
-    if "word_order" in summary:  # older versions did not measure it
-        logger.info(word_order.line(summary["word_order"]))
-    logger.info(
-        f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
-        f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
-    )
-    run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
-    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
-    with lock_workdir(workdir):
-        given = (config, named_params, run_tokenizer, workdir)
-        if distributed.is_first():
-            evaluate.join_parts(workdir)  # which an interruption has left
-        distributed.wait_for_all("joined")
-        if (count := jax.process_count()) > 1:
-            part = jax.process_index()
-            evaluate.evaluate(*given, tasks[part::count], part=part)
-            distributed.wait_for_all("evaluated")
-        if distributed.is_first():
-            evaluate.join_parts(workdir)
-            results = evaluate.evaluate(*given, tasks)
-            write_report(config, manifest, summary, results, workdir)
-        distributed.wait_for_all("reported")
+    with contextlib.ExitStack() as stack:
+        if (workdir / SUMMARY).exists():
+            tracking = _record_and_track(config, workdir, stack)
+            named_params = weights.read_run(config, workdir)
+            summary = files.read_json(workdir / SUMMARY, "delete it to make it again")
+            # An earlier version did not write them, or the disk was full.
+            if distributed.is_first() and not weights.is_written(config, workdir):
+                weights.write_run(named_params, workdir)
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                corpus, compiling, built_s = _prepare(config, workdir, pool)
+                with lock_workdir(workdir):
+                    alone = partial(train_step.build, mesh=train_step.make_mesh())
+                    config = tuning.choose(config, alone)
+                    most = max(config.devices, distributed.devices())
+                    config = dataclasses.replace(config, devices=most)
+                    tracking = _record_and_track(config, workdir, stack)
+                    if not compiling:
+                        compiling = pool.submit(train_step.build(config).compile_ahead)
+                    named_params, summary = pretrain(
+                        *(config, corpus, workdir, compiling, started_at + built_s),
+                        initial_params,
+                    )
+                    if distributed.is_first():
+                        weights.write_run(named_params, workdir)
+        if "word_order" in summary:  # older versions did not measure it
+            logger.info(word_order.line(summary["word_order"]))
+        logger.info(
+            f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
+            f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
+        )
+        manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
+        with lock_workdir(workdir):
+            results = _evaluate(config, named_params, workdir, tasks)
+            if tracking:
+                medians = {
+                    name: {start: x["median"] for start, x in entry["starts"].items()}
+                    for name, entry in results.items()
+                }
+                tracking.log({"event": "final", **summary, "scores": medians})
+                write_report(config, manifest, summary, results, workdir)
+            distributed.wait_for_all("reported")
     return named_params
+
+
+def _record_and_track(
+    config: Config, workdir: Path, stack: contextlib.ExitStack
+) -> trackers.Trackers | None:
+    """Writes config.json and starts the trackers, if this is the first process."""
+    if not distributed.is_first():
+        return None
+    record(workdir / CONFIG, config)
+    return stack.enter_context(trackers.Trackers(config, workdir))
+
+
+def _evaluate(
+    config: Config,
+    named_params: Mapping[str, Any],
+    workdir: Path,
+    tasks: Sequence[Task],
+) -> dict[str, Any]:
+    """Returns all results; of several processes, each fine-tunes on its own tasks."""
+    run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
+    given = (config, named_params, run_tokenizer, workdir)
+    first, part, count = (
+        distributed.is_first(),
+        jax.process_index(),
+        jax.process_count(),
+    )
+    if first:
+        evaluate.join_parts(workdir)  # which an interruption has left
+    distributed.wait_for_all("joined")
+    if count > 1:
+        evaluate.evaluate(*given, tasks[part::count], part=part)
+        distributed.wait_for_all("evaluated")
+    if not first:
+        return {}
+    evaluate.join_parts(workdir)
+    return evaluate.evaluate(*given, tasks)
 
 
 def write_report(
@@ -157,6 +187,7 @@ def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task
       UserError: all that is wrong, a line each.
     """
     checks = [partial(check_workdir, workdir, config), *more]
+    checks += [partial(trackers.check, config)]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
     return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]

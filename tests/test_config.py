@@ -1,6 +1,7 @@
 import configparser
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -327,3 +328,9 @@ def test_a_mistyped_flag_fails_before_jax_is_imported(tmp_path):
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_of_all_keys_is_what_the_source_says():
+    page = runpy.run_path("scripts/config_page.py")["page"]()
+    assert Path("docs/config.md").read_text() == page, "python scripts/config_page.py"
+    assert all(f"| `{key}`" in page for key in config_module.KEYS)

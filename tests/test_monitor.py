@@ -104,7 +104,7 @@ def test_on_a_cpu_what_is_not_known_is_left_out():
 
 
 def test_the_progress_line_shows_it_in_short(capsys):
-    train_metrics = TrainMetrics(last_loss=2.0)
+    train_metrics = TrainMetrics(last_loss=2.0, held_out_loss=2.5)
     line = {
         "tokens_per_s": 52_100.0,
         "mfu": 0.367,
@@ -116,7 +116,9 @@ def test_the_progress_line_shows_it_in_short(capsys):
     with ProgressLine(10) as shown:
         shown.update(clock, train_metrics, {})
         shown.update(clock, train_metrics, line)
-    assert "  52.1k tokens/s  " in (out := capsys.readouterr().out)
+    assert "loss 2.000  held-out 2.500  52.1k tokens/s  " in (
+        out := capsys.readouterr().out
+    )
     assert out.endswith("  mfu 37%  2% of the time not training  9.8 GB  1.21 kWh\n")
     with ProgressLine(10) as shown:
         for _ in range(2):

@@ -1,10 +1,10 @@
 """A finished model, ready to use: vectors of texts, masked tokens, likelihoods.
 
-import cramjax
-
-model = cramjax.load("runs/quickstart")
-vectors_NxD = model.encode(["a first text", "a second one"])
-model.fill_mask("the capital of france is <mask>.")
+>>> import cramjax
+>>> model = cramjax.load("runs/quickstart")
+>>> vectors_NxD = model.encode(["a first text", "a second one"])
+>>> model.fill_mask("the <mask> of the sea", top=1)  # doctest: +ELLIPSIS
+[[('...', 0...)]]
 
 It comes from a workdir of cramjax, or from a folder with config.json, model.safetensors
 and tokenizer.json: an export, or another project's model, as on the Hugging Face hub.

@@ -34,6 +34,7 @@ from cramjax.config.root import (
     to_dict,
 )
 from cramjax.config.training import (
+    TRACKERS,
     AveragingConfig,
     BatchConfig,
     BudgetConfig,
@@ -41,6 +42,7 @@ from cramjax.config.training import (
     GuardConfig,
     LogConfig,
     OptimizerConfig,
+    ProfileConfig,
     ScheduleConfig,
     ValidationConfig,
 )

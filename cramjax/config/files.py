@@ -102,6 +102,9 @@ def _check_row(
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a config file, as the command line does.
 
+    >>> load("a4000", ["budget.hours=1"]).budget.hours
+    1.0
+
     Args:
       path: see `from_file`.
       overrides: "key=value" or "--config.key=value"; of a key given twice the last

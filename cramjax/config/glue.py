@@ -33,8 +33,8 @@ class GlueConfig(Section):
     own_dir: str = key("", absent="")
     own_texts: tuple[str, ...] = key(
         ("text",), Rule(lambda x: len(x) > 0, "one or more columns"), absent=("text",)
-    )  # columns
-    own_label: str = key("label", absent="label")  # column
+    )  # its columns with text
+    own_label: str = key("label", absent="label")  # its column
     # "f1" is for two labels, of the one that sorts last; "pearson" and "spearman" are
     # for labels that are numbers.
     own_metric: str = key("accuracy", one_of(*METRICS), absent="accuracy")

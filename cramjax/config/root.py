@@ -51,6 +51,7 @@ class Config(Section):
     budget: training.BudgetConfig = training.BudgetConfig()
     checkpoint: training.CheckpointConfig = training.CheckpointConfig()
     log: training.LogConfig = training.LogConfig()
+    profile: training.ProfileConfig = training.ProfileConfig()
     guard: training.GuardConfig = training.GuardConfig()
     validation: training.ValidationConfig = training.ValidationConfig()
     glue: GlueConfig = GlueConfig()

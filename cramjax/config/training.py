@@ -2,11 +2,13 @@
 
 import dataclasses
 
-from cramjax.config.key import Section, above, at_least, key, one_of, within
+from cramjax.config.key import Rule, Section, above, at_least, key, one_of, within
 from cramjax.errors import UserError
 
 # Tests compare these names with the tables of training/, which imports JAX.
 OPTIMIZERS = ("adamw", "adam_l2", "adafactor", "sgd", "radam", "lion", "muon")
+# {tracker, and its extra: the module}
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 CURVES = (
     "constant",
     "linear",
@@ -132,10 +134,31 @@ class CheckpointConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Section):
-    """When metrics are written."""
+    """When metrics are written, and where to."""
 
     # Micro-steps per line of metrics.jsonl.
     every_steps: int = key(100, at_least(1), operational=True)
+    # Beside metrics.jsonl; each needs its extra: pip install -e '.[wandb]'.
+    trackers: tuple[str, ...] = key(
+        (),
+        Rule(lambda x: set(x) <= set(TRACKERS), f"some of {tuple(TRACKERS)}"),
+        absent=(),
+        operational=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig(Section):
+    """Where the time of a micro-step goes."""
+
+    # First micro-step that is traced, counted from 0, and the one after the last:
+    # (100, 105) traces five. Their trace is in profile/ of the workdir; () = none.
+    steps: tuple[int, ...] = key(
+        (),
+        Rule(lambda x: not x or len(x) == 2 and 0 <= x[0] < x[1], "() or (FIRST, END)"),
+        absent=(),
+        operational=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

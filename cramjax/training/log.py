@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from cramjax.training.clock import Clock
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 20.0
+# Called with every line that a log has written; True: those of later steps were cut.
+SINKS: list[Callable[[dict[str, Any], bool], None]] = []
 
 
 class MetricsLog:
@@ -62,6 +64,8 @@ class MetricsLog:
         except OSError as error:
             if not is_disk_full(error):
                 raise
+        for sink in SINKS:
+            sink(values, False)
 
     def cut(self, after: int, **event: Any) -> None:
         """Drops the lines after a step, which will be repeated, and adds an event.
@@ -76,6 +80,8 @@ class MetricsLog:
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file, self._unwritten = self._path.open("ab", buffering=0), b""
+        for sink in SINKS:
+            sink(event, True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -94,6 +100,7 @@ class TrainMetrics:
 
     window: list[float] = dataclasses.field(default_factory=list)  # losses since a line
     last_loss: float | None = None  # the mean over the window before this one
+    held_out_loss: float | None = None  # as validated last
     # learning_rate, grad_norm, batch_size, skipped and bad_in_a_row of the latest
     # micro-step that was read.
     latest: dict[str, float] = dataclasses.field(
@@ -209,9 +216,11 @@ class ProgressLine:
         tokens_per_s = (clock.tokens - start_tokens) / seconds
         left_s = (1 - progress) * seconds / max(progress - start_progress, 1e-9)
         latest, loss = train_metrics.latest, train_metrics.loss
+        held_out = train_metrics.held_out_loss
         passes = clock.position / self._blocks
         text = (
             f"loss {'-' if loss is None else f'{loss:.3f}'}  "
+            f"{f'held-out {held_out:.3f}  ' if held_out is not None else ''}"
             f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
             f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  "

@@ -89,13 +89,21 @@ def train(session: Session) -> int | None:
     every = (config.checkpoint.every_minutes, config.validation.every_minutes)
     timers = [Timer(minutes * distributed.is_first()) for minutes in every]
     in_flight = None
-    with stop_signals() as signals, ProgressLine(len(session.corpus.train)) as line:
+    with (
+        stop_signals() as signals,
+        ProgressLine(len(session.corpus.train)) as line,
+        contextlib.ExitStack() as trace,
+    ):
         while (progress := clock.progress()) < 1:
             requests = request(session, progress, signals, timers)
             if session.agreed.stop:
                 break
             # Except when logging, validating or saving, the device runs this step while
             # the host reads the previous one.
+            if clock.step in config.profile.steps:
+                read_metrics(session, in_flight)  # the trace has whole steps
+                in_flight = None
+                switch_trace(session, trace)
             previous, in_flight = in_flight, dispatch(session, progress, requests)
             read_metrics(session, previous)
             # Logged before the last checkpoint, so that resuming from it does not log
@@ -190,6 +198,16 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def switch_trace(session: Session, trace: contextlib.ExitStack) -> None:
+    """Writes the trace that has begun, if any; begins one at its first step."""
+    trace.close()
+    if session.clock.step == session.config.profile.steps[0]:
+        folder = session.workdir / "profile"
+        found = f"{folder}/plugins/profile/*/perfetto_trace.json.gz"
+        trace.callback(logger.info, f"trace: {found}, for https://ui.perfetto.dev")
+        trace.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
+
+
 def dispatch(session: Session, progress: float, requests: Requests) -> DispatchedStep:
     """Hands the next micro-step to the device, and counts it."""
     config, clock, count = session.config, session.clock, jax.process_count()
@@ -281,6 +299,7 @@ def validate(session: Session) -> None:
     with clock.measure("validation"):
         named_params = train_step.named_params(session.config, session.state)
         scores = score(session.config, named_params, corpus)
+    session.train_metrics.held_out_loss = scores["loss"]
     write_event(session, "validation", tokens=clock.tokens, **scores)
     logger.info(
         f"held-out loss {scores['loss']:.3f} nats (unigram entropy: "
