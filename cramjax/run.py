@@ -146,7 +146,8 @@ def _evaluate(
     if first:
         evaluate.join_parts(workdir)  # which an interruption has left
     distributed.wait_for_all("joined")
-    if count > 1:
+    if (count := jax.process_count()) > 1:
+        part = jax.process_index()
         evaluate.evaluate(*given, tasks[part::count], part=part)
         distributed.wait_for_all("evaluated")
     if not first:
