@@ -45,9 +45,9 @@ def test_batches_at_the_beginning(lengths, unfold, rows):
     stages = CurriculumConfig(lengths=lengths, starts=starts, unfold=unfold)
     blocks = np.arange(32).reshape(2, 16)
     session = SimpleNamespace(
-        config=SimpleNamespace(micro_batch=2, curriculum=stages),
+        config=SimpleNamespace(curriculum=stages),
         stream=SimpleNamespace(take=lambda position, rows: blocks),
     )
     np.testing.assert_array_equal(
-        micro_batch_at(session, 0, 0.3), [list(row) for row in rows]
+        micro_batch_at(session, 0, 2, 0.3), [list(row) for row in rows]
     )
