@@ -6,13 +6,14 @@ A row is a card's config with CHANGES: a4000, a6000, rtx2080ti, h100 and h200 fo
 and the same with -hour and -10min, for example best:h200-10min. They stay on the rules
 track.
 
-Measured on CPUs only, with models of 0.3M parameters inside the layers on Wikipedia
-(records/README.md, "The ladder"): together the changes reach the loss of the paper's
-recipe with 3.6 times fewer FLOPs, 3.0 times with the optimizer's. A step is estimated
-to be 5 to 8 % slower on these cards, mostly by rotary positions, masking and Muon. What
-is not known: what the changes are worth one by one, and at this size, where the paper's
-recipe spends a smaller part of its budget near the unigram entropy and rotary positions
-gained nothing (Table 10); the best learning rate; and the GLUE scores.
+Measured on CPUs only, on Wikipedia, with one seed (records/README.md, "The ladder"):
+together the changes reach the loss of the paper's recipe with 3.6 times fewer model
+FLOPs at 0.3M parameters inside the layers, and with 2.4 times fewer at 1.5M. So they
+may be worth less at full size, where the paper's recipe spends a smaller part of its
+budget near the unigram entropy, and rotary positions gained nothing (Table 10). A step
+is estimated to be 5 to 8 % slower on these cards, mostly by rotary positions, masking
+and Muon. Not known are also what each change is worth, the best learning rate, and the
+GLUE scores.
 """
 
 from ml_collections import config_dict
