@@ -5,7 +5,7 @@
 
 Sizes are S, M and L: 0.3M, 1.5M and 5M parameters inside the layers. The baseline is
 the paper's recipe with a budget that should take it well beyond the plateau near the
-unigram entropy: it leaves it after 30 % at size S and 26 % at M; at L that is not known.
+unigram entropy: it leaves it after 30 % at size S and 26 % at M; L was not run.
 The stack of changes gets a half, a quarter and an eighth of its FLOPs. The text is
 English, about 60 MB or more.
 
