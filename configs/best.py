@@ -11,7 +11,7 @@ together the changes reach the loss of the paper's recipe with 3.6 times fewer m
 FLOPs at 0.3M parameters inside the layers, and with 2.4 times fewer at 1.5M. So they
 may be worth less at full size, where the paper's recipe spends a smaller part of its
 budget near the unigram entropy, and rotary positions gained nothing (Table 10). A step
-is estimated to be 5 to 8 % slower on these cards, mostly by rotary positions, masking
+is estimated to be 4 to 8 % slower on these cards, mostly by rotary positions, masking
 and Muon. Not known are also what each change is worth, the best learning rate, and the
 GLUE scores.
 """
@@ -50,12 +50,17 @@ def overrides(learning_rate: float) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in changes.items())
 
 
+def change(config: config_dict.ConfigDict) -> None:
+    """Changes a config with the paper's recipe."""
+    config.update_from_flattened_dict(CHANGES)
+    config.optimizer.learning_rate *= RATE
+
+
 def get_config(row: str = "a4000") -> config_dict.ConfigDict:
     """Returns a card's config with the changes and a budget."""
     file, hours, sequences = ROWS[row]
     config = cramjax.config.from_file(file)
-    config.update_from_flattened_dict(CHANGES)
-    config.optimizer.learning_rate *= RATE
+    change(config)
     config.budget.hours = hours
     config.batch.sequences = sequences
     return config

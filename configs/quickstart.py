@@ -16,9 +16,7 @@ import cramjax.config
 def get_config() -> config_dict.ConfigDict:
     """Returns the small model with the changed recipe."""
     config = cramjax.config.from_file("small")
-    best = cramjax.config.module("best")
-    config.update_from_flattened_dict(best.CHANGES)
-    config.optimizer.learning_rate *= best.RATE
+    cramjax.config.module("best").change(config)
 
     # The best one is inside, for each initialization.
     config.glue.learning_rates = (2e-3, 4e-3, 8e-3, 1.6e-2)

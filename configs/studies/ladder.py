@@ -20,16 +20,29 @@ from cramjax.study import Study
 SIZES = {"S": (128, 2, 16e6), "M": (192, 4, 12e6), "L": (320, 5, 12e6)}
 
 
-def get_study(size: str = "S") -> Study:
-    """Returns the rows and seeds of one size."""
-    width, layers, tokens = SIZES[size]
-    shape = (
+# What differs from the embedded books, in all studies on this text.
+WIKIPEDIA = (
+    "data.max_tokens_per_char=0.35",
+    "data.held_out_share=0.005",
+    "validation.every_minutes=0",
+)
+
+
+def shape(width: int, layers: int) -> tuple[str, ...]:
+    """Returns the overrides of a shape, with heads of 32 channels."""
+    return (
         f"model.width={width}",
         f"model.ffn_width={4 * width}",
         f"model.layers={layers}",
         f"model.heads={width // 32}",
     )
-    baseline = load("small", shape)
+
+
+def get_study(size: str = "S") -> Study:
+    """Returns the rows and seeds of one size."""
+    width, layers, tokens = SIZES[size]
+    of_size = shape(width, layers)
+    baseline = load("small", of_size)
     per_token = train_flops_per_token(baseline.model, baseline.objective.mask_rate)
     changes = module("best").overrides(baseline.optimizer.learning_rate)
     stack = {
@@ -38,13 +51,7 @@ def get_study(size: str = "S") -> Study:
     }
     return Study(
         config="small",
-        overrides=(
-            *shape,
-            "data.max_tokens_per_char=0.35",
-            "data.held_out_share=0.005",
-            "budget.tokens=0",
-            "validation.every_minutes=0",
-        ),
+        overrides=(*of_size, *WIKIPEDIA, "budget.tokens=0"),
         rows={"baseline": (f"budget.tokens={int(tokens)}",), **stack},
         seeds=(0, 1, 2),
         curves={"baseline": ("baseline",), "stack": tuple(stack)},

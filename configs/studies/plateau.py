@@ -8,6 +8,7 @@ on one core. study.png shows when each row's loss drops. The text is that of
 `configs/studies/ladder.py`.
 """
 
+from cramjax.config import module
 from cramjax.study import Study
 
 
@@ -15,12 +16,7 @@ def get_study() -> Study:
     """Returns the rows, with one seed."""
     return Study(
         config="small",
-        overrides=(
-            "data.max_tokens_per_char=0.35",
-            "data.held_out_share=0.005",
-            "budget.tokens=4000000",
-            "validation.every_minutes=0",
-        ),
+        overrides=(*module("studies/ladder").WIKIPEDIA, "budget.tokens=4000000"),
         rows={
             "scaled sinusoids": (),
             "sinusoids": ("model.positions=sinusoidal",),

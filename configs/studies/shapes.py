@@ -17,25 +17,11 @@ SHAPES = ((160, 1), (128, 2), (96, 4), (64, 9))  # width, layers
 
 def get_study() -> Study:
     """Returns the rows, with one seed."""
-    peak = load("small").optimizer.learning_rate
+    ladder, peak = module("studies/ladder"), load("small").optimizer.learning_rate
+    budget = ("budget.tokens=0", "budget.flops=1.14e13")
     return Study(
         config="small",
-        overrides=(
-            *module("best").overrides(peak),
-            "data.max_tokens_per_char=0.35",
-            "data.held_out_share=0.005",
-            "budget.tokens=0",
-            "budget.flops=1.14e13",
-            "validation.every_minutes=0",
-        ),
-        rows={
-            f"{layers} x {width}": (
-                f"model.width={width}",
-                f"model.ffn_width={4 * width}",
-                f"model.layers={layers}",
-                f"model.heads={width // 32}",
-            )
-            for width, layers in SHAPES
-        },
+        overrides=(*module("best").overrides(peak), *ladder.WIKIPEDIA, *budget),
+        rows={f"{n} x {width}": ladder.shape(width, n) for width, n in SHAPES},
         seeds=(0,),
     )
