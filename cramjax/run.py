@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from cramjax import files, report, trackers, word_order
+from cramjax import files, progress, report, trackers, word_order
 from cramjax.checkpoints import initial, weights
 from cramjax.config import (
     FORMAT,
@@ -72,6 +72,7 @@ def run(
     start = time.monotonic()
     with distributed.first_alone("fetch"):
         tasks = evaluate.fetch(config, tasks)
+    _announce(config, tasks)
     # Shifted past downloads and corpus building, which first_step_s excludes.
     started_at += time.monotonic() - start
     with contextlib.ExitStack() as stack:
@@ -117,6 +118,16 @@ def run(
                 write_report(config, manifest, summary, results, workdir)
             distributed.wait_for_all("reported")
     return named_params
+
+
+def _announce(config: Config, tasks: Sequence[Task]) -> None:
+    """Tells the progress line what there is to do, as far as the config says it."""
+    kind = config.budget.kind
+    amount = f"{getattr(config.budget, kind):,.12g} {kind}"
+    stages = {"corpus": "", "pretraining": amount}
+    if tasks:
+        stages["fine-tuning"] = f"{len(tasks)} tasks"
+    progress.plan(stages)
 
 
 def _record_and_track(

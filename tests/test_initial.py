@@ -51,14 +51,13 @@ def test_a_run_goes_on_from_a_finished_one(finished, data_dir, tmp_path, monkeyp
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(config, whole)
     assert losses(whole)[0] < 5.4 < 5.5 < losses(finished[0])[0]  # ln 256 = 5.54
-    update = loop.ProgressLine.update
 
-    def update_then_signal(self, clock, train_metrics, throughput):
-        update(self, clock, train_metrics, throughput)
+    def text_then_signal(clock, *_, **__):
         if clock.step == 11:
             os.kill(os.getpid(), signal.SIGINT)
+        return ""
 
-    monkeypatch.setattr(loop.ProgressLine, "update", update_then_signal)
+    monkeypatch.setattr(loop, "progress_text", text_then_signal)
     with pytest.raises(Interrupted):
         run(config, stopped)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from cramjax.device import cards, monitor
 from cramjax.training import log as metrics_log
 from cramjax.training import pretrain
 from cramjax.training.clock import CHARGED, Clock
-from cramjax.training.log import ProgressLine, Throughput, TrainMetrics
+from cramjax.training.log import Throughput, TrainMetrics, progress_text
 
 BUDGET = BudgetConfig(hours=1.0, tokens=0, flops=0.0)
 
@@ -103,27 +103,23 @@ def test_on_a_cpu_what_is_not_known_is_left_out():
     assert throughput.line() == {"tokens_per_s": 0, "not_training": 0}
 
 
-def test_the_progress_line_shows_it_in_short(capsys):
+def test_the_progress_line_shows_it_in_short():
     train_metrics = TrainMetrics(last_loss=2.0, held_out_loss=2.5)
-    line = {
+    throughput = {
         "tokens_per_s": 52_100.0,
         "mfu": 0.367,
         "not_training": 0.021,
         "peak_memory_bytes": 9.84e9,
         "energy_kwh": 1.206,
     }
-    clock = SimpleNamespace(tokens=0, position=0, progress=lambda: 1.0)
-    with ProgressLine(10) as shown:
-        shown.update(clock, train_metrics, {})
-        shown.update(clock, train_metrics, line)
-    assert "loss 2.000  held-out 2.500  52.1k tokens/s  " in (
-        out := capsys.readouterr().out
+    clock = SimpleNamespace(position=15, progress=lambda: 0.5)
+    assert progress_text(clock, train_metrics, throughput, 10) == (
+        "loss 2.000  held-out 2.500  52.1k tokens/s  mfu 37%  2% of the time not "
+        "training  9.8 GB  1.21 kWh  lr 0.00e+00  batch 0  pass 1.5 of 3.0"
     )
-    assert out.endswith("  mfu 37%  2% of the time not training  9.8 GB  1.21 kWh\n")
-    with ProgressLine(10) as shown:
-        for _ in range(2):
-            shown.update(clock, train_metrics, {"not_training": 0.004})
-    assert capsys.readouterr().out.endswith("  left 0:00\n")
+    little = {"tokens_per_s": 2.5e6, "not_training": 0.004}
+    text = progress_text(clock, TrainMetrics(last_loss=2.0), little, 10)
+    assert text.startswith("loss 2.000  2.50M tokens/s  lr")
 
 
 def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monkeypatch):

@@ -28,14 +28,13 @@ from cramjax.training import log as metrics_log
 
 def stop_after(step, config, corpus, workdir, monkeypatch):
     """Pretrains until SIGINT comes after a step."""
-    update = loop.ProgressLine.update
 
-    def update_then_signal(self, clock, train_metrics, throughput):
-        update(self, clock, train_metrics, throughput)
+    def text_then_signal(clock, *_, **__):
         if clock.step == step:
             os.kill(os.getpid(), signal.SIGINT)
+        return ""
 
-    monkeypatch.setattr(loop.ProgressLine, "update", update_then_signal)
+    monkeypatch.setattr(loop, "progress_text", text_then_signal)
     with pytest.raises(Interrupted, match="SIGINT.*the same command goes on") as error:
         pretrain.pretrain(config, corpus, workdir)
     assert error.value.exit_code == 130

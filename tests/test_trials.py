@@ -345,25 +345,6 @@ def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_p
     assert line["dev_rows"] == {"few": 130, "many": 375}  # at most 2000 / 5
 
 
-def test_a_line_every_half_minute_where_there_is_no_terminal(
-    own_config, tmp_path, monkeypatch, capsys
-):
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    (task,) = tasks.get(own_config.glue)
-    rows = data.TaskRows(task, separable(), {}, {}, ("0", "1"), 32, ())
-    with journal.Journal(tmp_path / journal.LOG, rows, "random", 1e-3) as job:
-        for step in range(1, 5):
-            now[0] += 16
-            job.show(step / 10, 0.5)
-    # The first call is the end of compilation: a tenth takes 16 s.
-    title = "fine-tuning Own task (random, learning rate 0.001): loss 0.500"
-    assert capsys.readouterr().out.splitlines() == [
-        f"{title}, 20% done, 0:02:08 left",
-        f"{title}, 40% done, 0:01:36 left",
-    ]
-
-
 def test_the_whole_time_follows_from_one_step(own_config, corpus, monkeypatch):
     """3 trials and 2 rates of (2 x 32 rows + 8 / 3) of 32 tokens, a row in 0.1 s."""
     monkeypatch.setattr(evaluate, "fastest", lambda *_: (1, 0.8))  # of 8 rows

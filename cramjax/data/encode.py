@@ -21,6 +21,7 @@ from cramjax.tokens import CLS, SEP, token_dtype
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
 PIECE_CHARS = 1 << 16  # longer lines are encoded in pieces
+FACTS = "facts-*.json"  # one of each finished shard
 PARTS = ("blocks", "held_out")  # of a shard; "blocks" is what is trained on
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from cramjax import files
+from cramjax import files, progress
 from cramjax.config import Config
 from cramjax.data import (
     corpus,
@@ -39,8 +40,9 @@ from cramjax.tokens import token_dtype
 logger = logging.getLogger(__name__)
 
 SHARD_CHARS = 1 << 25  # text of a shard: about 16 MiB of blocks
+SHOWN_EVERY_S = 2.0
 # Files of an unfinished corpus; the last are those of workers that were killed.
-TEMPORARY = ("facts-*.json", "group-*", dedup.CUTS, dedup.FOUND, "*.partial")
+TEMPORARY = (encode.FACTS, "group-*", dedup.CUTS, dedup.FOUND, "*.partial")
 # The stages of a build; those of `dedup` only with deduplication.
 STAGES = ("sources", *dedup.STAGES, "tokenizer", "blocks", "manifest")
 TOKENS_PER_CHAR = 0.3  # of English, for estimates
@@ -143,7 +145,10 @@ def prepare(config: Config) -> Corpus:
         text_files = sources.resolve(config.data)
         contents = sources.contents(text_files, config.data)
         path = _path(config, text_files, contents)
-        with contextlib.nullcontext() if path.exists() else _lock(path):
+        with contextlib.ExitStack() as stack:
+            if not path.exists():
+                stack.enter_context(_lock(path))
+                stack.enter_context(_progress_shown(_building(path), text_files))
             exists = path.exists()  # another process may have built it meanwhile
             try:
                 stages.run(_build(config, text_files, contents, path))
@@ -158,6 +163,31 @@ def prepare(config: Config) -> Corpus:
         logger.info(f"corpus: {path} (found)")
         prepared.verify()
     return prepared
+
+
+@contextlib.contextmanager
+def _progress_shown(folder: Path, text_files: Sequence[File]) -> Iterator[None]:
+    """Shows how much of the text is in finished shards, which any process may write."""
+    chars = max(sum(file.expected_chars(DOCUMENT_CHARS) for file in text_files), 1)
+    ended = threading.Event()
+    done = 0
+
+    def show() -> None:
+        nonlocal done
+        while not ended.wait(SHOWN_EVERY_S):
+            with contextlib.suppress(OSError):  # the folder gets its final name
+                done = SHARD_CHARS * sum(1 for _ in folder.glob(encode.FACTS))
+            of = f"{done / 1e6:,.0f} of about {chars / 1e6:,.0f}"
+            stage.update(min(done / chars, 1), f"{of} million characters tokenized")
+
+    with progress.Stage("corpus") as stage:
+        thread = threading.Thread(target=show)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from cramjax.glue.data import Encoded, Rows, TaskRows
 from cramjax.glue.finetune import Finetuned, fastest, finetune
 from cramjax.glue.journal import LOG, FinishedTrials, Journal
 from cramjax.glue.tasks import Task
+from cramjax.progress import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -181,41 +182,47 @@ def evaluate(
             n: x for task in complete for n, x in _of_task(results, task).items()
         }
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
-    for task, jobs in todo:
-        rows = _read(config, task)
-        entries = _entries(path, results, rows)
-        results |= entries
-        bag_of_words.add(entries, rows)
-        encoded = data.encode_all(rows, tokenizer, config.glue)
-        del rows  # the texts of a large task
-        for start, rate in jobs:
-            started = time.monotonic()
-            pretrained = named_params.get(start)
-            finished = FinishedTrials(workdir, config, encoded, start, rate, pretrained)
-            with Journal(log, encoded, start, rate) as journal:
-                trained = finetune(
-                    config.model,
-                    config.glue,
-                    encoded.train,
-                    [*encoded.dev.values(), *encoded.test.values()],
-                    encoded.outputs,
-                    pretrained=pretrained,
-                    learning_rate=rate,
-                    seed=config.seed,
-                    # STS-B has the scale of the paper's.
-                    standardize=encoded.task.regression
-                    and encoded.task.source == "own",
-                    on_chunk=journal.show,
-                    on_epoch=journal.write_epoch,
-                    on_trained=functools.partial(on_trained, rate),
-                    finished=finished,
+    share_of, done = _shares(config, todo), 0.0
+    with Stage("fine-tuning") as stage:
+        for task, jobs in todo:
+            rows = _read(config, task)
+            entries = _entries(path, results, rows)
+            results |= entries
+            bag_of_words.add(entries, rows)
+            encoded = data.encode_all(rows, tokenizer, config.glue)
+            del rows  # the texts of a large task
+            for start, rate in jobs:
+                started = time.monotonic()
+                pretrained = named_params.get(start)
+                finished = FinishedTrials(
+                    workdir, config, encoded, start, rate, pretrained
                 )
-            _add_job(entries, encoded, start, rate, trained, workdir)
-            _write(path, results, config)
-            finished.clear()
-            for entry in entries.values():
-                seconds = time.monotonic() - started
-                logger.info(_scores_line(entry, start, rate, seconds))
+                show = stage.part(done, share_of[task.name])
+                done += share_of[task.name]
+                with Journal(log, encoded, start, rate, show) as journal:
+                    trained = finetune(
+                        config.model,
+                        config.glue,
+                        encoded.train,
+                        [*encoded.dev.values(), *encoded.test.values()],
+                        encoded.outputs,
+                        pretrained=pretrained,
+                        learning_rate=rate,
+                        seed=config.seed,
+                        # STS-B has the scale of the paper's.
+                        standardize=encoded.task.regression
+                        and encoded.task.source == "own",
+                        on_chunk=journal.show,
+                        on_epoch=journal.write_epoch,
+                        on_trained=functools.partial(on_trained, rate),
+                        finished=finished,
+                    )
+                _add_job(entries, encoded, start, rate, trained, workdir)
+                _write(path, results, config)
+                finished.clear()
+                for entry in entries.values():
+                    seconds = time.monotonic() - started
+                    logger.info(_scores_line(entry, start, rate, seconds))
     if results and part is None and (todo or not (workdir / TABLE).exists()):
         differences = {
             f"{first} - {second}": scores.differences(results, workdir, first, second)
@@ -225,6 +232,13 @@ def evaluate(
         page = tables.page(results, config, differences, imported)
         files.write_text(workdir / TABLE, page)
     return results
+
+
+def _shares(config: Config, todo: list[tuple[Task, list[Any]]]) -> dict[str, float]:
+    """Returns a job's part of all the work, by its training rows: {task: fraction}."""
+    rows = {task.name: len(_read(config, task).train) for task, _ in todo}
+    total = sum(rows[task.name] * len(jobs) for task, jobs in todo)
+    return {name: count / total for name, count in rows.items()}
 
 
 def join_parts(workdir: Path) -> None:

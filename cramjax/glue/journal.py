@@ -1,19 +1,14 @@
 """What fine-tuning shows and logs while it runs."""
 
 import dataclasses
-import datetime
 import hashlib
-import logging
 import math
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from cramjax import files
 from cramjax.config import Config
@@ -23,17 +18,14 @@ from cramjax.glue.finetune import EVAL_BATCH, Finetuned, Predict
 from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
 
-logger = logging.getLogger(__name__)
-
 LOG = "finetune.jsonl"
-PLAIN_EVERY_S = 30.0
 # After an epoch, at most one row is predicted for this many rows of training, which
 # takes 7 % of an epoch: a forward pass costs a third of a training step.
 TRAINED_PER_PREDICTED = 5
 
 
 class Journal:
-    """Follows one job: a progress line, and finetune.jsonl; a context manager.
+    """Follows one job: the progress line, and finetune.jsonl; a context manager.
 
     A job is one task from one initialization at one learning rate.
 
@@ -45,41 +37,29 @@ class Journal:
     repeated: of two lines about the same epoch the later one counts.
     """
 
-    def __init__(self, log: Path, rows: TaskRows[Encoded], start: str, rate: float):
-        """Shows nothing yet."""
+    def __init__(
+        self,
+        log: Path,
+        rows: TaskRows[Encoded],
+        start: str,
+        rate: float,
+        update: Callable[[float, str], None] = lambda *_: None,
+    ):
+        """Shows nothing yet; `update` shows the fraction of the job that is done."""
         self._log = MetricsLog(log)
         self._rows, self._start, self._rate = rows, start, rate
-        self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
-        self._last_plain = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.percentage:3.0f}%, left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=Console(),
-            transient=True,
-            disable=not sys.stdout.isatty(),
-            get_time=time.monotonic,
-            speed_estimate_period=600,
-        )
-        self._job = self._bar.add_task(f"{self._title}: compiling", total=1.0)
+        self._update = update
 
     def __enter__(self):
-        self._bar.start()
         return self
 
     def __exit__(self, *error):
-        self._bar.stop()
         self._log.__exit__(*error)
 
     def show(self, done: float, loss: float) -> None:
-        """Shows the progress, on a terminal at once, elsewhere now and then."""
-        text = f"{self._title}: loss {loss:.3f}"
-        self._bar.update(self._job, completed=done, description=text)
-        now, left_s = time.monotonic(), self._bar.tasks[0].time_remaining
-        if self._bar.disable and now - self._last_plain > PLAIN_EVERY_S:
-            self._last_plain = now
-            left = f", {datetime.timedelta(seconds=left_s)} left" if left_s else ""
-            logger.info(f"{text}, {done:.0%} done{left}")
+        """Shows the fraction that is done, and the latest loss."""
+        job = f"{self._rows.task.title} ({self._start}, rate {self._rate:g})"
+        self._update(done, f"{job}  loss {loss:.3f}")
 
     def write_epoch(
         self, trials: range, epoch: int, loss_T: np.ndarray, predict: Predict

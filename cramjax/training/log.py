@@ -1,4 +1,4 @@
-"""What training reports: metrics.jsonl, and a line on the screen.
+"""What training reports: metrics.jsonl, and the text of the progress line.
 
 A line of metrics.jsonl is a measurement (`step`, `loss`, `elapsed_s`, ...), or an event
 if it has the key `event`. Lines are appended; only `MetricsLog.cut` removes any.
@@ -6,17 +6,12 @@ if it has the key `event`. Lines are appended; only `MetricsLog.cut` removes any
 
 import dataclasses
 import json
-import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from cramjax import files
 from cramjax.device import monitor
@@ -24,9 +19,6 @@ from cramjax.device.distributed import devices
 from cramjax.errors import is_disk_full
 from cramjax.training.clock import Clock
 
-logger = logging.getLogger(__name__)
-
-PLAIN_EVERY_S = 20.0
 # Called with every line that a log has written; True: those of later steps were cut.
 SINKS: list[Callable[[dict[str, Any], bool], None]] = []
 
@@ -176,85 +168,49 @@ class Throughput:
         return (self._before_kwh or 0.0) + now_kwh - self._first_kwh
 
 
-class ProgressLine:
-    """A live line on a terminal, plain lines elsewhere; a context manager."""
+def progress_text(
+    clock: Clock,
+    train_metrics: TrainMetrics,
+    throughput: Mapping[str, float],
+    blocks: int,
+) -> str:
+    """Returns the state after a step, for the progress line.
 
-    def __init__(self, blocks: int):
-        """Shows nothing yet; `blocks` are those of one pass over the text."""
-        self._blocks = blocks
-        self._start: tuple[float, float, int] | None = None
-        self._last_plain = 0.0
-        self._live = None
-        if sys.stdout.isatty():
-            self._live = Progress(
-                TextColumn("pretraining {task.percentage:5.1f}%"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                console=Console(),
-            )
-            self._task = self._live.add_task("compiling", total=1.0)
-
-    def __enter__(self):
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_):
-        if self._live:
-            self._live.stop()
-
-    def update(
-        self, clock: Clock, train_metrics: TrainMetrics, throughput: Mapping[str, float]
-    ) -> None:
-        """Shows the state after a step; `throughput` is `Throughput.latest`."""
-        progress, now = clock.progress(), time.monotonic()
-        if self._start is None:  # the first step compiles: rates count from its end
-            self._start = (now, progress, clock.tokens)
-            return
-        start, start_progress, start_tokens = self._start
-        seconds = max(now - start, 1e-9)
-        tokens_per_s = (clock.tokens - start_tokens) / seconds
-        left_s = (1 - progress) * seconds / max(progress - start_progress, 1e-9)
-        latest, loss = train_metrics.latest, train_metrics.loss
-        held_out = train_metrics.held_out_loss
-        passes = clock.position / self._blocks
-        text = (
-            f"loss {'-' if loss is None else f'{loss:.3f}'}  "
-            f"{f'held-out {held_out:.3f}  ' if held_out is not None else ''}"
-            f"{_si(throughput.get('tokens_per_s', tokens_per_s))} tokens/s  "
-            f"lr {latest.get('learning_rate', 0):.2e}  "
-            f"batch {latest.get('batch_size', 0)}  "
-            f"pass {passes:.1f} of {passes / max(progress, 1e-9):.1f}  "
-            f"left {_duration(left_s)}{_device(throughput)}"
-        )
-        if latest["skipped"]:
-            text += f"  {latest['skipped']} micro-batches skipped: not finite"
-        if self._live:
-            self._live.update(self._task, completed=progress, description=text)
-        elif now - self._last_plain > PLAIN_EVERY_S or progress >= 1:
-            self._last_plain = now
-            logger.info(f"pretraining {progress:6.1%}  {text}")
+    Args:
+      clock: the run's.
+      train_metrics: the run's.
+      throughput: `Throughput.latest`.
+      blocks: those of one pass over the text.
+    """
+    latest, loss = train_metrics.latest, train_metrics.loss
+    passes = clock.position / blocks
+    parts = [f"loss {'-' if loss is None else f'{loss:.3f}'}"]
+    if train_metrics.held_out_loss is not None:
+        parts.append(f"held-out {train_metrics.held_out_loss:.3f}")
+    parts += [
+        *_throughput_parts(throughput),
+        f"lr {latest.get('learning_rate', 0):.2e}",
+        f"batch {latest.get('batch_size', 0)}",
+        f"pass {passes:.1f} of {passes / max(clock.progress(), 1e-9):.1f}",
+    ]
+    if latest["skipped"]:
+        parts.append(f"{latest['skipped']} micro-batches skipped: not finite")
+    return "  ".join(parts)
 
 
-def _device(throughput: Mapping[str, float]) -> str:
-    """Returns what is known of the device, e.g. "  mfu 41%  9.8 GB  1.21 kWh"."""
-    text = ""
+def _throughput_parts(throughput: Mapping[str, float]) -> list[str]:
+    """Returns what is known, e.g. ["52.1k tokens/s", "mfu 41%", "9.8 GB"]."""
+    parts = []
+    if "tokens_per_s" in throughput:
+        thousands = throughput["tokens_per_s"] / 1e3
+        number = f"{thousands:.1f}k" if thousands < 1e3 else f"{thousands / 1e3:.2f}M"
+        parts.append(f"{number} tokens/s")
     if "mfu" in throughput:
-        text += f"  mfu {throughput['mfu']:.0%}"
+        parts.append(f"mfu {throughput['mfu']:.0%}")
     if (fraction := throughput.get("not_training", 0)) >= 0.005:
-        text += f"  {fraction:.0%} of the time not training"
+        parts.append(f"{fraction:.0%} of the time not training")
     if "peak_memory_bytes" in throughput:
-        text += f"  {throughput['peak_memory_bytes'] / 1e9:.1f} GB"
+        parts.append(f"{throughput['peak_memory_bytes'] / 1e9:.1f} GB")
     if "energy_kwh" in throughput:
-        text += f"  {throughput['energy_kwh']:.2f} kWh"
-    return text
-
-
-def _si(value: float) -> str:
-    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.1f}k"
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+        parts.append(f"{throughput['energy_kwh']:.2f} kWh")
+    return parts

@@ -21,10 +21,11 @@ from cramjax.device import distributed
 from cramjax.device.compile import MicroStep, Requests, abstract
 from cramjax.errors import TrainingFailed
 from cramjax.model.flops import train_flops_per_token
+from cramjax.progress import Stage
 from cramjax.training import schedules, train_step
 from cramjax.training.checkpoint import CheckpointStore
 from cramjax.training.clock import Clock
-from cramjax.training.log import MetricsLog, ProgressLine, Throughput, TrainMetrics
+from cramjax.training.log import MetricsLog, Throughput, TrainMetrics, progress_text
 from cramjax.training.validation import score
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def train(session: Session) -> int | None:
     in_flight = None
     with (
         stop_signals() as signals,
-        ProgressLine(len(session.corpus.train)) as line,
+        Stage("pretraining") as stage,
         contextlib.ExitStack() as trace,
     ):
         while (progress := clock.progress()) < 1:
@@ -116,7 +117,15 @@ def train(session: Session) -> int | None:
                 in_flight = None
             if session.first_step_s is None and session.last_read:
                 note_first_step(session)
-            line.update(clock, session.train_metrics, session.throughput.latest)
+            stage.update(
+                clock.progress(),
+                progress_text(
+                    clock,
+                    session.train_metrics,
+                    session.throughput.latest,
+                    blocks=len(session.corpus.train),
+                ),
+            )
             if too_many_nonfinite(session):
                 in_flight = None
                 roll_back(session)

@@ -1,0 +1,40 @@
+"""The progress line, with a clock that the tests move."""
+
+import pytest
+
+from cramjax import progress
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The seconds since the job began, in a list of one."""
+    seconds = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    yield seconds
+    progress.plan({})
+
+
+def test_what_is_left_of_this_stage_and_what_comes_after_it(now, capsys):
+    """The first call is the end of compilation; a tenth then takes 16 s."""
+    progress.plan({"corpus": "", "pretraining": "24 hours", "fine-tuning": "8 tasks"})
+    with progress.Stage("pretraining") as stage:
+        for step in range(1, 5):
+            now[0] += 16
+            stage.update(step / 10, "loss 2")
+    with progress.Stage("fine-tuning") as stage:
+        for half in range(2):
+            show = stage.part(start=half / 2, size=0.5)
+            for done in (0.5, 1.0):
+                now[0] += 900
+                show(done, "CoLA")
+    assert capsys.readouterr().out.splitlines() == [
+        "pretraining  20.0%  left 2:08, then fine-tuning (8 tasks)  loss 2",
+        "pretraining  40.0%  left 1:36, then fine-tuning (8 tasks)  loss 2",
+        "fine-tuning  50.0%  left 30:00  CoLA",
+        "fine-tuning  75.0%  left 15:00  CoLA",
+        "fine-tuning 100.0%  left 0:00  CoLA",
+    ]
+
+
+def test_hours():
+    assert progress.duration(3723.4) == "1:02:03"
