@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,11 @@ class Stage:
         self._start: tuple[float, float] | None = None
         self._last_plain = 0.0
         self._live = Progress(
-            TextColumn(name + " {task.percentage:5.1f}%"),
-            BarColumn(bar_width=20),
             TextColumn("{task.description}"),
             console=Console(),
             disable=not sys.stdout.isatty(),
         )
-        self._task = self._live.add_task("starting", total=1.0)
+        self._task = self._live.add_task(f"{name}: starting")
 
     def __enter__(self):
         self._live.start()
@@ -63,12 +61,13 @@ class Stage:
             return
         start, start_done = self._start
         left_s = (1 - done) * (now - start) / max(done - start_done, 1e-9)
-        text = f"left {duration(left_s)}{self._then}  {text}"
-        self._live.update(self._task, completed=done, description=text)
+        left = f"left {duration(left_s)}{self._then}"
+        text = f"{self._name} {done:6.1%}  {left}  {text}"
+        self._live.update(self._task, description=text)
         due = now - self._last_plain > PLAIN_EVERY_S or done >= 1
         if self._live.disable and due:
             self._last_plain = now
-            logger.info(f"{self._name} {done:6.1%}  {text}")
+            logger.info(text)
 
     def part(self, start: float, size: float) -> Callable[[float, str], None]:
         """Returns the `update` of a part of the stage, of which both are fractions."""
