@@ -1,4 +1,4 @@
-"""What fine-tuning shows and logs while it runs."""
+"""A job of fine-tuning: what it shows, logs and keeps while it runs."""
 
 import dataclasses
 import datetime
@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,58 @@ from cramjax import files
 from cramjax.config import Config
 from cramjax.glue import scores
 from cramjax.glue.data import Encoded, TaskRows
-from cramjax.glue.finetune import EVAL_BATCH, Finetuned, Predict
 from cramjax.training.log import MetricsLog
 from cramjax.version import code_version, library_versions
 
 logger = logging.getLogger(__name__)
 
 LOG = "finetune.jsonl"
+EVAL_BATCH = 128  # rows that are predicted at once
 PLAIN_EVERY_S = 30.0
 # After an epoch, at most one row is predicted for this many rows of training, which
 # takes 7 % of an epoch: a forward pass costs a third of a training step.
 TRAINED_PER_PREDICTED = 5
 
 
-class Journal:
-    """Follows one job: a progress line, and finetune.jsonl; a context manager.
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What trained trials predict."""
 
-    A job is one task from one initialization at one learning rate.
+    outputs: list[np.ndarray]  # outputs_TxNxC on each of the predicted sets
+    skipped_T: np.ndarray  # updates left out because a gradient was not finite
+    at_once: int  # how many trials one program trained
 
-    finetune.jsonl has a line per epoch and trials that are trained together: "task",
-    "start" (the initialization), "rate", "trials" (their numbers), "epoch", "loss"
-    (mean over the epoch, of each trial; null if it is not finite), "scores" ({dev set:
-    {metric: score of each trial}}) and "dev_rows" (on how many rows, spread evenly over
-    the set; glue.json has the scores on all rows). Trials that were interrupted are
-    repeated: of two lines about the same epoch the later one counts.
+
+class Job:
+    """One task from one initialization at one learning rate; a context manager.
+
+    It shows a progress line, and keeps finished trials in predictions/ until all of
+    them are: an interruption costs the trials that it interrupts, and no others.
+
+    Its log, finetune.jsonl, has a line per epoch and trials that are trained together:
+    "task", "start" (the initialization), "rate", "trials" (their numbers), "epoch",
+    "loss" (mean over the epoch, of each trial; null if it is not finite), "scores"
+    ({dev set: {metric: score of each trial}}) and "dev_rows" (on how many rows, spread
+    evenly over the set; glue.json has the scores on all rows). Trials that were
+    interrupted are repeated: of two lines about the same epoch the later one counts.
     """
 
-    def __init__(self, log: Path, rows: TaskRows[Encoded], start: str, rate: float):
-        """Shows nothing yet."""
-        self._log = MetricsLog(log)
+    def __init__(
+        self,
+        workdir: Path,
+        log: Path,
+        config: Config,
+        rows: TaskRows[Encoded],
+        start: str,
+        rate: float,
+        pretrained: Any | None,
+    ):
+        """Shows and reads nothing yet; trials start from the weights `pretrained`."""
+        self._log_path = log
         self._rows, self._start, self._rate = rows, start, rate
+        self._folder = workdir / scores.PREDICTIONS
+        self._name = f"{rows.task.name}-{start}-{rate:g}.trial"
+        self._identity = _identity(config, rows, start, rate, pretrained)
         self._title = f"fine-tuning {rows.task.title} ({start}, learning rate {rate:g})"
         self._last_plain = time.monotonic()
         self._bar = Progress(
@@ -64,6 +87,7 @@ class Journal:
         self._job = self._bar.add_task(f"{self._title}: compiling", total=1.0)
 
     def __enter__(self):
+        self._log = MetricsLog(self._log_path)
         self._bar.start()
         return self
 
@@ -82,9 +106,13 @@ class Journal:
             logger.info(f"{text}, {done:.0%} done{left}")
 
     def write_epoch(
-        self, trials: range, epoch: int, loss_T: np.ndarray, predict: Predict
+        self,
+        trials: range,
+        epoch: int,
+        loss_T: np.ndarray,
+        predict: Callable[[Encoded], np.ndarray],
     ) -> None:
-        """Writes a line to finetune.jsonl."""
+        """Writes a line to finetune.jsonl; `predict` returns outputs_TxNxC."""
         most = max(len(self._rows.train) // TRAINED_PER_PREDICTED, EVAL_BATCH)
         found, dev_rows = {}, {}
         for dev in self._rows.scored:
@@ -105,39 +133,6 @@ class Journal:
             scores=found,
             dev_rows=dev_rows,
         )
-
-
-class FinishedTrials:
-    """A job's finished trials, in predictions/ until all of them are.
-
-    An interruption then costs the trials that it interrupts, and no others.
-    """
-
-    def __init__(
-        self,
-        workdir: Path,
-        config: Config,
-        rows: TaskRows[Encoded],
-        start: str,
-        rate: float,
-        pretrained: Any | None,
-    ):
-        """Reads nothing yet; trials start from the weights `pretrained`."""
-        self._folder = workdir / scores.PREDICTIONS
-        self._name = f"{rows.task.name}-{start}-{rate:g}.trial"
-        # Other tasks, initializations and rates may join without changing this job.
-        glue = dataclasses.replace(
-            config.glue, tasks=(), starts=(start,), learning_rates=(rate,)
-        )
-        parts = (rows.train, *rows.dev.values(), *rows.test.values())
-        settings = (config.model, glue, config.seed, code_version(), library_versions())
-        identity = hashlib.sha256(repr(settings).encode())
-        for part in parts:
-            identity.update(np.ascontiguousarray(part.tokens_NxL).tobytes())
-            identity.update(np.ascontiguousarray(part.labels_N).tobytes())
-        for array in jax.tree.leaves(pretrained):
-            identity.update(np.ascontiguousarray(array).tobytes())
-        self._identity = identity.hexdigest()
 
     def load(self, first: int) -> Finetuned | None:
         """Returns the trials from this number on, if nothing else has changed."""
@@ -170,3 +165,22 @@ class FinishedTrials:
 
     def _path(self, first: int) -> Path:
         return self._folder / f"{self._name}{first}.npz"
+
+
+def _identity(
+    config: Config, rows: TaskRows[Encoded], start: str, rate: float, pretrained: Any
+) -> str:
+    """Returns a hash of all that a job's trials depend on."""
+    # Other tasks, initializations and rates may join without changing this job.
+    glue = dataclasses.replace(
+        config.glue, tasks=(), starts=(start,), learning_rates=(rate,)
+    )
+    parts = (rows.train, *rows.dev.values(), *rows.test.values())
+    settings = (config.model, glue, config.seed, code_version(), library_versions())
+    identity = hashlib.sha256(repr(settings).encode())
+    for part in parts:
+        identity.update(np.ascontiguousarray(part.tokens_NxL).tobytes())
+        identity.update(np.ascontiguousarray(part.labels_N).tobytes())
+    for array in jax.tree.leaves(pretrained):
+        identity.update(np.ascontiguousarray(array).tobytes())
+    return identity.hexdigest()
