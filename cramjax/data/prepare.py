@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -62,13 +62,26 @@ def corpus_path(config: Config) -> Path:
       UserError: a source cannot be read, or `data.dir` cannot be written.
     """
     with _writing(config):
-        text_files = sources.resolve(config.data)
-        return _path(config, text_files, sources.contents(text_files, config.data))
+        return _plan(config).path
 
 
-def _path(
-    config: Config, text_files: Sequence[File], contents: Sequence[dict[str, Any]]
-) -> Path:
+class Plan(NamedTuple):
+    """A corpus that a config asks for: the text of it, and its folder."""
+
+    config: Config
+    text_files: list[File]
+    contents: list[dict[str, Any]]  # see `sources.contents`
+    path: Path
+
+    @property
+    def building(self) -> Path:
+        """The folder in which the corpus is built."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+
+def _plan(config: Config) -> Plan:
+    text_files = sources.resolve(config.data)
+    contents = sources.contents(text_files, config.data)
     of_files = [
         [Path(c["path"]).suffixes, c["sha256"], f.source, f.max_chars, f.max_documents]
         for f, c in zip(text_files, contents, strict=True)
@@ -77,7 +90,8 @@ def _path(
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     name = config.data.sources[0] if text_files[0].url else text_files[0].path.name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
-    return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+    path = Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+    return Plan(config, text_files, contents, path)
 
 
 @contextlib.contextmanager
@@ -140,17 +154,16 @@ def prepare(config: Config) -> Corpus:
         vocabulary does not fit the text.
     """
     with _writing(config):
-        text_files = sources.resolve(config.data)
-        contents = sources.contents(text_files, config.data)
-        path = _path(config, text_files, contents)
+        plan = _plan(config)
+        path = plan.path
         with contextlib.nullcontext() if path.exists() else _lock(path):
             exists = path.exists()  # another process may have built it meanwhile
             try:
-                stages.run(_build(config, text_files, contents, path))
+                stages.run(_build(plan))
             except SourceLost:
                 raise
             except UserError:  # the text or the settings are of no use
-                shutil.rmtree(_building(path), ignore_errors=True)
+                shutil.rmtree(plan.building, ignore_errors=True)
                 raise
         _remove_temporary(path)
     prepared = Corpus(path)
@@ -206,17 +219,9 @@ def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> N
 
 
 def _stages(config: Config) -> Iterator[Stage]:
-    data = config.data
-    done = functools.partial(sources.known, data)
+    done = functools.partial(sources.known, config.data)
     yield "sources", [Unit(done, corpus_path, (config,))]
-    text_files = sources.resolve(data)
-    contents = sources.contents(text_files, data)
-    yield from _build(config, text_files, contents, _path(config, text_files, contents))
-
-
-def _building(path: Path) -> Path:
-    """Returns the folder in which a corpus is built."""
-    return path.with_name(f"{path.name}.partial")
+    yield from _build(_plan(config))
 
 
 def _remove_temporary(path: Path) -> None:
@@ -224,16 +229,12 @@ def _remove_temporary(path: Path) -> None:
         temporary.unlink(missing_ok=True)  # another process may do so, too
 
 
-def _build(
-    config: Config,
-    text_files: Sequence[File],
-    contents: Sequence[dict[str, Any]],
-    path: Path,
-) -> Iterator[Stage]:
+def _build(plan: Plan) -> Iterator[Stage]:
     """Yields the stages that build a corpus, unless it exists."""
+    config, text_files, _, path = plan
     if path.exists():
         return
-    folder = _building(path)
+    folder = plan.building
     folder.mkdir(parents=True, exist_ok=True)
     if any(file.url for file in text_files):
         logger.info(f"corpus: {_size_estimate(config, text_files)}")
@@ -252,20 +253,14 @@ def _build(
         call = (number, group, config, folder, SHARD_CHARS)
         units.append(Unit(done, encode.encode_group, call))
     yield "blocks", units
-    final = (config, text_files, contents, duplicates, len(groups), path)
+    final = (plan, duplicates, len(groups))
     yield "manifest", [Unit(stages.exists(path), _finish, final)]
 
 
-def _finish(
-    config: Config,
-    text_files: Sequence[File],
-    contents: Sequence[dict[str, Any]],
-    duplicates: dict[str, Any],
-    groups: int,
-    path: Path,
-) -> None:
+def _finish(plan: Plan, duplicates: dict[str, Any], groups: int) -> None:
     """Writes the manifest and the report, and gives the folder its name."""
-    folder = _building(path)
+    config, text_files, contents, path = plan
+    folder = plan.building
     if sources.contents(text_files, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "
