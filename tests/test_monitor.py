@@ -123,7 +123,7 @@ def test_the_progress_line_shows_it_in_short(capsys):
     with ProgressLine(10) as shown:
         for _ in range(2):
             shown.update(clock, train_metrics, {"not_training": 0.004})
-    assert capsys.readouterr().out.endswith("  left 0:00\n")
+    assert capsys.readouterr().out.endswith("  left 0:00:00\n")
 
 
 def test_a_runs_energy_is_that_of_all_its_sessions(tiny, corpus, tmp_path, monkeypatch):

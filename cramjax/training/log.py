@@ -5,6 +5,7 @@ if it has the key `event`. Lines are appended; only `MetricsLog.cut` removes any
 """
 
 import dataclasses
+import datetime
 import json
 import logging
 import math
@@ -225,7 +226,7 @@ class ProgressLine:
             f"lr {latest.get('learning_rate', 0):.2e}  "
             f"batch {latest.get('batch_size', 0)}  "
             f"pass {passes:.1f} of {passes / max(progress, 1e-9):.1f}  "
-            f"left {_duration(left_s)}{_device(throughput)}"
+            f"left {datetime.timedelta(seconds=int(left_s))}{_device(throughput)}"
         )
         if latest["skipped"]:
             text += f"  {latest['skipped']} micro-batches skipped: not finite"
@@ -252,9 +253,3 @@ def _device(throughput: Mapping[str, float]) -> str:
 
 def _si(value: float) -> str:
     return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.1f}k"
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
