@@ -2,28 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from cramjax import config as config_module
 from cramjax import figures, files, page, report, run, word_order
-from cramjax.config import OPERATIONAL_KEYS, Config, flatten, to_dict
+from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
 from cramjax.errors import UserError
 from cramjax.glue import evaluate, scores, tables
 from cramjax.page import Block, Figure, Heading, Table
+from cramjax.report import Run
 from cramjax.training import log as metrics_log
 from cramjax.training.pretrain import METRICS, SUMMARY
-
-
-class Run(NamedTuple):
-    """What a workdir holds, in the order of `report.write`."""
-
-    config: Config
-    manifest: dict[str, Any]
-    summary: dict[str, Any]
-    results: dict[str, Any]
-    workdir: Path
 
 
 def read(workdir: Path) -> Run:

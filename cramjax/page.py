@@ -11,8 +11,6 @@ from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
 
-from cramjax import markdown
-
 Heading = namedtuple("Heading", "text level", defaults=[2])  # level 1: of the page
 Table = namedtuple("Table", "header rows")  # the header's cells may all be empty
 Code = namedtuple("Code", "text")  # a command, or text that is shown as it is
@@ -58,7 +56,9 @@ def _markdown(block: Block) -> str:
         case Heading(text, level):
             return f"{'#' * level} {text}"
         case Table(header, rows):
-            return markdown.table(header, rows)
+            lines = [header, ["---"] * len(header), *rows]
+            escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+            return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Figure(name):

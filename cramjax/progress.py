@@ -1,5 +1,6 @@
 """The progress line: one stage of the job at a time, and what comes after it."""
 
+import datetime
 import logging
 import sys
 import time
@@ -61,7 +62,7 @@ class Stage:
             return
         start, start_done = self._start
         left_s = (1 - done) * (now - start) / max(done - start_done, 1e-9)
-        left = f"left {duration(left_s)}{self._then}"
+        left = f"left {datetime.timedelta(seconds=round(left_s))}{self._then}"
         text = f"{self._name} {done:6.1%}  {left}  {text}"
         self._live.update(self._task, description=text)
         due = now - self._last_plain > PLAIN_EVERY_S or done >= 1
@@ -72,10 +73,3 @@ class Stage:
     def part(self, start: float, size: float) -> Callable[[float, str], None]:
         """Returns the `update` of a part of the stage, of which both are fractions."""
         return lambda done, text: self.update(start + size * done, text)
-
-
-def duration(seconds: float) -> str:
-    """Returns hours, minutes and seconds, for example "1:02:03" or "2:03"."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

@@ -1,7 +1,7 @@
 """report.md and report.html: what a run has written, for people to read."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cramjax import examples, figures, files, page, word_order
 from cramjax.checkpoints.weights import WEIGHTS
@@ -37,14 +37,19 @@ CLEARLY = 0.05
 PAPER_FLOPS, PAPER_ROW = 5.4e18, "crammed, A6000"
 
 
-def write(
-    config: Config,
-    manifest: dict[str, Any],
-    summary: dict[str, Any],
-    results: dict[str, Any],
-    workdir: Path,
-) -> Path:
+class Run(NamedTuple):
+    """A finished run: what its workdir holds."""
+
+    config: Config
+    manifest: dict[str, Any]  # of the corpus
+    summary: dict[str, Any]  # pretrain.json
+    results: dict[str, Any]  # "tasks" of glue.json
+    workdir: Path
+
+
+def write(run: Run) -> Path:
     """Writes report.md, its figures, and report.html; returns the path of report.md."""
+    config, manifest, summary, results, workdir = run
     events = metrics_log.read(workdir / METRICS)
     folder = Path(config.data.dir).expanduser() / manifest["name"]
     sources = ", ".join(source["source"] for source in manifest.get("text", ()))
@@ -57,15 +62,15 @@ def write(
         f"{sources and f' ({sources})'}, read {summary['passes']:.1f} times. It was "
         "made by",
         Code(summary.get("command", "not recorded")),
-        verdict(config, summary, results),
-        _beside_the_paper(config, summary, results),
-        _irregular(manifest, summary, events, results),
+        verdict(run),
+        _beside_the_paper(run),
+        _irregular(run, events),
         *_learned_section(config, summary),
-        *_results_section(config, results, workdir),
+        *_results_section(run),
         *_training_section(config, summary),
         *_figures(config, events, summary),
-        *_corpus_sections(summary, folder, workdir),
-        *_origin_section(config, manifest, summary),
+        *_corpus_sections(run, folder),
+        *_origin_section(run),
         *_settings_section(config),
         *_use_section(workdir),
     ]
@@ -78,11 +83,11 @@ def write(
     return workdir / REPORT
 
 
-def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) -> str:
+def verdict(run: Run) -> str:
     """Returns what the numbers mean, in two or three sentences."""
-    ahead = tables.bag_of_words_ahead(results, config.glue)
+    ahead = tables.bag_of_words_ahead(run.results, run.config.glue)
     titles = next(iter(ahead.values()), [])
-    sentences = [_of_pretraining(summary)]
+    sentences = [_of_pretraining(run.summary)]
     if titles:
         sentences.append(
             "After fine-tuning, a bag of words, which only counts words, still does as "
@@ -91,18 +96,16 @@ def verdict(config: Config, summary: dict[str, Any], results: dict[str, Any]) ->
     return " ".join(sentences)
 
 
-def _beside_the_paper(
-    config: Config, summary: dict[str, Any], results: dict[str, Any]
-) -> str:
+def _beside_the_paper(run: Run) -> str:
     """Returns what the budget was, and whether the model is better than the paper's."""
-    flops, seconds = summary["model_flops"], summary["elapsed_s"]
+    flops, seconds = run.summary["model_flops"], run.summary["elapsed_s"]
     duration = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds:.0f} s"
     text = (
-        f"Training took {duration} on {summary['device']} and {flops:.2g} model FLOPs, "
-        f"{100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in 24 hours "
-        f"on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
+        f"Training took {duration} on {run.summary['device']} and {flops:.2g} model "
+        f"FLOPs, {100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in "
+        f"24 hours on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
     )
-    found = scores.averages(results, "pretrained").get("nine", {"title": ""})
+    found = scores.averages(run.results, "pretrained").get("nine", {"title": ""})
     if found["title"] != scores.AVERAGES["nine"].title:
         return (
             f"{text}Whether it is better than the paper's model is not known: that "
@@ -113,38 +116,33 @@ def _beside_the_paper(
         f"Its mean of the nine GLUE numbers is **{found['value']:.1f}**, that of the "
         f"paper's model {tables.PAPER_GLUE[PAPER_ROW][-1]}"
     )
-    if tables.departures(config.glue):
+    if tables.departures(run.config.glue):
         text += ", but it was not fine-tuned as in the paper, so this decides nothing"
     return f"{text}."
 
 
-def _irregular(
-    manifest: dict[str, Any],
-    summary: dict[str, Any],
-    events: list[dict[str, Any]],
-    results: dict[str, Any],
-) -> str:
+def _irregular(run: Run, events: list[dict[str, Any]]) -> str:
     """Returns what went wrong."""
+    summary = run.summary
     seen = [line.get("event") for line in events]
     counts = {
         "interruptions of training": seen.count(RESUMED),
         "returns to a checkpoint, with a lower learning rate": seen.count(ROLLED_BACK),
         "micro-batches skipped because a gradient was not finite": summary["skipped"],
         "seconds of lost work": round(summary["seconds"]["lost"]),
-        **manifest.get("problems", {}),
+        **run.manifest.get("problems", {}),
     }
     found = [f"{what}: {number:,}" for what, number in counts.items() if number]
-    found += [line for entry in results.values() for line in scores.divergences(entry)]
+    for entry in run.results.values():
+        found += scores.divergences(entry)
     return f"**What went wrong**: {'; '.join(found) or 'nothing that was noticed'}."
 
 
-def _results_section(
-    config: Config, results: dict[str, Any], workdir: Path
-) -> list[Block]:
+def _results_section(run: Run) -> list[Block]:
+    results, glue = run.results, run.config.glue
     if not results:
         return []
-    glue = config.glue
-    found = files.read_json(workdir / evaluate.RESULTS, evaluate.DELETE_IT)
+    found = files.read_json(run.workdir / evaluate.RESULTS, evaluate.DELETE_IT)
     names = {
         "pretrained": "pretrained",
         "random": "random initialization",
@@ -167,7 +165,7 @@ def _results_section(
                 else "-"
             )
         rows.append([*row, *tables.baseline_cells(result)])
-    below = tables.conditions(config)
+    below = tables.conditions(run.config)
     return [
         Heading("Fine-tuning"),
         f"Scores on dev sets, in percent (correlations times 100), higher is better: "
@@ -344,24 +342,20 @@ def _figures(
     ]
 
 
-def _corpus_sections(
-    summary: dict[str, Any], folder: Path, workdir: Path
-) -> list[Block]:
+def _corpus_sections(run: Run, folder: Path) -> list[Block]:
     """Returns examples and samples of the text, if the corpus is at hand."""
     blocks, quoted = [], []
-    if summary.get("word_order") and all(
-        path.exists() for path in (folder / MANIFEST, workdir / WEIGHTS)
-    ):
-        blocks = examples.blocks(workdir, Corpus(folder))
+    needed = (folder / MANIFEST, run.workdir / WEIGHTS)
+    if run.summary.get("word_order") and all(path.exists() for path in needed):
+        blocks = examples.blocks(run.workdir, Corpus(folder))
     for title, texts in corpus_report.samples(folder).items():
         quoted += [Heading(title, 3), *map(Code, texts)]
     return [*blocks, *([Fold("The text", quoted)] if quoted else [])]
 
 
-def _origin_section(
-    config: Config, manifest: dict[str, Any], summary: dict[str, Any]
-) -> list[Block]:
+def _origin_section(run: Run) -> list[Block]:
     """Returns the model's shape, text, software and hardware."""
+    config, manifest, summary = run.config, run.manifest, run.summary
     model, documents = config.model, manifest["documents"]
     repeats = f", run {model.repeats} times" if model.repeats > 1 else ""
     versions = summary.get("versions", {})
@@ -393,10 +387,7 @@ def _origin_section(
         ["software at training time", f"cramjax {summary['code']}; {libraries}"],
         ["hardware", summary["device"]],
     ]
-    return [
-        Heading("How it was made"),
-        Table(["", ""], rows),
-    ]
+    return [Heading("How it was made"), Table(["", ""], rows)]
 
 
 def _settings_section(config: Config) -> list[Block]:

@@ -115,7 +115,8 @@ def run(
                     for name, entry in results.items()
                 }
                 tracking.log({"event": "final", **summary, "scores": medians})
-                write_report(config, manifest, summary, results, workdir)
+                finished = report.Run(config, manifest, summary, results, workdir)
+                write_report(finished)
             distributed.wait_for_all("reported")
     return named_params
 
@@ -149,40 +150,30 @@ def _evaluate(
     """Returns all results; of several processes, each fine-tunes on its own tasks."""
     run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     given = (config, named_params, run_tokenizer, workdir)
-    first, part, count = (
-        distributed.is_first(),
-        jax.process_index(),
-        jax.process_count(),
-    )
-    if first:
+    if distributed.is_first():
         evaluate.join_parts(workdir)  # which an interruption has left
     distributed.wait_for_all("joined")
     if (count := jax.process_count()) > 1:
         part = jax.process_index()
         evaluate.evaluate(*given, tasks[part::count], part=part)
         distributed.wait_for_all("evaluated")
-    if not first:
+    if not distributed.is_first():
         return {}
     evaluate.join_parts(workdir)
     return evaluate.evaluate(*given, tasks)
 
 
-def write_report(
-    config: Config,
-    manifest: dict[str, Any],
-    summary: dict[str, Any],
-    results: dict[str, Any],
-    workdir: Path,
-) -> None:
+def write_report(finished: report.Run) -> None:
     """Writes report.md, unless the run is of a version that did not write all of it."""
-    if missing := sorted(report.NEEDED - summary.keys()):
+    if missing := sorted(report.NEEDED - finished.summary.keys()):
         logger.info(
             f"no new {report.REPORT}: {SUMMARY} is of an earlier version, without "
-            f"{', '.join(missing)}; all scores are in {workdir / evaluate.TABLE}"
+            f"{', '.join(missing)}; all scores are in "
+            f"{finished.workdir / evaluate.TABLE}"
         )
     else:
-        path = report.write(config, manifest, summary, results, workdir)
-        logger.info(report.verdict(config, summary, results).replace("**", ""))
+        path = report.write(finished)
+        logger.info(report.verdict(finished).replace("**", ""))
         logger.info(f"report: {path}")
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cramjax import figures, files, markdown
+from cramjax import figures, files
 from cramjax.config import Config, load, module
 from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
 from cramjax.glue.evaluate import RESULTS as SCORES
 from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
+from cramjax.page import Table, to_markdown
 from cramjax.run import run
 from cramjax.training import log as metrics_log
 from cramjax.training.pretrain import METRICS, SUMMARY
@@ -236,11 +237,11 @@ def total_flops(config: Config, summary: Mapping[str, Any]) -> float:
 
 def page(study: Study, results: Results) -> str:
     """Returns the table, and below it the lines of `multipliers`."""
-    return "\n\n".join([table(study, results), *multipliers(study, results)])
+    return to_markdown([table(study, results), *multipliers(study, results)])
 
 
-def table(study: Study, results: Results) -> str:
-    """Returns a Markdown table of held-out losses, word order, FLOPs and scores.
+def table(study: Study, results: Results) -> Table:
+    """Returns a table of held-out losses, word order, FLOPs and scores.
 
     Differences to the first row are paired: of runs with the same seed, which see the
     same data in the same order from the same weights. A row that averages its weights
@@ -289,7 +290,7 @@ def table(study: Study, results: Results) -> str:
                     *(_score(of_row, title) for title in scored),
                 ]
             )
-    return markdown.table(header, lines)
+    return Table(header, lines)
 
 
 def _flops(config: Config, runs: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from cramjax import files
 from cramjax.config import TRACKERS, Config, flatten, require, to_dict
 from cramjax.errors import one_line
-from cramjax.glue.journal import LOG
+from cramjax.glue.job import LOG
 from cramjax.training import log as metrics_log
 from cramjax.training.pretrain import METRICS
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cramjax import markdown
+from cramjax.page import Table, to_markdown
 
 Facts = dict[str, Any]
 
@@ -17,7 +17,7 @@ def table(found: Mapping[str, Facts], titles: Mapping[str, str]) -> str:
         title, took = f"{name}: {result['title']}", f"{result['seconds']:.0f} s"
         cells = (title, state, took, "; ".join(facts))
         rows.append([cell.replace("\n", " ") for cell in cells])
-    lines = [markdown.table(["part", "", "took", "found"], rows)]
+    lines = [to_markdown([Table(["part", "", "took", "found"], rows)])]
     missing = [
         f"{name} ({title})" for name, title in titles.items() if name not in found
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cramjax import files
 from cramjax.config import Config
-from cramjax.markdown import table
+from cramjax.page import Block, Heading, Table, to_markdown
 
 PAGE = Path("docs/config.md")
 INTRODUCTION = """\
@@ -31,14 +31,14 @@ def page() -> str:
     for field in dataclasses.fields(Config):
         if dataclasses.is_dataclass(field.type):
             sections.append((f"{field.name}.", field.type))
-    parts = [INTRODUCTION]
+    blocks: list[Block] = [INTRODUCTION]
     for prefix, section in sections:
-        title = f"## {prefix.removesuffix('.') or 'The whole run'}"
-        parts.append(f"{title}\n\n{section.__doc__}\n\n{_table(prefix, section)}")
-    return "\n\n".join(parts) + "\n"
+        title = prefix.removesuffix(".") or "The whole run"
+        blocks += [Heading(title), section.__doc__, _table(prefix, section)]
+    return to_markdown(blocks) + "\n"
 
 
-def _table(prefix: str, section: type) -> str:
+def _table(prefix: str, section: type) -> Table:
     """Returns a row for each key of a section."""
     meanings, rows = _meanings(section), []
     for field in dataclasses.fields(section):
@@ -54,7 +54,7 @@ def _table(prefix: str, section: type) -> str:
                 _escaped(meanings[field.name]),
             )
         )
-    return table(("key", "default", "allowed", "meaning"), rows)
+    return Table(("key", "default", "allowed", "meaning"), rows)
 
 
 def _meanings(section: type) -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import Any
 from bench.timing import read_speed
 
 from cramjax.config import Config
-from cramjax.data import encode, prepare, processes, sources
+from cramjax.data import encode, prepare, processes, sources, stages
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.readers import ReadContext
 from cramjax.flags import parse_command_line
@@ -68,8 +68,11 @@ def _measure(config: Config) -> dict[str, Any]:
             shutil.copy(corpus.path / TOKENIZER, again)
             start = time.monotonic()
             common = (config, Path(again), prepare.SHARD_CHARS)
-            calls = [(i, g, *common) for i, g in enumerate(sources.grouped(files))]
-            processes.run(encode.encode_group, calls, "corpus")
+            units = [
+                stages.Unit(lambda: False, encode.encode_group, (i, group, *common))
+                for i, group in enumerate(sources.grouped(files))
+            ]
+            stages.run([("corpus", units)])
             speeds["encoding"].append(text_mb / (time.monotonic() - start))
         start = time.monotonic()
         for first in range(0, len(texts), 1000):

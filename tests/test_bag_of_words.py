@@ -123,12 +123,13 @@ def test_a_task_that_is_left_half_done_for_another_has_a_report(
         json.loads((tmp_path / name).read_text())
         for name in ("corpus.json", "pretrain.json")
     )
-    text = report.write(other, manifest, summary, results, tmp_path).read_text()
+    run = report.Run(other, manifest, summary, results, tmp_path)
+    text = report.write(run).read_text()
     line, *_ = [line for line in text.splitlines() if line.startswith("| Intents")]
     assert line.split(" | ")[4] == "-"
     # Scores of before the baseline was there are read as they are.
     for entry in results.values():
         del entry["bag_of_words"]
-    text = report.write(other, manifest, summary, results, tmp_path).read_text()
+    text = report.write(run).read_text()
     line, *_ = [line for line in text.splitlines() if line.startswith("| Intents")]
     assert line.split(" | ")[5] == "-"

@@ -72,7 +72,7 @@ def random_params(model):
 
 def crammed_tensors(golden, group, model):
     """A group's tensors; what the cut leaves out is as in the group crammed."""
-    names = convert.to_crammed(random_params(model), model)
+    names = convert.write("crammedBERT", random_params(model), model)
     keys = ((f"{g}/params/{name}", name) for g in ("crammed", group) for name in names)
     return {name: golden[key] for key, name in keys if key in golden}
 
@@ -124,7 +124,7 @@ def test_every_variant_computes_what_the_authors_does(folder, variant):
     golden = read(folder, "crammed_tiny")
     model = tiny_model(VARIANTS[variant])
     tensors = crammed_tensors(golden, variant, model)
-    params = convert.from_crammed(tensors, model)
+    params = convert.read("crammedBERT", tensors, model)
     tokens, labels = golden["inputs"][0], golden["labels"][0]
 
     expected = golden[f"{variant}/hidden"]
@@ -135,14 +135,14 @@ def test_every_variant_computes_what_the_authors_does(folder, variant):
     squares = [np.sum(np.square(x, dtype="f8")) for x in jax.tree.leaves(grads)]
     norm = golden[f"{variant}/grad_norm"]
     np.testing.assert_allclose(np.sqrt(np.sum(squares)), norm, rtol=1e-4)
-    grads = convert.to_crammed(grads, model)
+    grads = convert.write("crammedBERT", grads, model)
     for ours, theirs in (
         ("encoder.embedding.word_embedding.weight", "word_embedding"),
         ("encoder.layers.0.ffn.dense_in.weight", "dense_in_0"),
     ):
         assert_close(grads[ours], golden[f"{variant}/grad/{theirs}"], 1e-4)
 
-    back = convert.to_crammed(params, model)
+    back = convert.write("crammedBERT", params, model)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor)
@@ -173,7 +173,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
 
     monkeypatch.setattr(train_step, "mask_tokens", given_masks)
     state, micro_step = start(config)
-    params = jax.tree.map(jnp.asarray, convert.from_crammed(tensors, model))
+    params = jax.tree.map(jnp.asarray, convert.read("crammedBERT", tensors, model))
     state = state.replace(params=params)
     trace, norms, rates = [], [], []
     for i in range(16):
@@ -186,7 +186,7 @@ def test_sixteen_training_steps_are_the_authors(folder, monkeypatch):
     np.testing.assert_allclose(rates, golden["trajectory/learning_rates"], rtol=1e-5)
     np.testing.assert_allclose(trace, golden["trajectory/losses"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(norms, golden["trajectory/grad_norms"], rtol=1e-4)
-    final = convert.to_crammed(state.params, model)
+    final = convert.write("crammedBERT", state.params, model)
     compared = 0
     for key, expected in golden.items():
         name = key.removeprefix("trajectory/final/")
@@ -201,7 +201,7 @@ def test_the_head_on_the_first_position_is_the_authors(kind):
     golden = read(FULL, "crammed_tiny")
     model = tiny_model()
     tensors = crammed_tensors(golden, kind, model)
-    params = convert.from_crammed(tensors, model)
+    params = convert.read("crammedBERT", tensors, model)
     for ours, theirs in (("pooler", "pooler.dense"), ("head", "head")):
         params[ours] = {
             "kernel": golden[f"{kind}/params/{theirs}.weight"].T,
@@ -223,17 +223,19 @@ def test_the_head_on_the_first_position_is_the_authors(kind):
     np.testing.assert_allclose(loss, golden[f"{kind}/loss"], rtol=0, atol=1e-5)
 
 
+def functions(kind):
+    return functools.partial(convert.read, kind), functools.partial(convert.write, kind)
+
+
 HUGGING_FACE = {
     "hf_bert_tiny": (
         tiny_model("ffn_width=64", "token_types=2", row="original-bert"),
-        convert.from_hf_bert,
-        convert.to_hf_bert,
+        *functions("bert"),
         "bert.embeddings.word_embeddings.weight",
     ),
     "modernbert_tiny": (
         tiny_model("ffn_width=96", "layers=3", row="modern"),
-        convert.from_hf_modernbert,
-        convert.to_hf_modernbert,
+        *functions("modernbert"),
         "model.embeddings.tok_embeddings.weight",
     ),
 }
@@ -309,30 +311,30 @@ def test_what_old_bert_files_have_besides():
 def test_the_buffers_of_the_authors_are_left_out_and_nothing_else():
     model = tiny_model()
     params = random_params(model)
-    tensors = convert.to_crammed(params, model)
+    tensors = convert.write("crammedBERT", params, model)
     attention = "encoder.layers.1.attn.self_attention"
     buffers = {
         f"{attention}.norm_factor": np.float32(8**-0.5),
         f"{attention}.rotary_emb.inv_freq": np.ones(4),
         "encoder.embedding.pos_embedding.position_ids": np.arange(16)[None],
     }
-    found = convert.from_crammed(tensors | buffers, model)
+    found = convert.read("crammedBERT", tensors | buffers, model)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     for name in ("norm_factor", f"{attention}.norm_factors", f"{attention}.inv_freq"):
         with pytest.raises(
             UserError, match=r"norm_factors? .* unknown|inv_freq .* unk"
         ):
-            convert.from_crammed(tensors | {name: np.ones(4)}, model)
+            convert.read("crammedBERT", tensors | {name: np.ones(4)}, model)
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path):
     model = tiny_model()
-    tensors = convert.to_crammed(random_params(model), model)
+    tensors = convert.write("crammedBERT", random_params(model), model)
     del tensors["encoder.final_norm.bias"]
     tensors["encoder.layers.1.attn.dense.weight"] = np.zeros((32, 31))
     tensors["encoder.layers.2.norm1.weight"] = np.zeros(32)
     with pytest.raises(UserError) as error:
-        convert.from_crammed(tensors, model)
+        convert.read("crammedBERT", tensors, model)
     assert str(error.value) == (
         "these tensors do not fit the model: "
         "encoder.layers.1.attn.dense.weight is (32, 31), not (32, 32); "
@@ -340,17 +342,17 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
         "encoder.layers.2.norm1.weight (32,) is unknown"
     )
     with pytest.raises(UserError, match=r"nowhere\.safetensors cannot be read"):
-        convert.from_crammed(tmp_path / "nowhere.safetensors", model)
+        convert.read("crammedBERT", tmp_path / "nowhere.safetensors", model)
 
 
 def test_a_model_that_a_format_cannot_hold_is_refused():
     factorised = tiny_model("embedding_width=16")
     with pytest.raises(UserError, match=r"no place for embedding\.projection\.kernel"):
-        convert.to_crammed(random_params(factorised), factorised)
+        convert.write("crammedBERT", random_params(factorised), factorised)
     model = tiny_model()
     with pytest.raises(
         UserError, match=r"norm_placement is 'pre': Hugging Face's BERT"
     ):
-        convert.to_hf_bert(random_params(model), model)
+        convert.write("bert", random_params(model), model)
     with pytest.raises(UserError, match=r"positions is 'scaled_sinusoidal': Hugging"):
-        convert.to_hf_modernbert(random_params(model), model)
+        convert.write("modernbert", random_params(model), model)

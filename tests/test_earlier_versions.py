@@ -115,8 +115,8 @@ def test_a_run_that_attended_with_cudnn_is_used_on_a_cpu(tmp_path):
     np.testing.assert_array_equal(model.encode(TEXTS), before)
     assert model.config.model.attention == "cudnn"
     trained_as = model.config.model
-    tensors = convert.to_crammed(model.params, trained_as)
-    again = convert.from_crammed(tensors, trained_as)
+    tensors = convert.write("crammedBERT", model.params, trained_as)
+    again = convert.read("crammedBERT", tensors, trained_as)
     jax.tree.map(np.testing.assert_array_equal, again, model.params)
     run(model.config, workdir)
     assert (workdir / "report.md").exists()

@@ -8,7 +8,7 @@ import cramjax
 ROOT = Path(cramjax.__file__).parent
 # From the lowest to the highest; a module imports from its own layer or lower ones.
 LAYERS = (
-    ("errors", "files", "markdown", "page", "progress", "tokens", "output", "version"),
+    ("errors", "files", "page", "progress", "tokens", "output", "version"),
     ("config",),
     ("flags", "model", "hlo"),
     ("device", "data"),

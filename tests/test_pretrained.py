@@ -396,7 +396,7 @@ def test_a_model_in_the_authors_format_gives_the_same_vectors(tmp_path, cls):
     (workdir / "config.json").write_text(json.dumps(values))
     native = cramjax.load(workdir)
     shape = native.model
-    tensors = convert.to_crammed(native.params, shape)
+    tensors = convert.write("crammedBERT", native.params, shape)
     for layer in range(shape.layers):
         name = f"encoder.layers.{layer}.attn.self_attention.norm_factor"
         tensors[name] = np.array(shape.head_dim**-0.5, np.float32)

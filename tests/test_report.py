@@ -71,7 +71,7 @@ def events():
 def written(config, events, summary, workdir):
     text = "".join(json.dumps(line) + "\n" for line in events)
     (workdir / "metrics.jsonl").write_text(text)
-    return report.write(config, MANIFEST, summary, {}, workdir).read_text()
+    return report.write(report.Run(config, MANIFEST, summary, {}, workdir)).read_text()
 
 
 def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
@@ -122,10 +122,11 @@ def test_a_report_of_an_older_version_says_what_is_not_known(config, events, tmp
         (4.0, None, "38% below what word frequencies alone would give."),
     ],
 )
-def test_the_numbers_are_put_into_words(config, loss, word_order, sentence):
+def test_the_numbers_are_put_into_words(config, loss, word_order, sentence, tmp_path):
     order = word_order and {"model": word_order, "bigram": 80.0, "pairs": 400}
     summary = SUMMARY | {"held_out_loss": loss, "word_order": order}
-    assert sentence in report.verdict(config, summary, {})
+    run = report.Run(config, MANIFEST, summary, {}, tmp_path)
+    assert sentence in report.verdict(run)
 
 
 def test_stages_and_restarts_are_marked_in_both_figures(config, events):

@@ -12,7 +12,6 @@ from conftest import tiny_config
 from pyarrow import parquet
 
 from cramjax.data import prepare, readers, sources
-from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
 
@@ -211,7 +210,7 @@ def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
         read(tmp_path / "gone.txt")
     with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
-        Fingerprints(str(tmp_path)).sha256(tmp_path / "gone.txt")
+        sources.Fingerprints(str(tmp_path)).sha256(tmp_path / "gone.txt")
 
 
 def test_a_file_that_is_one_long_line_is_cut(tmp_path, monkeypatch):

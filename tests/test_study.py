@@ -8,7 +8,7 @@ from conftest import TINY
 from cramjax import study as study_module
 from cramjax.commands import study as study_command
 from cramjax.errors import Interrupted, TrainingFailed, UserError
-from cramjax.study import Study, load_study, multipliers, run_study, table
+from cramjax.study import Study, load_study, multipliers, page, run_study
 
 DONE = {"held_out_loss": 1.0, "tokens": 5, "averages": {}, "seconds": {}}
 DONE |= {"model_flops": 1e9, "updates": 1}
@@ -42,8 +42,8 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
     assert list(results) == list(study.rows)
     losses = {seed: s["held_out_loss"] for seed, s in results["same"].items()}
     assert losses == {0: 0.0, 1: 1.0}
-    assert "| same | 2 | 0.500 (0.000 to 1.000) |" in table(study, results)
-    assert "| +0.000 (0.000) |" in table(study, results)
+    assert "| same | 2 | 0.500 (0.000 to 1.000) |" in page(study, results)
+    assert "| +0.000 (0.000) |" in page(study, results)
     assert (tmp_path / "study.png").stat().st_size > 10_000
     assert run_study(study, tmp_path) == results
 
@@ -143,7 +143,7 @@ def test_the_table_by_hand():
     results = {"a": runs([1.0, 2.0]), "b": runs([1.5, 2.7], 0.2), "c": {}}
     # Muon: 8 kernels of 128 x 128 and 6 of 128 x 256, 5 steps each.
     muon = 5 * (8 * (4 + 2) * 128**3 + 6 * (4 * 2 + 2) * 128**3)
-    a, b, ema = table(study, results).splitlines()[2:]
+    a, b, ema = page(study, results).splitlines()[2:]
     assert a == "| a | 2 | 1.500 (1.000 to 2.000) | 0.707 | - | - | 10 | 1.00e+09 | - |"
     assert b == (
         "| b | 2 | 2.100 (1.500 to 2.700) | 0.849 | +0.600 (0.141) | - | 10 "

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fake_glue import evaluated, finetuned
 
-from cramjax.glue import data, evaluate, journal, scores, tasks
+from cramjax.glue import data, evaluate, scores, tasks
 from cramjax.glue import finetune as finetuning
+from cramjax.glue import job as jobs
 from cramjax.training import log as metrics_log
 from cramjax.training import loss_scale
 
@@ -300,6 +301,10 @@ def test_an_interruption_keeps_finished_trials(
     assert files == {"own-random-0.001.npz"}
 
 
+def job_of(folder, config, rows, weights=None):
+    return jobs.Job(folder, folder / jobs.LOG, config, rows, "random", 1e-3, weights)
+
+
 def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     own_config, corpus, tmp_path, monkeypatch
 ):
@@ -311,7 +316,7 @@ def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     trained = finetuning.Finetuned([np.ones((1, 8, 2))], np.array([4]), 1)
 
     def kept(config=own_config, rows=rows, weights=weights):
-        return journal.FinishedTrials(tmp_path, config, rows, "random", 1e-3, weights)
+        return job_of(tmp_path, config, rows, weights)
 
     kept().save(0, trained)
     found = kept().load(0)
@@ -323,7 +328,7 @@ def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     assert kept(with_glue(own_config, epochs=3)).load(0) is None
     for versions in ("code_version", "library_versions"):
         with monkeypatch.context() as patch:
-            patch.setattr(journal, versions, lambda: "another one")
+            patch.setattr(jobs, versions, lambda: "another one")
             assert kept().load(0) is None
     assert kept().load(0) is not None
 
@@ -337,7 +342,7 @@ def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_p
     )
     dev = {"few": part[:130], "many": part}
     rows = data.TaskRows(task, part[:2000], dev, {}, ("0", "1"), 2000, ())
-    with journal.Journal(tmp_path / journal.LOG, rows, "random", 1e-3) as job:
+    with job_of(tmp_path, own_config, rows) as job:
         job.write_epoch(
             range(1), 1, np.zeros(1), lambda rows: np.ones((1, len(rows), 2))
         )

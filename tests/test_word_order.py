@@ -12,7 +12,7 @@ from cramjax import likelihood, word_order
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
-from cramjax.study import Study, table
+from cramjax.study import Study, page
 
 
 @pytest.fixture(scope="module")
@@ -164,5 +164,5 @@ def test_a_study_lists_word_order_and_a_dash_where_it_is_not_known():
         "few": run(word_order=None),
         "old": run(),
     }
-    cells = [line.split(" | ")[-3] for line in table(study, results).splitlines()[2:]]
+    cells = [line.split(" | ")[-3] for line in page(study, results).splitlines()[2:]]
     assert cells == ["91.2 % (80.0 %)", "-", "-"]

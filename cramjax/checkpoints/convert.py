@@ -1,14 +1,7 @@
 """Our parameter tree <-> the tensors of other implementations, by name.
 
-Four formats: the authors' PyTorch crammed-bert (arXiv 2212.14034), Hugging Face's BERT
-and ModernBERT, and modeling_cramjax.py for everything else. Each is a table of `_Rule`s
-that follows from the model's config and covers every parameter exactly once; reading
-and writing go through the same table.
-
-All `from_*` take a mapping of names to arrays or the path of a safetensors file, and
-return float32 parameters; the dtype of `model` does not matter. They raise a UserError
-that lists every tensor that is missing, unknown or of another shape. With `head=False`
-the masked-LM head is left out, and the parameters are those of `encoder.Encoder`.
+Each of `FORMATS` is a table of `_Rule`s that follows from the model's config and covers
+every parameter exactly once; reading and writing go through the same table.
 """
 
 import dataclasses
@@ -16,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +22,6 @@ from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.model.layers import BASE
 
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike
-
-# What the authors' state dicts hold besides parameters: the scale of attention scores,
-# rotary frequencies and the indices of learned positions.
-_CRAMMED_BUFFERS = re.compile(
-    r"encoder\.layers\.\d+\.attn\.self_attention\.(norm_factor|rotary_emb\.inv_freq)"
-    r"|encoder\.embedding\.pos_embedding\.position_ids"
-)
 
 # Keys of the model that have one value in these formats.
 HF_FORM: dict[str, Any] = {
@@ -66,92 +52,75 @@ MODERNBERT_FORM = HF_FORM | {
 }
 
 
-def from_crammed(tensors: Tensors, model: ModelConfig) -> dict[str, Any]:
-    """Returns the parameters of `encoder.MaskedLM` from the authors' tensors.
-
-    Their buffers, which follow from the architecture, are left out.
-    """
-    learned = {
-        name: tensor
-        for name, tensor in load_tensors(tensors).items()
-        if not _CRAMMED_BUFFERS.fullmatch(name)
-    }
-    return _read(learned, _crammed_rules(model), model, head=True)
-
-
-def to_crammed(params: Mapping[str, Any], model: ModelConfig) -> dict[str, np.ndarray]:
-    """Returns the authors' tensors; `from_crammed` gives the parameters back."""
-    return _write(params, _crammed_rules(model), model, head=True)
-
-
-def from_hf_bert(
-    tensors: Tensors, model: ModelConfig, head: bool = True
+def read(
+    kind: str, tensors: Tensors, model: ModelConfig, head: bool = True
 ) -> dict[str, Any]:
-    """Returns parameters from Hugging Face's `BertForMaskedLM` or `BertModel`.
+    """Returns float32 parameters from the tensors of another implementation.
 
-    The pooler and the heads that this model lacks are left out. The config's form is
-    the row `original-bert` of `configs/ablations/architecture.py`.
+    Args:
+      kind: of `FORMATS`.
+      tensors: by their names, or the path of a safetensors file.
+      model: of the encoder; its dtype does not matter. What cannot be seen from the
+        tensors, such as which layers are local, must be right.
+      head: whether to read the masked-LM head; without it, the parameters are those of
+        `encoder.Encoder`.
+
+    Raises:
+      UserError: a tensor is missing, unknown or of another shape (all are listed), or
+        the format has no place for a parameter.
     """
-    renamed = {}
+    format, theirs = FORMATS[kind], {}
     for name, tensor in load_tensors(tensors).items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        unused = ("pooler.", "classifier.", "cls.seq_", "embeddings.position_ids")
-        if name.startswith(unused) or (not head and name.startswith("cls.")):
+        name = name.removeprefix(format.prefix)
+        of_head = name.startswith(format.head)
+        if re.match(format.unused, name) or (of_head and not head):
             continue
-        renamed[name] = tensor
-    return _read(renamed, _bert_rules(model, head), model, head)
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # of old files
+        theirs[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    rules, shapes = _rules(format, model, head)
+    flat: dict[str, np.ndarray] = {}
+    wrong = []
+    for rule in rules:
+        parts = [np.zeros(shapes[leaf], np.bool_) for leaf in rule.leaves]
+        expected = rule.join(*parts).shape
+        if rule.name not in theirs:
+            wrong.append(f"{rule.name} is missing")
+            continue
+        tensor = np.asarray(theirs.pop(rule.name), np.float32)
+        if tensor.shape != expected:
+            wrong.append(f"{rule.name} is {tensor.shape}, not {expected}")
+            continue
+        arrays = (np.ascontiguousarray(x) for x in rule.split(tensor))
+        flat |= dict(zip(rule.leaves, arrays, strict=True))
+    # The decoder is tied: a file may hold its weights and bias a second time.
+    copies = {"decoder.weight": "embedding.word", "decoder.bias": "decoder_bias"}
+    for name, tensor in theirs.items():
+        original = flat.get(copies.get(".".join(name.split(".")[-2:]), ""))
+        if original is None or not np.array_equal(tensor, original):
+            wrong.append(f"{name} {np.shape(tensor)} is unknown")
+    if wrong:
+        raise UserError(f"these tensors do not fit the model: {'; '.join(wrong)}")
+    return unflatten_dict(flat, sep=".")
 
 
-def to_hf_bert(
-    params: Mapping[str, Any], model: ModelConfig, head: bool = True
+def write(
+    kind: str, params: Mapping[str, Any], model: ModelConfig, head: bool = True
 ) -> dict[str, np.ndarray]:
-    """Returns the tensors of `BertForMaskedLM`, or of `BertModel` without the head."""
-    tensors = _write(params, _bert_rules(model, head), model, head)
-    return _prefixed(tensors, "bert.", but="cls.") if head else tensors
+    """Returns the tensors of another implementation, which `read` turns back.
 
-
-def from_hf_modernbert(
-    tensors: Tensors, model: ModelConfig, head: bool = True
-) -> dict[str, Any]:
-    """Returns parameters from `ModernBertForMaskedLM` or `ModernBertModel`.
-
-    The config's form is the row `modern` of `configs/ablations/architecture.py`. Which
-    layers are local, and the rotary bases, cannot be seen from the tensors.
+    Raises:
+      UserError: the format has no place for a parameter.
     """
-    renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
-    if not head:
-        of_head = ("head.", "decoder.")
-        renamed = {n: t for n, t in renamed.items() if not n.startswith(of_head)}
-    return _read(renamed, _modernbert_rules(model, head), model, head)
-
-
-def to_hf_modernbert(
-    params: Mapping[str, Any], model: ModelConfig, head: bool = True
-) -> dict[str, np.ndarray]:
-    """Returns the tensors of `ModernBertForMaskedLM`, or of `ModernBertModel`."""
-    tensors = _write(params, _modernbert_rules(model, head), model, head)
-    return _prefixed(tensors, "model.", but=("head.", "decoder.")) if head else tensors
-
-
-def from_torch(
-    tensors: Tensors, model: ModelConfig, head: bool = True
-) -> dict[str, Any]:
-    """Returns parameters from modeling_cramjax.py's models, without a classifier's."""
-    renamed = {n.removeprefix("model."): t for n, t in load_tensors(tensors).items()}
-    of_classifier = ("pooler.", "classifier.")
-    renamed = {n: t for n, t in renamed.items() if not n.startswith(of_classifier)}
-    return _read(renamed, _torch_rules(model, head), model, head)
-
-
-def to_torch(
-    params: Mapping[str, Any], model: ModelConfig, head: bool = True
-) -> dict[str, np.ndarray]:
-    """Returns the tensors of `CramjaxForMaskedLM`, or of `CramjaxModel`."""
-    tensors = _write(params, _torch_rules(model, head), model, head)
-    of_head = ("transform.", "output_projection.", "decoder_bias")
-    return _prefixed(tensors, "model.", but=of_head) if head else tensors
+    format = FORMATS[kind]
+    rules, _ = _rules(format, model, head)
+    flat = flatten_dict(params, sep=".")
+    tensors = {}
+    for rule in rules:
+        bare = not head or rule.name.startswith(format.head)
+        arrays = (np.asarray(flat[leaf], np.float32) for leaf in rule.leaves)
+        name = rule.name if bare else format.prefix + rule.name
+        tensors[name] = np.ascontiguousarray(rule.join(*arrays))
+    return tensors
 
 
 def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -226,7 +195,7 @@ def _norm(name: str, layer: str, model: ModelConfig) -> Iterator[_Rule]:
         yield _same(f"{name}.bias", f"{layer}.bias")
 
 
-def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
+def _crammed_rules(model: ModelConfig, head: bool) -> Iterator[_Rule]:
     form = {"mixing": "attention", "token_types": 0, "global_every": 1}
     _require(model, "the authors' crammed-bert", **form, rotary_base=BASE)
     bias = model.linear_bias
@@ -261,10 +230,10 @@ def _crammed_rules(model: ModelConfig) -> Iterator[_Rule]:
         yield from _dense(f"{theirs}.ffn.dense_out", f"{ours}.ffn.output", bias=bias)
     if model.final_norm:
         yield from _norm("encoder.final_norm", "final_norm", model)
-    if model.head_transform:
+    if head and model.head_transform:
         yield from _dense("prediction_head.dense", "transform.dense", bias=bias)
         yield from _norm("prediction_head.norm", "transform.norm", model)
-    if model.decoder_bias:
+    if head and model.decoder_bias:
         yield _same("decoder.bias", "decoder_bias")
 
 
@@ -346,56 +315,11 @@ def _require(model: ModelConfig, name: str, **values: Any) -> None:
             raise UserError(f"config.model.{key} is {found!r}: {name} has {value!r}")
 
 
-def _read(
-    theirs: dict[str, np.ndarray], rules, model: ModelConfig, head: bool
-) -> dict[str, Any]:
-    rules, shapes = _complete(rules, model, head)
-    flat: dict[str, np.ndarray] = {}
-    wrong = []
-    for rule in rules:
-        parts = [np.zeros(shapes[leaf], np.bool_) for leaf in rule.leaves]
-        expected = rule.join(*parts).shape
-        if rule.name not in theirs:
-            wrong.append(f"{rule.name} is missing")
-            continue
-        tensor = np.asarray(theirs.pop(rule.name), np.float32)
-        if tensor.shape != expected:
-            wrong.append(f"{rule.name} is {tensor.shape}, not {expected}")
-            continue
-        arrays = (np.ascontiguousarray(x) for x in rule.split(tensor))
-        flat |= dict(zip(rule.leaves, arrays, strict=True))
-    # The decoder is tied: a file may hold its weights and bias a second time.
-    copies = {"decoder.weight": "embedding.word", "decoder.bias": "decoder_bias"}
-    for name, tensor in theirs.items():
-        original = flat.get(copies.get(".".join(name.split(".")[-2:]), ""))
-        if original is None or not np.array_equal(tensor, original):
-            wrong.append(f"{name} {np.shape(tensor)} is unknown")
-    if wrong:
-        raise UserError(f"these tensors do not fit the model: {'; '.join(wrong)}")
-    return unflatten_dict(flat, sep=".")
-
-
-def _write(
-    params: Mapping[str, Any], rules, model: ModelConfig, head: bool
-) -> dict[str, np.ndarray]:
-    rules, _ = _complete(rules, model, head)
-    flat = flatten_dict(params, sep=".")
-    tensors = {}
-    for rule in rules:
-        arrays = (np.asarray(flat[leaf], np.float32) for leaf in rule.leaves)
-        tensors[rule.name] = np.ascontiguousarray(rule.join(*arrays))
-    return tensors
-
-
-def _complete(
-    rules: Iterator[_Rule], model: ModelConfig, head: bool
+def _rules(
+    format: "Format", model: ModelConfig, head: bool
 ) -> tuple[list[_Rule], dict[str, tuple[int, ...]]]:
-    """Returns the rules and the shape of each of our parameters.
-
-    Raises:
-      UserError: the rules leave a parameter out.
-    """
-    rules, shapes = list(rules), _shapes(model, head)
+    """Returns a format's rules and the shape of each of our parameters."""
+    rules, shapes = list(format.rules(model, head)), _shapes(model, head)
     if left_out := shapes.keys() - {leaf for rule in rules for leaf in rule.leaves}:
         raise UserError(f"the format has no place for {', '.join(sorted(left_out))}")
     return rules, shapes
@@ -410,5 +334,44 @@ def _shapes(model: ModelConfig, head: bool) -> dict[str, tuple[int, ...]]:
     return {leaf: x.shape for leaf, x in flatten_dict(tree, sep=".").items()}
 
 
-def _prefixed(tensors, prefix: str, but: str | tuple[str, ...]):
-    return {n if n.startswith(but) else prefix + n: t for n, t in tensors.items()}
+class Format(NamedTuple):
+    """The names of another implementation's tensors."""
+
+    rules: Callable[[ModelConfig, bool], Iterator[_Rule]]  # without `prefix`
+    prefix: str  # of the encoder's tensors in a model with a head
+    head: tuple[str, ...]  # how names of the masked-LM head begin
+    unused: str = "(?!)"  # pattern of how names begin that are left out; this: none
+
+
+# By the model_type of config.json.
+FORMATS = {
+    # The authors' PyTorch crammed-bert (arXiv 2212.14034). Besides parameters, it has
+    # the scale of attention scores, rotary frequencies and indices of positions.
+    "crammedBERT": Format(
+        _crammed_rules,
+        prefix="",
+        head=("prediction_head.", "decoder."),
+        unused=r"encoder\.layers\.\d+\.attn\.self_attention\."
+        r"(norm_factor|rotary_emb\.inv_freq)$"
+        r"|encoder\.embedding\.pos_embedding\.position_ids$",
+    ),
+    # Hugging Face's, with the pooler and the heads that this model lacks. The config's
+    # form is the row `original-bert` of `configs/ablations/architecture.py`.
+    "bert": Format(
+        _bert_rules,
+        prefix="bert.",
+        head=("cls.",),
+        unused=r"pooler\.|classifier\.|cls\.seq_|embeddings\.position_ids",
+    ),
+    # The config's form is the row `modern`.
+    "modernbert": Format(
+        _modernbert_rules, prefix="model.", head=("head.", "decoder.")
+    ),
+    # The models of modeling_cramjax.py, without a classifier's head.
+    "cramjax": Format(
+        _torch_rules,
+        prefix="model.",
+        head=("transform.", "output_projection.", "decoder_bias"),
+        unused=r"pooler\.|classifier\.",
+    ),
+}

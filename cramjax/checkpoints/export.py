@@ -131,13 +131,13 @@ def has_code(architecture: str) -> bool:
 def _masked_lm(source: Pretrained) -> Translated:
     model, params = source.model, source.params
     if _has(model, BERT_WITH_HEAD):
-        tensors = convert.to_hf_bert(params, model) | _no_types(model)
+        tensors = convert.write("bert", params, model) | _no_types(model)
         return "BertForMaskedLM", _bert_facts(model), tensors
     if _has(model, MODERNBERT | {"qkv_bias": model.linear_bias}):
-        tensors = convert.to_hf_modernbert(params, model)
+        tensors = convert.write("modernbert", params, model)
         return "ModernBertForMaskedLM", _modernbert_facts(model), tensors
     facts = _own_facts(model, source.config.glue.head_width)
-    return "CramjaxForMaskedLM", facts, convert.to_torch(params, model)
+    return "CramjaxForMaskedLM", facts, convert.write(formats.OURS, params, model)
 
 
 def _classifier(source: SavedClassifier) -> Translated:
@@ -147,11 +147,11 @@ def _classifier(source: SavedClassifier) -> Translated:
     if _has(model, BERT) and source.head_width == model.width:
         family, prefix, pooler = "Bert", "bert.", "bert.pooler.dense"
         facts = _bert_facts(model)
-        tensors = convert.to_hf_bert(encoder, model, head=False)
+        tensors = convert.write("bert", encoder, model, head=False)
     else:
         family, prefix, pooler = "Cramjax", "model.", "pooler"
         facts = _own_facts(model, source.head_width)
-        tensors = convert.to_torch(encoder, model, head=False)
+        tensors = convert.write(formats.OURS, encoder, model, head=False)
     tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     if family == "Bert":
         tensors |= _no_types(model)

@@ -257,14 +257,13 @@ def load_foreign(folder: Path) -> Pretrained:
     """
     facts = files.read_json(folder / CONFIG, HINT)
     kind = facts.get("model_type")
-    if kind not in _FORMATS:
+    if kind not in _KEYS:
         raise UserError(
             f"{folder / CONFIG}: model_type is {kind!r}, readable are "
-            f"{', '.join(_FORMATS)}"
+            f"{', '.join(_KEYS)}"
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder / WEIGHTS} is missing: {HINT}")
-    keys_of, params_of = _FORMATS[kind]
     tensors = convert.load_tensors(folder / WEIGHTS)
     if len(tensors.get(BERT_TYPES, ())) == 1 and not tensors[BERT_TYPES].any():
         del tensors[BERT_TYPES]  # our export of a model without token types
@@ -272,7 +271,7 @@ def load_foreign(folder: Path) -> Pretrained:
     of_head = ("cls.predictions.", "head.")
     has_head = kind == AUTHORS or any(name.startswith(of_head) for name in tensors)
     try:
-        keys = keys_of(facts)
+        keys = _KEYS[kind](facts)
         if kind == OURS:  # its head may be the tied decoder alone, as the authors'
             has_head = "CramjaxForMaskedLM" in facts["architectures"]
     except KeyError as error:
@@ -280,7 +279,11 @@ def load_foreign(folder: Path) -> Pretrained:
     if not has_head:
         keys |= {"head_transform": False, "decoder_bias": False}
     model = ModelConfig(dtype="float32", **keys)
-    params = params_of(tensors, model, has_head)
+    if kind == "modernbert":  # `norm_bias` may be false: the same as biases of 0
+        norms = (name for name in tensors if name.endswith("norm.weight"))
+        zeros = {f"{n.removesuffix('weight')}bias": 0 * tensors[n] for n in norms}
+        tensors = zeros | tensors
+    params = convert.read(kind, tensors, model, has_head)
     tokenizer, old_ids_V = tokenizer_module.imported(
         folder / TOKENIZER, model.vocab_size, HINT
     )
@@ -333,16 +336,6 @@ def _modernbert(facts: Mapping[str, Any]) -> dict[str, Any]:
         "linear_bias": bias,
         "decoder_bias": bool(facts.get("decoder_bias", True)),
     }
-
-
-def _read_modernbert(tensors: convert.Tensors, model: ModelConfig, head: bool):
-    """Reads a norm without a bias (`norm_bias` is false) as one with a bias of 0."""
-    zeros = {
-        name.removesuffix("weight") + "bias": np.zeros_like(tensor)
-        for name, tensor in tensors.items()
-        if name.endswith("norm.weight")
-    }
-    return convert.from_hf_modernbert(zeros | tensors, model, head)
 
 
 def _reach(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -412,11 +405,10 @@ def _require(facts: Mapping[str, Any], **values: Any) -> None:
             )
 
 
-# By the model_type of config.json: its keys of a `ModelConfig`, and parameters from
-# (tensors, model, head).
-_FORMATS: dict[str, tuple[Callable, Callable]] = {
-    "bert": (_bert, convert.from_hf_bert),
-    "modernbert": (_modernbert, _read_modernbert),
-    AUTHORS: (_crammed, lambda tensors, model, _: convert.from_crammed(tensors, model)),
-    OURS: (_ours, convert.from_torch),
+# By the model_type of config.json: its keys of a `ModelConfig`.
+_KEYS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "bert": _bert,
+    "modernbert": _modernbert,
+    AUTHORS: _crammed,
+    OURS: _ours,
 }

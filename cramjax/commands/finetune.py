@@ -33,7 +33,7 @@ from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
 from cramjax.flags import parse_flags
 from cramjax.glue import data, evaluate, scores, tasks
-from cramjax.markdown import table
+from cramjax.page import Block, Heading, Table, to_markdown
 from cramjax.report import REPORT
 from cramjax.run import check_workdir
 
@@ -100,10 +100,10 @@ def command(argv: Sequence[str]) -> None:
         found = scores.load_predictions(Path(folder), "own", "pretrained", rate)
         page = Path(folder, evaluate.TABLE).read_text()
     print(kept)
-    sections = [page + "\n## The saved trial", kept]
+    saved_trial: list[Block] = [Heading("The saved trial"), kept]
     if labels := entry["labels"]:
         predicted_N = found["predictions_TxN"][number]
-        sections += _by_label(labels, found["labels_N"], predicted_N)
+        saved_trial += _by_label(labels, found["labels_N"], predicted_N)
     glue = config.glue
     saved = classifier.SavedClassifier(
         model=config.model,
@@ -116,7 +116,7 @@ def command(argv: Sequence[str]) -> None:
         empty_second=glue.empty_second,
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_text(workdir / REPORT, "\n\n".join(sections) + "\n")
+    files.write_text(workdir / REPORT, f"{page}\n{to_markdown(saved_trial)}\n")
     facts = {name: entry[name] for name in ("train_rows", "dev_rows")}
     facts |= {"checkpoint": str(checkpoint), "saved": kept}
     classifier.save(workdir, saved, facts)
@@ -166,7 +166,7 @@ def _choose(entry: dict[str, Any], keep: str) -> tuple[float, int, str]:
 
 def _by_label(
     labels: Sequence[str], labels_N: np.ndarray, predicted_N: np.ndarray
-) -> list[str]:
+) -> list[Block]:
     """Returns the sections of report.md with per-label scores and confusions."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -186,7 +186,7 @@ def _by_label(
     ]
     return [
         "By label, in percent:",
-        table(["label", "precision", "recall", "F1", "dev rows"], of_labels),
+        Table(["label", "precision", "recall", "F1", "dev rows"], of_labels),
         "How many dev rows of each label (a line) are predicted as which (a column):",
-        table(["", *labels], confused),
+        Table(["", *labels], confused),
     ]

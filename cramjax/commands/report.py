@@ -36,4 +36,4 @@ def command(argv: Sequence[str]) -> None:
         return
     found = compare.read(workdirs[0])
     with run.lock_workdir(found.workdir):
-        run.write_report(*found)
+        run.write_report(found)

@@ -84,29 +84,23 @@ def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[St
     if not (folder / CUTS).exists():
         finished.unlink(missing_ok=True)
     if not finished.exists():
-        yield from _search_stages(found, data, folder, finished)
+        numbers, groups = itertools.count(), grouped(found)
+        numbered = [[(next(numbers), file) for file in group] for group in groups]
+        units, common = [], (data, folder)
+        for i, group in enumerate(numbered):
+            done = exists(_path(folder, "tables", i), finished)
+            units.append(Unit(done, _spool, (i, group, *common)))
+        yield "documents", units
+        partitions = 1 + sum(file.size for file in found) // PARTITION_BYTES
+        units = []
+        for i in range(partitions):
+            done = exists(_path(folder, "matches", i), finished)
+            units.append(Unit(done, _match, (i, partitions, len(groups), *common)))
+        yield "matches", units
+        cuts = (found, len(groups), partitions, *common)
+        yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
     for temporary in itertools.chain.from_iterable(map(folder.glob, TEMPORARY)):
         temporary.unlink(missing_ok=True)  # another task may do so, too
-
-
-def _search_stages(
-    found: Sequence[File], data: DataConfig, folder: Path, finished: Path
-) -> Iterator[Stage]:
-    numbers, groups = itertools.count(), grouped(found)
-    numbered = [[(next(numbers), file) for file in group] for group in groups]
-    units, common = [], (data, folder)
-    for i, group in enumerate(numbered):
-        done = exists(_path(folder, "tables", i), finished)
-        units.append(Unit(done, _spool, (i, group, *common)))
-    yield "documents", units
-    partitions = 1 + sum(file.size for file in found) // PARTITION_BYTES
-    units = []
-    for i in range(partitions):
-        done = exists(_path(folder, "matches", i), finished)
-        units.append(Unit(done, _match, (i, partitions, len(groups), *common)))
-    yield "matches", units
-    cuts = (found, len(groups), partitions, *common)
-    yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
 
 
 def _path(folder: Path, what: str, number: int) -> Path:

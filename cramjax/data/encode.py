@@ -49,33 +49,14 @@ def encode_group(
     source = {"source": group[0].source}
     done = [facts | source for facts in _finished(number, folder)]
     if not (done and done[-1]["last"]):
-        _encode_rest(number, group, config, folder, shard_chars, done)
-    length, vocab_size = config.model.max_length, config.model.vocab_size
-    train = [facts["blocks"] for facts in done]
-    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
-    path = group_facts(number, folder)
-    files.save_array(path.with_suffix(".npy"), blocks.token_counts(vocab_size))
-    files.write_json(path, done)
-
-
-def _encode_rest(
-    number: int,
-    group: Sequence[File],
-    config: Config,
-    folder: Path,
-    shard_chars: int,
-    done: list[dict[str, Any]],
-) -> None:
-    """Writes the shards after those that are done, and appends their facts."""
-    source = {"source": group[0].source}
-    encoder = tokenizer.BatchEncoder(
-        tokenizer.load(folder / TOKENIZER, "run again"),
-        tokenizer.all_steps(config.data.tokenizer_kind, config.data.normalizer),
-    )
-    context = ReadContext(config.data)
-    documents = itertools.chain.from_iterable(file.documents(context) for file in group)
-    for _ in range(sum(sum(facts["documents"].values()) for facts in done)):
-        next(documents, None)
+        encoder = tokenizer.BatchEncoder(
+            tokenizer.load(folder / TOKENIZER, "run again"),
+            tokenizer.all_steps(config.data.tokenizer_kind, config.data.normalizer),
+        )
+        context = ReadContext(config.data)
+        documents = itertools.chain.from_iterable(f.documents(context) for f in group)
+        for _ in range(sum(sum(facts["documents"].values()) for facts in done)):
+            next(documents, None)
     while not (done and done[-1]["last"]):
         stem = f"{number:05d}-{len(done):05d}"
         before = context.problems.copy()
@@ -83,6 +64,12 @@ def _encode_rest(
         facts |= source | {"problems": dict(context.problems - before)}
         files.write_json(folder / f"facts-{stem}.json", facts)
         done.append(facts)
+    length, vocab_size = config.model.max_length, config.model.vocab_size
+    train = [facts["blocks"] for facts in done]
+    blocks = Blocks(folder, train, length, token_dtype(vocab_size))
+    path = group_facts(number, folder)
+    files.save_array(path.with_suffix(".npy"), blocks.token_counts(vocab_size))
+    files.write_json(path, done)
 
 
 def group_facts(number: int, folder: Path) -> Path:

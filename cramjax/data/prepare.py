@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -64,13 +64,26 @@ def corpus_path(config: Config) -> Path:
       UserError: a source cannot be read, or `data.dir` cannot be written.
     """
     with _writing(config):
-        text_files = sources.resolve(config.data)
-        return _path(config, text_files, sources.contents(text_files, config.data))
+        return _plan(config).path
 
 
-def _path(
-    config: Config, text_files: Sequence[File], contents: Sequence[dict[str, Any]]
-) -> Path:
+class Plan(NamedTuple):
+    """A corpus that a config asks for: the text of it, and its folder."""
+
+    config: Config
+    text_files: list[File]
+    contents: list[dict[str, Any]]  # see `sources.contents`
+    path: Path
+
+    @property
+    def building(self) -> Path:
+        """The folder in which the corpus is built."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+
+def _plan(config: Config) -> Plan:
+    text_files = sources.resolve(config.data)
+    contents = sources.contents(text_files, config.data)
     of_files = [
         [Path(c["path"]).suffixes, c["sha256"], f.source, f.max_chars, f.max_documents]
         for f, c in zip(text_files, contents, strict=True)
@@ -79,7 +92,8 @@ def _path(
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     name = config.data.sources[0] if text_files[0].url else text_files[0].path.name
     stem = re.sub(r"\W+", "-", name.split(".")[0])
-    return Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+    path = Path(config.data.dir).expanduser() / f"{stem}-{digest}"
+    return Plan(config, text_files, contents, path)
 
 
 @contextlib.contextmanager
@@ -142,20 +156,19 @@ def prepare(config: Config) -> Corpus:
         vocabulary does not fit the text.
     """
     with _writing(config):
-        text_files = sources.resolve(config.data)
-        contents = sources.contents(text_files, config.data)
-        path = _path(config, text_files, contents)
+        plan = _plan(config)
+        path = plan.path
         with contextlib.ExitStack() as stack:
             if not path.exists():
                 stack.enter_context(_lock(path))
-                stack.enter_context(_progress_shown(_building(path), text_files))
+                stack.enter_context(_progress_shown(plan))
             exists = path.exists()  # another process may have built it meanwhile
             try:
-                stages.run(_build(config, text_files, contents, path))
+                stages.run(_build(plan))
             except SourceLost:
                 raise
             except UserError:  # the text or the settings are of no use
-                shutil.rmtree(_building(path), ignore_errors=True)
+                shutil.rmtree(plan.building, ignore_errors=True)
                 raise
         _remove_temporary(path)
     prepared = Corpus(path)
@@ -166,9 +179,9 @@ def prepare(config: Config) -> Corpus:
 
 
 @contextlib.contextmanager
-def _progress_shown(folder: Path, text_files: Sequence[File]) -> Iterator[None]:
+def _progress_shown(plan: Plan) -> Iterator[None]:
     """Shows how much of the text is in finished shards, which any process may write."""
-    chars = max(sum(file.expected_chars(DOCUMENT_CHARS) for file in text_files), 1)
+    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in plan.text_files)
     ended = threading.Event()
     done = 0
 
@@ -176,9 +189,11 @@ def _progress_shown(folder: Path, text_files: Sequence[File]) -> Iterator[None]:
         nonlocal done
         while not ended.wait(SHOWN_EVERY_S):
             with contextlib.suppress(OSError):  # the folder gets its final name
-                done = SHARD_CHARS * sum(1 for _ in folder.glob(encode.FACTS))
+                done = SHARD_CHARS * sum(1 for _ in plan.building.glob(encode.FACTS))
             of = f"{done / 1e6:,.0f} of about {chars / 1e6:,.0f}"
-            stage.update(min(done / chars, 1), f"{of} million characters tokenized")
+            stage.update(
+                min(done / max(chars, 1), 1), f"{of} million characters tokenized"
+            )
 
     with progress.Stage("corpus") as stage:
         thread = threading.Thread(target=show)
@@ -236,17 +251,9 @@ def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> N
 
 
 def _stages(config: Config) -> Iterator[Stage]:
-    data = config.data
-    done = functools.partial(sources.known, data)
+    done = functools.partial(sources.known, config.data)
     yield "sources", [Unit(done, corpus_path, (config,))]
-    text_files = sources.resolve(data)
-    contents = sources.contents(text_files, data)
-    yield from _build(config, text_files, contents, _path(config, text_files, contents))
-
-
-def _building(path: Path) -> Path:
-    """Returns the folder in which a corpus is built."""
-    return path.with_name(f"{path.name}.partial")
+    yield from _build(_plan(config))
 
 
 def _remove_temporary(path: Path) -> None:
@@ -254,16 +261,12 @@ def _remove_temporary(path: Path) -> None:
         temporary.unlink(missing_ok=True)  # another process may do so, too
 
 
-def _build(
-    config: Config,
-    text_files: Sequence[File],
-    contents: Sequence[dict[str, Any]],
-    path: Path,
-) -> Iterator[Stage]:
+def _build(plan: Plan) -> Iterator[Stage]:
     """Yields the stages that build a corpus, unless it exists."""
+    config, text_files, _, path = plan
     if path.exists():
         return
-    folder = _building(path)
+    folder = plan.building
     folder.mkdir(parents=True, exist_ok=True)
     if any(file.url for file in text_files):
         logger.info(f"corpus: {_size_estimate(config, text_files)}")
@@ -282,20 +285,14 @@ def _build(
         call = (number, group, config, folder, SHARD_CHARS)
         units.append(Unit(done, encode.encode_group, call))
     yield "blocks", units
-    final = (config, text_files, contents, duplicates, len(groups), path)
+    final = (plan, duplicates, len(groups))
     yield "manifest", [Unit(stages.exists(path), _finish, final)]
 
 
-def _finish(
-    config: Config,
-    text_files: Sequence[File],
-    contents: Sequence[dict[str, Any]],
-    duplicates: dict[str, Any],
-    groups: int,
-    path: Path,
-) -> None:
+def _finish(plan: Plan, duplicates: dict[str, Any], groups: int) -> None:
     """Writes the manifest and the report, and gives the folder its name."""
-    folder = _building(path)
+    config, text_files, contents, path = plan
+    folder = plan.building
     if sources.contents(text_files, config.data) != contents:
         raise UserError(
             "config.data.sources: a file has changed while it was read; run again when "

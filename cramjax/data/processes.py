@@ -2,18 +2,14 @@
 
 import concurrent.futures
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 from cramjax.errors import SourceLost
-
-logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -21,30 +17,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on a Mac
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def run(
-    function: Callable[..., Any], calls: Sequence[Sequence[Any]], stage: str
-) -> None:
-    """Calls a function several times, on all cores.
-
-    With one call or one core everything runs in this process.
-
-    Args:
-      function: can be pickled, as its arguments can.
-      calls: the positional arguments of each call.
-      stage: names the work in messages about its progress.
-    """
-    workers = min(cores(), len(calls))
-    if workers == 1:
-        for arguments in calls:
-            function(*arguments)
-        return
-    with pool(workers, cores() // workers) as executor:
-        futures = [executor.submit(function, *arguments) for arguments in calls]
-        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            future.result()
-            logger.info(f"{stage}: {done} of {len(calls)} parts")
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from cramjax.data.fingerprints import CACHE, Fingerprints
 from cramjax.errors import SourceLost, UserError, one_line
 
+CACHE = "fingerprints.json"  # in data.dir
 RETRY_AFTER_S = (1.0, 4.0, 16.0)
 # Bytes requested at once: few at the beginning, of which a sample may be enough.
 FIRST_BYTES, MOST_BYTES = 1 << 18, 1 << 24
@@ -108,23 +108,23 @@ def _open(url: str) -> Any:
     return system.open(path, "rb", cache_type="none")
 
 
-def find(source: str, cache: Fingerprints) -> list[tuple[str, int, str]]:
+def find(source: str, known: dict[str, Any]) -> list[tuple[str, int, str]]:
     """Returns the URL, bytes and digest of the files that a URL names, by name.
 
     Args:
       source: a URL whose path may have "*" and "[...]". On the hub it means the newest
         commit, or the revision that the URL names.
-      cache: remembers the files for good, and with them the commit.
+      known: remembers the files for good, and with them the commit.
 
     Raises:
       UserError: no file matches, or the server cannot be reached.
     """
-    if source not in cache.entries:
+    if source not in known:
         try:
-            cache.entries[source] = _ask(source)
+            known[source] = _ask(source)
         except Exception as error:  # of many kinds: HTTP, names, rights, packages
             raise _unreachable(source, error) from error
-    return cache.entries[source]
+    return known[source]
 
 
 def as_url(source: str, split: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cramjax import files
 from cramjax.data.corpus import Corpus, total
-from cramjax.markdown import table
+from cramjax.page import Block, Code, Heading, Table, to_markdown
 
 REPORT, FIGURE = "report.md", "lengths.png"
 SAMPLES = 5
@@ -75,17 +75,21 @@ def write(
         tokenizer.decode(block, skip_special_tokens=False)
         for block in corpus.train.take(np.sort(chosen))
     ]
-    settings = [f"    {key}: {value}" for key, value in manifest["settings"].items()]
-    sections = [
-        f"# {corpus.path.name.removesuffix('.partial')}",
-        table(["what", "value"], rows.items()),
+    settings = [f"{key}: {value}" for key, value in manifest["settings"].items()]
+    blocks: list[Block] = [
+        Heading(corpus.path.name.removesuffix(".partial"), 1),
+        Table(["what", "value"], rows.items()),
         f"![tokens of the documents]({FIGURE})",
-        "\n".join(["## Settings\n", *settings]),
-        f"## Most frequent tokens\n\n{frequent}",
-        _section("Blocks, chosen at random", samples),
-        *(_section(title, texts) for title, texts in dropped.items() if texts),
+        Heading("Settings"),
+        Code("\n".join(settings)),
+        Heading("Most frequent tokens"),
+        frequent,
     ]
-    files.write_text(corpus.path / REPORT, "\n\n".join(sections) + "\n")
+    for title, texts in {"Blocks, chosen at random": samples, **dropped}.items():
+        if texts:
+            quoted = (Code(" ".join(text.splitlines())) for text in texts)
+            blocks += [Heading(title), *quoted]
+    files.write_text(corpus.path / REPORT, to_markdown(blocks) + "\n")
     lengths = total(shard["lengths"] for shard in shards)
     _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
 
@@ -99,11 +103,6 @@ def samples(folder: Path) -> dict[str, list[str]]:
         if title.startswith(QUOTED):
             found[title] = [text.strip() for text in texts]
     return found
-
-
-def _section(title: str, texts: Sequence[str]) -> str:
-    quoted = ("\n    " + " ".join(text.splitlines()) for text in texts)
-    return "\n".join([f"## {title}", *quoted])
 
 
 def _fraction(part: int, whole: int) -> str:

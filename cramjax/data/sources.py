@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import glob
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -11,15 +13,66 @@ from typing import Any
 
 import numpy as np
 
+from cramjax import files
 from cramjax.config import DataConfig, require
 from cramjax.data import processes, readers, remote, tfds
-from cramjax.data.fingerprints import Fingerprints
 from cramjax.data.readers import File
 from cramjax.errors import UserError
 
 GROUP_BYTES = 1 << 24  # smaller files are read together
 MIN_CHARS = 1 << 13  # of a file, where a limit would leave each of them less
 EMBEDDED = {"embedded:books": "demo/books.txt.xz"}
+
+
+class Fingerprints:
+    """Hashes of files and answers of servers, remembered in `data.dir`.
+
+    A file's content is read once: as long as its size and modification time stay the
+    same, the remembered hash is returned. A server's answer about its files, such as
+    the newest commit of a data set, is remembered for good; delete the file to ask
+    again.
+
+    Attributes:
+      entries: {path or URL: what is remembered of it, as JSON values}.
+    """
+
+    def __init__(self, data_dir: str):
+        """Reads what is remembered."""
+        self._path = Path(data_dir).expanduser() / remote.CACHE
+        try:
+            self.entries: dict[str, Any] = dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError):  # a cache: made again
+            self.entries = {}
+        self._saved = dict(self.entries)
+
+    def knows(self, path: Path) -> bool:
+        """Returns whether the hash of a file, as it is now, is remembered."""
+        stat = path.stat()
+        return self.entries.get(str(path), [])[:2] == [stat.st_size, stat.st_mtime_ns]
+
+    def sha256(self, path: Path) -> str:
+        """Returns the hash of a file, for which it may read the whole file.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        try:
+            if not self.knows(path):
+                stat = path.stat()  # of before it is read
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, sha256]
+        except OSError as error:
+            raise UserError(
+                f"config.data.sources: {path} cannot be read ({error.strerror})"
+            ) from error
+        return self.entries[str(path)][2]
+
+    def save(self) -> None:
+        """Writes what has changed."""
+        if self.entries != self._saved:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self._path, self.entries)
 
 
 def resolve(data: DataConfig) -> list[File]:
@@ -60,7 +113,7 @@ def resolve(data: DataConfig) -> list[File]:
     ]
 
 
-def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
+def contents(found: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
     """Returns {"path", "bytes", "sha256"} of all files; new local ones are read.
 
     They are hashed on all cores.
@@ -71,13 +124,13 @@ def contents(files: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
     """
     cache = Fingerprints(data.dir)
     with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
-        digests = pool.map(lambda f: f.digest or cache.sha256(f.path), files)
-        found = [
+        digests = pool.map(lambda f: f.digest or cache.sha256(f.path), found)
+        facts = [
             {"path": file.name, "bytes": file.size, "sha256": digest}
-            for file, digest in zip(files, digests, strict=True)
+            for file, digest in zip(found, digests, strict=True)
         ]
     cache.save()
-    return found
+    return facts
 
 
 def known(data: DataConfig) -> bool:
@@ -96,7 +149,7 @@ def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:
     if "://" in source:
         found = [
             File(path=PurePosixPath(url.partition("?")[0]), url=url, size=n, digest=d)
-            for url, n, d in remote.find(source, cache)
+            for url, n, d in remote.find(source, cache.entries)
         ]
     else:
         found = [File(path=path, size=path.stat().st_size) for path in _local(source)]

@@ -1,5 +1,6 @@
 """A build in stages: on this machine, or by several tasks that share a folder."""
 
+import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ class Unit(NamedTuple):
     Attributes:
       done: returns whether it is finished, from what is on the disk.
       function: writes its files, equal ones whoever calls it.
-      arguments: can be pickled.
+      arguments: can be pickled, as the function can.
     """
 
     done: Callable[[], bool]
@@ -42,9 +43,21 @@ def exists(*paths: Path) -> Callable[[], bool]:
 
 
 def run(stages: Iterable[Stage]) -> None:
-    """Runs all stages on the cores of this machine."""
+    """Runs all stages on the cores of this machine.
+
+    With one unit or one core everything runs in this process.
+    """
     for name, units in stages:
-        processes.run(units[0].function, [unit.arguments for unit in units], name)
+        workers = min(processes.cores(), len(units))
+        if workers == 1:
+            for unit in units:
+                unit.function(*unit.arguments)
+            continue
+        with processes.pool(workers, processes.cores() // workers) as pool:
+            futures = [pool.submit(unit.function, *unit.arguments) for unit in units]
+            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                future.result()
+                logger.info(f"{name}: {done} of {len(units)} parts")
 
 
 def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:

@@ -16,8 +16,8 @@ from cramjax.config import Config
 from cramjax.errors import UserError
 from cramjax.glue import bag_of_words, data, scores, tables, tasks, tfds_source
 from cramjax.glue.data import Encoded, Rows, TaskRows
-from cramjax.glue.finetune import Finetuned, fastest, finetune
-from cramjax.glue.journal import LOG, FinishedTrials, Journal
+from cramjax.glue.finetune import fastest, finetune
+from cramjax.glue.job import LOG, Finetuned, Job
 from cramjax.glue.tasks import Task
 from cramjax.progress import Stage
 
@@ -147,7 +147,7 @@ def evaluate(
     """Fine-tunes on every task and scores its dev sets.
 
     Results are written to glue.json after every job; jobs with results are skipped.
-    Beside it are glue.md, predictions/, finetune.jsonl (see `Journal`) and, for test
+    Beside it are glue.md, predictions/, finetune.jsonl (see `Job`) and, for test
     sets, submission/.
 
     Args:
@@ -194,12 +194,10 @@ def evaluate(
             for start, rate in jobs:
                 started = time.monotonic()
                 pretrained = named_params.get(start)
-                finished = FinishedTrials(
-                    workdir, config, encoded, start, rate, pretrained
-                )
                 show = stage.part(done, share_of[task.name])
                 done += share_of[task.name]
-                with Journal(log, encoded, start, rate, show) as journal:
+                given = (workdir, log, config, encoded, start, rate, pretrained)
+                with Job(*given, show) as job:
                     trained = finetune(
                         config.model,
                         config.glue,
@@ -212,14 +210,12 @@ def evaluate(
                         # STS-B has the scale of the paper's.
                         standardize=encoded.task.regression
                         and encoded.task.source == "own",
-                        on_chunk=journal.show,
-                        on_epoch=journal.write_epoch,
                         on_trained=functools.partial(on_trained, rate),
-                        finished=finished,
+                        job=job,
                     )
                 _add_job(entries, encoded, start, rate, trained, workdir)
                 _write(path, results, config)
-                finished.clear()
+                job.clear()
                 for entry in entries.values():
                     seconds = time.monotonic() - started
                     logger.info(_scores_line(entry, start, rate, seconds))

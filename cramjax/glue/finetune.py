@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,12 +22,12 @@ from cramjax.data import tokenizer
 from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue.data import Encoded, padded_length
+from cramjax.glue.job import EVAL_BATCH, Finetuned, Job
 from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Classifier
 from cramjax.training import loss_scale, schedules
 from cramjax.training.optimizer import decay_mask
 
-EVAL_BATCH = 128
 CHUNK = 64  # steps of a compiled loop, at most: small batches are not bound by Python
 TIMED = 4  # steps of a chunk that is timed
 _FOREVER = np.iinfo(np.int32).max
@@ -70,28 +70,6 @@ class _Trial:
     loss: jax.Array  # sum over the steps of the current chunk
 
 
-@dataclasses.dataclass(frozen=True)
-class Finetuned:
-    """What trained trials predict."""
-
-    outputs: list[np.ndarray]  # outputs_TxNxC on each of the predicted sets
-    skipped_T: np.ndarray  # updates left out because a gradient was not finite
-    at_once: int  # how many trials one program trained
-
-
-Predict = Callable[[Encoded], np.ndarray]  # returns outputs_TxNxC
-
-
-class Finished(Protocol):
-    """Keeps trials that are finished while others of the job are not."""
-
-    def load(self, first: int) -> Finetuned | None:
-        """Returns the trials from this number on that an earlier session finished."""
-
-    def save(self, first: int, trained: Finetuned) -> None:
-        """Keeps trials."""
-
-
 def finetune(
     model: ModelConfig,
     glue: GlueConfig,
@@ -103,10 +81,8 @@ def finetune(
     learning_rate: float,
     seed: int,
     standardize: bool = False,
-    on_chunk: Callable[[float, float], None] = lambda *_: None,
-    on_epoch: Callable[[range, int, np.ndarray, Predict], None] = lambda *_: None,
     on_trained: Callable[[Any], None] = lambda _: None,
-    finished: Finished | None = None,
+    job: Job | None = None,
 ) -> Finetuned:
     """Fine-tunes `glue.trials` classifiers; returns what they predict.
 
@@ -126,15 +102,10 @@ def finetune(
       seed: of all trials together.
       standardize: train a regression on numbers of mean 0 and deviation 1; predictions
         are in the labels' own scale.
-      on_chunk: called every few steps with the fraction of all trials' steps that is
-        done, and the latest loss.
-      on_epoch: called after each epoch with the numbers of the trials that are trained
-        together, the number of the epoch, their mean losses_T and their predictor,
-        which is valid during the call.
       on_trained: called with params_T of the trials that were trained together, in the
         order of the trials.
-      finished: stores groups of trials as they finish, so that a job that is run again
-        does not repeat them.
+      job: shows and logs the progress, and keeps the trials that are finished, so that
+        a job that is run again does not repeat them.
 
     Raises:
       UserError: the device has too little memory for one trial.
@@ -148,12 +119,11 @@ def finetune(
         train = dataclasses.replace(train, labels_N=(train.labels_N - mean) / std)
 
     def train_together(trials: range) -> Finetuned:
-        epochs = _train(
-            static, train, pretrained, trials, learning_rate, seed, on_chunk
-        )
+        epochs = _train(static, train, pretrained, trials, learning_rate, seed, job)
         for epoch, (trained_T, loss_T) in enumerate(epochs, 1):
             predict = functools.partial(_predict_all, static, trained_T.params)
-            on_epoch(trials, epoch, loss_T, predict)
+            if job:
+                job.write_epoch(trials, epoch, loss_T, predict)
         params_T = trained_T.params
         skipped_T = np.asarray(trained_T.opt_state.total_notfinite)
         del trained_T, predict  # the optimizer's state makes room for predictions
@@ -171,7 +141,7 @@ def finetune(
         at_once, _ = fastest(model, glue, longest)
     groups, first = [], 0
     while first < glue.trials:
-        if finished and (group := finished.load(first)):
+        if job and (group := job.load(first)):
             groups.append(group)
             first += len(group.skipped_T)
             continue
@@ -190,8 +160,8 @@ def finetune(
                 ) from error
             at_once = 1
             continue
-        if finished and len(trials) < glue.trials:
-            finished.save(first, groups[-1])
+        if job and len(trials) < glue.trials:
+            job.save(first, groups[-1])
         first = trials.stop
     parts = zip(*(group.outputs for group in groups), strict=True)
     return Finetuned(
@@ -247,7 +217,7 @@ def _train(
     trials: range,
     learning_rate: float,
     seed: int,
-    on_chunk: Callable[[float, float], None],
+    job: Job | None,
 ) -> Iterator[tuple[_Trial, np.ndarray]]:
     """Yields the given trials and their mean loss_T after every epoch.
 
@@ -276,8 +246,9 @@ def _train(
             chunk_loss_T = np.asarray(trials_T.loss)
             loss_T += chunk_loss_T
             step += count
-            done = (trials.start + len(trials) * step / steps) / glue.trials
-            on_chunk(done, float(chunk_loss_T.mean()) / count)
+            if job:
+                done = (trials.start + len(trials) * step / steps) / glue.trials
+                job.show(done, float(chunk_loss_T.mean()) / count)
         yield trials_T, loss_T / steps_per_epoch
 
 
