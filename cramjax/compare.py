@@ -1,5 +1,6 @@
 """compare.html: what differs between finished runs, in settings and in results."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def write(workdirs: Sequence[Path], path: Path) -> None:
     """
     names = [workdir.name for workdir in workdirs]
     if len(set(names)) < len(names):
-        names = [str(workdir) for workdir in workdirs]
+        common = os.path.commonpath(workdirs)
+        names = [str(workdir.relative_to(common)) for workdir in workdirs]
     runs = {name: read(workdir) for name, workdir in zip(names, workdirs, strict=True)}
     for each in runs.values():
         if missing := sorted(report.NEEDED - each.summary.keys()):

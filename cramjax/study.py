@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cramjax import figures, files
+from cramjax import compare, figures, files
 from cramjax.config import Config, load, module
 from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
 from cramjax.glue.evaluate import RESULTS as SCORES
@@ -26,6 +26,7 @@ from cramjax.training.pretrain import METRICS, SUMMARY
 logger = logging.getLogger(__name__)
 
 RESULTS, TABLE, FIGURE = "study.json", "study.md", "study.png"
+COMPARISON = "compare.html"
 OUTPUT = "output.txt"  # of a run beside others, in its workdir
 # Runs beside each other on a CPU have one thread each: more would get in their way.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -100,7 +101,7 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
     A run lives in the folder ROW/seedN of the workdir, so a study that was stopped
     resumes its unfinished runs. All rows get their first seed before any gets its
     second, so what a stopped study has can be compared. After each run study.json,
-    study.md and study.png are written.
+    study.md and study.png are written, at the end compare.html of the first seeds.
 
     Args:
       study: what is run.
@@ -132,6 +133,9 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
         files.write_text(workdir / TABLE, page(study, results) + "\n")
         _figure(study, results, workdir).savefig(workdir / FIGURE, dpi=120)
         logger.info(f"study: {_progress(configs, results)}")
+    finished = [folders[row, min(found)] for row, found in results.items() if found]
+    if finished:
+        compare.write(finished, workdir / COMPARISON)
     if failed:
         raise TrainingFailed(
             f"{len(failed)} of {len(configs)} runs failed, the others are in "

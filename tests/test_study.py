@@ -14,6 +14,14 @@ DONE = {"held_out_loss": 1.0, "tokens": 5, "averages": {}, "seconds": {}}
 DONE |= {"model_flops": 1e9, "updates": 1}
 
 
+@pytest.fixture(autouse=True)
+def compared(monkeypatch):
+    """The folders that compare.html is about; the runs of these tests are empty."""
+    folders = []
+    monkeypatch.setattr(study_module.compare, "write", lambda f, _: folders.append(f))
+    return folders
+
+
 @pytest.fixture
 def study(data_dir):
     return Study(
@@ -24,7 +32,9 @@ def study(data_dir):
     )
 
 
-def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
+def test_a_study_is_resumable_and_compares_pairs(
+    study, compared, tmp_path, monkeypatch
+):
     """scripts/check_gpu.py runs a whole one; here a run's loss is its seed."""
 
     def run(config, folder):
@@ -45,6 +55,7 @@ def test_a_study_is_resumable_and_compares_pairs(study, tmp_path, monkeypatch):
     assert "| same | 2 | 0.500 (0.000 to 1.000) |" in page(study, results)
     assert "| +0.000 (0.000) |" in page(study, results)
     assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert compared == [[tmp_path / row / "seed0" for row in study.rows]]
     assert run_study(study, tmp_path) == results
 
 
