@@ -196,12 +196,7 @@ def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> N
     Nothing is locked, and the corpus is the same, to the byte, for any number of tasks.
     After an interruption, the same call continues.
 
-    Args:
-      config: of the corpus.
-      task: from 0 on.
-      tasks: how many there are. They wait for each other: all must run at once.
-      stage: one of `STAGES`, to do this task's part of it only, without waiting; the
-        stages before it must be finished. "" for all of them.
+    See `stages.run_task` for `task`, `tasks` and `stage`, one of `STAGES` or "".
 
     Raises:
       UserError: see `prepare`; or a stage before `stage` is not finished.

@@ -66,8 +66,9 @@ def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:
     Args:
       stages: the same ones in every task.
       task: from 0 on.
-      tasks: how many there are; they wait for each other.
-      only: the one stage to run, without waiting; "" for all.
+      tasks: how many there are. They wait for each other: all must run at once.
+      only: the one stage to run, without waiting; those before it must be finished. ""
+        for all.
 
     Raises:
       UserError: a stage before `only` is not finished.
