@@ -23,7 +23,6 @@ from cramjax.data import (
     corpus,
     dedup,
     encode,
-    processes,
     remote,
     report,
     sources,
@@ -322,7 +321,7 @@ def _make_tokenizer(
     elif len(groups) == 1:
         as_json = train_tokenizer(config, text_files)
     else:  # in a process of its own, which returns its memory and can be interrupted
-        with processes.pool(1, processes.cores()) as pool:
+        with stages.worker_pool(1, stages.cores()) as pool:
             as_json = pool.submit(train_tokenizer, config, text_files).result()
     files.write_text(folder / TOKENIZER, as_json)
     logger.info(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")
