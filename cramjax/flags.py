@@ -67,11 +67,7 @@ def parse_flags(
 ) -> tuple[dict[str, str], list[str]]:
     """Parses `--flag=value ...` of a command that does not load a config.
 
-    Args:
-      argv: the arguments, without the program's name.
-      needed: {name: example} of flags that must be given.
-      optional: flags that may be left out.
-      switches: flags without a value.
+    `needed` has an example for each flag that must be given.
 
     Returns:
       {name: value, as above}, and the other arguments, including --config.key=value.

@@ -108,11 +108,7 @@ def _report(stage: str, text: str) -> None:
 
 
 def _sample(config: Config) -> tuple[list[str], float]:
-    """Returns the first documents of every source, and about all sources' characters.
-
-    Raises:
-      UserError: a source is missing, or its first documents have no text.
-    """
+    """Returns the first documents of all sources, and about all their characters."""
     found = [file for file in sources.resolve(config.data) if file.max_chars != 0]
     texts = []
     for number, name in enumerate(config.data.sources):
@@ -214,11 +210,7 @@ def _shrunken(config: Config, data: DataConfig, complete: list[tasks.Task]) -> C
 def _report_training(
     config: Config, named_params: dict[str, Any], workdir: Path
 ) -> tuple[float, float]:
-    """Prints how training went; returns seconds per step, and of compilation.
-
-    Raises:
-      UserError: the checkpoint is not read as it was written.
-    """
+    """Prints how training went; returns seconds per step, and of compilation."""
     restored, summary = read_back(config, workdir)
     lines = [line for line in log.read(workdir / METRICS) if "event" not in line]
     step_s = median(b["elapsed_s"] - a["elapsed_s"] for a, b in pairwise(lines))
@@ -268,11 +260,7 @@ def _check_corpus_disk(config: Config, tokens: float) -> None:
 
 
 def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -> None:
-    """Refuses to write more bytes to a folder than are free there.
-
-    Raises:
-      UserError: it will not fit; the message begins with `wrong`.
-    """
+    """Refuses to write more bytes than are free; the message begins with `wrong`."""
     nearest = nearest_folder(folder)
     free = shutil.disk_usage(nearest).free
     if needed > free:

@@ -263,11 +263,7 @@ def check_platform(config: Config) -> None:
 
 
 def check_text(config: Config) -> None:
-    """Checks the text and the place for the corpus, see `prepare.check`.
-
-    Raises:
-      UserError: a source cannot be had, or `config.data.dir` cannot be written.
-    """
+    """Checks that the text, see `prepare.check`, and `config.data.dir` can be used."""
     nearest = nearest_folder(Path(config.data.dir).expanduser())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UserError(
@@ -299,11 +295,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 
 def check_corpus(workdir: Path, name: str) -> None:
-    """Refuses to continue with another corpus than the run began with.
-
-    Raises:
-      UserError: the text or its settings have changed.
-    """
+    """Refuses to continue with another corpus than the run began with."""
     path = workdir / CORPUS
     if not path.exists():
         return

@@ -39,11 +39,7 @@ SHORTCUTS = {
 
 
 def score(argv: Sequence[str]) -> str:
-    """Fine-tunes and scores as the arguments ask; returns glue.md and its path.
-
-    Raises:
-      UserError: a mistake was found before compute is spent.
-    """
+    """Fine-tunes and scores as the arguments ask; returns glue.md and its path."""
     config, extras = parse_command_line(argv, ["checkpoint", "workdir"], SHORTCUTS)
     require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
     checkpoint = Path(extras["checkpoint"]) if extras["checkpoint"] else None
@@ -121,12 +117,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
 
 
 def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
-    """Returns `config` with the shape of another project's model, and its template.
-
-    Raises:
-      UserError: the model has no weights for an initialization, or
-        `config.glue.max_length` is too long for it.
-    """
+    """Returns `config` with the shape of another project's model, and its template."""
     require(
         set(config.glue.starts) <= {"pretrained", "random"},
         "glue.starts",
@@ -143,11 +134,7 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
 
 
 def _record_source(workdir: Path, checkpoint: Path | None, corpus_name: str) -> None:
-    """Records which weights are scored; refuses to mix scores of different ones.
-
-    Raises:
-      UserError: the workdir has scores of other weights.
-    """
+    """Records which weights are scored; refuses to mix scores of different ones."""
     path = workdir / WEIGHTS
     resolved = str(checkpoint.resolve()) if checkpoint else ""
     source = {"checkpoint": resolved, "corpus": corpus_name}

@@ -8,9 +8,14 @@ al. 2020, arXiv 1912.00582). Chance is 50. Sentences longer than the model's seq
 are cut, and a warning reports how many.
 """
 
+import collections
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cramjax import files
 from cramjax.config.key import at_least
@@ -19,7 +24,73 @@ from cramjax.flags import number, parse_flags
 from cramjax.main import guarded
 
 
-def score(argv: Sequence[str]) -> None:
+class Paradigm(NamedTuple):
+    """Minimal pairs of one kind, for example "wh_island" of "island_effects"."""
+
+    name: str
+    phenomenon: str
+    pairs: list[tuple[str, str]]  # (acceptable, unacceptable) sentences
+
+
+def read(folder: Path) -> list[Paradigm]:
+    """Reads BLiMP's `*.jsonl`, a file for each paradigm.
+
+    Raises:
+      UserError: the folder has none, or a line has no pair.
+    """
+    paradigms = []
+    for path in sorted(folder.expanduser().glob("*.jsonl")):
+        pairs, phenomenon = [], "other"
+        lines = path.read_text("utf-8").splitlines()
+        for at, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                pairs.append((record["sentence_good"], record["sentence_bad"]))
+                phenomenon = record.get("linguistics_term", "other")
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{path}:{at} is not a pair of BLiMP ({error!r})"
+                ) from error
+        if pairs:
+            paradigms.append(Paradigm(path.stem, phenomenon, pairs))
+    if not paradigms:
+        raise UserError(
+            f"{folder} has no .jsonl file: pass the folder of BLiMP's paradigms"
+        )
+    return paradigms
+
+
+def score(model: Any, paradigms: list[Paradigm], max_pairs: int = 0) -> dict[str, Any]:
+    """Counts how often the acceptable sentence is more likely than the other one.
+
+    Likelihood is the pseudo-log-likelihood, see `Pretrained.pseudo_log_likelihoods`; a
+    tie counts half. Only the first `max_pairs` of each paradigm are scored; 0 = all.
+
+    Returns:
+      {"total" (mean of the paradigms, in percent; 50 is chance), "phenomena" ({name:
+      mean of its paradigms}), "paradigms" ({name: percent}), "pairs" (scored)}
+    """
+    from cramjax.likelihood import percent_preferred  # imports JAX
+
+    percents: dict[str, float] = {}
+    by_phenomenon = collections.defaultdict(list)
+    pairs = 0
+    for paradigm in paradigms:
+        chosen = paradigm.pairs[: max_pairs or None]
+        scores_N = model.pseudo_log_likelihoods([s for pair in chosen for s in pair])
+        percents[paradigm.name] = percent_preferred(scores_N)
+        by_phenomenon[paradigm.phenomenon].append(percents[paradigm.name])
+        pairs += len(chosen)
+        print(f"{paradigm.name}: {percents[paradigm.name]:.1f}")
+    return {
+        "total": float(np.mean([*percents.values()])),
+        "phenomena": {name: float(np.mean(of)) for name, of in by_phenomenon.items()},
+        "paradigms": percents,
+        "pairs": pairs,
+    }
+
+
+def command(argv: Sequence[str]) -> None:
     """Prints the accuracy of every phenomenon and the mean of the paradigms."""
     needed = {"checkpoint": "DIR", "data": "FOLDER"}
     given, rest = parse_flags(argv, needed, ["max_pairs", "json"])
@@ -27,12 +98,10 @@ def score(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {rest[0]!r}: see --help")
     max_pairs = int(number(given, "max_pairs", 0, at_least(0, "0 = all")))
     path = files.to_be_written("json", given["json"])
-    from cramjax import blimp  # imports JAX
-    from cramjax.checkpoints.load import load
+    from cramjax.checkpoints.load import load  # imports JAX
 
-    paradigms = blimp.read(Path(given["data"]))
-    model = load(given["checkpoint"])
-    results = blimp.score(model, paradigms, max_pairs)
+    paradigms = read(Path(given["data"]))
+    results = score(load(given["checkpoint"]), paradigms, max_pairs)
     for name, percent in results["phenomena"].items():
         print(f"{name:40}{percent:6.1f}")
     last = f"mean of {len(paradigms)} paradigms"
@@ -42,4 +111,4 @@ def score(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(score, sys.argv[1:], __doc__))
+    sys.exit(guarded(command, sys.argv[1:], __doc__))

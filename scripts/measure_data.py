@@ -26,7 +26,7 @@ from typing import Any
 from bench.timing import read_speed
 
 from cramjax.config import Config
-from cramjax.data import encode, prepare, processes, sources, stages
+from cramjax.data import encode, prepare, sources, stages
 from cramjax.data.corpus import TOKENIZER
 from cramjax.data.readers import ReadContext
 from cramjax.flags import parse_command_line
@@ -54,7 +54,7 @@ def _measure(config: Config) -> dict[str, Any]:
         corpus = prepare.prepare(config)
     text_mb = corpus.manifest["bytes"] / 1e6
     facts = {
-        "cores": processes.cores(),
+        "cores": stages.cores(),
         "text_mb": text_mb,
         "peak_memory_mb": peaks["memory"] / 1e6,
         "peak_disk_mb": peaks["disk"] / 1e6,

@@ -15,7 +15,7 @@ LAYERS = (
     ("likelihood", "word_order"),
     ("training",),
     ("describe", "checkpoints", "glue"),
-    ("blimp", "examples", "figures", "plan", "report", "trackers"),
+    ("examples", "figures", "plan", "report", "trackers"),
     ("run",),
     ("compare", "rehearsal", "score", "study"),
     ("commands",),

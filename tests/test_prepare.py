@@ -17,7 +17,7 @@ from conftest import TINY, tiny_config
 from tokenizers import Tokenizer, models
 
 from cramjax import files
-from cramjax.data import encode, prepare, processes, sources, tokenizer
+from cramjax.data import encode, prepare, sources, stages, tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.errors import SourceLost, UserError
 
@@ -59,7 +59,7 @@ def content(folder):
 
 
 def cores(monkeypatch, count):
-    monkeypatch.setattr(processes, "cores", lambda: count)
+    monkeypatch.setattr(stages, "cores", lambda: count)
 
 
 def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards, said):

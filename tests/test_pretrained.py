@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blimp
 import jax
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tokenizers import (
 )
 
 import cramjax
-from cramjax import blimp, score
+from cramjax import score
 from cramjax.checkpoints import convert
 from cramjax.checkpoints.load import load_foreign
 from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS

@@ -165,20 +165,23 @@ def test_skipped_micro_batches_are_marked_where_they_were_seen(config, events):
         ),
     ],
 )
-def test_it_is_compared_with_the_papers_model(changes, overrides, sentence):
+def test_it_is_compared_with_the_papers_model(changes, overrides, sentence, tmp_path):
     results = {n: x for n, x in (nine() | changes).items() if x}
     config = load("configs/default.py", overrides)
     summary = SUMMARY | {"model_flops": 2.7e18, "elapsed_s": 86_400.0}
-    text = report._beside_the_paper(config, summary, results)
+    text = report._beside_the_paper(
+        report.Run(config, MANIFEST, summary, results, tmp_path)
+    )
     assert sentence in text
     assert "took 24.0 hours on some device and 2.7e+18 model FLOPs, 50 % of" in text
 
 
-def test_what_went_wrong_is_said(events):
+def test_what_went_wrong_is_said(config, events, tmp_path):
     seconds = SUMMARY["seconds"] | {"lost": 12.4}
     summary = SUMMARY | {"skipped": 3, "seconds": seconds}
     manifest = MANIFEST | {"problems": {"documents that are not UTF-8": 4}}
-    assert report._irregular(manifest, summary, events, {}) == (
+    run = report.Run(config, manifest, summary, {}, tmp_path)
+    assert report._irregular(run, events) == (
         "**What went wrong**: interruptions of training: 1; returns to a checkpoint, "
         "with a lower learning rate: 1; micro-batches skipped because a gradient was "
         "not finite: 3; seconds of lost work: 12; documents that are not UTF-8: 4."

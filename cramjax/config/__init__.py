@@ -7,7 +7,7 @@ GPU in One Day" (Geiping & Goldstein 2022, arXiv 2212.14034; its sections are ci
 GLUE protocol (5). The files in configs/ start from these values and change a few.
 """
 
-from cramjax.config.data import CurriculumConfig, DataConfig, ObjectiveConfig
+from cramjax.config.data import CurriculumConfig, DataConfig
 from cramjax.config.files import (
     FOLDER,
     changed,
@@ -36,13 +36,8 @@ from cramjax.config.root import (
 from cramjax.config.training import (
     TRACKERS,
     AveragingConfig,
-    BatchConfig,
     BudgetConfig,
     CheckpointConfig,
-    GuardConfig,
-    LogConfig,
     OptimizerConfig,
-    ProfileConfig,
     ScheduleConfig,
-    ValidationConfig,
 )

@@ -29,11 +29,7 @@ def submit(
 ) -> None:
     """Builds a corpus on Ray and waits for it, or submits the jobs for it to Slurm.
 
-    Args:
-      config: of the corpus.
-      executor: "ray" or "slurm".
-      tasks: of each stage.
-      options: "partition" and "time" of Slurm's jobs.
+    Each stage has `tasks`; the options are "partition" and "time" of Slurm's jobs.
 
     Raises:
       UserError: the executor is unknown or not installed, or an option is missing.

@@ -189,7 +189,7 @@ def make_manifest(
     Args:
       config: of the corpus.
       shards: the facts of all shards, see `encode.encode_group`.
-      contents: path, size and hash of every file that was read.
+      contents: see `sources.contents`.
       counts_V: how often each token occurs in the training blocks.
       duplicates: the facts of `dedup.deduplicated`; {} without.
       tokenizer_path: of the tokenizer.

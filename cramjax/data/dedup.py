@@ -295,7 +295,7 @@ def _find_cuts(
         texts = [_text_path(folder, group) for group in range(groups)]
         text = repeats.Spool(tables, texts)
         chunks, spans_Rx2 = repeats.find(text, data, folder)
-        of_R = text.documents_at(spans_Rx2[:, 0])
+        of_R = np.searchsorted(text.starts_D, spans_Rx2[:, 0], side="right") - 1
         groups_R = np.searchsorted(text.firsts_G, of_R, side="right") - 1
         positions_R = (groups_R << ROW_BITS) + of_R - text.firsts_G[groups_R]
         kept_R = ~np.isin(positions_R, whole)

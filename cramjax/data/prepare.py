@@ -24,7 +24,6 @@ from cramjax.data import (
     corpus,
     dedup,
     encode,
-    processes,
     remote,
     report,
     sources,
@@ -228,12 +227,7 @@ def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> N
     Nothing is locked, and the corpus is the same, to the byte, for any number of tasks.
     After an interruption, the same call continues.
 
-    Args:
-      config: of the corpus.
-      task: from 0 on.
-      tasks: how many there are. They wait for each other: all must run at once.
-      stage: one of `STAGES`, to do this task's part of it only, without waiting; the
-        stages before it must be finished. "" for all of them.
+    See `stages.run_task` for `task`, `tasks` and `stage`, one of `STAGES` or "".
 
     Raises:
       UserError: see `prepare`; or a stage before `stage` is not finished.
@@ -359,7 +353,7 @@ def _make_tokenizer(
     elif len(groups) == 1:
         as_json = train_tokenizer(config, text_files)
     else:  # in a process of its own, which returns its memory and can be interrupted
-        with processes.pool(1, processes.cores()) as pool:
+        with stages.worker_pool(1, stages.cores()) as pool:
             as_json = pool.submit(train_tokenizer, config, text_files).result()
     files.write_text(folder / TOKENIZER, as_json)
     logger.info(f"tokenizer: {vocab_size} entries, {time.monotonic() - start:.0f}s")

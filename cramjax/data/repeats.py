@@ -63,10 +63,6 @@ class Spool:
         self._starts_G = self.starts_D[self.firsts_G].tolist()
         self._paths = texts
 
-    def documents_at(self, positions_R: np.ndarray) -> np.ndarray:
-        """Returns the documents that bytes belong to."""
-        return np.searchsorted(self.starts_D, positions_R, side="right") - 1
-
     def read(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Returns a copy of the bytes from start to stop of each span."""
         pieces = [np.zeros(0, np.uint8)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from cramjax import files
 from cramjax.config import DataConfig, require
-from cramjax.data import processes, readers, remote, tfds
+from cramjax.data import readers, remote, stages, tfds
 from cramjax.data.readers import File
 from cramjax.errors import UserError
 
@@ -123,7 +123,7 @@ def contents(found: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
       OSError: the hashes cannot be remembered in `data.dir`.
     """
     cache = Fingerprints(data.dir)
-    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(stages.cores()) as pool:
         digests = pool.map(lambda f: f.digest or cache.sha256(f.path), found)
         facts = [
             {"path": file.name, "bytes": file.size, "sha256": digest}

@@ -1,14 +1,19 @@
 """A build in stages: on this machine, or by several tasks that share a folder."""
 
-import concurrent.futures
+import contextlib
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cramjax.data import processes
-from cramjax.errors import UserError
+from cramjax.errors import SourceLost, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +53,14 @@ def run(stages: Iterable[Stage]) -> None:
     With one unit or one core everything runs in this process.
     """
     for name, units in stages:
-        workers = min(processes.cores(), len(units))
+        workers = min(cores(), len(units))
         if workers == 1:
             for unit in units:
                 unit.function(*unit.arguments)
             continue
-        with processes.pool(workers, processes.cores() // workers) as pool:
+        with worker_pool(workers, cores() // workers) as pool:
             futures = [pool.submit(unit.function, *unit.arguments) for unit in units]
-            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            for done, future in enumerate(as_completed(futures), 1):
                 future.result()
                 logger.info(f"{name}: {done} of {len(units)} parts")
 
@@ -66,8 +71,9 @@ def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:
     Args:
       stages: the same ones in every task.
       task: from 0 on.
-      tasks: how many there are; they wait for each other.
-      only: the one stage to run, without waiting; "" for all.
+      tasks: how many there are. They wait for each other: all must run at once.
+      only: the one stage to run, without waiting; those before it must be finished. ""
+        for all.
 
     Raises:
       UserError: a stage before `only` is not finished.
@@ -92,3 +98,50 @@ def run_task(stages: Iterable[Stage], task: int, tasks: int, only: str) -> None:
                     logger.info(f"{name}: waiting for task {other} of {tasks}")
                 waiting_for = other
                 time.sleep(POLL_S)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on a Mac
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def worker_pool(count: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """Yields processes that end with the block or with this process, if it is killed.
+
+    The tokenizers library has so many threads in each. Raises `SourceLost` if one of
+    them is killed.
+    """
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(
+        count,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(threads,),
+    )
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise SourceLost(
+            "a process that reads text was killed (too little memory?): the same "
+            "command continues with what is finished; in a program of yours, call this "
+            'under `if __name__ == "__main__":`'
+        ) from error
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

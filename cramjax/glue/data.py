@@ -281,11 +281,7 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
 
 
 def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
-    """Returns the labels in the training rows of the user's task, sorted.
-
-    Raises:
-      UserError: the metric is not for so many.
-    """
+    """Returns the labels in the user's training rows, as many as the metric allows."""
     labels = tuple(sorted({row.label for row in table.rows if row.label.strip()}))
     two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):
@@ -298,11 +294,7 @@ def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
 
 
 def _rows(table: Table, labels: tuple[str, ...], task: Task) -> Rows:
-    """Turns labels into class ids, or into numbers.
-
-    Raises:
-      UserError: a label is not allowed.
-    """
+    """Turns labels into class ids, or into numbers; refuses others."""
     if task.regression:
         dtype, of_label, allowed = np.float32, _number, "a number"
     else:

@@ -92,12 +92,7 @@ def fetch(config: Config, found: list[Task]) -> list[Task]:
 
 
 def _read(config: Config, task: Task) -> TaskRows[Rows]:
-    """Returns a task's rows, with the training rows that the config samples.
-
-    Raises:
-      Incomplete: the training set or the dev set is missing.
-      UserError: they cannot be used, or have too few rows for a batch.
-    """
+    """Returns a task's rows, see `data.load`, enough of them for a batch."""
     glue = config.glue
     rows = data.subsample(data.load(task, glue), glue.max_train_rows, config.seed)
     if len(rows.train) < glue.batch_size:
@@ -253,11 +248,7 @@ def join_parts(workdir: Path) -> None:
 def _entries(
     path: Path, results: dict[str, Any], rows: TaskRows[Rows]
 ) -> dict[str, dict[str, Any]]:
-    """Returns a task's entries of glue.json: an earlier session's, or new ones.
-
-    Raises:
-      UserError: the files have changed since the earlier session.
-    """
+    """Returns a task's entries of glue.json: an earlier session's, or new ones."""
     new = {}
     train_N = rows.train.labels_N
     constant = train_N.mean() if rows.task.regression else np.bincount(train_N).argmax()

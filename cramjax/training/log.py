@@ -112,10 +112,6 @@ class TrainMetrics:
             return self.last_loss
         return math.fsum(self.window) / len(self.window)
 
-    def close_window(self) -> None:
-        """Begins a new window."""
-        self.last_loss, self.window = self.loss, []
-
 
 class Throughput:
     """Measures speed and energy between two lines of metrics.jsonl.

@@ -288,17 +288,17 @@ def note_first_step(session: Session) -> None:
 
 def write_line(session: Session) -> None:
     """Writes a line of measurements."""
-    clock = session.clock
-    session.train_metrics.close_window()
+    clock, metrics = session.clock, session.train_metrics
+    metrics.last_loss, metrics.window = metrics.loss, []
     session.log.write(
         step=clock.step,
         updates=clock.updates,
         progress=clock.progress(),
         tokens=clock.tokens,
         elapsed_s=clock.elapsed_s,
-        loss=session.train_metrics.last_loss,
+        loss=metrics.last_loss,
         **session.throughput.line(),
-        **session.train_metrics.latest,
+        **metrics.latest,
     )
 
 

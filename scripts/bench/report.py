@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from cramjax.data.processes import cores
+from cramjax.data.stages import cores
 from cramjax.device import monitor
 from cramjax.version import code_version
 
