@@ -61,9 +61,11 @@ class Stage:
             self._start = (now, done)
             return
         start, start_done = self._start
-        left_s = (1 - done) * (now - start) / max(done - start_done, 1e-9)
-        left = f"left {datetime.timedelta(seconds=round(left_s))}{self._then}"
-        text = f"{self._name} {done:6.1%}  {left}  {text}"
+        left = "-"
+        if done > start_done:
+            left_s = (1 - done) * (now - start) / (done - start_done)
+            left = str(datetime.timedelta(seconds=round(left_s)))
+        text = f"{self._name} {done:6.1%}  left {left}{self._then}  {text}"
         self._live.update(self._task, description=text)
         due = now - self._last_plain > PLAIN_EVERY_S or done >= 1
         if self._live.disable and due:

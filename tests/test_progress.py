@@ -17,6 +17,9 @@ def now(monkeypatch):
 def test_what_is_left_of_this_stage_and_what_comes_after_it(now, capsys):
     """The first call is the end of compilation; a tenth then takes 16 s."""
     progress.plan({"corpus": "", "pretraining": "24 hours", "fine-tuning": "8 tasks"})
+    with progress.Stage("corpus") as stage:
+        for _ in range(2):
+            stage.update(0, "none yet")
     with progress.Stage("pretraining") as stage:
         for step in range(1, 5):
             now[0] += 16
@@ -28,6 +31,8 @@ def test_what_is_left_of_this_stage_and_what_comes_after_it(now, capsys):
                 now[0] += 900
                 show(done, "CoLA")
     assert capsys.readouterr().out.splitlines() == [
+        "corpus   0.0%  left -, then pretraining (24 hours), then fine-tuning (8 tasks)  "
+        "none yet",
         "pretraining  20.0%  left 0:02:08, then fine-tuning (8 tasks)  loss 2",
         "pretraining  40.0%  left 0:01:36, then fine-tuning (8 tasks)  loss 2",
         "fine-tuning  50.0%  left 0:30:00  CoLA",
