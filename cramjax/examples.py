@@ -34,11 +34,11 @@ def blocks(workdir: Path, corpus: Corpus) -> list[Block]:
     filled = [_fill(model, texts[i].split()) for i in chosen]
     return [
         Heading("Examples"),
-        "Held-out sentences at regular distances, not chosen by hand. In each, the "
-        "longest word of one token is hidden, and the model guesses it:",
+        "Held-out sentences, evenly spaced. In each, the longest word that is a single "
+        "token is hidden, and the model guesses it (## continues a word):",
         Table(["sentence", "hidden", "guesses, with their probabilities"], filled),
-        f"Of {len(texts)} held-out sentences, the nearest one by the cosine of the "
-        "vectors of `encode`, minus their mean:",
+        f"For each sentence, the most similar of {len(texts)} held-out ones, by the "
+        "cosine of the vectors of `encode` after subtracting their mean:",
         Table(["sentence", "nearest", "cosine"], neighbours),
     ]
 
@@ -53,5 +53,5 @@ def _fill(model: Pretrained, words: list[str]) -> list[str]:
     masked = [*words[:place], "<mask>", *words[place + 1 :]]
     [guesses] = model.fill_mask(" ".join(masked), GUESSES)
     masked[place] = "`<mask>`"
-    found = ", ".join(f"`{token}` {probability:.0%}" for token, probability in guesses)
+    found = ", ".join(f"`{token}` {100 * p:.2g} %" for token, p in guesses)
     return [" ".join(masked), words[place], found]

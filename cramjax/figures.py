@@ -49,20 +49,23 @@ def loss(config: Config, events: Events, summary: Mapping[str, Any]) -> Any:
     figure = empty()
     axes = figure.subplots()
     tokens_N, loss_N = curve(events, "tokens", "loss")
-    axes.plot(tokens_N / 1e6, loss_N, label="training")
+    rates = config.objective.mask_rate, config.objective.final_mask_rate
+    masked = " to ".join(f"{rate:.0%}" for rate in rates if rate)
+    axes.plot(tokens_N / 1e6, loss_N, label=f"training, {masked} masked")
     scored = [line for line in events if line.get("event") == "validation"]
     last = {"tokens": summary["tokens"], "loss": summary["held_out_loss"]}
     axes.plot(
         [line["tokens"] / 1e6 for line in (*scored, last)],
         [line["loss"] for line in (*scored, last)],
         "o-",
-        label=f"held out, at the end: {last['loss']:.2f}",
+        label=f"held out, {config.validation.mask_rate:.0%} masked, at the end: "
+        f"{last['loss']:.2f}",
     )
     axes.axhline(
         summary["unigram_entropy"],
         color="gray",
         linestyle="--",
-        label=f"word frequencies alone: {summary['unigram_entropy']:.2f}",
+        label=f"token frequencies alone: {summary['unigram_entropy']:.2f}",
     )
     axes.set(xlabel="million tokens", ylabel="masked-LM loss (nats)")
     _mark(axes, config, events, "tokens", 1e-6)

@@ -21,9 +21,10 @@ Block = str | Heading | Table | Code | Figure | Fold
 # No scripts, fonts or images from elsewhere. Wide content scrolls in its own box.
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --back: #ffffff; --soft: #59636e;
-  --line: #d1d9e0; --box: #f6f8fa; --link: #0969da; }
+  --line: #d1d9e0; --box: #f6f8fa; --link: #0969da; --blue: #1f77b4; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --back: #0d1117;
-  --soft: #9198a1; --line: #3d444d; --box: #161b22; --link: #4493f8; } }
+  --soft: #9198a1; --line: #3d444d; --box: #161b22; --link: #4493f8;
+  --blue: #58a6e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--text);
   font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -33,6 +34,13 @@ h2, details { margin: 2rem 0 0; border-top: 1px solid var(--line); padding-top: 
 h3 { font-size: 1rem; margin: 1.5rem 0 0; }
 summary { cursor: pointer; color: var(--link); }
 .scroll, pre { overflow-x: auto; margin: 1rem 0; }
+/* A shade at an edge behind which there is more. */
+.scroll { background:
+  linear-gradient(90deg, var(--back) 50%, transparent) left / 2rem 100% local,
+  linear-gradient(270deg, var(--back) 50%, transparent) right / 2rem 100% local,
+  linear-gradient(90deg, var(--line), transparent) left / .8rem 100%,
+  linear-gradient(270deg, var(--line), transparent) right / .8rem 100%;
+  background-repeat: no-repeat; }
 table { border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .9rem .35rem 0;
   text-align: left; vertical-align: top; min-width: 4.5rem; max-width: 24rem; }
@@ -126,7 +134,6 @@ def _svg(name: str, drawn: Any) -> str:
         drawn.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :])
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace(
-        "#000000", "var(--text)"
-    )
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+    text = text.replace("#000000", "var(--text)").replace("#1f77b4", "var(--blue)")
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)

@@ -84,33 +84,55 @@ def write(run: Run) -> Path:
 
 
 def verdict(run: Run) -> str:
-    """Returns what the numbers mean, in two or three sentences."""
+    """Returns what the numbers mean, in a few sentences."""
+    sentences = [_of_pretraining(run.summary), *_of_initializations(run)]
     ahead = tables.bag_of_words_ahead(run.results, run.config.glue)
-    titles = next(iter(ahead.values()), [])
-    sentences = [_of_pretraining(run.summary)]
-    if titles:
+    if titles := next(iter(ahead.values()), []):
         sentences.append(
-            "After fine-tuning, a bag of words, which only counts words, still does as "
-            f"well or better on {'; '.join(titles)}."
+            "A bag of words, which knows single words and pairs of neighbours, does as "
+            f"well as the fine-tuned model, or better, on {'; '.join(titles)}."
         )
     return " ".join(sentences)
+
+
+def _of_initializations(run: Run) -> list[str]:
+    """Returns a sentence about what pretraining gains in fine-tuning, if known."""
+    path = run.workdir / evaluate.RESULTS
+    if not run.results or not path.exists():
+        return []
+    found = files.read_json(path, evaluate.DELETE_IT).get("differences", {})
+    groups: dict[str, list[str]] = {}
+    for name, gap in found.get("pretrained - random", {}).items():
+        result = "cannot be told from fine-tuning random ones on"
+        if gap["low"] > 0 or gap["high"] < 0:
+            how = "better" if gap["low"] > 0 else "worse"
+            result = f"is {how} than fine-tuning random ones on"
+        groups.setdefault(result, []).append(run.results[name]["title"])
+    if not groups:
+        return []
+    parts = (f"{result} {'; '.join(of)}" for result, of in groups.items())
+    return [f"Fine-tuning from the pretrained weights {', and '.join(parts)}."]
 
 
 def _beside_the_paper(run: Run) -> str:
     """Returns what the budget was, and whether the model is better than the paper's."""
     flops, seconds = run.summary["model_flops"], run.summary["elapsed_s"]
-    duration = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds:.0f} s"
+    duration = f"{seconds:.0f} s"
+    if seconds > 120:
+        hours = seconds > 7200
+        duration = f"{seconds / 3600:.1f} hours" if hours else f"{seconds / 60:.0f} min"
     text = (
         f"Training took {duration} on {run.summary['device']} and {flops:.2g} model "
         f"FLOPs, {100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in "
-        f"24 hours on an A6000 ({PAPER_FLOPS:.2g}; arXiv 2212.14034). "
+        f"24 hours on an A6000 ({PAPER_FLOPS:.2g}; Geiping & Goldstein, arXiv "
+        "2212.14034). "
     )
     found = scores.averages(run.results, "pretrained").get("nine", {"title": ""})
     if found["title"] != scores.AVERAGES["nine"].title:
         return (
-            f"{text}Whether it is better than the paper's model is not known: that "
-            "takes all nine numbers of GLUE, scored on all rows. The paper has no "
-            "scores at smaller budgets."
+            f"{text}It was not scored on all rows of all nine numbers of GLUE, so it "
+            "cannot be compared with that model. The paper has no scores at smaller "
+            "budgets."
         )
     text += (
         f"Its mean of the nine GLUE numbers is **{found['value']:.1f}**, that of the "
@@ -135,7 +157,11 @@ def _irregular(run: Run, events: list[dict[str, Any]]) -> str:
     found = [f"{what}: {number:,}" for what, number in counts.items() if number]
     for entry in run.results.values():
         found += scores.divergences(entry)
-    return f"**What went wrong**: {'; '.join(found) or 'nothing that was noticed'}."
+    nothing = (
+        "nothing (no interruption, no return to a checkpoint, no lost work, no skipped "
+        "micro-batch, no trial that diverged, no damaged text)"
+    )
+    return f"**What went wrong**: {'; '.join(found) or nothing}."
 
 
 def _results_section(run: Run) -> list[Block]:
@@ -149,12 +175,13 @@ def _results_section(run: Run) -> list[Block]:
         "ema": "pretrained, moving average",
         "lawa": "pretrained, latest weights' average",
     }
-    header = ["task", "metric", "training rows"]
+    header = ["task", "metric", "training rows", "dev rows"]
     header += [names[start] for start in glue.starts]
     header += ["bag of words", "majority class"]
     rows = []
     for name, result in results.items():
-        row = [result["title"], result["metric"], tables.rows_used(result, "train")]
+        row = [result["title"], result["metric"]]
+        row += [tables.rows_used(result, split) for split in ("train", "dev")]
         for start in glue.starts:
             best = result["starts"].get(start)
             row.append(
@@ -187,8 +214,8 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> list[Block]:
         [
             "held-out loss (lower is better)",
             f"**{summary['held_out_loss']:.3f}** nats per masked token",
-            "word frequencies of the training text "
-            f"{summary['unigram_entropy']:.3f} (unigram entropy)",
+            f"token frequencies alone: {summary['unigram_entropy']:.3f} (the unigram "
+            "entropy of the training text)",
         ],
         *(
             [f"held-out loss, {name} of the weights", f"{value:.3f} nats", ""]
@@ -202,14 +229,16 @@ def _learned_section(config: Config, summary: dict[str, Any]) -> list[Block]:
         [
             "held-out bits per byte (lower is better)",
             f"{summary['bits_per_byte']:.3f}",
-            "masked tokens only",
+            "",
         ],
     ]
     notes = (
-        "All of this is measured on documents that the model never trained on. The "
-        f"held-out loss is how surprised it is by a hidden token, with "
+        "The model is measured on documents that it never trained on. The held-out "
+        "loss is how surprised it is by a hidden token, with "
         f"{config.validation.mask_rate:.0%} of the tokens hidden; the accuracy is how "
-        "often its first guess is right."
+        "often its first guess is right; bits per byte are the loss in bits for each "
+        "byte of the hidden text, by which models with other tokenizers can be "
+        "compared."
     )
     if order:
         error = word_order.margin(order["model"], order["pairs"])
@@ -238,7 +267,7 @@ def _of_pretraining(summary: dict[str, Any]) -> str:
     near_chance = "its word order is no better than chance"
     if gap < CLEARLY:
         text = (
-            f"**The model is {'no' if gap <= 0 else 'hardly'} better than word "
+            f"**The model is {'no' if gap <= 0 else 'hardly'} better than token "
             "frequencies**: its held-out loss is not clearly below the unigram entropy"
         )
         if knows_order:
@@ -247,7 +276,7 @@ def _of_pretraining(summary: dict[str, Any]) -> str:
             text += f", and {near_chance}"
         return f"{text}. It needs more training, more text or another learning rate."
     text = (
-        f"The held-out loss is {gap:.0%} below what word frequencies alone would give"
+        f"The held-out loss is {gap:.0%} below what token frequencies alone would give"
     )
     if not order:
         return f"{text}."
@@ -257,16 +286,19 @@ def _of_pretraining(summary: dict[str, Any]) -> str:
             "together, not how they are put together."
         )
     ahead = order["model"] - order["bigram"]
-    how = "about as well as" if abs(ahead) < error else "better than"
+    how = "about as often as" if abs(ahead) < error else "more often than"
     if ahead <= -error:
-        how = "less well than"
-    return f"{text}, and the model tells word order {how} the bigram model."
+        how = "less often than"
+    return (
+        f"{text}, and the model recognizes the original word order {how} the bigram "
+        f"model ({order['model']:.1f} against {order['bigram']:.1f} %)."
+    )
 
 
 def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
     budget = getattr(config.budget, config.budget.kind)
     train_loss = summary["train_loss"]
-    updates = f"{summary['updates']:,}, of {summary['micro_steps']:,} micro-batches"
+    updates = f"{summary['updates']:,}, from {summary['micro_steps']:,} micro-batches"
     charged = f"{summary['elapsed_s']:.0f} s: {_seconds(summary, CHARGED)}"
     tokens_per_s = summary["tokens_per_s"]
     gpus = summary.get("devices", 1)  # earlier versions had one
@@ -278,7 +310,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
         ["micro-batches skipped, not finite", f"{summary['skipped']:,}"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         ["training time", charged],
-        ["time that does not count", _seconds(summary, FREE)],
+        ["besides, not counted", _seconds(summary, FREE)],
         ["speed", f"{tokens_per_s:,.0f} tokens/s{each}"],
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],
@@ -294,7 +326,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
 
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what was measured of start-up and device; None is left out."""
-    start = "start-up of the last session, without building the corpus"
+    start = "from the start of the last session to its first step"
     mfu = "MFU, the fraction of the card's dense 16-bit peak, over that time"
     energy = "energy drawn by the card, validation included"
     peak = summary["peak_memory_bytes"]
@@ -332,9 +364,10 @@ def _figures(
     )
     return [
         Figure("loss", figures.loss(config, events, summary)),
-        "The loss while training. A small model first learns how frequent each token "
-        "is, and stays there until it finds out how to use the neighbouring tokens: "
-        f"then its loss drops.{gap}",
+        "The loss while training. With more tokens masked the task is harder: compare "
+        "the curves only if both are masked alike. A small model may stay at the "
+        "dashed line, where it knows how frequent each token is, until it finds out "
+        f"how to use the neighbouring tokens.{gap}",
         Figure("schedule", figures.panels(config, events, figures.SCHEDULE)),
         "Learning rate and batch size (sequences per update) are functions of the "
         "budget already spent.",
@@ -413,8 +446,9 @@ def _use_section(workdir: Path) -> list[Block]:
         Heading("Using the model"),
         Code(f'{command} "it was a <mask> day"'),
         f"In Python, `cramjax.load({str(workdir)!r})` fills masks, compares sentences "
-        "and returns vectors; docs/models.md shows how. All fine-tuning trials are in "
-        "glue.md.",
+        "and returns vectors; docs/models.md shows how, and how to continue its "
+        "pretraining. To repeat the run, pass the command at the top another "
+        "--workdir. All fine-tuning trials are in glue.md.",
     ]
 
 

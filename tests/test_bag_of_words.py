@@ -126,7 +126,7 @@ def test_a_task_that_is_left_half_done_for_another_has_a_report(
     run = report.Run(other, manifest, summary, results, tmp_path)
     text = report.write(run).read_text()
     line, *_ = [line for line in text.splitlines() if line.startswith("| Intents")]
-    assert line.split(" | ")[4] == "-"
+    assert line.split(" | ")[5] == "-"
     # Scores of before the baseline was there are read as they are.
     for entry in results.values():
         del entry["bag_of_words"]

@@ -149,7 +149,7 @@ def test_a_run_of_an_earlier_version_and_its_card(tmp_path):
         "5,120 tokens in 0.01 hours on cpu",
         "5.418 nats per masked token (ema)",
         "CoLA 45.2 (matthews)",
-        "**track**: **open** (another learning rate for each task)",
+        "**track**: **open** (a learning rate of its own for each task)",
     ):
         assert text in card
     export(unpacked("dcf3c78", tmp_path), tmp_path / "earliest")

@@ -290,7 +290,7 @@ def test_track_and_protocol_are_said_under_every_table():
         (
             "glue.learning_rates=(4e-5,1e-4)",
             False,
-            "another learning rate for each task",
+            "a learning rate of its own for each task",
         ),
     ],
 )

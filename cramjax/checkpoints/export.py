@@ -365,7 +365,7 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
         "budget": f"{summary['tokens']:,} tokens in {summary['elapsed_s'] / 3600:.2f} "
         f"hours on {summary['device']}",
         "held-out loss": f"{losses[weights]:.3f} nats per masked token ({weights}), "
-        f"{summary['unigram_entropy']:.3f} by word frequencies alone",
+        f"{summary['unigram_entropy']:.3f} by token frequencies alone",
         "scores": f"{scores}; medians on dev sets, in percent",
         "track": track,
     }

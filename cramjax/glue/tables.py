@@ -108,8 +108,8 @@ def how_chosen(glue: GlueConfig) -> str:
     if len(glue.learning_rates) == 1:
         return f"Learning rate {rates}."
     return (
-        f"Each column uses whichever of the learning rates {rates} has the best median "
-        "on the same dev set, so scores are slightly optimistic."
+        "Each task and column uses whichever of the learning rates "
+        f"{rates} has the best median on the same dev set, so scores are optimistic."
     )
 
 
@@ -270,7 +270,7 @@ def differences_table(
             row.append(cell)
         rows.append(row)
     return [
-        Heading("Between initializations"),
+        Heading("What the initialization changes"),
         Table(["task", "metric", *differences], rows),
         how_compared(),
         below,
@@ -282,7 +282,8 @@ def how_compared() -> str:
     return (
         "Differences of the trials' means (the other tables show medians), with the "
         f"{scores.LEVEL:.0%} interval of {scores.DRAWS:,} bootstrap draws of dev rows "
-        "and trials in parentheses. An interval that includes 0 shows no difference."
+        "and trials in parentheses. Where it includes 0, these trials cannot tell "
+        "which one is better."
     )
 
 
@@ -333,7 +334,7 @@ def notes(results: dict[str, Any], glue: GlueConfig) -> list[str]:
     if len(glue.learning_rates) > 1:
         found += [
             f"{entry['title']}, {start}: the best learning rate is the "
-            f"{ends[scored['best_rate']]} one, so another may do better"
+            f"{ends[scored['best_rate']]} one tried"
             for entry in results.values()
             for start, scored in entry["starts"].items()
             if scored["best_rate"] in ends
@@ -374,6 +375,6 @@ def broken_rules(config: Config, imported: bool) -> list[str]:
         "more than 24 hours of pretraining": config.budget.hours > 24 and not imported,
         f"pretrained on {config.devices} GPUs": config.devices > 1 and not imported,
         "more than 5 epochs of fine-tuning": config.glue.epochs > 5,
-        "another learning rate for each task": len(config.glue.learning_rates) > 1,
+        "a learning rate of its own for each task": len(config.glue.learning_rates) > 1,
     }
     return [rule for rule, is_broken in rules.items() if is_broken]
