@@ -1,5 +1,7 @@
 """The errors that a user can cause, and correct."""
 
+import errno
+import os
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,3 +66,9 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_disk_full(error: Exception) -> bool:
     """Returns whether a file could not be written for lack of room."""
     return "No space left on device" in str(error) or "Disk quota" in str(error)
+
+
+def is_disk_fault(error: Exception) -> bool:
+    """Returns whether the disk failed, or was full: also in a library's words."""
+    faults = map(os.strerror, (errno.EIO, errno.EROFS, errno.ESTALE))
+    return is_disk_full(error) or any(fault in str(error) for fault in faults)

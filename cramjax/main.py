@@ -30,9 +30,11 @@ import difflib
 import importlib
 import json
 import logging
+import os
 import pkgutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,12 +43,13 @@ from typing import Any
 from cramjax import commands
 from cramjax.config import to_dict
 from cramjax.device import host_memory
-from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
+from cramjax.errors import Interrupted, UserError, is_disk_fault, is_disk_full, one_line
 from cramjax.flags import parse_command_line
 from cramjax.output import Unbroken, print_messages
 
 logger = logging.getLogger("cramjax.main")
 
+REPEATED_AFTER_S = 0.01  # a signal; its handler must not run in the hook
 PROCESSES = ("coordinator", "processes", "process")  # flags for several GPUs
 
 
@@ -141,6 +144,7 @@ def command_environment() -> Iterator[Outcome]:
     print_messages()
     host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
@@ -153,24 +157,39 @@ def command_environment() -> Iterator[Outcome]:
         print(error, file=sys.stderr)
         outcome.exit_code = error.exit_code
     except (OSError, ValueError) as error:
-        if not is_disk_full(error):
+        if not is_disk_fault(error):
             raise
-        hint = "make room, and the same command goes on with what is complete"
+        hint = "make room" if is_disk_full(error) else "see to the disk"
+        hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
     except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
         print("interrupted: what was complete is kept", file=sys.stderr)
-        outcome.exit_code = 128 + number
+        outcome.exit_code = 128 + _signal_of(error)
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def _terminate(number, frame):
     del frame
     raise KeyboardInterrupt(number)
+
+
+def _raise_again(ignored: Any) -> None:
+    """Repeats a signal that came where Python ignores exceptions, as in JAX's callback
+    of the garbage collector.
+    """
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(ignored)
+    number = _signal_of(ignored.exc_value)
+    threading.Timer(REPEATED_AFTER_S, os.kill, (os.getpid(), number)).start()
+
+
+def _signal_of(error: KeyboardInterrupt) -> int:
+    return error.args[0] if error.args else signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.config import CheckpointConfig
-from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
+from cramjax.errors import DiskFull, UserError, is_disk_fault, is_disk_full, one_line
 from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,16 @@ class CheckpointStore:
         try:
             yield
         except (OSError, ValueError) as error:
-            if not is_disk_full(error):
-                raise
-            raise DiskFull(
-                f"{self._folder} had no room for a checkpoint ({one_line(error)})"
-            ) from error
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"{self._folder} had no room for a checkpoint ({one_line(error)})"
+                ) from error
+            if is_disk_fault(error):
+                raise UserError(
+                    f"{self._folder} cannot be written ({one_line(error)}): see to the "
+                    "disk, and the same command goes on from the last checkpoint"
+                ) from error
+            raise
 
     def latest_step(self) -> int | None:
         """Returns the number of the newest complete checkpoint, or None."""

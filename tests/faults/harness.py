@@ -355,10 +355,11 @@ SIGNALS = {
     "INT twice": ((signal.SIGINT, 0.5), (signal.SIGINT, 0)),
     "STOP, CONT": ((signal.SIGSTOP, 2), (signal.SIGCONT, 0)),
 }
-# What a life may end in besides 0 and 2; after a signal number as Python reports it.
+# What a life may end in besides 0 and 2, as subprocess reports it. Python ends in SIGINT
+# if any KeyboardInterrupt, which SIGTERM is here, came while it executed a string.
 CODES = {
     "KILL": {-9},
-    "TERM": {-15, 143},
+    "TERM": {-15, 143, -2},
     "INT twice": {-2, 130},
     "closed terminal": {-1, 129},
 }
