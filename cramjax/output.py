@@ -26,6 +26,8 @@ def print_messages() -> None:
     logger.handlers = [Printer()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Orbax logs with tracebacks what it also raises, and `CheckpointStore` explains.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Unbroken:
