@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
+FULL = errno.ENOSPC, errno.EDQUOT  # of a disk
+
 
 class UserError(Exception):
     """Ends the program with exit code 2 and one line, or one for each problem.
@@ -65,10 +67,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_disk_full(error: Exception) -> bool:
     """Returns whether a file could not be written for lack of room."""
-    return "No space left on device" in str(error) or "Disk quota" in str(error)
+    return disk_fault(error) in map(os.strerror, FULL)
 
 
-def is_disk_fault(error: Exception) -> bool:
-    """Returns whether the disk failed, or was full: also in a library's words."""
-    faults = map(os.strerror, (errno.EIO, errno.EROFS, errno.ESTALE))
-    return is_disk_full(error) or any(fault in str(error) for fault in faults)
+def disk_fault(error: Exception) -> str | None:
+    """Returns the system's words for a disk that is full or fails, if an error has them.
+
+    An error of Orbax or TensorStore is not an `OSError`, but quotes them.
+    """
+    faults = map(os.strerror, (*FULL, errno.EIO, errno.EROFS, errno.ESTALE))
+    return next((fault for fault in faults if fault in str(error)), None)

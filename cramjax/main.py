@@ -43,7 +43,7 @@ from typing import Any
 from cramjax import commands
 from cramjax.config import to_dict
 from cramjax.device import host_memory
-from cramjax.errors import Interrupted, UserError, is_disk_fault, is_disk_full, one_line
+from cramjax.errors import Interrupted, UserError, disk_fault, is_disk_full, one_line
 from cramjax.flags import parse_command_line
 from cramjax.output import Unbroken, print_messages
 
@@ -157,7 +157,7 @@ def command_environment() -> Iterator[Outcome]:
         print(error, file=sys.stderr)
         outcome.exit_code = error.exit_code
     except (OSError, ValueError) as error:
-        if not is_disk_fault(error):
+        if not disk_fault(error):
             raise
         hint = "make room" if is_disk_full(error) else "see to the disk"
         hint += ", and the same command goes on with what is complete"

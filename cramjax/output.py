@@ -27,7 +27,8 @@ def print_messages() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     # Orbax logs with tracebacks what it also raises, and `CheckpointStore` explains.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Unbroken:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.config import CheckpointConfig
-from cramjax.errors import DiskFull, UserError, is_disk_fault, is_disk_full, one_line
+from cramjax.errors import DiskFull, UserError, disk_fault, is_disk_full, one_line
 from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -141,10 +141,10 @@ class CheckpointStore:
                 raise DiskFull(
                     f"{self._folder} had no room for a checkpoint ({one_line(error)})"
                 ) from error
-            if is_disk_fault(error):
+            if fault := disk_fault(error):
                 raise UserError(
-                    f"{self._folder} cannot be written ({one_line(error)}): see to the "
-                    "disk, and the same command goes on from the last checkpoint"
+                    f"{self._folder} cannot be written ({fault}): see to the disk, and "
+                    "the same command goes on from the last checkpoint"
                 ) from error
             raise
 
