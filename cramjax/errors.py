@@ -71,9 +71,9 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def disk_fault(error: Exception) -> str | None:
-    """Returns the system's words for a disk that is full or fails, if an error has them.
+    """Returns what the system calls the fault of a disk that an error is about.
 
-    An error of Orbax or TensorStore is not an `OSError`, but quotes them.
+    The errors of Orbax and TensorStore are no `OSError`, but quote it.
     """
     faults = map(os.strerror, (*FULL, errno.EIO, errno.EROFS, errno.ESTALE))
     return next((fault for fault in faults if fault in str(error)), None)

@@ -27,6 +27,7 @@ Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import json
 import logging
@@ -144,7 +145,8 @@ def command_environment() -> Iterator[Outcome]:
     print_messages()
     host_memory.keep_freed()
     before = signal.signal(signal.SIGTERM, _terminate)
-    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_raise_again, hook)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
@@ -178,12 +180,13 @@ def _terminate(number, frame):
     raise KeyboardInterrupt(number)
 
 
-def _raise_again(ignored: Any) -> None:
-    """Repeats a signal that came where Python ignores exceptions, as in JAX's callback
-    of the garbage collector.
+def _raise_again(hook: Callable[[Any], None], ignored: Any) -> None:
+    """Repeats a signal that came where Python ignores exceptions.
+
+    One such place is JAX's callback of the garbage collector.
     """
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
-        return sys.__unraisablehook__(ignored)
+        return hook(ignored)
     number = _signal_of(ignored.exc_value)
     threading.Timer(REPEATED_AFTER_S, os.kill, (os.getpid(), number)).start()
 
