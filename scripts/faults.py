@@ -9,6 +9,8 @@ A line of the log is a fault; the table counts them. --first=N begins with case 
 import argparse
 import collections
 import json
+import os
+import random
 import shutil
 import sys
 import tempfile
@@ -17,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 import harness
+from harness import Fault
 
+KILLS = 10  # in a case that has nothing else
 RESULTS = ("survived", "refused", "lost", "wrong", "traceback")
 
 
@@ -41,6 +45,23 @@ def table(lines: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def drawn(seed: str) -> list[Fault]:
+    """Returns the faults of a case: some of a stage, or one of a whole life."""
+    draw = random.Random(seed)
+    kinds = [*harness.SIGNALS, *harness.ERRORS, *harness.WHOLE]
+    if os.geteuid() != 0:
+        kinds.remove("small disk")  # only root can mount it
+    if (last := draw.choice(kinds)) in harness.WHOLE:
+        return [Fault(last, "all", seed)]
+    count = KILLS if last == "KILL" else draw.choice((1, 1, 2, 3, 4))
+    stages = sorted(draw.choices(harness.STAGES, k=count), key=harness.STAGES.index)
+    ending = {*harness.SIGNALS, *harness.ERRORS} - {*harness.GO_ON}
+    before = ["KILL"] if last == "KILL" else sorted(ending)
+    chosen = [*draw.choices(before, k=count - 1), last]
+    cases = enumerate(zip(chosen, stages, strict=True))
+    return [Fault(*kind_and_stage, f"{seed}-{i}") for i, kind_and_stage in cases]
+
+
 def main() -> None:
     """Runs the cases."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,12 +74,11 @@ def main() -> None:
     until, lines = time.monotonic() + 3600 * flags.hours, []
     with tempfile.TemporaryDirectory() as folder:
         job = harness.Job(Path(folder))
-        print(job.seconds)
         for number in range(flags.first, flags.first + flags.cases):
             if time.monotonic() > until:
                 break
             place = Path(folder) / str(number)
-            faults = harness.drawn(f"{flags.seed}-{number}")
+            faults = drawn(f"{flags.seed}-{number}")
             new = harness.run_case(job, place, faults)
             shutil.rmtree(place)
             with flags.log.open("a") as log:

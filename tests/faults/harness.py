@@ -8,7 +8,6 @@ has made.
 
 import collections
 import contextlib
-import dataclasses
 import json
 import os
 import pty
@@ -19,7 +18,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,43 +34,32 @@ glue.learning_rates=(1e-3,) glue.head_width=16
 """.split()  # noqa: SIM905
 # In their order, but a checkpoint is written in the midst of training.
 STAGES = "preparing", "compiling", "training", "checkpoint", "fine-tuning", "report"
-STAGE_OF_FILES = (
-    ("^/data", "preparing"),
-    ("/checkpoints", "checkpoint"),
-    (r"/(config|corpus|tokenizer)\.json|^/run$", "compiling"),
-    (r"/metrics|/pretrain|\.safetensors", "training"),
-    (r"/predictions|/finetune|/glue\.json", "fine-tuning"),
-    ("", "report"),
-)
+STAGE_OF_FILES = {
+    "^/data": "preparing",
+    "/checkpoints": "checkpoint",
+    r"/(config|corpus|tokenizer)\.json|^/run$": "compiling",
+    r"/metrics|/pretrain|\.safetensors": "training",
+    r"/predictions|/finetune|/glue\.json": "fine-tuning",
+    "": "report",
+}
 PATIENCE_S = 240  # a longer life hangs
 WRITES = ("write", "writev", "fsync", "rename", "mkdir")  # system calls
-# Signals and, after each, the longest pause in seconds.
 SIGNALS = {
-    "KILL": ((signal.SIGKILL, 0),),
-    "TERM": ((signal.SIGTERM, 0),),
-    "INT twice": ((signal.SIGINT, 0.5), (signal.SIGINT, 0)),
-    "STOP, CONT": ((signal.SIGSTOP, 2), (signal.SIGCONT, 0)),
+    "KILL": (signal.SIGKILL,),
+    "TERM": (signal.SIGTERM,),
+    "INT twice": (signal.SIGINT, signal.SIGINT),
+    "closed pipe, INT": (signal.SIGINT,),  # as of `command | tee`
+    "closed terminal": (signal.SIGHUP,),  # which the system sends
     "closed pipe": (),
-    "closed pipe, INT": ((signal.SIGINT, 0),),  # as with `command | tee`
-    "closed terminal": (),  # the system sends SIGHUP
+    "STOP, CONT": (signal.SIGSTOP, signal.SIGCONT),
 }
+GO_ON = ("closed pipe", "STOP, CONT")
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT")
-# Without a stage.
-WHOLE = ("slow disk", "small disk", "two on a workdir", "two on a corpus")
-# What a life may end in besides 0 and 2, as `subprocess` reports it. Python ends in
-# SIGINT if any KeyboardInterrupt, SIGTERM's too, came while it executed a string.
-CODES = {
-    "KILL": {-9},
-    "TERM": {-15, 143, -2},
-    "INT twice": {-2, 130},
-    "closed pipe, INT": {-2, 130},
-    "closed terminal": {-1, 129},
-}
+WHOLE = ("slow disk", "small disk", "two on a workdir", "two on a corpus")  # no stage
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """What happens to a life in a stage; `seed` draws the moment or the write."""
+class Fault(NamedTuple):
+    """What happens to a life in a stage; the seed draws the moment or the write."""
 
     kind: str  # of SIGNALS, ERRORS or WHOLE
     stage: str
@@ -95,19 +85,17 @@ class Job:
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        life = Life(self, folder / "first")
-        assert life.ended() == 0, life.text()
+        assert Life(self, folder / "first").ended() == 0
         self.reference, log = folder / "reference", folder / "reference.strace"
         life, began = Life(self, self.reference, strace(log, WRITES)), {}
         for stage in STAGES:
             life.wait_for(lambda stage=stage: life.has_begun(stage))
             began[stage] = time.time()
         assert life.ended() == 0, life.text()
-        del began["checkpoint"]  # a moment
-        spans = zip(began, began.values(), [*began.values(), time.time()][1:])  # noqa: B905
-        self.seconds = {stage: end - start for stage, start, end in spans}
+        del began["checkpoint"]  # it lasts a moment
+        ends = [*began.values(), time.time()][1:]
+        self.seconds = {x: end - began[x] for x, end in zip(began, ends, strict=True)}
         self.seconds["checkpoint"] = 0.1
         self.calls = collections.defaultdict(lambda: collections.defaultdict(list))
         numbers: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -115,42 +103,36 @@ class Job:
             numbers[thread, call] += 1
             if path.startswith(f"{self.reference}/"):
                 name = path.removeprefix(str(self.reference))
-                stage = next(
-                    s for pattern, s in STAGE_OF_FILES if re.search(pattern, name)
-                )
+                stage = next(y for x, y in STAGE_OF_FILES.items() if re.search(x, name))
                 kind = re.sub(r"[0-9a-f]{12,}|\d+", "*", name)
                 self.calls[stage, call][kind].append(numbers[thread, call])
 
 
 def strace(log: Path, calls, *options: str) -> list[str]:
-    """Returns the beginning of a command under strace."""
+    """Returns the beginning of a command under strace; each thread has its own log."""
     only = ("-e", f"trace={','.join(calls)}", "-s", "0", "-y", "-o", str(log))
-    return ["strace", "-f", "--seccomp-bpf", *only, *options]
+    return ["strace", "-ff", "--seccomp-bpf", *only, *options]
 
 
-def traced(log: Path, only: str = "") -> list[tuple[str, str, str]]:
-    """Returns (thread, system call, path) of a log's calls, of those with `only`."""
-    begun, found = {}, []
-    for line in log.read_text(errors="replace").splitlines():
-        if match := re.match(r'(\d+) +(?:<... )?(\w+)(?:\((?:\d+<|")?([^>"]*))?', line):
-            thread, call, path = match.groups()
-            if path is not None:  # else it is the end of an interrupted line
-                begun[thread, call] = path
-            if only in line and (only or path is not None):
-                found.append((thread, call, begun[thread, call]))
-    return found
+def traced(log: Path, only: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yields (thread, system call, path) of the calls whose lines have `only`."""
+    for path in sorted(log.parent.glob(f"{log.name}.*")):
+        for line in path.read_text(errors="replace").splitlines():
+            match = re.match(r'(\w+)\((?:\d+<|")?([^>"]*)', line)
+            if match and only in line:
+                yield path.suffix, *match.groups()
 
 
 class Life:
     """A process with the command; its output is in a file."""
 
-    def __init__(self, job: Job, place: Path, prefix=(), run="run", reader=""):
+    def __init__(self, job: Job, place: Path, prefix=(), run="run", reader=None):
         """Starts it in the folders data and `run` of a place.
 
-        Its output goes to a "pipe" or a "terminal" first, if that is its reader.
+        With a reader, its output goes through a "pipe" or a "terminal" first.
         """
         place.mkdir(exist_ok=True)
-        self.place, self.workdir, self.since = place, place / run, time.time()
+        self.workdir, self.since = place / run, time.time()
         self.file = place.with_name(f"{place.name}-{run}-{self.since}.txt")
         self.reader, self.note = None, ""
         folders = (f"--config.data.dir={place}/data", f"--workdir={self.workdir}")
@@ -246,9 +228,22 @@ class Life:
 
 def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
     """Starts a life that meets the fault; returns it, and whether the fault came."""
-    draw, kind, log = random.Random(fault.seed), fault.kind, place / "strace.txt"
+    draw, kind, log = random.Random(fault.seed), fault.kind, place / "strace"
+    place.mkdir(exist_ok=True)
     if kind in SIGNALS:
-        return _strike_with_signals(job, place, fault, draw)
+        reader = re.match("(?:closed )?(pipe|terminal)?", kind)[1]
+        life = Life(job, place, reader=reader)
+        began = life.wait_for(lambda: life.has_begun(fault.stage))
+        time.sleep(draw.random() * job.seconds[fault.stage])
+        struck = began and life.process.poll() is None
+        life.leave()
+        for number in SIGNALS[kind] if struck and reader != "terminal" else ():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                # Ctrl-C reaches the whole group.
+                send = os.killpg if number == signal.SIGINT else os.kill
+                send(life.process.pid, number)
+            time.sleep(draw.random() / 2)
+        return life, struck
     if kind in ERRORS:
         call = draw.choice([c for c in WRITES if (fault.stage, c) in job.calls])
         numbers = job.calls[fault.stage, call]
@@ -256,19 +251,19 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         # A full disk makes a run wait for room, and without `write` it says nothing.
         onwards = kind in ("EIO", "EROFS") and call != "write" and draw.random() < 0.5
         inject = f"inject={call}:error={kind}:when={number}{'+' * onwards}"
-        place.mkdir(exist_ok=True)
+        for old in place.glob(f"{log.name}.*"):
+            old.unlink()
         life = Life(job, place, strace(log, [call], "-e", inject))
         life.wait_for()
-        hit = [path for _, _, path in traced(log, "(INJECTED)")]
+        hit = [path for *_, path in traced(log, "(INJECTED)") if str(place) in path]
         life.note = f"{inject} {', '.join(hit[:3])}"
-        return life, any(path.startswith(f"{place}/") for path in hit)
+        return life, bool(hit)
     if kind == "slow disk":
         slow = "inject=fsync,rename,mkdir:delay_enter=20000"  # microseconds
-        place.mkdir(exist_ok=True)
         return Life(job, place, strace(log, WRITES, "-e", slow)), True
     if kind == "small disk":
         folder, size_kB = place / "run", draw.randrange(100, 1500)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         mount = ("mount", "-t", "tmpfs", "none", folder, "-o")
         subprocess.run([*mount, f"size={size_kB}k"], check=True)
         life = Life(job, place)
@@ -276,49 +271,15 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         life.note = f"{size_kB} kB"
         subprocess.run([*mount, "remount,size=64m"], check=True)
         return life, True
-    # Two at the same time, or nearly.
     life = Life(job, place)
-    time.sleep(draw.uniform(0, sum(job.seconds.values())) * draw.choice((0, 1)))
-    same = kind == "two on a workdir"
-    other = Life(job, place, run="run" if same else "run2")
-    code = other.ended()
-    if code not in (0, 2) or (code and "in use by another" not in other.text()):
+    time.sleep(draw.choice((0, draw.uniform(0, sum(job.seconds.values())))))
+    run = "run" if kind == "two on a workdir" else "run2"
+    other = Life(job, place, run=run)
+    if (code := other.ended()) == 0:
+        compare(job, place, run)
+    elif code != 2 or "in use by another" not in other.text():
         raise Broken("lost", f"the second: exit {code}: {other.text()[-1000:]}")
-    if not same:
-        compare(job, place, "run2")
     return life, True
-
-
-def _strike_with_signals(job: Job, place: Path, fault: Fault, draw: random.Random):
-    """Waits for a random moment of the stage, and closes the reader or signals."""
-    reader = re.match("(?:closed )?(pipe|terminal)?", fault.kind)[1] or ""
-    life, wait_s = Life(job, place, reader=reader), draw.random()
-    began = life.wait_for(lambda: life.has_begun(fault.stage))
-    time.sleep(wait_s * job.seconds[fault.stage])
-    struck = began and life.process.poll() is None
-    life.leave()
-    for number, pause_s in SIGNALS[fault.kind] if struck else ():
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            # Ctrl-C reaches the whole group.
-            send = os.killpg if number == signal.SIGINT else os.kill
-            send(life.process.pid, number)
-        time.sleep(pause_s * draw.uniform(0.1, 1))
-    return life, struck
-
-
-def drawn(seed: str) -> list[Fault]:
-    """Returns the faults of a case."""
-    draw = random.Random(seed)
-    kinds = [*SIGNALS, *ERRORS, *WHOLE]
-    if os.geteuid() != 0:
-        kinds.remove("small disk")  # which only root can mount
-    if (last := draw.choice(kinds)) in WHOLE:
-        return [Fault(last, "all", seed)]
-    count = draw.choice((1, 1, 2, 3, 4))
-    stages = sorted(draw.choices(STAGES, k=count), key=STAGES.index)
-    ending = [*CODES, *ERRORS]  # the others let the run go on to its end
-    chosen = [*draw.choices(ending, k=count - 1), last]
-    return [Fault(*x, f"{seed}-{i}") for i, x in enumerate(zip(chosen, stages))]  # noqa: B905
 
 
 def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
@@ -331,12 +292,17 @@ def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
     lines = []
     try:
         for fault in [*faults, None]:
+            allowed = {0}
             if fault:
-                lines.append({**vars(fault), "result": "missed", "note": ""})
+                lines.append({**fault._asdict(), "result": "missed", "note": ""})
+                numbers = SIGNALS.get(fault.kind, ())
+                # Python ends in SIGINT if any KeyboardInterrupt, which SIGTERM raises,
+                # too, came while it executed a string.
+                allowed = {0, 2, -2} | {x for n in numbers for x in (-n, 128 + n)}
             life, struck = strike(job, place, fault) if fault else (Life(job, place), 0)
             code = life.ended()
             lines[-1]["note"] += f"{life.note} exit {code} "
-            if code not in ({0, 2} | CODES.get(fault.kind, set()) if fault else {0}):
+            if code not in allowed:
                 raise Broken("lost", life.text()[-3000:])
             if struck:
                 lines[-1]["result"] = "refused" if code == 2 else "survived"
@@ -356,36 +322,36 @@ def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
 
 def compare(job: Job, place: Path, run: str = "run") -> None:
     """Raises `Broken` if anything differs from the reference."""
-    one, other = facts(job.reference, "run"), facts(place, run)
+    try:
+        one, other = facts(job.reference, "run"), facts(place, run)
+    except (OSError, ValueError, KeyError) as error:
+        raise Broken("wrong", repr(error)) from error
     wrong = sorted(x for x in {*one, *other} if one.get(x) != other.get(x))
     if wrong:
-        values = [f"{n}: {other.get(n)}, not {one.get(n)}" for n in wrong]
+        values = [f"{x}: {other.get(x)}, not {one.get(x)}" for x in wrong]
         raise Broken("wrong", "; ".join(values)[:2000])
 
 
 def facts(place: Path, run: str) -> dict[str, object]:
     """Returns what must be equal: bytes of weights and corpus, losses, trials."""
 
-    def lines(name: str) -> list[dict]:
-        return [json.loads(x) for x in (workdir / name).read_text().splitlines()]
+    def read(name: str) -> list[dict]:
+        return [json.loads(x) for x in (place / run / name).read_text().splitlines()]
 
-    workdir, corpora = place / run, [*(place / "data").glob("*/")]
-    paths = [path for corpus in corpora for path in corpus.iterdir()]
-    paths += [*workdir.glob("*.safetensors"), workdir / "tokenizer.json"]
-    found = {f"{p.parent.name}/{p.name}": hash(p.read_bytes()) for p in paths}
+    files = {str(x.relative_to(place)): x for x in place.glob("data/*/*")}
+    files |= {x.name: x for x in (place / run).glob("*.safetensors")}
+    found = {name: hash(path.read_bytes()) for name, path in files.items()}
     keys = ("step", "updates", "tokens", "loss", "grad_norm", "learning_rate")
-    measured = [x for x in lines("metrics.jsonl") if "event" not in x]
-    found["metrics"] = [[x[key] for key in keys] for x in measured]
-    summary = json.loads((workdir / "pretrain.json").read_text())
-    keys = ("held_out_loss", "train_loss", "tokens", "passes", "micro_steps", "updates")
-    found |= {key: summary[key] for key in keys}
-    found["glue"] = json.loads((workdir / "glue.json").read_text())["tasks"]
-    keys = ("task", "start", "rate", "trials", "epoch")  # of these the last line counts
-    found["epochs"] = {
-        repr([x[k] for k in keys]): x["loss"] for x in lines("finetune.jsonl")
-    }
-    for path in workdir.glob("predictions/*"):
+    lines = [x for x in read("metrics.jsonl") if "event" not in x]
+    found["metrics"] = [[x[key] for key in keys] for x in lines]
+    summary = json.loads((place / run / "pretrain.json").read_text())
+    keys = ("held_out_loss", "train_loss", "passes", "micro_steps", "updates")
+    found["summary"] = [summary[key] for key in keys]
+    found["glue"] = json.loads((place / run / "glue.json").read_text())["tasks"]
+    # Interrupted trials are repeated: of the lines about an epoch the last one counts.
+    lines = read("finetune.jsonl")
+    found["epochs"] = {f"{x['trials']}, epoch {x['epoch']}": x["loss"] for x in lines}
+    for path in (place / run).glob("predictions/*"):
         with np.load(path) as arrays:
             found |= {f"{path.name}/{name}": x.tobytes() for name, x in arrays.items()}
-    found["report"] = (workdir / "report.md").exists()
-    return found
+    return found | {"report": (place / run / "report.md").exists()}
