@@ -71,9 +71,6 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def disk_fault(error: Exception) -> str | None:
-    """Returns what the system calls the fault of a disk that an error is about.
-
-    The errors of Orbax and TensorStore are no `OSError`, but quote it.
-    """
+    """Returns the system's words for a disk's fault, which libraries' errors quote."""
     faults = map(os.strerror, (*FULL, errno.EIO, errno.EROFS, errno.ESTALE))
     return next((fault for fault in faults if fault in str(error)), None)

@@ -159,9 +159,9 @@ def command_environment() -> Iterator[Outcome]:
         print(error, file=sys.stderr)
         outcome.exit_code = error.exit_code
     except (OSError, ValueError) as error:
-        if not disk_fault(error):
+        if not (disk_fault(error) or getattr(error, "filename", None)):
             raise
-        hint = "make room" if is_disk_full(error) else "see to the disk"
+        hint = "make room" if is_disk_full(error) else "see to it"
         hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
@@ -181,10 +181,7 @@ def _terminate(number, frame):
 
 
 def _raise_again(hook: Callable[[Any], None], ignored: Any) -> None:
-    """Repeats a signal that came where Python ignores exceptions.
-
-    One such place is JAX's callback of the garbage collector.
-    """
+    """Repeats a signal that came where Python ignores exceptions: in a callback."""
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         return hook(ignored)
     number = _signal_of(ignored.exc_value)
