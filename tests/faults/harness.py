@@ -134,7 +134,7 @@ class Life:
         place.mkdir(exist_ok=True)
         self.workdir, self.since = place / run, time.time()
         self.file = place.with_name(f"{place.name}-{run}-{self.since}.txt")
-        self.reader, self.note = None, ""
+        self.reader, self.note, self.struck = None, "", True
         folders = (f"--config.data.dir={place}/data", f"--workdir={self.workdir}")
         keys = (f"--config.{override}" for override in OVERRIDES)
         command = (sys.executable, "-m", "cramjax.main", "--config=small", *keys)
@@ -159,21 +159,12 @@ class Life:
 
     def text(self) -> str:
         """Returns the output so far."""
-        while self.reader and select.select([self.reader], [], [], 0)[0]:
-            new = b""
-            with contextlib.suppress(OSError):  # the process has closed the terminal
-                new = os.read(self.reader, 1 << 16)
-            if not new:
-                self.leave()
-            with self.file.open("ab") as file:
+        with contextlib.suppress(OSError), self.file.open("ab") as file:
+            while self.reader and select.select([self.reader], [], [], 0)[0]:
+                if not (new := os.read(self.reader, 1 << 16)):  # a terminal raises
+                    break
                 file.write(new)
         return self.file.read_text(errors="replace")
-
-    def leave(self) -> None:
-        """Closes the reader, if there is one."""
-        if self.reader:
-            os.close(self.reader)
-        self.reader = None
 
     def has_begun(self, stage: str) -> bool:
         """Returns whether this life has come to a stage."""
@@ -182,8 +173,9 @@ class Life:
         if stage == "compiling":
             return (self.workdir / "corpus.json").stat().st_mtime > self.since
         if stage == "training":
-            lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-            last = json.loads(lines[-1])
+            last = json.loads(
+                (self.workdir / "metrics.jsonl").read_text().split("\n")[-2]
+            )
             return last["time"] > self.since and last.get("event") != "resumed"
         if stage == "checkpoint":
             return any(self.workdir.glob("checkpoints/*-tmp"))
@@ -218,16 +210,17 @@ class Life:
         if code == 2 and len(re.findall("^error: ", text, re.M)) != 1:
             raise Broken("lost", f"exit 2 without one line: {text[-1000:]}")
         if "stopped by" in text:
-            lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-            last = json.loads(lines[-1])
-            saved = self.workdir / "checkpoints" / str(last["step"])
-            if last.get("event") != "stopped" or not saved.exists():
+            last = json.loads(
+                (self.workdir / "metrics.jsonl").read_text().split("\n")[-2]
+            )
+            saved = (self.workdir / "checkpoints" / str(last["step"])).exists()
+            if last.get("event") != "stopped" or not saved:
                 raise Broken("lost", f"not saved when it stopped: {last}")
         return code
 
 
-def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
-    """Starts a life that meets the fault; returns it, and whether the fault came."""
+def strike(job: Job, place: Path, fault: Fault) -> Life:
+    """Returns a life that has met the fault, if it is `struck`."""
     draw, kind, log = random.Random(fault.seed), fault.kind, place / "strace"
     place.mkdir(exist_ok=True)
     if kind in SIGNALS:
@@ -235,15 +228,17 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         life = Life(job, place, reader=reader)
         began = life.wait_for(lambda: life.has_begun(fault.stage))
         time.sleep(draw.random() * job.seconds[fault.stage])
-        struck = began and life.process.poll() is None
-        life.leave()
-        for number in SIGNALS[kind] if struck and reader != "terminal" else ():
+        life.struck = began and life.process.poll() is None
+        if reader:
+            os.close(life.reader)
+            life.reader = None
+        for number in SIGNALS[kind] if life.struck and reader != "terminal" else ():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 # Ctrl-C reaches the whole group.
                 send = os.killpg if number == signal.SIGINT else os.kill
                 send(life.process.pid, number)
             time.sleep(draw.random() / 2)
-        return life, struck
+        return life
     if kind in ERRORS:
         call = draw.choice([c for c in WRITES if (fault.stage, c) in job.calls])
         numbers = job.calls[fault.stage, call]
@@ -256,11 +251,11 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         life = Life(job, place, strace(log, [call], "-e", inject))
         life.wait_for()
         hit = [path for *_, path in traced(log, "(INJECTED)") if str(place) in path]
-        life.note = f"{inject} {', '.join(hit[:3])}"
-        return life, bool(hit)
+        life.note, life.struck = f"{inject} {', '.join(hit[:3])}", bool(hit)
+        return life
     if kind == "slow disk":
         slow = "inject=fsync,rename,mkdir:delay_enter=20000"  # microseconds
-        return Life(job, place, strace(log, WRITES, "-e", slow)), True
+        return Life(job, place, strace(log, WRITES, "-e", slow))
     if kind == "small disk":
         folder, size_kB = place / "run", draw.randrange(100, 1500)
         folder.mkdir()
@@ -270,7 +265,7 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         life.wait_for(lambda: "waiting for room" in life.text())
         life.note = f"{size_kB} kB"
         subprocess.run([*mount, "remount,size=64m"], check=True)
-        return life, True
+        return life
     life = Life(job, place)
     time.sleep(draw.choice((0, draw.uniform(0, sum(job.seconds.values())))))
     run = "run" if kind == "two on a workdir" else "run2"
@@ -279,7 +274,7 @@ def strike(job: Job, place: Path, fault: Fault) -> tuple[Life, bool]:
         compare(job, place, run)
     elif code != 2 or "in use by another" not in other.text():
         raise Broken("lost", f"the second: exit {code}: {other.text()[-1000:]}")
-    return life, True
+    return life
 
 
 def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
@@ -299,15 +294,14 @@ def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
                 # Python ends in SIGINT if any KeyboardInterrupt, which SIGTERM raises,
                 # too, came while it executed a string.
                 allowed = {0, 2, -2} | {x for n in numbers for x in (-n, 128 + n)}
-            life, struck = strike(job, place, fault) if fault else (Life(job, place), 0)
+            life = strike(job, place, fault) if fault else Life(job, place)
             code = life.ended()
             lines[-1]["note"] += f"{life.note} exit {code} "
             if code not in allowed:
                 raise Broken("lost", life.text()[-3000:])
-            if struck:
+            if fault and life.struck:
                 lines[-1]["result"] = "refused" if code == 2 else "survived"
-            if code == 2:
-                lines[-1]["note"] += life.text()[-300:]
+                lines[-1]["note"] += life.text()[-300:] * (code == 2)
             if code == 0:
                 break
         compare(job, place)
