@@ -50,7 +50,6 @@ from cramjax.output import Unbroken, print_messages
 
 logger = logging.getLogger("cramjax.main")
 
-REPEATED_AFTER_S = 0.01  # a signal; its handler must not run in the hook
 PROCESSES = ("coordinator", "processes", "process")  # flags for several GPUs
 
 
@@ -136,7 +135,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def command_environment() -> Iterator[Outcome]:
-    """Sets up logging, memory, SIGTERM and streams; turns errors into exit codes.
+    """Sets up logging, memory, signals and streams; turns errors into exit codes.
 
     An error that ends the block is reported on stderr. The code is 2 for a user's
     mistakes, with a line for each, and 128 plus its number for a signal.
@@ -144,9 +143,11 @@ def command_environment() -> Iterator[Outcome]:
     outcome = Outcome()
     print_messages()
     host_memory.keep_freed()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    received: list[int] = []
+    handler = functools.partial(_interrupt, received)
+    before = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
     hook = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_raise_again, hook)
+    sys.unraisablehook = functools.partial(_repeat, received, hook)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
@@ -166,30 +167,35 @@ def command_environment() -> Iterator[Outcome]:
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
     except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
         print("interrupted: what was complete is kept", file=sys.stderr)
-        outcome.exit_code = 128 + _signal_of(error)
+        outcome.exit_code = 128 + number
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
-        signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminate(number, frame):
+def _interrupt(received: list[int], number: int, frame: Any) -> None:
+    """Raises KeyboardInterrupt; a second signal ends the process at once.
+
+    Until 3.13, Python would forget the thread that it waits for, and crash.
+    """
     del frame
+    received.append(number)
+    if len(received) > 1:
+        os._exit(128 + number)
     raise KeyboardInterrupt(number)
 
 
-def _raise_again(hook: Callable[[Any], None], ignored: Any) -> None:
+def _repeat(received: list[int], hook: Callable[[Any], None], ignored: Any) -> None:
     """Repeats a signal that came where Python ignores exceptions: in a callback."""
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         return hook(ignored)
-    number = _signal_of(ignored.exc_value)
-    threading.Timer(REPEATED_AFTER_S, os.kill, (os.getpid(), number)).start()
-
-
-def _signal_of(error: KeyboardInterrupt) -> int:
-    return error.args[0] if error.args else signal.SIGINT
+    again = threading.Timer(0.01, os.kill, (os.getpid(), received.pop()))
+    again.start()  # after the hook, in which it would be ignored, too
 
 
 if __name__ == "__main__":

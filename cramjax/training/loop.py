@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax import files
 from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.order import BlockStream
@@ -362,8 +361,7 @@ def roll_back(session: Session) -> None:
     tokens_BxL = micro_batch_at(session, last.position, rows, last.progress)
     where = {"step": last.step, "position": last.position, "used": last.progress}
     if distributed.is_first():
-        with files.replacing(dump) as file:
-            np.savez(file, tokens=tokens_BxL, **where)
+        np.savez(dump, tokens=tokens_BxL, **where)
     why = (
         f"{session.train_metrics.latest['bad_in_a_row']} micro-batches in a row had "
         f"gradients that are not finite, the last one is in {dump}"
