@@ -6,8 +6,6 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
-FULL = errno.ENOSPC, errno.EDQUOT  # of a disk
-
 
 class UserError(Exception):
     """Ends the program with exit code 2 and one line, or one for each problem.
@@ -67,10 +65,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_disk_full(error: Exception) -> bool:
     """Returns whether a file could not be written for lack of room."""
-    return disk_fault(error) in map(os.strerror, FULL)
+    return disk_fault(error) in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
 
 
 def disk_fault(error: Exception) -> str | None:
     """Returns the system's words for a disk's fault, which libraries' errors quote."""
-    faults = map(os.strerror, (*FULL, errno.EIO, errno.EROFS, errno.ESTALE))
-    return next((fault for fault in faults if fault in str(error)), None)
+    numbers = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE
+    return next((x for x in map(os.strerror, numbers) if x in str(error)), None)

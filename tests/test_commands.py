@@ -57,3 +57,19 @@ def test_a_signal_where_python_ignores_exceptions_is_not_lost(number, capsys):
 
     assert guarded(command, [], "") == 128 + number
     assert capsys.readouterr().err == "interrupted: what was complete is kept\n"
+
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch):
+    def leave(code):
+        raise SystemExit(code)
+
+    def command(argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:  # as while it waits for a thread
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as left:
+        guarded(command, [], "")
+    assert left.value.code == 128 + signal.SIGTERM
