@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 import harness
 from harness import Fault
 
+GO_ON = ("closed pipe", "STOP, CONT")  # the other signals end a life
 KILLS = 10  # in a case that has nothing else
 RESULTS = ("survived", "refused", "lost", "wrong", "traceback")
 
@@ -55,7 +56,7 @@ def drawn(seed: str) -> list[Fault]:
         return [Fault(last, "all", seed)]
     count = KILLS if last == "KILL" else draw.choice((1, 1, 2, 3, 4))
     stages = sorted(draw.choices(harness.STAGES, k=count), key=harness.STAGES.index)
-    ending = {*harness.SIGNALS, *harness.ERRORS} - {*harness.GO_ON}
+    ending = {*harness.SIGNALS, *harness.ERRORS} - {*GO_ON}
     before = ["KILL"] if last == "KILL" else sorted(ending)
     chosen = [*draw.choices(before, k=count - 1), last]
     cases = enumerate(zip(chosen, stages, strict=True))

@@ -14,6 +14,7 @@ import pty
 import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,9 @@ STAGE_OF_FILES = {
     r"/predictions|/finetune|/glue\.json": "fine-tuning",
     "": "report",
 }
+# It may be missing, or forbidden as in some containers.
+_TRIED = [shutil.which("strace") or "false", "-o", os.devnull, "true"]
+STRACE = subprocess.run(_TRIED, check=False).returncode == 0
 PATIENCE_S = 240  # a longer life hangs
 WRITES = ("write", "writev", "fsync", "rename", "mkdir")  # system calls
 SIGNALS = {
@@ -53,7 +57,6 @@ SIGNALS = {
     "closed pipe": (),
     "STOP, CONT": (signal.SIGSTOP, signal.SIGCONT),
 }
-GO_ON = ("closed pipe", "STOP, CONT")
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT")
 WHOLE = ("slow disk", "small disk", "two on a workdir", "two on a corpus")  # no stage
 
@@ -88,7 +91,8 @@ class Job:
         }
         assert Life(self, folder / "first").ended() == 0
         self.reference, log = folder / "reference", folder / "reference.strace"
-        life, began = Life(self, self.reference, strace(log, WRITES)), {}
+        prefix = strace(log, WRITES) if STRACE else ()
+        life, began = Life(self, self.reference, prefix), {}
         for stage in STAGES:
             life.wait_for(lambda stage=stage: life.has_begun(stage))
             began[stage] = time.time()
@@ -127,10 +131,7 @@ class Life:
     """A process with the command; its output is in a file."""
 
     def __init__(self, job: Job, place: Path, prefix=(), run="run", reader=None):
-        """Starts it in the folders data and `run` of a place.
-
-        With a reader, its output goes through a "pipe" or a "terminal" first.
-        """
+        """Starts it; its output may go through a "pipe" or a "terminal" first."""
         place.mkdir(exist_ok=True)
         self.workdir, self.since = place / run, time.time()
         self.file = place.with_name(f"{place.name}-{run}-{self.since}.txt")
@@ -166,6 +167,11 @@ class Life:
                 file.write(new)
         return self.file.read_text(errors="replace")
 
+    def last_line(self) -> dict:
+        """Returns the last line of metrics.jsonl."""
+        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])
+
     def has_begun(self, stage: str) -> bool:
         """Returns whether this life has come to a stage."""
         if stage == "preparing":
@@ -173,9 +179,7 @@ class Life:
         if stage == "compiling":
             return (self.workdir / "corpus.json").stat().st_mtime > self.since
         if stage == "training":
-            last = json.loads(
-                (self.workdir / "metrics.jsonl").read_text().split("\n")[-2]
-            )
+            last = self.last_line()
             return last["time"] > self.since and last.get("event") != "resumed"
         if stage == "checkpoint":
             return any(self.workdir.glob("checkpoints/*-tmp"))
@@ -193,11 +197,7 @@ class Life:
         return False
 
     def ended(self) -> int:
-        """Waits for the end; returns the exit code.
-
-        Raises:
-          Broken: it hangs, or has a traceback, or exits with 2 and not one line.
-        """
+        """Waits for the end; returns the exit code, or raises `Broken`."""
         self.wait_for()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -210,9 +210,7 @@ class Life:
         if code == 2 and len(re.findall("^error: ", text, re.M)) != 1:
             raise Broken("lost", f"exit 2 without one line: {text[-1000:]}")
         if "stopped by" in text:
-            last = json.loads(
-                (self.workdir / "metrics.jsonl").read_text().split("\n")[-2]
-            )
+            last = self.last_line()
             saved = (self.workdir / "checkpoints" / str(last["step"])).exists()
             if last.get("event") != "stopped" or not saved:
                 raise Broken("lost", f"not saved when it stopped: {last}")
@@ -280,9 +278,8 @@ def strike(job: Job, place: Path, fault: Fault) -> Life:
 def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
     """Returns a line for each fault, up to the one in which the run ended.
 
-    "result" is "survived" (it ended in a signal, or the run went on), "refused" (with
-    one line; the same command goes on), "missed" (the life ended before) or, of the
-    last fault, what is `Broken`.
+    "result" is "survived", "refused" (with one line; the same command goes on),
+    "missed" (the life ended before) or, of the last fault, what is `Broken`.
     """
     lines = []
     try:
