@@ -28,7 +28,8 @@ RESULTS = ("survived", "refused", "lost", "wrong", "traceback")
 
 def table(lines: list[dict]) -> str:
     """Returns a Markdown table: a row for each kind of fault in each stage."""
-    counts = collections.Counter((x["kind"], x["stage"], x["result"]) for x in lines)
+    struck = [x for x in lines if x["result"] in RESULTS]
+    counts = collections.Counter((x["kind"], x["stage"], x["result"]) for x in struck)
     rows = sorted({(kind, stage) for kind, stage, _ in counts})
     numbers = [[counts[*row, result] for result in RESULTS] for row in rows]
     body = [[*row, sum(n), *n] for row, n in zip(rows, numbers, strict=True)]
