@@ -35,14 +35,8 @@ def table(lines: list[dict]) -> str:
     body = [[*row, sum(n), *n] for row, n in zip(rows, numbers, strict=True)]
     sums = [sum(column) for column in zip(*numbers, strict=True)]
     body.append(["all", "", sum(sums), *sums])
-    head = [
-        "fault",
-        "stage",
-        "count",
-        "survived",
-        "refused with one line",
-        *RESULTS[2:],
-    ]
+    results = ("survived", "refused with one line", *RESULTS[2:])
+    head = ["fault", "stage", "count", *results]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -73,6 +67,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1 << 30)
     parser.add_argument("--log", type=Path, default=Path("faults.jsonl"))
     flags = parser.parse_args()
+    if not harness.STRACE:
+        sys.exit("error: strace, which lets writes fail, is missing or forbidden")
     until, lines = time.monotonic() + 3600 * flags.hours, []
     with tempfile.TemporaryDirectory() as folder:
         job = harness.Job(Path(folder))
