@@ -1,5 +1,7 @@
 """The errors that a user can cause, and correct."""
 
+import errno
+import os
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -63,4 +65,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_disk_full(error: Exception) -> bool:
     """Returns whether a file could not be written for lack of room."""
-    return "No space left on device" in str(error) or "Disk quota" in str(error)
+    return disk_fault(error) in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+
+
+def disk_fault(error: Exception) -> str | None:
+    """Returns the system's words for a disk's fault, which libraries' errors quote."""
+    numbers = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE
+    return next((x for x in map(os.strerror, numbers) if x in str(error)), None)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +21,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")
     try:
-        with partial.open("wb") as file:
+        with named_in_errors(path), partial.open("wb") as file:
             yield file
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Adds the path to the errors of the system that lack one, as those of `write`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -81,4 +93,5 @@ def save_array(path: Path, array: Any) -> None:
     import numpy as np  # slow to import
 
     with replacing(path) as file:
-        np.save(file, array)
+        # To a `file` NumPy writes by itself, and its errors do not say what failed.
+        np.save(types.SimpleNamespace(write=file.write), array)

@@ -27,12 +27,15 @@ Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import json
 import logging
+import os
 import pkgutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,7 +44,7 @@ from typing import Any
 from cramjax import commands
 from cramjax.config import to_dict
 from cramjax.device import host_memory
-from cramjax.errors import Interrupted, UserError, is_disk_full, one_line
+from cramjax.errors import Interrupted, UserError, disk_fault, is_disk_full, one_line
 from cramjax.flags import parse_command_line
 from cramjax.output import Unbroken, print_messages
 
@@ -132,7 +135,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def command_environment() -> Iterator[Outcome]:
-    """Sets up logging, memory, SIGTERM and streams; turns errors into exit codes.
+    """Sets up logging, memory, signals and streams; turns errors into exit codes.
 
     An error that ends the block is reported on stderr. The code is 2 for a user's
     mistakes, with a line for each, and 128 plus its number for a signal.
@@ -140,7 +143,11 @@ def command_environment() -> Iterator[Outcome]:
     outcome = Outcome()
     print_messages()
     host_memory.keep_freed()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    received: list[int] = []
+    handler = functools.partial(_interrupt, received)
+    before = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_repeat, received, hook)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
@@ -153,9 +160,10 @@ def command_environment() -> Iterator[Outcome]:
         print(error, file=sys.stderr)
         outcome.exit_code = error.exit_code
     except (OSError, ValueError) as error:
-        if not is_disk_full(error):
+        if not (disk_fault(error) or getattr(error, "filename", None)):
             raise
-        hint = "make room, and the same command goes on with what is complete"
+        hint = "make room" if is_disk_full(error) else "see to it"
+        hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
     except KeyboardInterrupt as error:
@@ -165,12 +173,29 @@ def command_environment() -> Iterator[Outcome]:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminate(number, frame):
+def _interrupt(received: list[int], number: int, frame: Any) -> None:
+    """Raises KeyboardInterrupt; a second signal ends the process at once.
+
+    Until 3.13, Python would forget the thread that it waits for, and crash.
+    """
     del frame
+    received.append(number)
+    if len(received) > 1:
+        os._exit(128 + number)
     raise KeyboardInterrupt(number)
+
+
+def _repeat(received: list[int], hook: Callable[[Any], None], ignored: Any) -> None:
+    """Repeats a signal that came where Python ignores exceptions: in a callback."""
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        return hook(ignored)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), received.pop()))
+    again.start()  # after the hook, in which it would be ignored, too
 
 
 if __name__ == "__main__":

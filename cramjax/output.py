@@ -26,6 +26,9 @@ def print_messages() -> None:
     logger.handlers = [Printer()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Orbax logs with tracebacks what it also raises, and `CheckpointStore` explains.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Unbroken:

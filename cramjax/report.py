@@ -77,7 +77,8 @@ def write(run: Run) -> Path:
     for block in blocks:
         for part in block.blocks if isinstance(block, Fold) else [block]:
             if isinstance(part, Figure):
-                part.drawn.savefig(workdir / f"{part.name}.png", dpi=120)
+                with files.replacing(workdir / f"{part.name}.png") as file:
+                    part.drawn.savefig(file, dpi=120)
     files.write_text(workdir / HTML, page.to_html(workdir.name, blocks))
     files.write_text(workdir / REPORT, page.to_markdown(blocks) + "\n")
     return workdir / REPORT

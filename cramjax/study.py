@@ -131,7 +131,8 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
         results[row][seed] = _read(folders[cell])
         files.write_json(workdir / RESULTS, results)
         files.write_text(workdir / TABLE, page(study, results) + "\n")
-        _figure(study, results, workdir).savefig(workdir / FIGURE, dpi=120)
+        with files.replacing(workdir / FIGURE) as file:
+            _figure(study, results, workdir).savefig(file, dpi=120)
         logger.info(f"study: {_progress(configs, results)}")
     finished = [folders[row, min(found)] for row, found in results.items() if found]
     if finished:

@@ -1,11 +1,13 @@
 """The command `cramjax` and the names of its commands."""
 
 import re
+import signal
+import time
 
 import pytest
 
 from cramjax.glue import scores
-from cramjax.main import command_names, main
+from cramjax.main import command_names, guarded, main
 
 
 def test_the_help_fits_one_screen_and_lists_the_commands(capsys):
@@ -41,3 +43,33 @@ def test_a_report_is_written_anew(finished, tmp_path, capsys, monkeypatch):
     assert report.read_text() == text
     assert main(["report", f"--workdir={tmp_path}"]) == 2
     assert "pass the workdir of a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_python_ignores_exceptions_is_not_lost(number, capsys):
+    class Fragile:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def command(argv):
+        Fragile()
+        time.sleep(30)
+
+    assert guarded(command, [], "") == 128 + number
+    assert capsys.readouterr().err == "interrupted: what was complete is kept\n"
+
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch):
+    def leave(code):
+        raise SystemExit(code)
+
+    def command(argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:  # as while it waits for a thread
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as left:
+        guarded(command, [], "")
+    assert left.value.code == 128 + signal.SIGTERM

@@ -1,10 +1,13 @@
-"""metrics.jsonl after a kill and on a full disk."""
+"""Files that cannot be written; metrics.jsonl after a kill and on a full disk."""
 
 import errno
+import resource
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from cramjax import files
 from cramjax.training import log as metrics_log
 from cramjax.training.log import MetricsLog
 
@@ -52,3 +55,21 @@ def test_lines_wait_for_room_too(tmp_path, monkeypatch):
         log.cut(2, event="resumed", step=2)
         log.write(step=3)
     assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 2, 3]
+
+
+def test_a_failed_write_names_its_file(tmp_path):
+    megabytes, before = bytes(4 << 20), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*/bytes'"):
+            files.write_bytes(tmp_path / "bytes", megabytes)
+        with pytest.raises(OSError, match="File too large: .*/array.npy'"):
+            files.save_array(tmp_path / "array.npy", np.frombuffer(megabytes))
+        with (
+            MetricsLog(tmp_path / "metrics.jsonl") as log,
+            pytest.raises(OSError, match="File too large: .*/metrics.jsonl'"),
+        ):
+            log.write(step=0, much="x" * len(megabytes))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

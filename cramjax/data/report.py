@@ -91,7 +91,8 @@ def write(
             blocks += [Heading(title), *quoted]
     files.write_text(corpus.path / REPORT, to_markdown(blocks) + "\n")
     lengths = total(shard["lengths"] for shard in shards)
-    _figure(lengths).savefig(corpus.path / FIGURE, dpi=120)
+    with files.replacing(corpus.path / FIGURE) as file:
+        _figure(lengths).savefig(file, dpi=120)
 
 
 def samples(folder: Path) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.config import CheckpointConfig
-from cramjax.errors import DiskFull, UserError, is_disk_full, one_line
+from cramjax.errors import DiskFull, UserError, disk_fault, is_disk_full, one_line
 from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class CheckpointStore:
             try:
                 with clock.measure("checkpoints"):
                     self._save(clock.step, state, host())
-                    with self._room_explained():
+                    with self._faults_explained():
                         self._manager.wait_until_finished()
                 return
             except DiskFull as error:
@@ -107,7 +107,7 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk, or did not fit there."""
-        with contextlib.suppress(DiskFull), self._room_explained():
+        with contextlib.suppress(DiskFull), self._faults_explained():
             self._manager.wait_until_finished()
 
     def _save(self, step: int, state: Any, host: dict[str, Any]) -> None:
@@ -128,19 +128,24 @@ class CheckpointStore:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )
-        with self._room_explained():
+        with self._faults_explained():
             self._manager.save(step, args=arguments, force=True)
 
     @contextlib.contextmanager
-    def _room_explained(self) -> Iterator[None]:
-        """Raises `DiskFull`; Orbax reports a failed write in the background later."""
+    def _faults_explained(self) -> Iterator[None]:
+        """Raises `UserError`; Orbax reports a failed write in the background later."""
         try:
             yield
         except (OSError, ValueError) as error:
-            if not is_disk_full(error):
+            if not (fault := disk_fault(error)):
                 raise
-            raise DiskFull(
-                f"{self._folder} had no room for a checkpoint ({one_line(error)})"
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"{self._folder} had no room for a checkpoint ({one_line(error)})"
+                ) from error
+            raise UserError(
+                f"{self._folder} cannot be written ({fault}): see to the disk, and the "
+                "same command goes on from the last checkpoint"
             ) from error
 
     def latest_step(self) -> int | None:

@@ -51,8 +51,10 @@ class MetricsLog:
         """Appends one line, with the time of day in seconds since 1970."""
         self._unwritten += (json.dumps({"time": time.time(), **values}) + "\n").encode()
         try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            with files.named_in_errors(self._path):
+                while self._unwritten:
+                    written = self._file.write(self._unwritten)
+                    self._unwritten = self._unwritten[written:]
         except OSError as error:
             if not is_disk_full(error):
                 raise
