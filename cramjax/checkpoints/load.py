@@ -31,6 +31,7 @@ from cramjax.checkpoints import weights as weights_module
 from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
+from cramjax.data.corpus import of_run
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.model.layers import BASE
@@ -240,7 +241,7 @@ def load(
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
         named_params[weights],
-        tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
+        of_run(folder)[0],
         has_head=True,
         first=CLS if config.data.cls else SEP,
         empty_second=config.glue.empty_second,

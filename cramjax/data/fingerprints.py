@@ -1,7 +1,6 @@
 """What distinguishes one source from another: its content."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ class Fingerprints:
         """Reads what is remembered."""
         self._path = Path(data_dir).expanduser() / CACHE
         try:
-            self.entries: dict[str, Any] = dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError):  # a cache: made again
+            self.entries: dict[str, Any] = files.read_json(self._path, "")
+        except UserError:  # a cache: made again
             self.entries = {}
         self._saved = dict(self.entries)
 
@@ -59,4 +58,4 @@ class Fingerprints:
         """Writes what has changed."""
         if self.entries != self._saved:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self._path, self.entries)
+            files.write_record(self._path, self.entries)
