@@ -258,7 +258,7 @@ def load_foreign(folder: Path) -> Pretrained:
     """
     facts = files.read_json(folder / CONFIG, HINT)
     kind = facts.get("model_type")
-    if kind not in _FORMATS:
+    if kind not in [*_FORMATS]:  # JSON of any type
         raise UserError(
             f"{folder / CONFIG}: model_type is {kind!r}, readable are "
             f"{', '.join(_FORMATS)}"
@@ -278,9 +278,15 @@ def load_foreign(folder: Path) -> Pretrained:
             has_head = "CramjaxForMaskedLM" in facts["architectures"]
     except KeyError as error:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG} describes no model: {error}") from error
     if not has_head:
         keys |= {"head_transform": False, "decoder_bias": False}
-    model = ModelConfig(dtype="float32", **keys)
+    keys |= {"dtype": "float32"}
+    model = config_module.model_from_dict(config_module.to_dict(ModelConfig()) | keys)
+    if model.layers > len(tensors):  # or going through them could take forever
+        what = f"num_hidden_layers is {model.layers}, of {len(tensors)} tensors"
+        raise UserError(f"{folder / CONFIG}: {what}")
     params = params_of(tensors, model, has_head)
     tokenizer, old_ids_V = tokenizer_module.imported(
         folder / TOKENIZER, model.vocab_size, HINT

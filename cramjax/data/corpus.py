@@ -59,7 +59,8 @@ class Blocks:
         self._ends = np.cumsum([shard["blocks"] for shard in shards])
         self._shards = []
         for shard in shards:
-            path, shape = folder / shard["file"], (shard["blocks"], length)
+            path = folder / Path(shard["file"]).name  # never elsewhere
+            shape = shard["blocks"], length
             size = math.prod(shape) * self._dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
                 raise UserError(
