@@ -32,7 +32,7 @@ from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
 from cramjax.data.corpus import of_run
-from cramjax.errors import UserError
+from cramjax.errors import UserError, one_line
 from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
@@ -256,9 +256,19 @@ def load_foreign(folder: Path) -> Pretrained:
       UserError: a file is missing or damaged, or the model is of another kind or uses
         what this encoder lacks.
     """
+    try:
+        return _load_foreign(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the JSON of others can have any values
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{folder} cannot be read ({what}): {HINT}") from error
+
+
+def _load_foreign(folder: Path) -> Pretrained:
     facts = files.read_json(folder / CONFIG, HINT)
     kind = facts.get("model_type")
-    if kind not in [*_FORMATS]:  # JSON of any type
+    if kind not in _FORMATS:
         raise UserError(
             f"{folder / CONFIG}: model_type is {kind!r}, readable are "
             f"{', '.join(_FORMATS)}"
@@ -278,15 +288,14 @@ def load_foreign(folder: Path) -> Pretrained:
             has_head = "CramjaxForMaskedLM" in facts["architectures"]
     except KeyError as error:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG} describes no model: {error}") from error
     if not has_head:
         keys |= {"head_transform": False, "decoder_bias": False}
     keys |= {"dtype": "float32"}
     model = config_module.model_from_dict(config_module.to_dict(ModelConfig()) | keys)
-    if model.layers > len(tensors):  # or going through them could take forever
-        what = f"num_hidden_layers is {model.layers}, of {len(tensors)} tensors"
-        raise UserError(f"{folder / CONFIG}: {what}")
+    largest = max(value for value in keys.values() if type(value) is int)
+    numbers = sum(tensor.size for tensor in tensors.values())
+    if model.layers > len(tensors) or largest > numbers:  # no end of time or memory
+        raise UserError(f"{folder / CONFIG}: its model is larger than {WEIGHTS}")
     params = params_of(tensors, model, has_head)
     tokenizer, old_ids_V = tokenizer_module.imported(
         folder / TOKENIZER, model.vocab_size, HINT

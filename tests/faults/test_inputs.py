@@ -187,7 +187,7 @@ def test_models_of_others(tmp_path, factor):
             (folder / name).write_text(json.dumps(values))
             load_foreign(folder)
 
-        check(altered(json.loads(before[name])), 15 * factor, one)
+        check(altered(json.loads(before[name])), 10 * min(factor, 6), one)
         (folder / name).write_bytes(before[name])
 
     one_json("config.json")
