@@ -4,9 +4,11 @@ The same command then gives the same result to the bit, or refuses in one line t
 names the file. A sample of the cases runs by default, the others are slow.
 """
 
+import gc
 import hashlib
 import random
 import shutil
+import signal
 import zlib
 
 import jax
@@ -17,7 +19,7 @@ from conftest import tiny_config
 from test_prepare import content, small_shards, write_texts  # noqa: F401, a fixture
 from test_pretrain import stop_after
 
-from cramjax import compare, files
+from cramjax import files
 from cramjax.checkpoints import classifier
 from cramjax.checkpoints.load import load
 from cramjax.data import prepare
@@ -95,6 +97,7 @@ class Lab:
         found = {}
         for case in cases:
             found.setdefault(case[:2], set()).add(self.outcome(*case))
+        gc.collect()  # what Orbax left; its warnings would end a later test
         return found
 
 
@@ -119,6 +122,7 @@ def test_its_checkpoint(finished, tmp_path, flips):
     arrays = [p for p in (lab.kept / "checkpoints").rglob("*/d/*") if p.is_file()]
     name = str(max(arrays, key=lambda p: p.stat().st_size).relative_to(lab.kept))
     places = {lab.outcome(name, "flip", at) for at in range(9, 90_000, 20_000)}
+    gc.collect()
     assert "refused" in places, found  # TensorStore does not notice
 
 
@@ -144,14 +148,10 @@ def test_an_unfinished_corpus(tmp_path, small_shards, monkeypatch, flips):  # no
         "data.held_out_share=0.2",
     )
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, "_finish", raise_interrupt)
+        patch.setattr(prepare, "_finish", signal.default_int_handler)
         prepare.prepare(config)
     lab = Lab(tmp_path / "lab", lambda: content(prepare.prepare(config).path))
     lab.check(flips, 4)
-
-
-def raise_interrupt(*_):
-    raise KeyboardInterrupt
 
 
 @each_size
@@ -168,17 +168,3 @@ def test_a_classifier(tiny, corpus, tmp_path, flips):
         folder, lambda: digest(classifier.load(folder).outputs([("a text",)]))
     ).check(flips, 4)
     assert set().union(*found.values()) == {"refused"}
-
-
-@pytest.mark.slow
-def test_a_comparison(finished, tmp_path):
-    """Which reads what trials have predicted."""
-    workdir = shutil.copytree(finished[0], tmp_path / "w" / "finished")
-    page = tmp_path / "page.html"
-
-    def read():
-        compare.write([finished[0], workdir], page)
-        return page.read_text()
-
-    unread = (*NOT_READ, "checkpoints", ".jsonl")
-    Lab(workdir, read).check(4, unread=unread)
