@@ -9,6 +9,7 @@ import numpy as np
 from cramjax import config as config_module
 from cramjax import figures, files, page, report, run, word_order
 from cramjax.config import OPERATIONAL_KEYS, flatten, to_dict
+from cramjax.data.corpus import CORPUS, FROM_THE_CORPUS
 from cramjax.errors import UserError
 from cramjax.glue import evaluate, scores, tables
 from cramjax.page import Block, Figure, Heading, Table
@@ -25,7 +26,7 @@ def read(workdir: Path) -> Run:
     """
     hint = "pass the workdir of a finished run"
     summary = files.read_json(workdir / SUMMARY, hint)
-    manifest = files.read_json(workdir / run.CORPUS, run.FROM_THE_CORPUS)
+    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
     values = config_module.read_recorded(workdir / run.CONFIG, hint)
     results = evaluate.read_results(workdir / evaluate.RESULTS)
     return Run(config_module.from_dict(values), manifest, summary, results, workdir)
@@ -76,7 +77,7 @@ def _results(runs: dict[str, Run]) -> list[Block]:
             " **The tokenizers differ**: held-out losses and their curves cannot be "
             "compared, bits per byte can if the held-out text is the same."
         )
-    if len({each.manifest["checksum"] for each in runs.values()}) > 1:
+    if len({files.checksum(each.manifest) for each in runs.values()}) > 1:
         notes += " **The corpora differ**, so the held-out texts may differ, too."
     flat = [flatten(to_dict(each.config)) for each in runs.values()]
     differing = [

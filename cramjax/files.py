@@ -5,11 +5,14 @@ import json
 import os
 import secrets
 import types
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cramjax.errors import UserError
+
+CHECKSUM = "checksum"  # of a record's other values
 
 
 @contextlib.contextmanager
@@ -69,23 +72,37 @@ def to_be_written(flag: str, name: str) -> Path | None:
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, without the checksum of a record.
 
     Raises:
       UserError: it is missing or damaged; the message ends in `hint`.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): {hint}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: {hint}")
+    if value.pop(CHECKSUM, expected := checksum(value)) != expected:
+        edited = f"if you edited it, delete the line of its {CHECKSUM}"
+        raise UserError(f"{path} is damaged ({edited}): {hint}")
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object with its checksum, which `read_json` compares."""
+    write_json(path, {**values, CHECKSUM: checksum(values)})
+
+
+def checksum(values: Mapping[str, Any]) -> int:
+    """Returns a JSON object's; it does not depend on "name", a corpus's folder."""
+    content = {k: v for k, v in values.items() if k not in (CHECKSUM, "name")}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def save_array(path: Path, array: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
 
 from cramjax import files, progress, report, trackers, word_order
 from cramjax.checkpoints import initial, weights
@@ -27,8 +28,8 @@ from cramjax.config import (
     require,
     to_dict,
 )
-from cramjax.data import prepare, tokenizer
-from cramjax.data.corpus import MANIFEST, TOKENIZER, Corpus
+from cramjax.data import prepare
+from cramjax.data.corpus import CORPUS, MANIFEST, TOKENIZER, Corpus, of_run
 from cramjax.device import distributed, tuning
 from cramjax.device.compile import MicroStep, use_cache
 from cramjax.errors import UserError, all_of
@@ -40,11 +41,7 @@ from cramjax.training.pretrain import CHECKPOINTS, SUMMARY, pretrain
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-CORPUS = "corpus.json"  # the manifest of the packed corpus, and its name
 LOCK = "lock"  # of the process that works in the folder
-FROM_THE_CORPUS = (
-    f"copy it from the folder of the corpus, where {CORPUS} is called {MANIFEST}"
-)
 
 
 def run(
@@ -106,9 +103,9 @@ def run(
             f"held-out loss {summary['held_out_loss']:.3f} nats, unigram entropy "
             f"{summary['unigram_entropy']:.3f}, after {summary['tokens']:,} tokens"
         )
-        manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
+        run_tokenizer, manifest = of_run(workdir)
         with lock_workdir(workdir):
-            results = _evaluate(config, named_params, workdir, tasks)
+            results = _evaluate(config, named_params, run_tokenizer, workdir, tasks)
             if tracking:
                 medians = {
                     name: {start: x["median"] for start, x in entry["starts"].items()}
@@ -144,11 +141,11 @@ def _record_and_track(
 def _evaluate(
     config: Config,
     named_params: Mapping[str, Any],
+    run_tokenizer: Tokenizer,
     workdir: Path,
     tasks: Sequence[Task],
 ) -> dict[str, Any]:
     """Returns all results; of several processes, each fine-tunes on its own tasks."""
-    run_tokenizer = tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS)
     given = (config, named_params, run_tokenizer, workdir)
     if distributed.is_first():
         evaluate.join_parts(workdir)  # which an interruption has left
@@ -325,7 +322,7 @@ def note_corpus(workdir: Path, corpus: Corpus) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(workdir / TOKENIZER, (corpus.path / TOKENIZER).read_text())
-    files.write_json(path, {"name": corpus.path.name, **corpus.manifest})
+    files.write_record(path, {"name": corpus.path.name, **corpus.manifest})
 
 
 def _checksums(manifest: Mapping[str, Any]) -> list[int | None]:

@@ -18,14 +18,13 @@ from cramjax.config import (
     require,
     to_dict,
 )
-from cramjax.data import tokenizer
-from cramjax.data.corpus import TOKENIZER
+from cramjax.data.corpus import CORPUS, of_run
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import use_cache
 from cramjax.errors import UserError
 from cramjax.flags import overridden, parse_command_line
 from cramjax.glue import evaluate
-from cramjax.run import CONFIG, CORPUS, FROM_THE_CORPUS, check_workdir, lock_workdir
+from cramjax.run import CONFIG, check_workdir, lock_workdir
 from cramjax.training.pretrain import SUMMARY
 
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
@@ -69,9 +68,8 @@ def score(argv: Sequence[str]) -> str:
         corpus_name = ""
     elif checkpoint:
         named_params = weights.read_run(config, checkpoint)
-        trained = tokenizer.load(checkpoint / TOKENIZER, FROM_THE_CORPUS)
+        trained, manifest = of_run(checkpoint)
         # The manifest of a corpus that was copied by hand has no name.
-        manifest = files.read_json(checkpoint / CORPUS, FROM_THE_CORPUS)
         corpus_name = manifest.get("name", "")
     else:
         corpus = prepare(config)
@@ -145,4 +143,4 @@ def _record_source(workdir: Path, checkpoint: Path | None, corpus_name: str) -> 
                 f"--workdir={workdir} has the scores of {before}, not of {source}: "
                 "pass another --workdir"
             )
-    files.write_json(path, source)
+    files.write_record(path, source)

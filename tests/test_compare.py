@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from test_page import Checker
 
-from cramjax import examples, page
+from cramjax import examples, files, page
 from cramjax.main import main
 
 
 def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    files.write_record(path, files.read_json(path, "") | values)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def other(finished, tmp_path):
         tmp_path / "other<b>",
         ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"),
     )
-    config = json.loads((workdir / "config.json").read_text())
+    config = files.read_json(workdir / "config.json", "")
     config["optimizer"]["learning_rate"] = 0.125
     config["data"]["dir"] = "elsewhere"  # changes no result
     change(workdir / "config.json", **config)
@@ -59,7 +59,7 @@ def test_a_comparison_has_what_differs(finished, other, tmp_path, monkeypatch):
 
 
 def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp_path):
-    change(other / "corpus.json", tokenizer_crc32=1, checksum=2)
+    change(other / "corpus.json", tokenizer_crc32=1)
     path = other / "predictions" / "intents10-pretrained-0.001.npz"
     arrays = dict(np.load(path))
     np.savez(path, **{k: v[..., ::-1] for k, v in arrays.items()})

@@ -131,14 +131,14 @@ def test_damage_beside_the_shards_is_named(corpus, tmp_path):
     words, facts = copy / "tokenizer.json", copy / "manifest.json"
     text = words.read_text()
     words.write_text(text.replace('"the"', '"teh"'))
-    with pytest.raises(UserError, match=r"tokenizer\.json is damaged, its checksum"):
-        Corpus(copy).verify()
+    with pytest.raises(UserError, match=r"tokenizer\.json .*its checksum differs"):
+        Corpus(copy)
     words.write_text(text)
     Corpus(copy).verify()
     content = json.loads(facts.read_text())
     content["documents"]["train"] += 1
     facts.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"manifest\.json is damaged .its checksum"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*its checksum"):
         Corpus(copy)
 
 

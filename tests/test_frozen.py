@@ -25,6 +25,7 @@ from conftest import TINY, tiny_config
 from pyarrow import parquet
 from test_tfds_text import WRITE
 
+from cramjax import files
 from cramjax.config import load
 from cramjax.data.prepare import prepare
 from cramjax.main import main
@@ -153,7 +154,7 @@ def test_corpora(name, sources, corpus, tmp_path, monkeypatch):
 
 def test_scores(finished):
     """The keys of glue.json, and its scores; how long it took is not compared."""
-    results = json.loads((finished[0] / "glue.json").read_text())
+    results = files.read_json(finished[0] / "glue.json", "")
 
     def keys(tree):
         return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else ""
@@ -169,7 +170,7 @@ def test_scores(finished):
     assert found.keys() == recorded.keys()
     for name, scores in found.items():
         assert scores == pytest.approx(recorded[name], abs=0.1)  # two rows
-    summary = json.loads((finished[0] / "pretrain.json").read_text())
+    summary = files.read_json(finished[0] / "pretrain.json", "")
     names = ("held_out_loss", "bits_per_byte", "train_loss", "model_flops", "updates")
     found = {name: summary[name] for name in (*names, "unigram_entropy", "averages")}
     assert found.keys() == frozen("summary", found).keys()

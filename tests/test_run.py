@@ -12,7 +12,7 @@ from conftest import TINY, tiny_config
 from test_pretrain import stop_after
 
 from cramjax import config as config_module
-from cramjax.checkpoints import weights
+from cramjax import files
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.run import (
@@ -170,14 +170,14 @@ def test_weights_that_did_not_fit_on_the_disk_are_written_later(
     for name in names[:2]:
         (workdir / name).unlink()
     full = OSError(errno.ENOSPC, "No space left on device")
-    write = weights.files.write_bytes
+    write = files.write_bytes
 
     def write_some(path, data):
         if path.name == names[1]:
             raise full
         write(path, data)
 
-    monkeypatch.setattr(weights.files, "write_bytes", write_some)
+    monkeypatch.setattr(files, "write_bytes", write_some)
     assert main(command(workdir, data_dir)) == 2
     error = capsys.readouterr().err
     assert "No space left on device: make room, and the same command goes" in error

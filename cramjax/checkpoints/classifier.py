@@ -11,6 +11,7 @@ weights.safetensors and tokenizer.json, and facts about the training.
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,13 @@ def _outputs(module: Classifier, params: Any, tokens_BxL: jax.Array) -> jax.Arra
 def save(folder: Path, classifier: SavedClassifier, facts: dict[str, Any]) -> None:
     """Writes the folder, config.json last: without it there is no classifier."""
     fields = vars(classifier) | {"model": to_dict(classifier.model)}
-    params, tokenizer = fields.pop("params"), fields.pop("tokenizer")
+    params, tokenizer = fields.pop("params"), fields.pop("tokenizer").to_str()
     folder.mkdir(parents=True, exist_ok=True)
     weights.write(folder / weights.WEIGHTS, params)
-    files.write_text(folder / TOKENIZER, tokenizer.to_str())
+    files.write_text(folder / TOKENIZER, tokenizer)
+    fields["tokenizer_crc32"] = zlib.crc32(tokenizer.encode())
     content = {"format": FORMAT, "kind": KIND, **fields, **facts}
-    files.write_json(folder / CONFIG, content)
+    files.write_record(folder / CONFIG, content)
 
 
 def load(path: str | Path) -> SavedClassifier:
@@ -125,10 +127,11 @@ def load(path: str | Path) -> SavedClassifier:
         raise UserError(f"{folder} holds no classifier: {HINT}")
     values = read_recorded(folder / CONFIG, HINT)
     model = on_any_device(model_from_dict(values["model"]))
+    known = values.get("tokenizer_crc32")  # earlier versions did not write it
     return SavedClassifier(
         model=dataclasses.replace(model, dtype="float32"),
         params=jax.device_put(weights.read(folder / weights.WEIGHTS)),
-        tokenizer=tokenizer_module.load(folder / TOKENIZER, HINT),
+        tokenizer=tokenizer_module.load(folder / TOKENIZER, HINT, known),
         labels=tuple(values["labels"]),
         columns=tuple(values["columns"]),
         head_width=values["head_width"],

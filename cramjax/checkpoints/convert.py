@@ -15,11 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
+from cramjax import files
 from cramjax.config import ModelConfig
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.model.layers import BASE
+from cramjax.training.checkpoint import checksums
 
 Tensors = Mapping[str, np.ndarray] | str | os.PathLike
 
@@ -127,16 +131,27 @@ def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
     """Returns the tensors, read from the file if it is a path.
 
     Raises:
-      UserError: it cannot be read as safetensors.
+      UserError: it cannot be read as safetensors, or its checksum differs.
     """
     if isinstance(tensors, Mapping):
         return dict(tensors)
-    from safetensors.numpy import load_file
-
     try:
-        return load_file(Path(tensors).expanduser())
-    except Exception as error:  # missing, cut, or not safetensors at all
+        path = Path(tensors).expanduser()
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        found = load_file(path)
+        expected = str(files.checksum(checksums(found)))
+        if metadata.get(files.CHECKSUM, expected) != expected:
+            raise ValueError(f"its {files.CHECKSUM} differs")
+        return found
+    except Exception as error:  # missing, damaged, or not safetensors at all
         raise UserError(f"{tensors} cannot be read as safetensors: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file with a checksum, which `load_tensors` compares."""
+    checksum = str(files.checksum(checksums(tensors)))
+    files.write_bytes(path, save(tensors, {"format": "pt", files.CHECKSUM: checksum}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 from tokenizers import Tokenizer, processors
 
 from cramjax import files, likelihood
@@ -109,7 +108,7 @@ def export(
         raise UserError(f"--to={to} cannot be written: {error.strerror}") from error
     try:
         files.write_json(partial / formats.CONFIG, facts)
-        files.write_bytes(partial / formats.WEIGHTS, save(tensors, {"format": "pt"}))
+        convert.write_tensors(partial / formats.WEIGHTS, tensors)
         _write_tokenizer(partial, source)
         if has_code(name):
             shutil.copy(Path(__file__).with_name(f"{CODE}.py"), partial)

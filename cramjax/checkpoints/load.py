@@ -31,7 +31,8 @@ from cramjax.checkpoints import weights as weights_module
 from cramjax.checkpoints.weights import PRETRAINED
 from cramjax.config import ABSENT, Config, ModelConfig
 from cramjax.data import tokenizer as tokenizer_module
-from cramjax.errors import UserError
+from cramjax.data.corpus import of_run
+from cramjax.errors import UserError, one_line
 from cramjax.model.encoder import Encoder, on_any_device
 from cramjax.model.layers import BASE
 from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
@@ -240,7 +241,7 @@ def load(
     return Pretrained(
         dataclasses.replace(on_any_device(config.model), dtype="float32"),
         named_params[weights],
-        tokenizer_module.load(folder / TOKENIZER, "bring it back from the corpus"),
+        of_run(folder)[0],
         has_head=True,
         first=CLS if config.data.cls else SEP,
         empty_second=config.glue.empty_second,
@@ -255,6 +256,16 @@ def load_foreign(folder: Path) -> Pretrained:
       UserError: a file is missing or damaged, or the model is of another kind or uses
         what this encoder lacks.
     """
+    try:
+        return _load_foreign(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the JSON of others can have any values
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{folder} cannot be read ({what}): {HINT}") from error
+
+
+def _load_foreign(folder: Path) -> Pretrained:
     facts = files.read_json(folder / CONFIG, HINT)
     kind = facts.get("model_type")
     if kind not in _KEYS:
@@ -278,7 +289,12 @@ def load_foreign(folder: Path) -> Pretrained:
         raise UserError(f"{folder / CONFIG} has no {error}") from error
     if not has_head:
         keys |= {"head_transform": False, "decoder_bias": False}
-    model = ModelConfig(dtype="float32", **keys)
+    keys |= {"dtype": "float32"}
+    model = config_module.model_from_dict(config_module.to_dict(ModelConfig()) | keys)
+    largest = max(value for value in keys.values() if type(value) is int)
+    numbers = sum(tensor.size for tensor in tensors.values())
+    if model.layers > len(tensors) or largest > numbers:  # no end of time or memory
+        raise UserError(f"{folder / CONFIG}: its model is larger than {WEIGHTS}")
     if kind == "modernbert":  # `norm_bias` may be false: the same as biases of 0
         norms = (name for name in tensors if name.endswith("norm.weight"))
         zeros = {f"{n.removesuffix('weight')}bias": 0 * tensors[n] for n in norms}

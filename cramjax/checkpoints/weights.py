@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from cramjax import files
-from cramjax.checkpoints.convert import load_tensors
+from cramjax.checkpoints.convert import load_tensors, write_tensors
 from cramjax.config import Config
 from cramjax.training import train_step
 from cramjax.training.pretrain import read_checkpoint
@@ -25,11 +24,9 @@ PRETRAINED = "pretrained"  # the weights themselves, beside their averages
 
 def write(path: Path, params: Any) -> None:
     """Writes a tree of parameters as float32, atomically."""
-    from safetensors.numpy import save
-
     flat = traverse_util.flatten_dict(params, sep=".")
     arrays = {name: np.asarray(array, np.float32) for name, array in flat.items()}
-    files.write_bytes(path, save(arrays))
+    write_tensors(path, arrays)
 
 
 def read(path: Path) -> dict[str, Any]:

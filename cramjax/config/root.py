@@ -201,7 +201,7 @@ EXPECTED = {
 
 def record(path: Path, config: Config) -> None:
     """Writes config.json, which `read_recorded` reads."""
-    files.write_json(path, {"format": FORMAT, **to_dict(config)})
+    files.write_record(path, {"format": FORMAT, **to_dict(config)})
 
 
 def read_recorded(path: Path, hint: str) -> dict[str, Any]:

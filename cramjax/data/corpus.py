@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import json
 import math
 import resource
 import zlib
@@ -24,6 +23,10 @@ from cramjax.version import code_version
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CORPUS = "corpus.json"  # in a workdir: the manifest, and the name of the folder
+FROM_THE_CORPUS = (
+    f"copy it from the folder of the corpus, where {CORPUS} is called {MANIFEST}"
+)
 FORMAT = 5  # of the corpus folder; another number is another corpus
 EXAMPLES, EXAMPLE_CHARS = 3, 200  # of dropped text, for the report
 MAX_MIX_ERROR = 0.05  # relative, of a source's fraction of the text; more is reported
@@ -56,7 +59,8 @@ class Blocks:
         self._ends = np.cumsum([shard["blocks"] for shard in shards])
         self._shards = []
         for shard in shards:
-            path, shape = folder / shard["file"], (shard["blocks"], length)
+            path = folder / Path(shard["file"]).name  # never elsewhere
+            shape = shard["blocks"], length
             size = math.prod(shape) * self._dtype.itemsize
             if not path.is_file() or path.stat().st_size != size:
                 raise UserError(
@@ -128,37 +132,38 @@ class Corpus:
         self.path = path
         hint = f"delete {path} and run again to rebuild it"
         self.manifest: dict[str, Any] = files.read_json(path / MANIFEST, hint)
-        if self.manifest.get("checksum") != checksum(self.manifest):
-            raise UserError(f"{path / MANIFEST} is damaged (its checksum): {hint}")
         length, dtype = self.manifest["block_length"], self.manifest["dtype"]
         self.train, self.held_out = (
             Blocks(path, self.manifest["shards"][part], length, dtype)
             for part in ("blocks", "held_out")
         )
-        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, hint)
+        known = self.manifest["tokenizer_crc32"]
+        self.tokenizer: Tokenizer = tokenizer.load(path / TOKENIZER, hint, known)
 
     def verify(self) -> None:
-        """Reads every file; raises a `UserError` if a checksum differs."""
-        expected = {TOKENIZER: self.manifest["tokenizer_crc32"]}
+        """Reads every shard; raises a `UserError` if a checksum differs."""
         for shard in itertools.chain.from_iterable(self.manifest["shards"].values()):
-            expected[shard["file"]] = shard["crc32"]
-        for name, value in expected.items():
-            if crc32(self.path / name) != value:
+            if crc32(path := self.path / shard["file"]) != shard["crc32"]:
                 raise UserError(
-                    f"{self.path / name} is damaged, its checksum is not the "
+                    f"{path} is damaged, its checksum is not the "
                     f"manifest's: delete {self.path} and run again to rebuild it"
                 )
+
+
+def of_run(workdir: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """Returns a run's tokenizer, and the manifest of its corpus.
+
+    Raises:
+      UserError: one of them is missing or damaged.
+    """
+    manifest = files.read_json(workdir / CORPUS, FROM_THE_CORPUS)
+    known = manifest.get("tokenizer_crc32")  # earlier versions did not write it
+    return tokenizer.load(workdir / TOKENIZER, FROM_THE_CORPUS, known), manifest
 
 
 def crc32(path: Path) -> int:
     """Returns the checksum of a file."""
     return zlib.crc32(path.read_bytes())
-
-
-def checksum(manifest: Mapping[str, Any]) -> int:
-    """Returns the "checksum" that a manifest should have."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -214,7 +219,7 @@ def make_manifest(
     chars = [0] * len(config.data.sources)
     for shard in shards:
         chars[shard["source"]] += shard["chars"]
-    content = {
+    return {
         "format": FORMAT,
         "settings": settings(config),
         "sources": contents,
@@ -238,7 +243,6 @@ def make_manifest(
         "tokenizer_crc32": crc32(tokenizer_path),
         **({"duplicates": duplicates} if duplicates else {}),
     }
-    return content | {"checksum": checksum(content)}
 
 
 def summary_lines(config: Config, corpus: Corpus) -> list[str]:

@@ -317,7 +317,7 @@ def _find_cuts(
     if data.near_duplicates:
         facts["of_documents"], facts["similar"] = of_documents, len(whole) - len(equal)
         facts["similar_examples"] = _similar_examples(pairs_Sx2, found, data, folder)
-    files.write_json(folder / FOUND, facts)
+    files.write_record(folder / FOUND, facts)
     logger.info(
         f"duplicates: {len(equal):,} documents and {len(spans_Rx2):,} spans dropped, "
         + (f"{facts['similar']:,} similar ones, " if data.near_duplicates else "")

@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import itertools
-import json
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from cramjax.config import Config, DataConfig
 from cramjax.data import tokenizer
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES, TOKENIZER, Blocks, crc32
 from cramjax.data.readers import File, ReadContext
+from cramjax.errors import UserError
 from cramjax.tokens import CLS, SEP, token_dtype
 
 CHUNK_CHARS = 1 << 20  # text that is encoded at once
@@ -62,7 +62,7 @@ def encode_group(
         before = context.problems.copy()
         facts = _encode_shard(encoder, documents, config, shard_chars, folder, stem)
         facts |= source | {"problems": dict(context.problems - before)}
-        files.write_json(folder / f"facts-{stem}.json", facts)
+        files.write_record(folder / f"facts-{stem}.json", facts)
         done.append(facts)
     length, vocab_size = config.model.max_length, config.model.vocab_size
     train = [facts["blocks"] for facts in done]
@@ -107,11 +107,11 @@ def _finished(group: int, folder: Path) -> list[dict[str, Any]]:
     while not (done and done[-1]["last"]):
         try:
             path = folder / f"facts-{group:05d}-{len(done):05d}.json"
-            facts = json.loads(path.read_text())
+            facts = files.read_json(path, "")
             shards = [facts[part] for part in PARTS]
             if any(crc32(folder / s["file"]) != s["crc32"] for s in shards):
                 break
-        except (OSError, ValueError):
+        except (OSError, UserError):
             break
         done.append(facts)
     return done

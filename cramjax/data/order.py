@@ -90,7 +90,9 @@ def first_epoch(corpus: Corpus, order: str, seed: int) -> np.ndarray:
         return reshuffled(len(blocks), seed, 0)
     path = corpus.path / f"order-{order}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: made again
-        return np.load(path, mmap_mode="r")
+        known, count = np.load(path, mmap_mode="r"), len(blocks)
+        if known.sum(dtype=np.int64) == count * (count - 1) // 2:  # of 0 to count - 1
+            return known
     scores_V = TOKEN_SCORES[order](corpus)
     scores = [scores_V[tokens_NxL].sum(axis=1) for tokens_NxL in blocks.chunks()]
     permutation = np.argsort(-np.concatenate(scores), kind="stable")

@@ -301,7 +301,7 @@ def _finish(plan: Plan, duplicates: dict[str, Any], groups: int) -> None:
     manifest = corpus.make_manifest(
         config, shards, contents, counts_V, duplicates, folder / TOKENIZER
     )
-    files.write_json(folder / MANIFEST, manifest)
+    files.write_record(folder / MANIFEST, manifest)
     built = Corpus(folder)
     report.write(built, counts_V, shards)
     folder.rename(path)

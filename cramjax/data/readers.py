@@ -62,7 +62,7 @@ class File:
     # What reading a truncated or changed file raises.
     damage: ClassVar[tuple[type[Exception], ...]] = (
         *(EOFError, OSError, lzma.LZMAError, zlib.error),
-        *(pyarrow.ArrowInvalid, UnicodeDecodeError),
+        *(pyarrow.ArrowException, UnicodeDecodeError),
     )
     path: PurePath
     url: str = ""

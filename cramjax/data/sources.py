@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -40,8 +39,8 @@ class Fingerprints:
         """Reads what is remembered."""
         self._path = Path(data_dir).expanduser() / remote.CACHE
         try:
-            self.entries: dict[str, Any] = dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError):  # a cache: made again
+            self.entries: dict[str, Any] = files.read_json(self._path, "")
+        except UserError:  # a cache: made again
             self.entries = {}
         self._saved = dict(self.entries)
 
@@ -72,7 +71,7 @@ class Fingerprints:
         """Writes what has changed."""
         if self.entries != self._saved:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self._path, self.entries)
+            files.write_record(self._path, self.entries)
 
 
 def resolve(data: DataConfig) -> list[File]:

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -417,8 +418,8 @@ def content_hash(path: str) -> str:
         ) from error
 
 
-def load(path: Path, hint: str) -> Tokenizer:
-    """Returns the tokenizer of a packed corpus.
+def load(path: Path, hint: str, crc32: int | None = None) -> Tokenizer:
+    """Returns the tokenizer of a packed corpus, if it has this checksum.
 
     Text that spells a special token, such as "<mask>", is read as plain characters.
 
@@ -427,6 +428,8 @@ def load(path: Path, hint: str) -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        if crc32 not in (None, zlib.crc32(path.read_bytes())):
+            raise ValueError("its checksum differs")
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} cannot be read ({error}): {hint}") from error
     tokenizer.encode_special_tokens = True

@@ -239,7 +239,7 @@ def join_parts(workdir: Path) -> None:
         joined = read_results(workdir / RESULTS)
         for part in parts:
             joined |= read_results(part)
-        files.write_json(workdir / RESULTS, {"tasks": joined})
+        files.write_record(workdir / RESULTS, {"tasks": joined})
         (workdir / TABLE).unlink(missing_ok=True)  # `evaluate` writes it anew
     for part in parts:
         part.unlink()
@@ -358,7 +358,7 @@ def _write(
 ) -> None:
     means = {start: scores.averages(results, start) for start in config.glue.starts}
     content = {"tasks": results, "averages": means, "differences": differences or {}}
-    files.write_json(path, content)
+    files.write_record(path, content)
 
 
 def _jobs(

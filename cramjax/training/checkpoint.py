@@ -9,14 +9,17 @@ import logging
 import shutil
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cramjax import files
 from cramjax.config import CheckpointConfig
 from cramjax.errors import DiskFull, UserError, disk_fault, is_disk_full, one_line
 from cramjax.training.clock import Clock
@@ -24,6 +27,7 @@ from cramjax.training.clock import Clock
 logger = logging.getLogger(__name__)
 
 WAIT_S = 1.0  # between two attempts to write to a full disk
+LEAVES = "leaves"  # in the host's state: the checksums of the device's
 # Leaves of the state that earlier versions stored under another name.
 EARLIER_NAMES = {
     ("params", "embedding", "positions", "scale"): (
@@ -125,6 +129,8 @@ class CheckpointStore:
                 f"{self._folder} has no room for a checkpoint: it takes "
                 f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
             )
+        host = {**host, LEAVES: checksums(state)}
+        host |= {files.CHECKSUM: files.checksum(host)}
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
         )
@@ -170,6 +176,7 @@ class CheckpointStore:
         )
         with self._damage_explained(step):
             found = self._manager.restore(step, args=arguments)
+            _compare(found["state"], found["host"])
             return found["state"], found["host"]
 
     def parts(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +199,10 @@ class CheckpointStore:
                 restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                 partial_restore=True,
             )
-            found = flatten_dict(handler.restore(folder, args=arguments))
+            found = handler.restore(folder, args=arguments)
+            host = ocp.args.Composite(host=ocp.args.JsonRestore())
+            _compare(found, self._manager.restore(step, args=host)["host"])
+            found = flatten_dict(found)
             return unflatten_dict({n: found[names[n]] for n in wanted})
 
     @contextlib.contextmanager
@@ -204,3 +214,24 @@ class CheckpointStore:
                 f"{self._folder / str(step)} cannot be read ({one_line(error)}): "
                 "delete it, and the run goes on with the checkpoint before it"
             ) from error
+
+
+def _compare(state: Any, host: dict[str, Any]) -> None:
+    """Takes the checksums out of the host's state; raises an error if one differs.
+
+    TensorStore does not notice a changed bit. `state` may be a part of the whole.
+    """
+    damaged = host.pop(files.CHECKSUM, expected := files.checksum(host)) != expected
+    saved = host.pop(LEAVES, None)  # of which earlier versions had none
+    if damaged or (saved and not checksums(state).items() <= saved.items()):
+        raise ValueError("a checksum differs")
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Returns the checksum of every array by its path: 1 GB takes half a second."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
+            np.asarray(array).ravel().view(np.uint8)
+        )
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    }

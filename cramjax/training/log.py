@@ -16,7 +16,7 @@ from typing import Any
 from cramjax import files
 from cramjax.device import monitor
 from cramjax.device.distributed import devices
-from cramjax.errors import is_disk_full
+from cramjax.errors import UserError, is_disk_full
 from cramjax.training.clock import Clock
 
 # Called with every line that a log has written; True: those of later steps were cut.
@@ -68,8 +68,8 @@ class MetricsLog:
         """
         if not self._path.is_file():
             return
-        known = _parsed(self._path.read_bytes() + self._unwritten)
-        lines = [line for line in known if line["step"] <= after]
+        known = _parsed(self._path.read_bytes() + self._unwritten, self._path)
+        lines = [line for line in known if line.get("step", 0) <= after]
         lines.append({"time": time.time(), **event})
         self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -80,12 +80,15 @@ class MetricsLog:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Returns the lines, without a last one that a kill has cut off."""
-    return _parsed(path.read_bytes() if path.exists() else b"")
+    return _parsed(path.read_bytes() if path.exists() else b"", path)
 
 
-def _parsed(content: bytes) -> list[dict[str, Any]]:
+def _parsed(content: bytes, path: Path) -> list[dict[str, Any]]:
     *whole, _ = content.split(b"\n")  # the last line is empty or cut off
-    return [json.loads(line) for line in whole]
+    try:
+        return json.loads(b"[" + b",\n".join(whole) + b"]")
+    except ValueError as error:  # it names the line
+        raise UserError(f"{path} is damaged ({error}): delete the line") from error
 
 
 @dataclasses.dataclass

@@ -94,7 +94,7 @@ def pretrain(
             )
         summary = _summary(session, scores)
     if first:
-        files.write_json(workdir / SUMMARY, summary)
+        files.write_record(workdir / SUMMARY, summary)
     return named_params, summary
 
 
