@@ -148,10 +148,13 @@ def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
         raise UserError(f"{tensors} cannot be read as safetensors: {error}") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file with a checksum, which `load_tensors` compares."""
-    checksum = str(files.checksum(checksums(tensors)))
-    files.write_bytes(path, save(tensors, {"format": "pt", files.CHECKSUM: checksum}))
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
+    """Writes a safetensors file with a checksum, which `load_tensors` compares.
+
+    Without other metadata, whose order is arbitrary, equal tensors give equal bytes.
+    """
+    metadata[files.CHECKSUM] = str(files.checksum(checksums(tensors)))
+    files.write_bytes(path, save(tensors, metadata))
 
 
 @dataclasses.dataclass(frozen=True)

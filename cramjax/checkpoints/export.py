@@ -108,7 +108,7 @@ def export(
         raise UserError(f"--to={to} cannot be written: {error.strerror}") from error
     try:
         files.write_json(partial / formats.CONFIG, facts)
-        convert.write_tensors(partial / formats.WEIGHTS, tensors)
+        convert.write_tensors(partial / formats.WEIGHTS, tensors, format="pt")
         _write_tokenizer(partial, source)
         if has_code(name):
             shutil.copy(Path(__file__).with_name(f"{CODE}.py"), partial)

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow
 import pytest
 from conftest import tiny_config
-from cramjax.data.fingerprints import Fingerprints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -25,6 +24,7 @@ from cramjax.checkpoints.load import load_foreign
 from cramjax.config import Config, from_dict, to_dict
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
+from cramjax.data.sources import Fingerprints
 from cramjax.errors import UserError
 from cramjax.flags import parse_command_line
 from cramjax.glue import data, tasks
