@@ -166,8 +166,9 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
         fields = {field.name: field.type for field in dataclasses.fields(hint)}
         for unknown in sorted(value.keys() - fields):
             near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0.0)[0]
+            shown = repr(unknown)[1:-1]  # a line break in it stays in the line
             raise UserError(
-                f"config.{prefix}{unknown}: no such key; did you mean "
+                f"config.{prefix}{shown}: no such key; did you mean "
                 f"config.{prefix}{near}?"
             )
         for missing in sorted(fields.keys() - value.keys()):
