@@ -23,8 +23,8 @@ class SourceLost(UserError):
     """Text could not be read to its end for an external reason: try again."""
 
 
-class DiskFull(UserError):
-    """Something could not be written for lack of room: make room, try again."""
+class DiskFault(UserError):
+    """Something could not be written, for lack of room or otherwise: try again."""
 
 
 class Interrupted(Exception):

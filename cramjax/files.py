@@ -24,22 +24,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")
     try:
-        with named_in_errors(path), partial.open("wb") as file:
+        with partial.open("wb") as file:
             yield file
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def named_in_errors(path: Path) -> Iterator[None]:
-    """Adds the path to the errors of the system that lack one, as those of `write`."""
-    try:
-        yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename is None:  # an error of `write`
             error.filename = str(path)
         raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -283,10 +283,10 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, caps
     _, summary = pretrain.pretrain(config, corpus, tmp_path)
     assert summary["micro_steps"] == saved_state(config, tmp_path).step == 3
     assert summary["seconds"]["idle"] >= 0.4  # not charged
-    said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
+    said = [x for x in capsys.readouterr().out.splitlines() if "a checkpoint" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
-        *["going on, make room"] * 3,
-        "waiting for room, Ctrl-C gives up",
+        *["going on, see to the disk"] * 3,
+        "trying again, Ctrl-C gives up",
     ]
     assert "it takes 0.6 MB, 0.0 MB are free" in said[0]
 
@@ -314,10 +314,10 @@ def test_a_write_that_fails_in_the_background_is_done_again(
         tmp_path,
     )
     assert saved_state(config, tmp_path).step == 4
-    said = [x for x in capsys.readouterr().out.splitlines() if "no room" in x]
+    said = [x for x in capsys.readouterr().out.splitlines() if "a checkpoint" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
-        *["going on, make room"] * 2,
-        "waiting for room, Ctrl-C gives up",
+        *["going on, see to the disk"] * 2,
+        "trying again, Ctrl-C gives up",
     ]
 
 
@@ -332,7 +332,9 @@ def test_waiting_for_room_is_given_up_by_hand_only(
     monkeypatch.setattr(
         checkpoint.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
     )
-    with pytest.raises(UserError, match="no room .* given up; .* goes on from step 0"):
+    with pytest.raises(
+        UserError, match="a checkpoint.* given up; .* goes on from step 0"
+    ):
         pretrain.pretrain(config, corpus, tmp_path)
     assert numbers == []
 

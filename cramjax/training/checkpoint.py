@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax import files
 from cramjax.config import CheckpointConfig
-from cramjax.errors import DiskFull, UserError, disk_fault, is_disk_full, one_line
+from cramjax.errors import DiskFault, UserError, disk_fault, one_line
 from cramjax.training.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -63,12 +63,13 @@ class CheckpointStore:
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Copies the state off the device and writes it in the background.
 
-        On a full disk this checkpoint is left out: there may be room for the next one.
+        If the disk is full or fails, this checkpoint is left out: the next one may be
+        written.
         """
         try:
             self._save(step, state, host)
-        except DiskFull as error:
-            logger.warning(f"{error}; going on, make room")
+        except DiskFault as error:
+            logger.warning(f"{error}; going on, see to the disk")
 
     def save_at_last(
         self,
@@ -77,7 +78,7 @@ class CheckpointStore:
         clock: Clock,
         signals: list[int],
     ) -> None:
-        """Returns when the state is on disk; waits until there is room for it.
+        """Returns when the state is on disk; tries until it can be written.
 
         Args:
           state: of the device.
@@ -96,36 +97,36 @@ class CheckpointStore:
                     with self._faults_explained():
                         self._manager.wait_until_finished()
                 return
-            except DiskFull as error:
+            except DiskFault as error:
                 if not announced:
-                    logger.warning(f"{error}; waiting for room, Ctrl-C gives up")
+                    logger.warning(f"{error}; trying again, Ctrl-C gives up")
                 announced = True
                 if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
                     raise UserError(
-                        f"{error}: the state was given up; make room, and the same "
-                        f"command goes on from step {self.latest_step() or 0}, what "
-                        "was lost is charged"
+                        f"{error}: the state was given up; see to the disk, and the "
+                        f"same command goes on from step {self.latest_step() or 0}, "
+                        "what was lost is charged"
                     ) from error
             with clock.measure("idle"):
                 time.sleep(WAIT_S)
 
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk, or did not fit there."""
-        with contextlib.suppress(DiskFull), self._faults_explained():
+        """Returns when what was saved is on disk, or could not be written."""
+        with contextlib.suppress(DiskFault), self._faults_explained():
             self._manager.wait_until_finished()
 
     def _save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Saves unless the step exists, which is the same state.
 
         Raises:
-          DiskFull: there is no room for it, or there was none for the one before.
+          DiskFault: there is no room for it, or the one before was not written.
         """
         if step == self.latest_step():
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
         if needed > free:
-            raise DiskFull(
+            raise DiskFault(
                 f"{self._folder} has no room for a checkpoint: it takes "
                 f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
             )
@@ -139,19 +140,14 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _faults_explained(self) -> Iterator[None]:
-        """Raises `UserError`; Orbax reports a failed write in the background later."""
+        """Raises `DiskFault`; Orbax reports a failed write in the background later."""
         try:
             yield
         except (OSError, ValueError) as error:
             if not (fault := disk_fault(error)):
                 raise
-            if is_disk_full(error):
-                raise DiskFull(
-                    f"{self._folder} had no room for a checkpoint ({one_line(error)})"
-                ) from error
-            raise UserError(
-                f"{self._folder} cannot be written ({fault}): see to the disk, and the "
-                "same command goes on from the last checkpoint"
+            raise DiskFault(
+                f"{self._folder}: a checkpoint was not written ({fault})"
             ) from error
 
     def latest_step(self) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 from cramjax import files
 from cramjax.device import monitor
 from cramjax.device.distributed import devices
-from cramjax.errors import UserError, is_disk_full
+from cramjax.errors import UserError, disk_fault
 from cramjax.training.clock import Clock
 
 # Called with every line that a log has written; True: those of later steps were cut.
@@ -26,8 +26,8 @@ SINKS: list[Callable[[dict[str, Any], bool], None]] = []
 class MetricsLog:
     """Appends lines, each at once; a context manager.
 
-    Lines that do not fit on a full disk are kept in memory until they do. Of several
-    processes, all but one write to os.devnull.
+    Lines that cannot be written, as on a full disk, are kept in memory until they can.
+    Of several processes, all but one write to os.devnull.
     """
 
     def __init__(self, path: Path):
@@ -51,12 +51,10 @@ class MetricsLog:
         """Appends one line, with the time of day in seconds since 1970."""
         self._unwritten += (json.dumps({"time": time.time(), **values}) + "\n").encode()
         try:
-            with files.named_in_errors(self._path):
-                while self._unwritten:
-                    written = self._file.write(self._unwritten)
-                    self._unwritten = self._unwritten[written:]
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
-            if not is_disk_full(error):
+            if not disk_fault(error):
                 raise
         for sink in SINKS:
             sink(values, False)

@@ -84,7 +84,7 @@ def train(session: Session) -> int | None:
     Raises:
       TrainingFailed: gradients are not finite again after a rollback, or the loss is
         too high.
-      UserError: the disk is full, and the user does not wait for room.
+      UserError: the disk is full or fails, and the user does not wait.
     """
     config, clock, store = session.config, session.clock, session.store
     every = (config.checkpoint.every_minutes, config.validation.every_minutes)

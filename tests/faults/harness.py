@@ -241,13 +241,17 @@ def strike(job: Job, place: Path, fault: Fault) -> Life:
         call = draw.choice([c for c in WRITES if (fault.stage, c) in job.calls])
         numbers = job.calls[fault.stage, call]
         number = draw.choice(numbers[draw.choice(sorted(numbers))])
-        # A full disk makes a run wait for room, and without `write` it says nothing.
+        # Without `write` a run says nothing.
         onwards = kind in ("EIO", "EROFS") and call != "write" and draw.random() < 0.5
         inject = f"inject={call}:error={kind}:when={number}{'+' * onwards}"
         for old in place.glob(f"{log.name}.*"):
             old.unlink()
         life = Life(job, place, strace(log, [call], "-e", inject))
-        life.wait_for()
+        life.wait_for(lambda: onwards and "trying again" in life.text())
+        children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children")
+        if life.process.poll() is None:  # it tries for ever: a user gives up
+            os.kill(int(children.read_text()), signal.SIGINT)
+            life.wait_for()
         hit = [path for *_, path in traced(log, "(INJECTED)") if str(place) in path]
         life.note, life.struck = f"{inject} {', '.join(hit[:3])}", bool(hit)
         return life
@@ -260,7 +264,7 @@ def strike(job: Job, place: Path, fault: Fault) -> Life:
         mount = ("mount", "-t", "tmpfs", "none", folder, "-o")
         subprocess.run([*mount, f"size={size_kB}k"], check=True)
         life = Life(job, place)
-        life.wait_for(lambda: "waiting for room" in life.text())
+        life.wait_for(lambda: "trying again" in life.text())
         life.note = f"{size_kB} kB"
         subprocess.run([*mount, "remount,size=64m"], check=True)
         return life
