@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cramjax.config import Config
+from cramjax.page import Block, Figure, Fold
 from cramjax.training.loop import RESUMED, ROLLED_BACK
 
 WIDTH = 5.5  # inches: letters can be read on a phone
@@ -39,9 +40,37 @@ def curve(events: Events, *keys: str) -> list[np.ndarray]:
 
 def empty(height: float = 3.3) -> Any:
     """Returns a figure of this height, in inches."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    import matplotlib.figure  # slow to import, and only needed here
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def blocks(config: Config, events: Events, summary: Mapping[str, Any]) -> list[Block]:
+    """Returns the figures, and what their readers ask first."""
+    visible, gap = 1 - config.objective.mask_share, ""
+    if visible:
+        gap = (
+            f" In training, {visible:.0%} of the tokens to predict are visible or "
+            "replaced by others; in the held-out loss all are hidden, so it is higher "
+            "from the beginning."
+        )
+    device = Figure("device", panels(config, events, DEVICE))
+    note = (
+        "Speed and MFU are over all seconds between two measurements; time that was "
+        "not spent on training is compilation, checkpoints or validation. The gradient "
+        "norm is that before clipping."
+    )
+    return [
+        Figure("loss", loss(config, events, summary)),
+        "The loss while training. With more tokens masked the task is harder: compare "
+        "the curves only if both are masked alike. A small model may stay at the "
+        "dashed line, where it knows how frequent each token is, until it finds out "
+        f"how to use the neighbouring tokens.{gap}",
+        Figure("schedule", panels(config, events, SCHEDULE)),
+        "Learning rate and batch size (sequences per update) are functions of the "
+        "budget already spent.",
+        Fold("Speed, pauses and gradient norm", [device, note]),
+    ]
 
 
 def loss(config: Config, events: Events, summary: Mapping[str, Any]) -> Any:

@@ -68,7 +68,7 @@ def write(run: Run) -> Path:
         *_learned_section(config, summary),
         *_results_section(run),
         *_training_section(config, summary),
-        *_figures(config, events, summary),
+        *figures.blocks(config, events, summary),
         *_corpus_sections(run, folder),
         *_origin_section(run),
         *_settings_section(config),
@@ -104,24 +104,21 @@ def _of_initializations(run: Run) -> list[str]:
     found = files.read_json(path, evaluate.DELETE_IT).get("differences", {})
     groups: dict[str, list[str]] = {}
     for name, gap in found.get("pretrained - random", {}).items():
-        result = "cannot be told from fine-tuning random ones on"
-        if gap["low"] > 0 or gap["high"] < 0:
-            how = "better" if gap["low"] > 0 else "worse"
-            result = f"is {how} than fine-tuning random ones on"
-        groups.setdefault(result, []).append(run.results[name]["title"])
-    if not groups:
-        return []
-    parts = (f"{result} {'; '.join(of)}" for result, of in groups.items())
-    return [f"Fine-tuning from the pretrained weights {', and '.join(parts)}."]
+        how = "better" if gap["low"] > 0 else "neither better nor worse"
+        how = "worse" if gap["high"] < 0 else how
+        groups.setdefault(how, []).append(run.results[name]["title"])
+    return [
+        f"Fine-tuned from the pretrained weights, it is measurably {how} than from "
+        f"random ones on {'; '.join(titles)}."
+        for how, titles in groups.items()
+    ]
 
 
 def _beside_the_paper(run: Run) -> str:
     """Returns what the budget was, and whether the model is better than the paper's."""
     flops, seconds = run.summary["model_flops"], run.summary["elapsed_s"]
-    duration = f"{seconds:.0f} s"
-    if seconds > 120:
-        hours = seconds > 7200
-        duration = f"{seconds / 3600:.1f} hours" if hours else f"{seconds / 60:.0f} min"
+    hours, minutes = f"{seconds / 3600:.1f} hours", f"{seconds / 60:.3g} minutes"
+    duration = hours if seconds > 7200 else minutes
     text = (
         f"Training took {duration} on {run.summary['device']} and {flops:.2g} model "
         f"FLOPs, {100 * flops / PAPER_FLOPS:.2g} % of what the paper's model took in "
@@ -344,36 +341,6 @@ def _seconds(summary: dict[str, Any], kinds: tuple[str, ...]) -> str:
     spent = {kind: summary["seconds"][kind] for kind in kinds}
     shown = [f"{kind} {s:.0f} s" for kind, s in spent.items() if s >= 0.5]
     return ", ".join(shown) or "0 s"
-
-
-def _figures(
-    config: Config, events: list[dict[str, Any]], summary: dict[str, Any]
-) -> list[Block]:
-    """Returns the figures, and what their readers ask first."""
-    visible, gap = 1 - config.objective.mask_share, ""
-    if visible:
-        gap = (
-            f" In training, {visible:.0%} of the tokens to predict are visible or "
-            "replaced by others; in the held-out loss all are hidden, so it is higher "
-            "from the beginning."
-        )
-    device = Figure("device", figures.panels(config, events, figures.DEVICE))
-    note = (
-        "Speed and MFU are over all seconds between two measurements; time that was "
-        "not spent on training is compilation, checkpoints or validation. The gradient "
-        "norm is that before clipping."
-    )
-    return [
-        Figure("loss", figures.loss(config, events, summary)),
-        "The loss while training. With more tokens masked the task is harder: compare "
-        "the curves only if both are masked alike. A small model may stay at the "
-        "dashed line, where it knows how frequent each token is, until it finds out "
-        f"how to use the neighbouring tokens.{gap}",
-        Figure("schedule", figures.panels(config, events, figures.SCHEDULE)),
-        "Learning rate and batch size (sequences per update) are functions of the "
-        "budget already spent.",
-        Fold("Speed, pauses and gradient norm", [device, note]),
-    ]
 
 
 def _corpus_sections(run: Run, folder: Path) -> list[Block]:
