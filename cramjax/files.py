@@ -93,7 +93,7 @@ def write_record(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def checksum(values: Mapping[str, Any]) -> int:
-    """Returns a JSON object's; it does not depend on "name", a corpus's folder."""
+    """Returns that of a JSON object without "name" (a corpus's folder)."""
     content = {k: v for k, v in values.items() if k not in (CHECKSUM, "name")}
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 

@@ -162,7 +162,7 @@ def command_environment() -> Iterator[Outcome]:
     except (OSError, ValueError) as error:
         if not (disk_fault(error) or getattr(error, "filename", None)):
             raise
-        hint = "make room" if is_disk_full(error) else "see to it"
+        hint = "make room" if is_disk_full(error) else "mend it"
         hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
@@ -181,7 +181,7 @@ def command_environment() -> Iterator[Outcome]:
 def _interrupt(received: list[int], number: int, frame: Any) -> None:
     """Raises KeyboardInterrupt; a second signal ends the process at once.
 
-    Until 3.13, Python would forget the thread that it waits for, and crash.
+    Raised again, it could make Python forget a thread that it waits for, and crash.
     """
     del frame
     received.append(number)

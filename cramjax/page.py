@@ -34,7 +34,7 @@ h2, details { margin: 2rem 0 0; border-top: 1px solid var(--line); padding-top: 
 h3 { font-size: 1rem; margin: 1.5rem 0 0; }
 summary { cursor: pointer; color: var(--link); }
 .scroll, pre { overflow-x: auto; margin: 1rem 0; }
-/* A shade at an edge behind which there is more. */
+/* A shadow at an edge beyond which there is more. */
 .scroll { background:
   linear-gradient(90deg, var(--back) 50%, transparent) left / 2rem 100% local,
   linear-gradient(270deg, var(--back) 50%, transparent) right / 2rem 100% local,

@@ -54,7 +54,7 @@ class Stage:
     def update(self, done: float, text: str) -> None:
         """Shows the fraction that is done, the time left, and a text.
 
-        The first call only starts the clock: what is compiled before it comes once.
+        The first call only starts the clock: compilation, before it, happens once.
         """
         now = time.monotonic()
         if self._start is None:
@@ -73,5 +73,5 @@ class Stage:
             logger.info(text)
 
     def part(self, start: float, size: float) -> Callable[[float, str], None]:
-        """Returns the `update` of a part of the stage, of which both are fractions."""
+        """Returns `update` for a part of the stage; both are fractions of the stage."""
         return lambda done, text: self.update(start + size * done, text)

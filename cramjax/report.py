@@ -108,8 +108,8 @@ def _of_initializations(run: Run) -> list[str]:
         how = "worse" if gap["high"] < 0 else how
         groups.setdefault(how, []).append(run.results[name]["title"])
     return [
-        f"Fine-tuned from the pretrained weights, it is measurably {how} than from "
-        f"random ones on {'; '.join(titles)}."
+        f"Fine-tuning from the pretrained weights is {how} than from random ones, as "
+        f"far as these trials can tell, on {'; '.join(titles)}."
         for how, titles in groups.items()
     ]
 
@@ -308,7 +308,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
         ["micro-batches skipped, not finite", f"{summary['skipped']:,}"],
         ["last training loss", "-" if train_loss is None else f"{train_loss:.3f} nats"],
         ["training time", charged],
-        ["besides, not counted", _seconds(summary, FREE)],
+        ["in addition, not counted", _seconds(summary, FREE)],
         ["speed", f"{tokens_per_s:,.0f} tokens/s{each}"],
         *_device_rows(summary),
         ["model FLOPs", f"{summary['model_flops']:.3g}"],

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 import harness
 from harness import Fault
 
-GO_ON = ("closed pipe", "STOP, CONT")  # the other signals end a life
+GO_ON = ("closed pipe", "STOP, CONT")  # the other signals end an attempt
 KILLS = 10  # in a case that has nothing else
 RESULTS = ("survived", "refused", "lost", "wrong", "traceback")
 
@@ -42,7 +42,7 @@ def table(lines: list[dict]) -> str:
 
 
 def drawn(seed: str) -> list[Fault]:
-    """Returns the faults of a case: some of a stage, or one of a whole life."""
+    """Returns the faults of a case: some of a stage, or one of a whole attempt."""
     draw = random.Random(seed)
     kinds = [*harness.SIGNALS, *harness.ERRORS, *harness.WHOLE]
     if os.geteuid() != 0:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("faults.jsonl"))
     flags = parser.parse_args()
     if not harness.STRACE:
-        sys.exit("error: strace, which lets writes fail, is missing or forbidden")
+        sys.exit("error: strace, which makes writes fail, is missing or forbidden")
     until, lines = time.monotonic() + 3600 * flags.hours, []
     with tempfile.TemporaryDirectory() as folder:
         job = harness.Job(Path(folder))

@@ -285,8 +285,8 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, data_dir, monkeypatch, caps
     assert summary["seconds"]["idle"] >= 0.4  # not charged
     said = [x for x in capsys.readouterr().out.splitlines() if "a checkpoint" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
-        *["going on, see to the disk"] * 3,
-        "trying again, Ctrl-C gives up",
+        *["training goes on, check the disk"] * 3,
+        "trying again until you press Ctrl-C",
     ]
     assert "it takes 0.6 MB, 0.0 MB are free" in said[0]
 
@@ -316,8 +316,8 @@ def test_a_write_that_fails_in_the_background_is_done_again(
     assert saved_state(config, tmp_path).step == 4
     said = [x for x in capsys.readouterr().out.splitlines() if "a checkpoint" in x]
     assert [line.rpartition("; ")[2] for line in said] == [
-        *["going on, see to the disk"] * 2,
-        "trying again, Ctrl-C gives up",
+        *["training goes on, check the disk"] * 2,
+        "trying again until you press Ctrl-C",
     ]
 
 
@@ -333,7 +333,7 @@ def test_waiting_for_room_is_given_up_by_hand_only(
         checkpoint.time, "sleep", lambda _: os.kill(os.getpid(), numbers.pop(0))
     )
     with pytest.raises(
-        UserError, match="a checkpoint.* given up; .* goes on from step 0"
+        UserError, match="a checkpoint.* not saved.* goes on from step 0"
     ):
         pretrain.pretrain(config, corpus, tmp_path)
     assert numbers == []

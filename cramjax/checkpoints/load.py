@@ -293,7 +293,9 @@ def _load_foreign(folder: Path) -> Pretrained:
     model = config_module.model_from_dict(config_module.to_dict(ModelConfig()) | keys)
     largest = max(value for value in keys.values() if type(value) is int)
     numbers = sum(tensor.size for tensor in tensors.values())
-    if model.layers > len(tensors) or largest > numbers:  # no end of time or memory
+    if (
+        model.layers > len(tensors) or largest > numbers
+    ):  # without end in time or memory
         raise UserError(f"{folder / CONFIG}: its model is larger than {WEIGHTS}")
     if kind == "modernbert":  # `norm_bias` may be false: the same as biases of 0
         norms = (name for name in tensors if name.endswith("norm.weight"))

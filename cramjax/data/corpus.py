@@ -145,8 +145,8 @@ class Corpus:
         for shard in itertools.chain.from_iterable(self.manifest["shards"].values()):
             if crc32(path := self.path / shard["file"]) != shard["crc32"]:
                 raise UserError(
-                    f"{path} is damaged, its checksum is not the "
-                    f"manifest's: delete {self.path} and run again to rebuild it"
+                    f"{path} is damaged (its checksum is not the "
+                    f"manifest's): delete {self.path} and run again to rebuild it"
                 )
 
 

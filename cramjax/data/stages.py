@@ -111,8 +111,8 @@ def cores() -> int:
 def worker_pool(count: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     """Yields processes that end with the block or with this process, if it is killed.
 
-    The tokenizers library has so many threads in each. Raises `SourceLost` if one of
-    them is killed.
+    In each, the tokenizers library uses so many `threads`. Raises `SourceLost` if one
+    of them is killed.
     """
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
@@ -126,8 +126,8 @@ def worker_pool(count: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     except BrokenProcessPool as error:
         raise SourceLost(
             "a process that reads text was killed (too little memory?): the same "
-            "command continues with what is finished; in a program of yours, call this "
-            'under `if __name__ == "__main__":`'
+            "command keeps what is finished and goes on; in a program of yours, call "
+            'this under `if __name__ == "__main__":`'
         ) from error
     finally:
         for process in set(multiprocessing.active_children()) - others:

@@ -39,7 +39,7 @@ class Job:
     It keeps finished trials in predictions/ until all of
     them are: an interruption costs the trials that it interrupts, and no others.
 
-    Its log, finetune.jsonl, has a line per epoch and trials that are trained together:
+    Its log, finetune.jsonl, has a line per epoch and group of trials trained together:
     "task", "start" (the initialization), "rate", "trials" (their numbers), "epoch",
     "loss" (mean over the epoch, of each trial; null if it is not finite), "scores"
     ({dev set: {metric: score of each trial}}) and "dev_rows" (on how many rows, spread
@@ -112,7 +112,7 @@ class Job:
         )
 
     def load(self, first: int) -> Finetuned | None:
-        """Returns the trials from this number on, if nothing else has changed."""
+        """Returns the saved trials from this number on; None if the job has changed."""
         try:
             with np.load(self._path(first)) as found:
                 if str(found["identity"]) != self._identity:

@@ -282,8 +282,8 @@ def how_compared() -> str:
     return (
         "Differences of the trials' means (the other tables show medians), with the "
         f"{scores.LEVEL:.0%} interval of {scores.DRAWS:,} bootstrap draws of dev rows "
-        "and trials in parentheses. Where it includes 0, these trials cannot tell "
-        "which one is better."
+        "and trials in parentheses. If the interval includes 0, these trials "
+        "cannot tell which side is better."
     )
 
 

@@ -69,7 +69,7 @@ class CheckpointStore:
         try:
             self._save(step, state, host)
         except DiskFault as error:
-            logger.warning(f"{error}; going on, see to the disk")
+            logger.warning(f"{error}; training goes on, check the disk")
 
     def save_at_last(
         self,
@@ -99,12 +99,12 @@ class CheckpointStore:
                 return
             except DiskFault as error:
                 if not announced:
-                    logger.warning(f"{error}; trying again, Ctrl-C gives up")
+                    logger.warning(f"{error}; trying again until you press Ctrl-C")
                 announced = True
                 if set(signals[before:]) & {signal.SIGINT, signal.SIGTERM}:
                     raise UserError(
-                        f"{error}: the state was given up; see to the disk, and the "
-                        f"same command goes on from step {self.latest_step() or 0}, "
+                        f"{error}: the state was not saved. Check the disk; the same "
+                        f"command goes on from step {self.latest_step() or 0}, and "
                         "what was lost is charged"
                     ) from error
             with clock.measure("idle"):
@@ -140,7 +140,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _faults_explained(self) -> Iterator[None]:
-        """Raises `DiskFault`; Orbax reports a failed write in the background later."""
+        """Turns a disk's errors, which Orbax may report later, into `DiskFault`."""
         try:
             yield
         except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Breaks a tiny run on purpose, starts it again until it ends, and compares.
 
-A case is a few faults in the order of their stages. Each one strikes a life: a process
-with the same command in the same folders. Afterwards the command runs undisturbed, and
+A case is a few faults in the order of their stages. Each one strikes an attempt: a
+process with the same command in the same folders. Afterwards the command runs undisturbed, and
 what the run has made must equal, to the bit, what an undisturbed one (the reference)
 has made.
 """
@@ -46,7 +46,7 @@ STAGE_OF_FILES = {
 # It may be missing, or forbidden as in some containers.
 _TRIED = [shutil.which("strace") or "false", "-o", os.devnull, "true"]
 STRACE = subprocess.run(_TRIED, check=False).returncode == 0
-PATIENCE_S = 240  # a longer life hangs
+PATIENCE_S = 240  # a longer attempt hangs
 WRITES = ("write", "writev", "fsync", "rename", "mkdir")  # system calls
 SIGNALS = {
     "KILL": (signal.SIGKILL,),
@@ -62,7 +62,7 @@ WHOLE = ("slow disk", "small disk", "two on a workdir", "two on a corpus")  # no
 
 
 class Fault(NamedTuple):
-    """What happens to a life in a stage; the seed draws the moment or the write."""
+    """What happens to an attempt in a stage; the seed draws the moment or the write."""
 
     kind: str  # of SIGNALS, ERRORS or WHOLE
     stage: str
@@ -89,14 +89,14 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-        assert Life(self, folder / "first").ended() == 0
+        assert Attempt(self, folder / "first").ended() == 0
         self.reference, log = folder / "reference", folder / "reference.strace"
         prefix = strace(log, WRITES) if STRACE else ()
-        life, began = Life(self, self.reference, prefix), {}
+        attempt, began = Attempt(self, self.reference, prefix), {}
         for stage in STAGES:
-            life.wait_for(lambda stage=stage: life.has_begun(stage))
+            attempt.wait_for(lambda stage=stage: attempt.has_begun(stage))
             began[stage] = time.time()
-        assert life.ended() == 0, life.text()
+        assert attempt.ended() == 0, attempt.text()
         del began["checkpoint"]  # it lasts a moment
         ends = [*began.values(), time.time()][1:]
         self.seconds = {x: end - began[x] for x, end in zip(began, ends, strict=True)}
@@ -127,7 +127,7 @@ def traced(log: Path, only: str = "") -> Iterator[tuple[str, str, str]]:
                 yield path.suffix, *match.groups()
 
 
-class Life:
+class Attempt:
     """A process with the command; its output is in a file."""
 
     def __init__(self, job: Job, place: Path, prefix=(), run="run", reader=None):
@@ -173,7 +173,7 @@ class Life:
         return json.loads(lines[-1])
 
     def has_begun(self, stage: str) -> bool:
-        """Returns whether this life has come to a stage."""
+        """Returns whether this attempt has come to a stage."""
         if stage == "preparing":
             return "workdir: " in self.text()
         if stage == "compiling":
@@ -217,26 +217,26 @@ class Life:
         return code
 
 
-def strike(job: Job, place: Path, fault: Fault) -> Life:
-    """Returns a life that has met the fault, if it is `struck`."""
+def strike(job: Job, place: Path, fault: Fault) -> Attempt:
+    """Returns an attempt that has met the fault, if it is `struck`."""
     draw, kind, log = random.Random(fault.seed), fault.kind, place / "strace"
     place.mkdir(exist_ok=True)
     if kind in SIGNALS:
         reader = re.match("(?:closed )?(pipe|terminal)?", kind)[1]
-        life = Life(job, place, reader=reader)
-        began = life.wait_for(lambda: life.has_begun(fault.stage))
+        attempt = Attempt(job, place, reader=reader)
+        began = attempt.wait_for(lambda: attempt.has_begun(fault.stage))
         time.sleep(draw.random() * job.seconds[fault.stage])
-        life.struck = began and life.process.poll() is None
+        attempt.struck = began and attempt.process.poll() is None
         if reader:
-            os.close(life.reader)
-            life.reader = None
-        for number in SIGNALS[kind] if life.struck and reader != "terminal" else ():
+            os.close(attempt.reader)
+            attempt.reader = None
+        for number in SIGNALS[kind] if attempt.struck and reader != "terminal" else ():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 # Ctrl-C reaches the whole group.
                 send = os.killpg if number == signal.SIGINT else os.kill
-                send(life.process.pid, number)
+                send(attempt.process.pid, number)
             time.sleep(draw.random() / 2)
-        return life
+        return attempt
     if kind in ERRORS:
         call = draw.choice([c for c in WRITES if (fault.stage, c) in job.calls])
         numbers = job.calls[fault.stage, call]
@@ -246,44 +246,46 @@ def strike(job: Job, place: Path, fault: Fault) -> Life:
         inject = f"inject={call}:error={kind}:when={number}{'+' * onwards}"
         for old in place.glob(f"{log.name}.*"):
             old.unlink()
-        life = Life(job, place, strace(log, [call], "-e", inject))
-        life.wait_for(lambda: onwards and "trying again" in life.text())
-        children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children")
-        if life.process.poll() is None:  # it tries for ever: a user gives up
+        attempt = Attempt(job, place, strace(log, [call], "-e", inject))
+        attempt.wait_for(lambda: onwards and "trying again" in attempt.text())
+        children = Path(
+            f"/proc/{attempt.process.pid}/task/{attempt.process.pid}/children"
+        )
+        if attempt.process.poll() is None:  # it tries for ever: a user gives up
             os.kill(int(children.read_text()), signal.SIGINT)
-            life.wait_for()
+            attempt.wait_for()
         hit = [path for *_, path in traced(log, "(INJECTED)") if str(place) in path]
-        life.note, life.struck = f"{inject} {', '.join(hit[:3])}", bool(hit)
-        return life
+        attempt.note, attempt.struck = f"{inject} {', '.join(hit[:3])}", bool(hit)
+        return attempt
     if kind == "slow disk":
         slow = "inject=fsync,rename,mkdir:delay_enter=20000"  # microseconds
-        return Life(job, place, strace(log, WRITES, "-e", slow))
+        return Attempt(job, place, strace(log, WRITES, "-e", slow))
     if kind == "small disk":
         folder, size_kB = place / "run", draw.randrange(100, 1500)
         folder.mkdir()
         mount = ("mount", "-t", "tmpfs", "none", folder, "-o")
         subprocess.run([*mount, f"size={size_kB}k"], check=True)
-        life = Life(job, place)
-        life.wait_for(lambda: "trying again" in life.text())
-        life.note = f"{size_kB} kB"
+        attempt = Attempt(job, place)
+        attempt.wait_for(lambda: "trying again" in attempt.text())
+        attempt.note = f"{size_kB} kB"
         subprocess.run([*mount, "remount,size=64m"], check=True)
-        return life
-    life = Life(job, place)
+        return attempt
+    attempt = Attempt(job, place)
     time.sleep(draw.choice((0, draw.uniform(0, sum(job.seconds.values())))))
     run = "run" if kind == "two on a workdir" else "run2"
-    other = Life(job, place, run=run)
+    other = Attempt(job, place, run=run)
     if (code := other.ended()) == 0:
         compare(job, place, run)
     elif code != 2 or "in use by another" not in other.text():
         raise Broken("lost", f"the second: exit {code}: {other.text()[-1000:]}")
-    return life
+    return attempt
 
 
 def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
     """Returns a line for each fault, up to the one in which the run ended.
 
     "result" is "survived", "refused" (with one line; the same command goes on),
-    "missed" (the life ended before) or, of the last fault, what is `Broken`.
+    "missed" (the attempt ended before) or, of the last fault, what is `Broken`.
     """
     lines = []
     try:
@@ -295,14 +297,14 @@ def run_case(job: Job, place: Path, faults: list[Fault]) -> list[dict]:
                 # Python ends in SIGINT if any KeyboardInterrupt, which SIGTERM raises,
                 # too, came while it executed a string.
                 allowed = {0, 2, -2} | {x for n in numbers for x in (-n, 128 + n)}
-            life = strike(job, place, fault) if fault else Life(job, place)
-            code = life.ended()
-            lines[-1]["note"] += f"{life.note} exit {code} "
+            attempt = strike(job, place, fault) if fault else Attempt(job, place)
+            code = attempt.ended()
+            lines[-1]["note"] += f"{attempt.note} exit {code} "
             if code not in allowed:
-                raise Broken("lost", life.text()[-3000:])
-            if fault and life.struck:
+                raise Broken("lost", attempt.text()[-3000:])
+            if fault and attempt.struck:
                 lines[-1]["result"] = "refused" if code == 2 else "survived"
-                lines[-1]["note"] += life.text()[-300:] * (code == 2)
+                lines[-1]["note"] += attempt.text()[-300:] * (code == 2)
             if code == 0:
                 break
         compare(job, place)

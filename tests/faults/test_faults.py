@@ -31,10 +31,10 @@ WRITES_AND_TWO = (
 @pytest.mark.parametrize("case", [SIGNALS, WRITES_AND_TWO], ids=["signals", "writes"])
 def test_nothing_is_lost(job, tmp_path, case):
     if case is WRITES_AND_TWO and not harness.STRACE:
-        pytest.skip("strace, which lets writes fail, is missing or forbidden")
+        pytest.skip("strace, which makes writes fail, is missing or forbidden")
     faults = [harness.Fault(*x, seed=f"{i}") for i, x in enumerate(case)]
     lines = harness.run_case(job, tmp_path / "place", faults)
     results = [line["result"] for line in lines]
     assert {*results} <= {"survived", "refused", "missed"}, lines[-1]
-    # A moment is drawn: on a busy machine a life may be further than was expected.
+    # A moment is drawn: on a busy machine an attempt may be further than was expected.
     assert results.count("missed") <= 1 and len(results) >= len(case) - 1
