@@ -70,8 +70,11 @@ def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp
     assert "<strong>The corpora differ</strong>" in text
     assert "<td>other rows</td>" in text
     (other / "glue.json").unlink()
-    compared(finished[0], other, f"--out={out}")
-    assert "Fine-tuning" not in out.read_text()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / other.name).symlink_to(other)  # of the same name
+    compared(finished[0], other, tmp_path / "again" / other.name, f"--out={out}")
+    text = out.read_text()
+    assert "Fine-tuning" not in text and "/again/other&lt;b&gt;</strong>" in text
 
 
 @pytest.mark.parametrize(
