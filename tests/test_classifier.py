@@ -32,6 +32,9 @@ def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path):
     )
     save(tmp_path / "kept", kept, {"metric": "accuracy"})
     found = cramjax.load_classifier(tmp_path / "kept")
+    with pytest.raises(AttributeError):  # interrupted
+        save(tmp_path / "cut", dataclasses.replace(kept, tokenizer=None), {})
+    assert not classifier_module.is_saved(tmp_path / "cut")
     for field in dataclasses.fields(kept):
         if field.name not in ("params", "tokenizer"):
             assert getattr(found, field.name) == getattr(kept, field.name)
