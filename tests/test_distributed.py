@@ -1,5 +1,6 @@
 """Several devices, and several processes: the numbers of one."""
 
+import contextlib
 import json
 import re
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.main import main
 from cramjax.run import run
-from cramjax.training import train_step
+from cramjax.training import loop, train_step
 
 
 def on(devices, config):
@@ -90,6 +92,38 @@ def test_two_devices_give_the_numbers_of_one(tiny, monkeypatch):
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     for one, two in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+def test_what_a_checkpoint_has_is_gathered_first(monkeypatch):
+    saved = []
+    monkeypatch.setattr(loop, "host_state", lambda _: {})
+    session = SimpleNamespace(
+        clock=SimpleNamespace(step=3, measure=lambda _: contextlib.nullcontext()),
+        micro_step=SimpleNamespace(gather=lambda state: f"{state}, gathered"),
+        state="a state",
+        store=SimpleNamespace(save=lambda *given: saved.append(given)),
+    )
+    loop.save(session)
+    assert saved == [(3, "a state, gathered", {})]
+
+
+@pytest.mark.slow
+def test_devices_have_dropout_of_their_own(data_dir, monkeypatch):
+    """Where rows, masks and weights are equal, so would be the gradients."""
+    keys = ("model.layers=1", "objective.dropout=0.5", "batch.sequences=8")
+    config, mask = tiny_config(data_dir, *keys), train_step.mask_tokens
+
+    def same(*given, part, **more):
+        return mask(*given, part=(0, part[1]), **more)
+
+    monkeypatch.setattr(train_step, "mask_tokens", same)
+    step = on(2, config)
+    tokens_BxL = np.tile(tokens_of(config, 2), (2, 1))
+    state, _ = step.function(
+        step.fresh_state(), *step.inputs(tokens_BxL, Requests(0.5))
+    )
+    sums = np.asarray(state.opt_state.acc_grads["final_norm"]["bias"])
+    assert sums.shape == (2, 32) and not np.isclose(*sums).any()
 
 
 KEYS = (
