@@ -35,6 +35,9 @@ def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path):
     with pytest.raises(AttributeError):  # interrupted
         save(tmp_path / "cut", dataclasses.replace(kept, tokenizer=None), {})
     assert not classifier_module.is_saved(tmp_path / "cut")
+    half = dataclasses.replace(tiny.model, dtype="bfloat16")
+    save(tmp_path / "half", dataclasses.replace(kept, model=half), {})
+    assert cramjax.load_classifier(tmp_path / "half").model == kept.model  # float32
     for field in dataclasses.fields(kept):
         if field.name not in ("params", "tokenizer"):
             assert getattr(found, field.name) == getattr(kept, field.name)
@@ -110,6 +113,8 @@ def test_the_saved_trial_predicts_what_it_was_scored_on(
     (_, *low), (_, *high) = [[float(x) for x in found] for found in by_rate]
     assert max(high) > max(low) and high[0] != high[1]
     report = (folder / "report.md").read_text()
+    facts = json.loads((folder / "config.json").read_text())
+    assert (facts["train_rows"], facts["dev_rows"]) == (200, len(dev))  # all
     saved = f"the best of 2 at the learning rate 0.01: accuracy {max(high)}."
     assert saved in report and saved in printed
     by_label, of_pairs = report.split("How many dev rows of each label")
