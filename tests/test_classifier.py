@@ -32,6 +32,12 @@ def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path):
     )
     save(tmp_path / "kept", kept, {"metric": "accuracy"})
     found = cramjax.load_classifier(tmp_path / "kept")
+    with pytest.raises(AttributeError):  # interrupted
+        save(tmp_path / "cut", dataclasses.replace(kept, tokenizer=None), {})
+    assert not classifier_module.is_saved(tmp_path / "cut")
+    half = dataclasses.replace(tiny.model, dtype="bfloat16")
+    save(tmp_path / "half", dataclasses.replace(kept, model=half), {})
+    assert cramjax.load_classifier(tmp_path / "half").model == kept.model  # float32
     for field in dataclasses.fields(kept):
         if field.name not in ("params", "tokenizer"):
             assert getattr(found, field.name) == getattr(kept, field.name)
@@ -107,10 +113,13 @@ def test_the_saved_trial_predicts_what_it_was_scored_on(
     (_, *low), (_, *high) = [[float(x) for x in found] for found in by_rate]
     assert max(high) > max(low) and high[0] != high[1]
     report = (folder / "report.md").read_text()
+    facts = json.loads((folder / "config.json").read_text())
+    assert (facts["train_rows"], facts["dev_rows"]) == (200, len(dev))  # all
     saved = f"the best of 2 at the learning rate 0.01: accuracy {max(high)}."
     assert saved in report and saved in printed
+    by_label, of_pairs = report.split("How many dev rows of each label")
     total = sum(
-        int(x) for x in re.findall(r"\| \w+ (?:\| [\d.]+ ){3}\| (\d+) \|", report)
+        int(x) for x in re.findall(r"\| \w+ (?:\| [\d.]+ ){3}\| (\d+) \|", by_label)
     )
     assert total == len(dev)
     # Only the texts' column is needed, and each row is answered in its place.
@@ -120,6 +129,12 @@ def test_the_saved_trial_predicts_what_it_was_scored_on(
     assert main(["predict", f"--model={folder}", str(path), f"--out={out}"]) == 0
     header, *lines = [line.split("\t") for line in out.read_text().splitlines()]
     assert header == ["label", "probability"]
+    pairs = list(zip(labels, (found for found, _ in lines), strict=True))
+    names = re.search(r"\n\|  \| (.*) \|", of_pairs)[1].split(" | ")
+    assert len(names) == 7
+    for name in names:
+        counts = " | ".join(str(pairs.count((name, other))) for other in names)
+        assert f"| {name} | {counts} |" in of_pairs
     right = [found == label for (found, _), label in zip(lines, labels, strict=True)]
     assert 100 * sum(right) / len(right) == pytest.approx(max(high), abs=0.05)
     json_lines = [json.dumps({"id": 1, "sentence": text}) for [text] in texts]
@@ -194,6 +209,8 @@ def test_mistakes_in_predict_write_nothing(trained, text, message, tmp_path, cap
     assert main(["predict", f"--model={trained[0]}", str(path), f"--out={out}"]) == 2
     assert re.search(message, one_error(capsys))
     assert not out.exists()
+    assert main(["predict", f"--model={trained[0]}", str(path)]) == 2
+    assert capsys.readouterr().out == ""
     assert main(["predict", f"--model={tmp_path}", str(path)]) == 2
     capsys.readouterr()
 

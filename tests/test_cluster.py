@@ -1,5 +1,6 @@
 """The adapter to datatrove: with a stand-in, and with datatrove and a fake sbatch."""
 
+import dataclasses
 import os
 import stat
 import sys
@@ -34,6 +35,7 @@ class StandIn:
     """What datatrove's executors do, in this process; task 1 of `fails` fails."""
 
     fails = ""
+    worker_folder = ""
     ran: list[tuple[str, int]] = []  # noqa: RUF012
 
     def __init__(self, pipeline, tasks, *, logging_dir, depends, **options):
@@ -48,6 +50,7 @@ class StandIn:
             if (self.stage, rank) == (self.fails, 1):
                 self.failed.append(rank)
             else:
+                os.chdir(self.worker_folder)
                 self.step(None, rank, self.tasks)
 
     def get_incomplete_ranks(self):
@@ -55,7 +58,9 @@ class StandIn:
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stand_in(monkeypatch, tmp_path):
+    (tmp_path / "worker").mkdir()
+    monkeypatch.setattr(StandIn, "worker_folder", tmp_path / "worker")
     names = ("datatrove", "datatrove.executor", "datatrove.executor.ray", "ray")
     for name in names:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -73,7 +78,9 @@ def test_an_executor_runs_every_stage_after_the_one_before(
 ):
     config = config_of(tmp_path)
     whole = content(prepare.prepare(config).path)
-    config = config_of(tmp_path, name="cluster")
+    monkeypatch.chdir(tmp_path)
+    data = dataclasses.replace(config.data, dir="cluster")
+    config = dataclasses.replace(config, data=data)
     if executor == "ray":
         monkeypatch.setattr(stand_in, "fails", "blocks")
         with pytest.raises(
@@ -85,6 +92,7 @@ def test_an_executor_runs_every_stage_after_the_one_before(
     cluster.submit(config, executor, 3, SLURM)
     stages = [("sources", 1), ("tokenizer", 1), ("blocks", 3), ("manifest", 1)]
     assert stand_in.ran == stages
+    monkeypatch.chdir(tmp_path)
     assert content(prepare.corpus_path(config)) == whole
 
 

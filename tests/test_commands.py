@@ -8,6 +8,7 @@ import pytest
 
 from cramjax.glue import scores
 from cramjax.main import command_names, guarded, main
+from cramjax.run import lock_workdir
 
 
 def test_the_help_fits_one_screen_and_lists_the_commands(capsys):
@@ -39,7 +40,11 @@ def test_a_report_is_written_anew(finished, tmp_path, capsys, monkeypatch):
     report = finished[0] / "report.md"
     text = report.read_text()
     report.unlink()
-    assert main(["report", f"--workdir={finished[0]}"]) == 0
+    command = ["report", f"--workdir={finished[0]}"]
+    with lock_workdir(finished[0]):
+        assert main(command) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert main(command) == 0
     assert report.read_text() == text
     assert main(["report", f"--workdir={tmp_path}"]) == 2
     assert "pass the workdir of a finished run" in capsys.readouterr().err

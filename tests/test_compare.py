@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_page import Checker
 
-from cramjax import examples, files, page
+from cramjax import compare, examples, files, page
 from cramjax.main import main
 
 
@@ -70,8 +70,22 @@ def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp
     assert "<strong>The corpora differ</strong>" in text
     assert "<td>other rows</td>" in text
     (other / "glue.json").unlink()
-    compared(finished[0], other, f"--out={out}")
-    assert "Fine-tuning" not in out.read_text()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / other.name).symlink_to(other)  # of the same name
+    compared(finished[0], other, tmp_path / "again" / other.name, f"--out={out}")
+    text = out.read_text()
+    assert "Fine-tuning" not in text and "/again/other&lt;b&gt;</strong>" in text
+
+
+def test_losses_are_over_tokens_flops_and_hours(finished):
+    run = compare.read(finished[0])
+    figures = [x for x in compare._losses({"a": run}) if isinstance(x, page.Figure)]
+    ends = [figure.drawn.axes[0].lines[1].get_xdata()[0] for figure in figures]
+    keys = ("tokens", "model_flops", "elapsed_s")
+    tokens, flops, seconds = (run.summary[key] for key in keys)
+    assert ends == pytest.approx([tokens / 1e6, flops, seconds / 3600])
+    for figure, end in zip(figures[:2], ends[:2], strict=True):
+        assert figure.drawn.axes[0].lines[0].get_xdata()[-1] == pytest.approx(end)
 
 
 @pytest.mark.parametrize(

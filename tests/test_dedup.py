@@ -177,14 +177,20 @@ def random_documents(count, seed):
     return [*texts, *generator.choices(texts, k=count // 5)]
 
 
-def test_parts_of_any_size_give_the_same_cuts(tmp_path):
+def test_parts_of_any_size_give_the_same_cuts(tmp_path, monkeypatch):
+    """And at once no more is searched than a chunk, and a document for each part."""
     texts = random_documents(100, seed=1)
-    found = []
+    found, searched, repeated = [], [], repeats.repeated
+    monkeypatch.setattr(
+        repeats, "repeated", lambda x, *n: searched.append(len(x)) or repeated(x, *n)
+    )
     for name, chunk_bytes in (("parts", 3000), ("whole", 1 << 20)):
         changes = {"drop_duplicates": True, "dedup_chunk_bytes": chunk_bytes}
         left, facts = drop(tmp_path / name, texts, dedup_bytes=24, **changes)
         found.append((left, {k: v for k, v in facts.items() if k != "chunks"}))
         assert (facts["chunks"] > 5) == (name == "parts")
+        longest = max(len(text.encode()) for text in texts)
+        assert max(searched) < chunk_bytes + 2 * longest
     assert found[0] == found[1]
     assert facts["documents"] >= 20 and facts["spans"] > 50
     names = {path.suffix for path in (tmp_path / "parts").iterdir()}

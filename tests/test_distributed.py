@@ -1,5 +1,6 @@
 """Several devices, and several processes: the numbers of one."""
 
+import contextlib
 import json
 import re
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,14 @@ import pytest
 from conftest import TINY, tiny_config
 from test_train_step import tokens_of
 
+from cramjax import run as run_module
+from cramjax.device import distributed
 from cramjax.device.compile import Requests, tree_bytes
+from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.main import main
 from cramjax.run import run
-from cramjax.training import train_step
+from cramjax.training import loop, train_step
 
 
 def on(devices, config):
@@ -87,6 +92,38 @@ def test_two_devices_give_the_numbers_of_one(tiny, monkeypatch):
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     for one, two in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+def test_what_a_checkpoint_has_is_gathered_first(monkeypatch):
+    saved = []
+    monkeypatch.setattr(loop, "host_state", lambda _: {})
+    session = SimpleNamespace(
+        clock=SimpleNamespace(step=3, measure=lambda _: contextlib.nullcontext()),
+        micro_step=SimpleNamespace(gather=lambda state: f"{state}, gathered"),
+        state="a state",
+        store=SimpleNamespace(save=lambda *given: saved.append(given)),
+    )
+    loop.save(session)
+    assert saved == [(3, "a state, gathered", {})]
+
+
+@pytest.mark.slow
+def test_devices_have_dropout_of_their_own(data_dir, monkeypatch):
+    """Where rows, masks and weights are equal, so would be the gradients."""
+    keys = ("model.layers=1", "objective.dropout=0.5", "batch.sequences=8")
+    config, mask = tiny_config(data_dir, *keys), train_step.mask_tokens
+
+    def same(*given, part, **more):
+        return mask(*given, part=(0, part[1]), **more)
+
+    monkeypatch.setattr(train_step, "mask_tokens", same)
+    step = on(2, config)
+    tokens_BxL = np.tile(tokens_of(config, 2), (2, 1))
+    state, _ = step.function(
+        step.fresh_state(), *step.inputs(tokens_BxL, Requests(0.5))
+    )
+    sums = np.asarray(state.opt_state.acc_grads["final_norm"]["bias"])
+    assert sums.shape == (2, 32) and not np.isclose(*sums).any()
 
 
 KEYS = (
@@ -159,6 +196,70 @@ def test_results_of_processes_are_joined(tmp_path):
     joined = {"a": 2, "b": 1, "c": 3}
     assert evaluate.read_results(tmp_path / "glue.json") == joined
     assert [path.name for path in tmp_path.iterdir()] == ["glue.json"]
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process says it is number 1 of 2; returns what it waits for, in order."""
+    waits = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(distributed, "wait_for_all", waits.append)
+    return waits
+
+
+def test_each_process_has_its_tasks_and_the_first_joins_them_at_the_end(
+    tiny, corpus, second_of_two, monkeypatch, tmp_path
+):
+    calls = second_of_two
+    monkeypatch.setattr(
+        evaluate,
+        "evaluate",
+        lambda *given, part=None: calls.append((given[-1], part)) or {"a": 1},
+    )
+    monkeypatch.setattr(evaluate, "join_parts", lambda _: calls.append("join"))
+    run_module.note_corpus(tmp_path, corpus)
+    assert run_module._evaluate(tiny, {}, tmp_path, "abcde") == {}
+    assert calls == ["joined", ("bd", 1), "evaluated"]
+    calls.clear()
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    assert run_module._evaluate(tiny, {}, tmp_path, "abcde") == {"a": 1}
+    alone = ["join", ("abcde", None)]
+    assert calls == ["join", "joined", ("ace", 0), "evaluated", *alone]
+
+
+def test_processes_wait_for_the_first_and_end_with_each_other(
+    tiny, second_of_two, monkeypatch, capsys
+):
+    order = second_of_two
+    with distributed.first_alone("corpus"):
+        order.append("second")
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with distributed.first_alone("corpus"):
+        order.append("first")
+    assert order == ["corpus", "second", "first", "corpus"]
+
+    utils = distributed.multihost_utils
+    monkeypatch.setattr(utils, "process_allgather", lambda x: np.stack([x, x]))
+    distributed.check_equal("a config")
+    monkeypatch.setattr(utils, "process_allgather", lambda x: np.stack([x, x + 1]))
+    with pytest.raises(UserError, match="not all processes have the same config"):
+        distributed.check_equal("a config")
+
+    monkeypatch.setattr(distributed, "devices", lambda: 3)
+    with pytest.raises(UserError, match="micro_batch is 4: must be a multiple of 3"):
+        run_module.check_platform(tiny)
+
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended, distributed.peers_watched():
+        raise ValueError("Gloo all-reduce failed")
+    assert ended.value.code == 1
+    assert "error: another process is gone" in capsys.readouterr().err
+    with (
+        pytest.raises(ValueError, match="another mistake"),
+        distributed.peers_watched(),
+    ):
+        raise ValueError("another mistake")
 
 
 @pytest.mark.parametrize(

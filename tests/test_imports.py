@@ -1,6 +1,7 @@
-"""Modules import downwards only, and never in a circle."""
+"""Modules import downwards only, and never in a circle; `files` alone writes files."""
 
 import ast
+import re
 from pathlib import Path
 
 import cramjax
@@ -89,3 +90,32 @@ def test_a_folder_and_its_neighbours_do_not_import_each_other():
         for other in others
     }
     assert [(a, b) for a, b in pairs if a < b and (b, a) in pairs] == []
+
+
+def direct_writes(path):
+    """Yields the lines that write a file in place: a kill would leave a part of it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        writes = re.search(r"\.write_(text|bytes)$", name) and "files." not in name
+        values = (*node.args, *(keyword.value for keyword in node.keywords))
+        modes = [x.value for x in values if isinstance(x, ast.Constant)]
+        opens = name.split(".")[-1] == "open" and any(
+            re.fullmatch("[wx][bt+]*", str(mode)) for mode in modes
+        )
+        if writes or opens:
+            yield ast.unparse(node)
+
+
+def test_files_are_written_whole():
+    """But /dev/null, and a rehearsal's sample, which is in a temporary folder."""
+    found = {
+        name: lines
+        for name, path in MODULES.items()
+        if name != "cramjax.files" and (lines := list(direct_writes(path)))
+    }
+    assert found == {
+        "cramjax.device.distributed": ["open(os.devnull, 'w')"],
+        "cramjax.rehearsal": ["(scratch / 'sample.jsonl').open('w')"],
+    }

@@ -98,9 +98,18 @@ def test_a_long_run_has_a_small_figure_with_its_means():
 
 def test_a_run_without_measurements_has_empty_panels(tiny):
     assert len(figures.panels(tiny, [], figures.SCHEDULE).axes) == 2
-    known = [{"progress": 0.5, "mfu": None, "grad_norm": 2.0}]
-    [axes] = figures.panels(tiny, known, figures.DEVICE).axes
-    assert axes.get_ylabel() == "gradient norm"
+    known = [{"progress": 0.5, "mfu": 0.4, "tokens_per_s": None, "grad_norm": 2.0}]
+    known[0] |= {"not_training": 0.25, "peak_memory_bytes": 3e9}
+    shown = [
+        (axes.get_ylabel(), *axes.lines[0].get_ydata())
+        for axes in figures.panels(tiny, known, figures.DEVICE).axes
+    ]
+    assert shown == [
+        ("MFU (%)", 40.0),
+        ("not training (%)", 25.0),
+        ("gradient norm", 2.0),
+        ("peak memory (GB)", pytest.approx(3.0)),
+    ]
 
 
 def test_the_report_of_a_run_is_one_file_that_loads_nothing(finished):

@@ -322,12 +322,15 @@ def test_killed_and_started_again_the_store_is_the_same(tmp_path, kills):
     def start(name):
         command = [sys.executable, str(tmp_path / "program.py"), *TINY]
         overrides = [f"data.sources={texts}", f"data.dir={tmp_path / name}"]
-        return subprocess.Popen([*command, *overrides, "model.vocab_size=42"])
+        return subprocess.Popen(
+            [*command, *overrides, "model.vocab_size=42"], stdout=subprocess.PIPE
+        )
 
     def folder(name):
         return next(p for p in (tmp_path / name).iterdir() if p.is_dir())
 
-    assert start("whole").wait() == 0
+    with start("whole") as process:
+        assert process.wait() == 0
     shards = len(Corpus(folder("whole")).manifest["shards"]["blocks"])
     generator = random.Random(kills)
     finished: dict[str, int] = {}
@@ -338,11 +341,11 @@ def test_killed_and_started_again_the_store_is_the_same(tmp_path, kills):
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.3))
         process.kill()
-        process.wait()
-        time.sleep(0.5)  # the workers notice
+        process.communicate(timeout=20)  # until its workers have closed the pipe, too
         for path in (tmp_path / "killed").glob("*.partial/facts-*.json"):
             made = path.stat().st_mtime_ns
             assert finished.setdefault(path.name, made) == made  # not made again
     assert len(finished) > 0.7 * shards
-    assert start("killed").wait() == 0
+    with start("killed") as process:
+        assert process.wait() == 0
     assert content(folder("killed")) == content(folder("whole"))

@@ -215,6 +215,16 @@ def test_validation_during_training_changes_nothing(
     assert summary["seconds"]["validation"] > 40 * 0.05  # outside the budget
 
 
+def test_a_timer_counts_minutes(monkeypatch):
+    now = [0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    timer, never, due = loop.Timer(2), loop.Timer(0), []
+    for now[0] in range(0, 400, 30):
+        assert not never.is_due()
+        due += [now[0]] * timer.is_due()
+    assert due == [150, 300]
+
+
 def signal_before(monkeypatch, owner, name, call):
     """Makes SIGTERM arrive right before the call-th call of owner.name."""
     original, calls = getattr(owner, name), []

@@ -231,9 +231,29 @@ def test_a_file_that_has_changed(hub, tmp_path):
         file.write("one\n\ntwo")
     file = only(tmp_path, "memory://changed/a.txt")
     assert list(file.raw_documents(ReadContext(DATA)))[0].strip() == "one"
+    fsspec.filesystem("memory").pipe("/changed/a.txt", b"new\n\ntwo")  # a new version
+    assert only(tmp_path / "other", "memory://changed/a.txt").digest != file.digest
     fsspec.filesystem("memory").pipe("/changed/a.txt", b"longer than before")
     with pytest.raises(UserError, match="had 8 bytes .* 18 now: delete fingerprints"):
         list(file.raw_documents(ReadContext(DATA)))
+
+
+def test_bytes_at_any_place(monkeypatch):
+    """After a jump, few are requested at first, and never more than the most."""
+    data = np.random.default_rng(0).bytes(1 << 21)
+    fsspec.filesystem("memory").pipe("/places/a.bin", data)
+    monkeypatch.setattr(remote, "FIRST_BYTES", 1 << 17)
+    monkeypatch.setattr(remote, "MOST_BYTES", 1 << 18)
+    sizes, fetch = [], remote._Raw._fetch
+    monkeypatch.setattr(
+        remote._Raw, "_fetch", lambda self, n: sizes.append(n) or fetch(self, n)
+    )
+    with remote.open_url("memory://places/a.bin", len(data)) as file:
+        for at in (0, 1 << 20, 100):
+            file.seek(at)
+            assert file.read(1000) == data[at : at + 1000]
+        assert file.read() == data[1100:]
+    assert sizes[:4] == [1 << 17] * 3 + [1 << 18] and max(sizes) == 1 << 18
 
 
 def test_text_in_memory(tmp_path):

@@ -75,8 +75,17 @@ def written(config, events, summary, workdir):
 
 
 def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
-    text = written(config, events, SUMMARY, tmp_path)
+    seconds = SUMMARY["seconds"] | {"validation": 7.0}
+    summary = SUMMARY | {"seconds": seconds, "devices": 2}
+    summary |= {"peak_memory_bytes": 3e9, "mfu": 0.4, "energy_kwh": 0.5}
+    text = written(config, events, summary, tmp_path)
     for named in (
+        "| training time | 60 s: training 60 s |",
+        "peak, over that time | 40.0% |",
+        "| peak device memory in the last session | 3.0 GB |",
+        "validation included | 0.5 kWh |",
+        "| time that does not count | validation 7 s |",
+        "| speed | 67 tokens/s, 33 on each of 2 GPUs |",
         "python -m cramjax.main --config=my.py",
         "2 layers, width 32, 2 heads, gated feed-forward width 64",
         "12,345 parameters",

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 
 import numpy as np
 import pyarrow
@@ -400,7 +401,10 @@ def test_an_empty_file_does_not_change_the_mix(tmp_path):
 
 
 def test_files_given_otherwise_are_another_corpus(tmp_path):
-    """Files of two sources are not encoded together: other blocks, another name."""
+    """Files of two sources are not encoded together: other blocks, another name.
+
+    And so are files that have changed, though their sizes are the same.
+    """
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("x")
     two = f"data.sources=('{tmp_path}/a.txt','{tmp_path}/b.txt')"
@@ -410,6 +414,9 @@ def test_files_given_otherwise_are_another_corpus(tmp_path):
         for sources_of in (two, glob)
     }
     assert len(paths) == 2
+    (tmp_path / "b.txt").write_text("y")
+    os.utime(tmp_path / "b.txt", (1, 1))
+    assert prepare.corpus_path(tiny_config(tmp_path / "d", glob)) not in paths
 
 
 def test_a_link_is_read_by_its_own_name(tmp_path):

@@ -122,6 +122,14 @@ def test_every_row_gets_its_first_seed_first(study):
     ]
 
 
+def test_what_is_left_takes_as_long_as_what_is_done(study):
+    configs = study.configs()
+    flops = study_module._model_flops(configs["base", 0])
+    done = DONE | {"model_flops": flops, "seconds": {"training": 7000.0, "idle": 200.0}}
+    text = study_module._progress(configs, {"base": {0: done}, "same": {}})
+    assert text.startswith("1 of 4 runs are done") and text.endswith("about 6 hours")
+
+
 def test_the_commands_overrides_are_of_all_rows(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(

@@ -155,6 +155,7 @@ def test_signatures_estimate_the_similarity_and_bands_find_it():
     assert np.abs(error_NxN).max() < 0.15 and np.abs(error_NxN.mean()) < 0.01
     long = [" ".join(f"{name}{i}" for i in range(30_000)).encode() for name in "ab"]
     a_K, b_K = map(minhash.signature, long)
+    np.testing.assert_array_equal(minhash.signature(long[0].upper()), a_K)
     assert not (a_K.astype(np.uint16) == b_K.astype(np.uint16)).any()
     for threshold in (0.5, 0.8, 0.9):
         rows = minhash.band_rows(threshold)

@@ -312,6 +312,8 @@ def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     rows = data.load(task, own_config.glue)
     rows = data.encode_all(rows, corpus.tokenizer, own_config.glue)
     fewer = dataclasses.replace(rows, train=rows.train[1:])
+    other = data.Encoded(rows.train.tokens_NxL, 1 - rows.train.labels_N)
+    relabelled = dataclasses.replace(rows, train=other)
     weights = {"embedding": np.ones(3, np.float32)}
     trained = finetuning.Finetuned([np.ones((1, 8, 2))], np.array([4]), 1)
 
@@ -325,6 +327,8 @@ def test_trials_of_other_weights_rows_settings_or_versions_are_not_kept(
     assert kept().load(1) is None
     assert kept(weights={"embedding": np.zeros(3, np.float32)}).load(0) is None
     assert kept(rows=fewer).load(0) is None
+    assert kept(rows=relabelled).load(0) is None
+    assert kept(dataclasses.replace(own_config, seed=9)).load(0) is None
     assert kept(with_glue(own_config, epochs=3)).load(0) is None
     for versions in ("code_version", "library_versions"):
         with monkeypatch.context() as patch:
@@ -342,12 +346,17 @@ def test_an_epochs_scores_are_of_few_rows_where_these_are_many(own_config, tmp_p
     )
     dev = {"few": part[:130], "many": part}
     rows = data.TaskRows(task, part[:2000], dev, {}, ("0", "1"), 2000, ())
+    predicted = []
+
+    def predict(rows):
+        predicted.append(rows.tokens_NxL)
+        return np.ones((1, len(rows), 2))
+
     with job_of(tmp_path, own_config, rows) as job:
-        job.write_epoch(
-            range(1), 1, np.zeros(1), lambda rows: np.ones((1, len(rows), 2))
-        )
+        job.write_epoch(range(1), 1, np.zeros(1), predict)
     [line] = metrics_log.read(tmp_path / "finetune.jsonl")
     assert line["dev_rows"] == {"few": 130, "many": 375}  # at most 2000 / 5
+    np.testing.assert_array_equal(predicted[1], part.tokens_NxL[::8])
 
 
 def test_the_whole_time_follows_from_one_step(own_config, corpus, monkeypatch):

@@ -1,9 +1,9 @@
 """Breaks a tiny run on purpose, starts it again until it ends, and compares.
 
 A case is a few faults in the order of their stages. Each one strikes an attempt: a
-process with the same command in the same folders. Afterwards the command runs undisturbed, and
-what the run has made must equal, to the bit, what an undisturbed one (the reference)
-has made.
+process with the same command in the same folders. Afterwards the command runs
+undisturbed, and what the run has made must equal, to the bit, what an undisturbed one
+(the reference) has made.
 """
 
 import collections
