@@ -218,12 +218,12 @@ def test_each_process_has_its_tasks_and_the_first_joins_them_at_the_end(
         lambda *given, part=None: calls.append((given[-1], part)) or {"a": 1},
     )
     monkeypatch.setattr(evaluate, "join_parts", lambda _: calls.append("join"))
-    run_module.note_corpus(tmp_path, corpus)
-    assert run_module._evaluate(tiny, {}, tmp_path, "abcde") == {}
+    given = tiny, {}, corpus.tokenizer, tmp_path, "abcde"
+    assert run_module._evaluate(*given) == {}
     assert calls == ["joined", ("bd", 1), "evaluated"]
     calls.clear()
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    assert run_module._evaluate(tiny, {}, tmp_path, "abcde") == {"a": 1}
+    assert run_module._evaluate(*given) == {"a": 1}
     alone = ["join", ("abcde", None)]
     assert calls == ["join", "joined", ("ace", 0), "evaluated", *alone]
 

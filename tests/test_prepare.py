@@ -224,7 +224,7 @@ def test_a_damaged_shard_is_found_before_training(tmp_path, small_shards):
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=re.escape(f"{path} is damaged, its checksum")):
+    with pytest.raises(UserError, match=re.escape(f"{path} is damaged (its checksum")):
         prepare.prepare(config)
     manifest = json.loads((corpus.path / "manifest.json").read_text())
     del manifest["shards"]["blocks"][0]["crc32"], manifest["dtype"]

@@ -84,7 +84,7 @@ def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
         "peak, over that time | 40.0% |",
         "| peak device memory in the last session | 3.0 GB |",
         "validation included | 0.5 kWh |",
-        "| time that does not count | validation 7 s |",
+        "| in addition, not counted | validation 7 s |",
         "| speed | 67 tokens/s, 33 on each of 2 GPUs |",
         "python -m cramjax.main --config=my.py",
         "2 layers, width 32, 2 heads, gated feed-forward width 64",
