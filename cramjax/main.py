@@ -166,10 +166,12 @@ def command_environment() -> Iterator[Outcome]:
         hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2
-    except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
+    except (KeyboardInterrupt, ImportError):
+        if not received:
+            raise
+        # A compiled module that is interrupted while it is imported raises the latter.
         print("interrupted: what was complete is kept", file=sys.stderr)
-        outcome.exit_code = 128 + number
+        outcome.exit_code = 128 + received[-1]
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams

@@ -64,6 +64,16 @@ def test_a_signal_where_python_ignores_exceptions_is_not_lost(number, capsys):
     assert capsys.readouterr().err == "interrupted: what was complete is kept\n"
 
 
+def test_an_import_that_a_signal_breaks_is_an_interruption():
+    def command(argv):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:  # as NumPy's compiled module does
+            raise ImportError("numpy._core.multiarray failed to import") from error
+
+    assert guarded(command, [], "") == 128 + signal.SIGTERM
+
+
 def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     def leave(code):
         raise SystemExit(code)

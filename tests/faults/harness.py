@@ -212,7 +212,10 @@ class Attempt:
         if "stopped by" in text:
             last = self.last_line()
             saved = (self.workdir / "checkpoints" / str(last["step"])).exists()
-            if last.get("event") != "stopped" or not saved:
+            finished = (
+                last.get("progress", 0) >= 1
+            )  # there is nothing left to go on with
+            if not saved or (last.get("event") != "stopped" and not finished):
                 raise Broken("lost", f"not saved when it stopped: {last}")
         return code
 
