@@ -32,16 +32,18 @@ def read(workdir: Path) -> Run:
     return Run(config_module.from_dict(values), manifest, summary, results, workdir)
 
 
-def write(workdirs: Sequence[Path], path: Path) -> None:
+def write(workdirs: Sequence[Path], path: Path, root: Path | None = None) -> None:
     """Writes a page about finished runs; differences are to the first of them.
+
+    They are named by their folders, below `root` if it is given.
 
     Raises:
       UserError: a run is not finished, or is of a version that recorded less.
     """
     names = [workdir.name for workdir in workdirs]
-    if len(set(names)) < len(names):
-        common = os.path.commonpath(workdirs)
-        names = [str(workdir.relative_to(common)) for workdir in workdirs]
+    if root or len(set(names)) < len(names):
+        root = root or Path(os.path.commonpath(workdirs))
+        names = [str(workdir.relative_to(root)) for workdir in workdirs]
     runs = {name: read(workdir) for name, workdir in zip(names, workdirs, strict=True)}
     for each in runs.values():
         if missing := sorted(report.NEEDED - each.summary.keys()):

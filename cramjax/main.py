@@ -87,10 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             rehearse(config, workdir)
         else:
-            from cramjax.device import distributed
+            with signals_held():
+                from cramjax.device import distributed
 
             distributed.join(*(extras[name] for name in PROCESSES))
-            from cramjax.run import run
+            with signals_held():
+                from cramjax.run import run
 
             run(config, workdir, started_at)
     return outcome.exit_code
@@ -180,6 +182,17 @@ def command_environment() -> Iterator[Outcome]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Lets signals wait: compiled modules answer one with tracebacks while imported."""
+    held = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+
+
 def _interrupt(received: list[int], number: int, frame: Any) -> None:
     """Raises KeyboardInterrupt; a second signal ends the process at once.
 
@@ -188,13 +201,15 @@ def _interrupt(received: list[int], number: int, frame: Any) -> None:
     del frame
     received.append(number)
     if len(received) > 1:
+        if sys.__stdout__.isatty():
+            os.write(1, b"\x1b[?25h\n")  # the cursor, which a progress line hides
         os._exit(128 + number)
     raise KeyboardInterrupt(number)
 
 
 def _repeat(received: list[int], hook: Callable[[Any], None], ignored: Any) -> None:
     """Repeats a signal that came where Python ignores exceptions: in a callback."""
-    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+    if not (received and isinstance(ignored.exc_value, KeyboardInterrupt)):
         return hook(ignored)
     again = threading.Timer(0.01, os.kill, (os.getpid(), received.pop()))
     again.start()  # after the hook, in which it would be ignored, too

@@ -33,7 +33,7 @@ class Stage:
                 _to_come.pop(next(iter(_to_come)))
             _to_come.pop(name)
         self._then = "".join(
-            f", then {name} ({size})" for name, size in _to_come.items()
+            f"  then {name} ({size})" for name, size in _to_come.items()
         )
         self._start: tuple[float, float] | None = None
         self._last_plain = 0.0
@@ -65,7 +65,7 @@ class Stage:
         if done > start_done:
             left_s = (1 - done) * (now - start) / (done - start_done)
             left = str(datetime.timedelta(seconds=round(left_s)))
-        text = f"{self._name} {done:6.1%}  left {left}{self._then}  {text}"
+        text = f"{self._name} {done:6.1%}  left {left}  {text}{self._then}"
         self._live.update(self._task, description=text)
         due = now - self._last_plain > PLAIN_EVERY_S or done >= 1
         if self._live.disable and due:

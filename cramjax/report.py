@@ -103,9 +103,13 @@ def _of_initializations(run: Run) -> list[str]:
         return []
     found = files.read_json(path, evaluate.DELETE_IT).get("differences", {})
     groups: dict[str, list[str]] = {}
-    for name, gap in found.get("pretrained - random", {}).items():
-        how = "better" if gap["low"] > 0 else "neither better nor worse"
-        how = "worse" if gap["high"] < 0 else how
+    better, worse = "better", "worse"
+    pairs = found.get("pretrained - random", {})
+    if not pairs:  # the other way round
+        pairs, better, worse = found.get("random - pretrained", {}), worse, better
+    for name, gap in pairs.items():
+        how = better if gap["low"] > 0 else "neither better nor worse"
+        how = worse if gap["high"] < 0 else how
         groups.setdefault(how, []).append(run.results[name]["title"])
     return [
         f"Fine-tuning from the pretrained weights is {how} than from random ones, as "

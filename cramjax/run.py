@@ -124,7 +124,7 @@ def _announce(config: Config, tasks: Sequence[Task]) -> None:
     amount = f"{getattr(config.budget, kind):,.12g} {kind}"
     stages = {"corpus": "", "pretraining": amount}
     if tasks:
-        stages["fine-tuning"] = ", ".join(task.title for task in tasks[:9])
+        stages["fine-tuning"] = f"tasks: {len(tasks)}"
     progress.plan(stages)
 
 

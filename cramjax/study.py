@@ -136,7 +136,10 @@ def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
         logger.info(f"study: {_progress(configs, results)}")
     finished = [folders[row, min(found)] for row, found in results.items() if found]
     if finished:
-        compare.write(finished, workdir / COMPARISON)
+        try:
+            compare.write(finished, workdir / COMPARISON, workdir)
+        except UserError as error:  # what failed is to be said all the same
+            logger.warning(f"no {COMPARISON}: {error}")
     if failed:
         raise TrainingFailed(
             f"{len(failed)} of {len(configs)} runs failed, the others are in "

@@ -68,3 +68,13 @@ def test_a_failed_write_names_its_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_line_that_waits_for_room_is_written_at_the_end(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log, open("/dev/full", "ab", buffering=0) as full:
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "_file", full)
+            log.write(step=1)
+        assert path.read_bytes() == b""
+    assert [line["step"] for line in metrics_log.read(path)] == [1]

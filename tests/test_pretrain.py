@@ -331,6 +331,32 @@ def test_a_write_that_fails_in_the_background_is_done_again(
     ]
 
 
+def test_a_checkpoint_that_fails_in_the_background_leaves_the_one_before(
+    tiny, tmp_path, monkeypatch
+):
+    """With one checkpoint to keep; and it leaves no files behind."""
+    folder, rename = tmp_path / "checkpoints", os.rename
+
+    def failing(source, target, **options):
+        if str(target).endswith("/2"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(source, target, **options)
+
+    config = dataclasses.replace(tiny.checkpoint, keep=1)
+    state = {"x": np.arange(4)}
+    with checkpoint.CheckpointStore(folder, config) as store:
+        store.save(1, state, {})
+        store.wait()
+        monkeypatch.setattr(os, "rename", failing)
+        store.save(2, state, {})
+        store.wait()
+        assert store.latest_step() == 1
+        assert [path.name for path in folder.iterdir()] == ["1"]
+        store.save(3, state, {})
+        store.wait()
+        assert store.steps() == [3]
+
+
 def test_waiting_for_room_is_given_up_by_hand_only(
     corpus, tmp_path, data_dir, monkeypatch
 ):

@@ -31,10 +31,10 @@ def test_what_is_left_of_this_stage_and_what_comes_after_it(now, capsys):
                 now[0] += 900
                 show(done, "CoLA")
     assert capsys.readouterr().out.splitlines() == [
-        "corpus   0.0%  left -, then pretraining (24 hours), then fine-tuning (8 tasks)"
-        "  none yet",
-        "pretraining  20.0%  left 0:02:08, then fine-tuning (8 tasks)  loss 2",
-        "pretraining  40.0%  left 0:01:36, then fine-tuning (8 tasks)  loss 2",
+        "corpus   0.0%  left -  none yet  then pretraining (24 hours)"
+        "  then fine-tuning (8 tasks)",
+        "pretraining  20.0%  left 0:02:08  loss 2  then fine-tuning (8 tasks)",
+        "pretraining  40.0%  left 0:01:36  loss 2  then fine-tuning (8 tasks)",
         "fine-tuning  50.0%  left 0:30:00  CoLA",
         "fine-tuning  75.0%  left 0:15:00  CoLA",
         "fine-tuning 100.0%  left 0:00:00  CoLA",

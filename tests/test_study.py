@@ -18,7 +18,7 @@ DONE |= {"model_flops": 1e9, "updates": 1}
 def compared(monkeypatch):
     """The folders that compare.html is about; the runs of these tests are empty."""
     folders = []
-    monkeypatch.setattr(study_module.compare, "write", lambda f, _: folders.append(f))
+    monkeypatch.setattr(study_module.compare, "write", lambda f, *_: folders.append(f))
     return folders
 
 

@@ -69,7 +69,7 @@ def encode_group(
     blocks = Blocks(folder, train, length, token_dtype(vocab_size))
     path = group_facts(number, folder)
     files.save_array(path.with_suffix(".npy"), blocks.token_counts(vocab_size))
-    files.write_json(path, done)
+    files.write_record(path, {"shards": done})
 
 
 def group_facts(number: int, folder: Path) -> Path:

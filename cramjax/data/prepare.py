@@ -180,24 +180,25 @@ def prepare(config: Config) -> Corpus:
 @contextlib.contextmanager
 def _progress_shown(plan: Plan) -> Iterator[None]:
     """Shows how much of the text is in finished shards, which any process may write."""
-    chars = sum(file.expected_chars(DOCUMENT_CHARS) for file in plan.text_files)
+    expected = sum(file.expected_chars(DOCUMENT_CHARS) for file in plan.text_files)
+    chars_of: dict[Path, int] = {}  # {facts of a shard: its characters}
     ended = threading.Event()
-    done = 0
 
     def show() -> None:
-        nonlocal done
         while not ended.wait(SHOWN_EVERY_S):
-            with contextlib.suppress(OSError):  # the folder gets its final name
-                done = SHARD_CHARS * sum(1 for _ in plan.building.glob(encode.FACTS))
-            of = f"{done / 1e6:,.0f} of about {chars / 1e6:,.0f}"
+            for path in {*plan.building.glob(encode.FACTS)} - chars_of.keys():
+                with contextlib.suppress(OSError):  # the folder gets its final name
+                    chars_of[path] = json.loads(path.read_text())["chars"]
+            done = sum(chars_of.values())
             stage.update(
-                min(done / max(chars, 1), 1), f"{of} million characters tokenized"
+                min(done / max(expected, 1), 0.999),
+                f"{done / 1e6:,.0f} of about {expected / 1e6:,.0f} million characters",
             )
 
     with progress.Stage("corpus") as stage:
-        thread = threading.Thread(target=show)
-        thread.start()
+        thread = threading.Thread(target=show, daemon=True)
         try:
+            thread.start()
             yield
         finally:
             ended.set()
@@ -296,7 +297,8 @@ def _finish(plan: Plan, duplicates: dict[str, Any], groups: int) -> None:
     counts_V = np.zeros(config.model.vocab_size, np.int64)
     for number in range(groups):
         facts = encode.group_facts(number, folder)
-        shards += json.loads(facts.read_text())
+        hint = f"delete {folder} and run again"
+        shards += files.read_json(facts, hint)["shards"]
         counts_V += np.load(facts.with_suffix(".npy"))
     manifest = corpus.make_manifest(
         config, shards, contents, counts_V, duplicates, folder / TOKENIZER

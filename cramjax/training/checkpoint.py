@@ -50,7 +50,9 @@ class CheckpointStore:
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep, cleanup_tmp_directories=True
+            ),
         )
 
     def __enter__(self):
@@ -112,8 +114,11 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Returns when what was saved is on disk, or could not be written."""
-        with contextlib.suppress(DiskFault), self._faults_explained():
-            self._manager.wait_until_finished()
+        try:
+            with self._faults_explained():
+                self._manager.wait_until_finished()
+        except DiskFault as error:
+            logger.warning(f"{error}; check the disk")
 
     def _save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Saves unless the step exists, which is the same state.
@@ -146,6 +151,11 @@ class CheckpointStore:
         except (OSError, ValueError) as error:
             if not (fault := disk_fault(error)):
                 raise
+            with contextlib.suppress(OSError, ValueError):
+                self._manager.wait_until_finished()
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)  # it takes up room
+            self._manager.reload()  # it has forgotten what this one was to replace
             raise DiskFault(
                 f"{self._folder}: a checkpoint was not written ({fault})"
             ) from error

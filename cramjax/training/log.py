@@ -45,19 +45,23 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_):
+        self._flush()
         self._file.close()
 
     def write(self, **values: Any) -> None:
         """Appends one line, with the time of day in seconds since 1970."""
         self._unwritten += (json.dumps({"time": time.time(), **values}) + "\n").encode()
+        self._flush()
+        for sink in SINKS:
+            sink(values, False)
+
+    def _flush(self) -> None:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
             if not disk_fault(error):
                 raise
-        for sink in SINKS:
-            sink(values, False)
 
     def cut(self, after: int, **event: Any) -> None:
         """Drops the lines after a step, which will be repeated, and adds an event.
@@ -69,8 +73,8 @@ class MetricsLog:
         known = _parsed(self._path.read_bytes() + self._unwritten, self._path)
         lines = [line for line in known if line.get("step", 0) <= after]
         lines.append({"time": time.time(), **event})
-        self._file.close()
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file.close()
         self._file, self._unwritten = self._path.open("ab", buffering=0), b""
         for sink in SINKS:
             sink(event, True)
