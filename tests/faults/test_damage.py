@@ -148,7 +148,7 @@ def test_an_unfinished_corpus(tmp_path, small_shards, monkeypatch, flips):  # no
         "data.held_out_share=0.2",
     )
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, "_finish", signal.default_int_handler)
+        patch.setattr(prepare, "_finish", lambda *_: signal.raise_signal(signal.SIGINT))
         prepare.prepare(config)
     lab = Lab(tmp_path / "lab", lambda: content(prepare.prepare(config).path))
     lab.check(flips, 4)
