@@ -63,7 +63,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [*list(RUNS)[:-1], pytest.param("documents", marks=pytest.mark.slow)]
+)
 def test_losses(name, finished, data_dir, tmp_path):
     """After the finished run, which has compiled most of it."""
     more = ("budget.tokens=2560", "log.every_steps=1", "glue.tasks=()", *RUNS[name])

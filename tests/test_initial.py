@@ -107,6 +107,7 @@ def write_words(path):
     path.write_text("\n\n".join(documents))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_another_projects_model(tmp_path):
     _, tensors = golden("hf_bert_tiny")
     source = write_folder(tmp_path / "bert", BERT, tensors)
@@ -154,6 +155,7 @@ def test_what_does_not_fit_is_one_line(finished, tmp_path, capsys, flags, messag
     assert re.search(message, error)
 
 
+@pytest.mark.slow
 def test_it_is_rehearsed(finished, tmp_path, capsys):
     argv = ["--config=quickstart", f"--config.init_from={finished[0]}", "--rehearse"]
     keys = ("micro_batch=4", "batch.sequences=12", "model.max_length=32")

@@ -238,7 +238,14 @@ def signal_before(monkeypatch, owner, name, call):
     monkeypatch.setattr(owner, name, signalling)
 
 
-@pytest.mark.parametrize("moment", ["compile", "checkpoint", "validation"])
+# The first two are also among the faults of tests/faults.
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("compile", "checkpoint")),
+        "validation",
+    ],
+)
 def test_sigterm_at_bad_moments_ends_cleanly_and_resumes(
     finished, tiny, corpus, tmp_path, data_dir, monkeypatch, moment
 ):

@@ -68,7 +68,7 @@ def test_float16_gradients_of_a_small_loss_are_those_of_float32(tiny):
 
 @pytest.mark.parametrize(
     ("dtype", "fault"),
-    [("float32", "nan"), ("float16", "overflow")],
+    [("float32", "nan"), pytest.param("float16", "overflow", marks=pytest.mark.slow)],
 )
 def test_an_update_that_is_not_finite_is_left_out_of_its_trial_alone(
     tiny, dtype, fault
