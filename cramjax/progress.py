@@ -12,7 +12,7 @@ from rich.progress import Progress, TextColumn
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 20.0
-# The stages of this process's job that have not begun, in their order: {name: size}.
+# {name: size} of the stages still to come, in order.
 _to_come: dict[str, str] = {}
 
 

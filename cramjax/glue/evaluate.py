@@ -177,7 +177,7 @@ def evaluate(
             n: x for task in complete for n, x in _of_task(results, task).items()
         }
     todo = [(task, jobs) for task in complete if (jobs := _jobs(results, task, config))]
-    share_of, done = _shares(config, todo), 0.0
+    fraction_of, done = _fractions(config, todo), 0.0
     with Stage("fine-tuning") as stage:
         for task, jobs in todo:
             rows = _read(config, task)
@@ -189,8 +189,8 @@ def evaluate(
             for start, rate in jobs:
                 started = time.monotonic()
                 pretrained = named_params.get(start)
-                show = stage.part(done, share_of[task.name])
-                done += share_of[task.name]
+                show = stage.part(done, fraction_of[task.name])
+                done += fraction_of[task.name]
                 given = (workdir, log, config, encoded, start, rate, pretrained)
                 with Job(*given, show) as job:
                     trained = finetune(
@@ -225,8 +225,8 @@ def evaluate(
     return results
 
 
-def _shares(config: Config, todo: list[tuple[Task, list[Any]]]) -> dict[str, float]:
-    """Returns a job's part of all the work, by its training rows: {task: fraction}."""
+def _fractions(config: Config, todo: list[tuple[Task, list[Any]]]) -> dict[str, float]:
+    """Returns what one job of each task is of all the work, by its training rows."""
     rows = {task.name: len(_read(config, task).train) for task, _ in todo}
     total = sum(rows[task.name] * len(jobs) for task, jobs in todo)
     return {name: count / total for name, count in rows.items()}
