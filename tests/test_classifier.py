@@ -24,11 +24,20 @@ from cramjax.main import main
 from cramjax.model.encoder import Classifier
 
 
-def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_saved_classifier_is_the_same_when_loaded(tiny, corpus, tmp_path, pooling):
     module = Classifier(tiny.model, classes=3, head_width=16)
     params = module.init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
     kept = SavedClassifier(
-        tiny.model, params, corpus.tokenizer, ("a", "b", "c"), ("x", "y"), 16, 32, True
+        model=tiny.model,
+        params=params,
+        tokenizer=corpus.tokenizer,
+        labels=("a", "b", "c"),
+        columns=("x", "y"),
+        head_width=16,
+        pooling=pooling,
+        max_length=32,
+        empty_second=True,
     )
     save(tmp_path / "kept", kept, {"metric": "accuracy"})
     found = cramjax.load_classifier(tmp_path / "kept")

@@ -84,7 +84,7 @@ def classifier_of(folder, changes, **fields):
     workdir = workdir_of(folder, changes)
     pretrained = cramjax.load(workdir)
     given = {"labels": LABELS, "columns": ("a",), "head_width": 32}
-    given |= {"max_length": 32, "empty_second": True, **fields}
+    given |= {"pooling": "cls", "max_length": 32, "empty_second": True, **fields}
     module = Classifier(
         pretrained.model,
         classes=len(given["labels"]) or 1,
@@ -160,6 +160,7 @@ def test_a_run_of_an_earlier_version_and_its_card(tmp_path):
     [
         ("original-bert", {}, "BertForSequenceClassification"),
         ("original-bert", {"head_width": 16}, "CramjaxForSequenceClassification"),
+        ("original-bert", {"pooling": "mean"}, "CramjaxForSequenceClassification"),
         ("modern", {"labels": ()}, "CramjaxForSequenceClassification"),
     ],
 )
@@ -302,7 +303,7 @@ def test_transformers_answers_as_ours(tmp_path):
     pairs = [("a ship", "the king"), ("it was good", "she said it was not, and went")]
     for row, texts, fields in (
         ("original-bert", pairs, {"columns": ("a", "b")}),
-        ("crammed-bert", [(text,) for text in TEXTS], {}),
+        ("crammed-bert", [(text,) for text in TEXTS], {"pooling": "mean"}),
         ("modern", [(text,) for text in TEXTS], {"labels": (), "empty_second": False}),
     ):
         name, types = f"{row}-classifier", {"token_types": 2 * (texts is pairs)}

@@ -11,6 +11,7 @@ from fake_glue import evaluated, finetuned
 from cramjax.glue import data, evaluate, scores, tasks
 from cramjax.glue import finetune as finetuning
 from cramjax.glue import job as jobs
+from cramjax.model.encoder import Encoder
 from cramjax.training import log as metrics_log
 from cramjax.training import loss_scale
 
@@ -140,6 +141,25 @@ def test_a_regression_has_the_scale_of_its_labels(tiny):
     assert np.median(errors_TxN) < 10_000
     bias_Tx1 = kept[0]["head"]["bias"]
     assert (np.abs(bias_Tx1 - 170_000) < 40_000).all()
+
+
+def test_mean_pooling_is_trained_and_predicted_with(tiny):
+    glue = dataclasses.replace(tiny.glue, trials=1, epochs=1, pooling="mean")
+    rows, kept = separable(), []
+    found = finetuning.finetune(
+        *(tiny.model, glue, rows, [rows], 2),
+        pretrained=None,
+        learning_rate=1e-3,
+        seed=0,
+        on_trained=kept.append,
+    )
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), kept[0])
+    hidden_BxLxD = Encoder(tiny.model).apply({"params": params}, rows.tokens_NxL)
+    pooler, head = params["pooler"], params["head"]
+    mean_BxD = np.asarray(hidden_BxLxD).mean(axis=1)
+    pooled = np.tanh(mean_BxD @ pooler["kernel"] + pooler["bias"])
+    expected = pooled @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(found.outputs[0][0], expected, atol=1e-5)
 
 
 @pytest.fixture

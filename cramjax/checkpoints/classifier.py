@@ -46,6 +46,7 @@ class SavedClassifier:
       labels: in the order of the class ids; () = a regression.
       columns: the names of a row's texts in the training file, in order.
       head_width: of the head's hidden layer.
+      pooling: "cls" or "mean", see `encoder.Classifier`.
       max_length: tokens of a row, special ones included; longer rows are cut.
       empty_second: of the rows' template, see `glue.data.encode`.
     """
@@ -56,6 +57,7 @@ class SavedClassifier:
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     head_width: int
+    pooling: str
     max_length: int
     empty_second: bool
 
@@ -63,7 +65,8 @@ class SavedClassifier:
         """Returns float32 outputs_NxC of rows: logits, or the numbers (C = 1)."""
         rows = token_rows(texts, self.tokenizer, self.max_length, self.empty_second)
         classes = len(self.labels) or 1
-        module = Classifier(self.model, classes=classes, head_width=self.head_width)
+        head = {"head_width": self.head_width, "pooling": self.pooling}
+        module = Classifier(self.model, classes=classes, **head)
         outputs_NxC = np.zeros((len(rows), classes), np.float32)
         for places, tokens_BxL in likelihood.batches(
             rows, BATCH, self.max_length, LENGTH_STEP
@@ -135,6 +138,7 @@ def load(path: str | Path) -> SavedClassifier:
         labels=tuple(values["labels"]),
         columns=tuple(values["columns"]),
         head_width=values["head_width"],
+        pooling=values.get("pooling", "cls"),  # earlier versions had no other
         max_length=values["max_length"],
         empty_second=values["empty_second"],
     )

@@ -21,7 +21,7 @@ from cramjax.checkpoints import load as formats
 from cramjax.checkpoints.classifier import SavedClassifier
 from cramjax.checkpoints.load import Pretrained, load
 from cramjax.checkpoints.weights import PRETRAINED
-from cramjax.config import ModelConfig, to_dict
+from cramjax.config import GlueConfig, ModelConfig, to_dict
 from cramjax.errors import UserError
 from cramjax.glue.evaluate import RESULTS
 from cramjax.glue.tables import conditions
@@ -135,7 +135,7 @@ def _masked_lm(source: Pretrained) -> Translated:
     if _has(model, MODERNBERT | {"qkv_bias": model.linear_bias}):
         tensors = convert.write("modernbert", params, model)
         return "ModernBertForMaskedLM", _modernbert_facts(model), tensors
-    facts = _own_facts(model, source.config.glue.head_width)
+    facts = _own_facts(model, source.config.glue)
     return "CramjaxForMaskedLM", facts, convert.write(formats.OURS, params, model)
 
 
@@ -143,13 +143,14 @@ def _classifier(source: SavedClassifier) -> Translated:
     model = source.model
     heads = {part: source.params[part] for part in ("pooler", "head")}
     encoder = {k: v for k, v in source.params.items() if k not in heads}
-    if _has(model, BERT) and source.head_width == model.width:
+    stock = source.head_width == model.width and source.pooling == "cls"
+    if stock and _has(model, BERT):
         family, prefix, pooler = "Bert", "bert.", "bert.pooler.dense"
         facts = _bert_facts(model)
         tensors = convert.write("bert", encoder, model, head=False)
     else:
         family, prefix, pooler = "Cramjax", "model.", "pooler"
-        facts = _own_facts(model, source.head_width)
+        facts = _own_facts(model, source)
         tensors = convert.write(formats.OURS, encoder, model, head=False)
     tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     if family == "Bert":
@@ -209,7 +210,9 @@ def _modernbert_facts(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _own_facts(model: ModelConfig, head_width: int) -> dict[str, Any]:
+def _own_facts(
+    model: ModelConfig, head: SavedClassifier | GlueConfig
+) -> dict[str, Any]:
     left_out = formats.HOW | formats.HF_NAMES.keys()
     classes = {"AutoConfig": "CramjaxConfig", "AutoModel": "CramjaxModel"}
     for task in ("ForMaskedLM", "ForSequenceClassification"):
@@ -218,7 +221,8 @@ def _own_facts(model: ModelConfig, head_width: int) -> dict[str, Any]:
         "model_type": formats.OURS,
         "auto_map": {auto: f"{CODE}.{name}" for auto, name in classes.items()},
         **{k: v for k, v in to_dict(model).items() if k not in left_out},
-        "head_width": head_width,
+        "head_width": head.head_width,
+        "pooling": head.pooling,
     }
 
 

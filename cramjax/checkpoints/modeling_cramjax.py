@@ -18,7 +18,7 @@ ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()
 
 
 class CramjaxConfig(PreTrainedConfig):
-    """The model's keys, some of them by their usual names, and a head_width."""
+    """The model's keys, some of them by their usual names, and the classifier's."""
 
     model_type = "cramjax"
     dropout = 0.0  # in training
@@ -209,7 +209,7 @@ class CramjaxForMaskedLM(CramjaxPreTrainedModel):
 
 
 class CramjaxForSequenceClassification(CramjaxPreTrainedModel):
-    """Tokens to class logits, or to the number of a regression, at position 0."""
+    """Tokens to class logits, or to the number of a regression."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -219,8 +219,14 @@ class CramjaxForSequenceClassification(CramjaxPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, labels=None, **inputs):
-        first_BxD = self.model(input_ids, **inputs).last_hidden_state[:, 0]
-        pooled_BxD = self.pooler(first_BxD).tanh()
+        hidden_BxLxD = self.model(input_ids, **inputs).last_hidden_state
+        pooled_BxD = hidden_BxLxD[:, 0]
+        if self.config.pooling == "mean":
+            mask_BxL = inputs.get("attention_mask")
+            weight_BxLx1 = torch.ones_like(input_ids) if mask_BxL is None else mask_BxL
+            weight_BxLx1 = weight_BxLx1[..., None].to(hidden_BxLxD)
+            pooled_BxD = (hidden_BxLxD * weight_BxLx1).sum(1) / weight_BxLx1.sum(1)
+        pooled_BxD = self.pooler(pooled_BxD).tanh()
         pooled_BxD = F.dropout(pooled_BxD, self.config.dropout, self.training)
         logits_BxC, loss = self.classifier(pooled_BxD), None
         if labels is not None:

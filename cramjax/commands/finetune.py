@@ -112,6 +112,7 @@ def command(argv: Sequence[str]) -> None:
         labels=labels,
         columns=glue.own_texts,
         head_width=glue.head_width,
+        pooling=glue.pooling,
         max_length=glue.max_length,
         empty_second=glue.empty_second,
     )

@@ -15,7 +15,8 @@ class GlueConfig(Section):
 
     # The paper's eight; () = stop after pretraining. There are also wnli; SuperGLUE's
     # cb, copa, multirc, wic, wsc, boolq and superglue_rte (with AX-b and AX-g); in the
-    # package intents, intents10 and acceptability; and own, the task of the own_ keys.
+    # package intents, intents10, acceptability and swapped; and own, the task of the
+    # own_ keys.
     tasks: tuple[str, ...] = key(
         ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"), operational=True
     )
@@ -75,5 +76,8 @@ class GlueConfig(Section):
     warmup_steps: int = key(0, at_least(0, "0 = warmup_share"), absent=0)
     dropout: float = key(0.1, within("[0, 1)"))
     head_width: int = key(1024, at_least(1))  # of the head's hidden layer
+    # The head reads the hidden state of <cls> (paper 5), which pretraining never
+    # predicts, or the mean of all tokens'.
+    pooling: str = key("cls", one_of("cls", "mean"), absent="cls")
     # Per task, a random sample; 0 = all rows.
     max_train_rows: int = key(0, at_least(0, "0 = all"))

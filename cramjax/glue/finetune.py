@@ -48,6 +48,7 @@ class _Static:
             dropout=dropout,
             classes=self.outputs,
             head_width=self.glue.head_width,
+            pooling=self.glue.pooling,
         )
 
     def optimizer(self) -> optax.GradientTransformation:

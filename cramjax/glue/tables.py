@@ -27,6 +27,7 @@ PROTOCOL = (
     "warmup_steps",
     "dropout",
     "head_width",
+    "pooling",
 )
 
 # Tables 3 and 6: GLUE dev sets, medians of five trials. The last row scores the

@@ -308,6 +308,7 @@ _LIST = (
         "intents10", "Intents, 10 examples per class", INTENTS, rows_per_class=10
     ),
     _embedded("acceptability", "Acceptability", BINARY, "matthews"),
+    _embedded("swapped", "Swapped words", BINARY),
 )
 TASKS = {task.name: task for task in _LIST}
 

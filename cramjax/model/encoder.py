@@ -358,10 +358,17 @@ class HeadTransform(nn.Module):
 
 
 class Classifier(Encoder):
-    """Tokens to class logits: position 0, dense, tanh, dropout, dense (section 5)."""
+    """Tokens to class logits: pooling, dense, tanh, dropout, dense (section 5).
+
+    Attributes:
+      classes: number of logits.
+      head_width: of the hidden layer.
+      pooling: "cls" reads the hidden state at position 0, "mean" the mean of all.
+    """
 
     classes: int = 2
     head_width: int = 1024
+    pooling: str = "cls"
 
     def setup(self):
         super().setup()
@@ -376,8 +383,12 @@ class Classifier(Encoder):
         """Returns float32 logits_BxC."""
         types_BxL = second_segment(tokens_BxL) if self.config.token_types > 1 else None
         hidden_BxLxD = super().__call__(tokens_BxL, attention_mask_BxL, types_BxL)
-        first_BxD = hidden_BxLxD[:, 0]
-        return self.head(self.drop(jnp.tanh(self.pooler(first_BxD))))
+        pooled_BxD = hidden_BxLxD[:, 0]
+        if self.pooling == "mean":
+            mask_BxL = attention_mask_BxL
+            where = None if mask_BxL is None else mask_BxL.astype(bool)[..., None]
+            pooled_BxD = hidden_BxLxD.mean(axis=1, where=where)
+        return self.head(self.drop(jnp.tanh(self.pooler(pooled_BxD))))
 
 
 def rows_at(

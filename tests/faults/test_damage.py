@@ -161,7 +161,15 @@ def test_a_classifier(tiny, corpus, tmp_path, flips):
     init = jax.jit(module.init)
     params = init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"]
     saved = classifier.SavedClassifier(
-        tiny.model, params, corpus.tokenizer, ("a", "b"), ("x",), 16, 32, True
+        model=tiny.model,
+        params=params,
+        tokenizer=corpus.tokenizer,
+        labels=("a", "b"),
+        columns=("x",),
+        head_width=16,
+        pooling="cls",
+        max_length=32,
+        empty_second=True,
     )
     classifier.save(folder, saved, {})
     found = Lab(
