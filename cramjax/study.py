@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -44,15 +45,16 @@ class Study:
       overrides: of all rows, "key=value".
       rows: {name: overrides}; the first row is the baseline.
       seeds: every row runs with each of them.
-      curves: {recipe: its rows, which differ in their budget}; the first recipe is the
-        baseline of `multipliers`, and the losses are drawn over FLOPs.
+      comparisons: of recipes, each {recipe: its rows, which differ in their budget};
+        the first recipe is the baseline of `multipliers`, its first row that of the
+        comparison's other rows, and losses are drawn over FLOPs.
     """
 
     config: str
     overrides: Sequence[str]
     rows: dict[str, Sequence[str]]
     seeds: Sequence[int]
-    curves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    comparisons: Sequence[Mapping[str, Sequence[str]]] = ()
 
     def __post_init__(self):
         """Raises a UserError if there are no rows, or two have the same folder."""
@@ -64,9 +66,18 @@ class Study:
                 "two rows of the study have the same letters and digits, and so the "
                 "same folder: rename one"
             )
-        for row in (row for rows in self.curves.values() for row in rows):
+        for row in itertools.chain(*map(_rows_of, self.comparisons)):
             if row not in self.rows:
-                raise UserError(f"the study's curves name {row!r}, which is no row")
+                raise UserError(
+                    f"the study's comparisons name {row!r}, which is no row"
+                )
+
+    def baseline(self, row: str) -> str:
+        """Returns the row that a row is compared with."""
+        for rows in map(_rows_of, self.comparisons):
+            if row in rows:
+                return rows[0]
+        return next(iter(self.rows))
 
     def arguments(self, cell: Cell) -> list[str]:
         """Returns a run's overrides, as flags."""
@@ -83,6 +94,10 @@ class Study:
         """
         cells = [(row, seed) for seed in self.seeds for row in self.rows]
         return {cell: load(self.config, self.arguments(cell)) for cell in cells}
+
+
+def _rows_of(comparison: Mapping[str, Sequence[str]]) -> list[str]:
+    return list(itertools.chain(*comparison.values()))
 
 
 def slug(row: str) -> str:
@@ -251,13 +266,11 @@ def page(study: Study, results: Results) -> str:
 def table(study: Study, results: Results) -> Table:
     """Returns a table of held-out losses, word order, FLOPs and scores.
 
-    Differences to the first row are paired: of runs with the same seed, which see the
-    same data in the same order from the same weights. A row that averages its weights
-    has a line for each average, too.
+    Differences to the baseline, see `Study.baseline`, are paired: of runs with the same
+    seed, which see the same data in the same order from the same weights. A row that
+    averages its weights has a line for each average, too.
     """
     configs = study.configs()
-    base_name = next(iter(study.rows))
-    base = results.get(base_name, {})
     runs = [summary for by_seed in results.values() for summary in by_seed.values()]
     scored = list(dict.fromkeys(title for s in runs for title in s.get("scores", {})))
     header = [
@@ -265,7 +278,7 @@ def table(study: Study, results: Results) -> Table:
         "seeds",
         "held-out loss, mean (lowest to highest)",
         "standard deviation",
-        "difference to the first row, paired: mean (standard deviation)",
+        "difference to the baseline, paired: mean (standard deviation)",
         "word order, mean (bigram model)",
         "tokens",
         "FLOPs (with Muon's)",
@@ -273,6 +286,7 @@ def table(study: Study, results: Results) -> Table:
     ]
     lines = []
     for row, by_seed in results.items():
+        base = results.get(study.baseline(row), {})
         tokens = max((summary["tokens"] for summary in by_seed.values()), default=0)
         for name, losses in _losses(row, by_seed).items():
             values = np.array(list(losses.values()))
@@ -291,7 +305,7 @@ def table(study: Study, results: Results) -> Table:
                     f"{len(values)}",
                     f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})",
                     _spread(values),
-                    "-" if name == base_name else gap,
+                    "-" if name == study.baseline(row) else gap,
                     _word_order(of_row),
                     f"{tokens:,}",
                     _flops(configs[row, next(iter(losses))], of_row),
@@ -327,34 +341,38 @@ class Point(NamedTuple):
 
 
 def multipliers(study: Study, results: Results) -> list[str]:
-    """Returns a line for each recipe but the first: how many FLOPs it saves.
+    """Returns a line for each recipe but a comparison's first: how many FLOPs it saves.
 
     The logarithm of its FLOPs is interpolated linearly between its losses, to the
     lowest loss of the first recipe.
     """
-    curves = _curves(study, results)
-    if not curves or not all(curves.values()):
-        return []
-    (base_name, base), *others = curves.items()
-    target = min(base)
     lines = []
-    for name, points in others:
-        losses = [point.loss for point in points]
-        start = f"{name}, to reach {base_name}'s held-out loss of {target.loss:.3f}: "
-        if not losses[0] <= target.loss <= losses[-1]:
-            lines.append(f"{start}outside the range of its own losses.")
+    for curves in _curves(study, results):
+        if not all(curves.values()):
             continue
-        logs_Nx2 = np.log([point[1:] for point in points])
-        needed = [np.exp(np.interp(target.loss, losses, log_N)) for log_N in logs_Nx2.T]
-        lines.append(
-            f"{start}model FLOPs divided by {target.flops / needed[0]:.2f} (with "
-            f"Muon's, by {target.total_flops / needed[1]:.2f})."
-        )
+        (base_name, base), *others = curves.items()
+        lines += [_multiplier(base_name, min(base), *other) for other in others]
     return lines
 
 
-def _curves(study: Study, results: Results) -> dict[str, list[Point]]:
-    """Returns {recipe: its points}, lowest loss first."""
+def _multiplier(
+    base_name: str, target: Point, name: str, points: Sequence[Point]
+) -> str:
+    """Returns the line of one recipe; its points are sorted by their losses."""
+    losses = [point.loss for point in points]
+    start = f"{name}, to reach {base_name}'s held-out loss of {target.loss:.3f}: "
+    if not losses[0] <= target.loss <= losses[-1]:
+        return f"{start}outside the range of its own losses."
+    logs_Nx2 = np.log([point[1:] for point in points])
+    needed = [np.exp(np.interp(target.loss, losses, log_N)) for log_N in logs_Nx2.T]
+    return (
+        f"{start}model FLOPs divided by {target.flops / needed[0]:.2f} (with "
+        f"Muon's, by {target.total_flops / needed[1]:.2f})."
+    )
+
+
+def _curves(study: Study, results: Results) -> list[dict[str, list[Point]]]:
+    """Returns {recipe: its points, lowest loss first} of what can be compared."""
     configs = study.configs()
 
     def point(row: str) -> Point:
@@ -364,15 +382,18 @@ def _curves(study: Study, results: Results) -> dict[str, list[Point]]:
         ]
         return Point(*np.mean(found, axis=0).tolist())
 
-    return {
-        name: sorted(point(row) for row in rows if results.get(row))
-        for name, rows in study.curves.items()
-    }
+    return [
+        {
+            name: sorted(point(row) for row in rows if results.get(row))
+            for name, rows in comparison.items()
+        }
+        for comparison in study.comparisons
+    ]
 
 
 def _figure(study: Study, results: Results, workdir: Path) -> Any:
-    """Returns losses over tokens and, if the study has curves, over FLOPs."""
-    panels = 2 if study.curves else 1
+    """Returns losses over tokens and, if the study has comparisons, over FLOPs."""
+    panels = 2 if study.comparisons else 1
     figure = figures.empty(3.3 * panels)
     over_tokens, *over_flops = figure.subplots(panels, squeeze=False)[:, 0]
     for row, by_seed in results.items():
@@ -381,7 +402,8 @@ def _figure(study: Study, results: Results, workdir: Path) -> Any:
             over_tokens.plot(*figures.curve(events, "tokens", "loss"), label=row)
     over_tokens.set(xlabel="tokens", ylabel="training loss (nats), first seed")
     for axes in over_flops:
-        for name, points in _curves(study, results).items():
+        curves = itertools.chain(*(c.items() for c in _curves(study, results)))
+        for name, points in curves:
             flops = [point.total_flops for point in points]
             axes.plot(flops, [point.loss for point in points], "o-", label=name)
         axes.set(xlabel="FLOPs, with the optimizer's", ylabel="held-out loss (nats)")

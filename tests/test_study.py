@@ -178,7 +178,7 @@ def test_a_multiplier_by_hand():
     """Losses that fall by 1 with each doubling; the stack's are lower by half of it."""
     rows = {name: () for name in ("a-1", "a-2", "b-1", "b-2", "b-4")}
     curves = {"a": ("a-1", "a-2"), "b": ("b-1", "b-2", "b-4")}
-    study = Study("small", (), rows, (0,), curves)
+    study = Study("small", (), rows, (0,), [curves])
 
     def runs(loss, flops):
         return {0: {"held_out_loss": loss, "model_flops": flops, "updates": 1}}
@@ -193,8 +193,19 @@ def test_a_multiplier_by_hand():
     results["a-2"] = runs(3.0, 2e9)
     [line] = multipliers(study, results)
     assert "3.000: outside the range of its own losses" in line
-    with pytest.raises(UserError, match="curves name 'c', which is no row"):
-        Study("small", (), rows, (0,), {"c": ("c",)})
+    with pytest.raises(UserError, match="comparisons name 'c', which is no row"):
+        Study("small", (), rows, (0,), [{"c": ("c",)}])
+
+
+def test_a_row_is_compared_with_the_first_of_its_comparison():
+    rows = {name: () for name in ("other", "a", "b-1", "b-2")}
+    study = Study("small", (), rows, (0,), [{"a": ("a",), "b": ("b-1", "b-2")}])
+    summary = {"tokens": 10, "averages": {}, "model_flops": 1e9, "updates": 3}
+    losses = {"other": 9.0, "a": 5.0, "b-1": 6.0, "b-2": 4.5}
+    results = {n: {0: {"held_out_loss": x, **summary}} for n, x in losses.items()}
+    lines = page(study, results).splitlines()[2:6]
+    gaps = ["-", "-", "+1.000 (one seed)", "-0.500 (one seed)"]
+    assert [line.split(" | ")[4] for line in lines] == gaps
 
 
 def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
