@@ -17,8 +17,14 @@ from cramjax.config import load, module
 from cramjax.model.flops import train_flops_per_token
 from cramjax.study import Study
 
-# Width, layers, tokens of the baseline. The feed-forward width is 4 times the width.
-SIZES = {"S": (128, 2, 16e6), "M": (192, 4, 12e6), "L": (320, 5, 12e6)}
+# Width, layers, tokens of the baseline, the stack's peak rate: the better one of two at
+# S, the best one of three at M, of `configs/best.py` at L. The baseline's is 4e-3. The
+# feed-forward width is 4 times the width.
+SIZES = {
+    "S": (128, 2, 16e6, 1e-2),
+    "M": (192, 4, 12e6, 5e-3),
+    "L": (320, 5, 12e6, 4e-3),
+}
 
 
 # What differs from the embedded books, in all studies on this text.
@@ -43,12 +49,12 @@ def get_study(sizes: str = "S") -> Study:
     """Returns the rows and seeds of one size, or of several with commas between."""
     rows, comparisons = {}, []
     for size in sizes.split(","):
-        width, layers, tokens = SIZES[size]
+        width, layers, tokens, rate = SIZES[size]
         of_size = shape(width, layers)
         small = load("small", of_size)
         flops = tokens * train_flops_per_token(small.model, small.objective.mask_rate)
-        changes = module("best").overrides(small.optimizer.learning_rate)
-        changes = (*of_size, *changes, "budget.tokens=0")
+        changes = (*of_size, *module("best").overrides(width), "budget.tokens=0")
+        changes += (f"optimizer.learning_rate={rate}",)
         baseline = f"{size}, baseline"
         stack = {
             f"{size}, stack, 1/{n}": (*changes, f"budget.flops={flops / n:.6g}")

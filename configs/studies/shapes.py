@@ -9,7 +9,7 @@ finds that the curves of shapes over tokens differ, but reach the same loss afte
 same time. The text is that of `configs/studies/ladder.py`.
 """
 
-from cramjax.config import load, module
+from cramjax.config import module
 from cramjax.study import Study
 
 SHAPES = ((160, 1), (128, 2), (96, 4), (64, 9))  # width, layers
@@ -17,11 +17,13 @@ SHAPES = ((160, 1), (128, 2), (96, 4), (64, 9))  # width, layers
 
 def get_study() -> Study:
     """Returns the rows, with one seed."""
-    ladder, peak = module("studies/ladder"), load("small").optimizer.learning_rate
-    budget = ("budget.tokens=0", "budget.flops=1.14e13")
+    best, ladder = module("best"), module("studies/ladder")
     return Study(
         config="small",
-        overrides=(*module("best").overrides(peak), *ladder.WIKIPEDIA, *budget),
-        rows={f"{n} x {width}": ladder.shape(width, n) for width, n in SHAPES},
+        overrides=(*ladder.WIKIPEDIA, "budget.tokens=0", "budget.flops=1.14e13"),
+        rows={
+            f"{n} x {width}": (*ladder.shape(width, n), *best.overrides(width))
+            for width, n in SHAPES
+        },
         seeds=(0,),
     )
