@@ -31,8 +31,9 @@ CHANGES = {
     "schedule.curve": "dive",  # constant, then linearly to 0
     "schedule.falloff": 0.5,
 }
-# Of Muon's peak rates, 1e-2 was the better one of two at a width of 128, and 5e-3 the
-# best one of three at 192. So it falls about as the width grows; how far is a guess.
+# Muon's best peak rate was 1e-2 (of two) at a width of 128, 5e-3 (of three) at 192. So
+# it falls with the width; that it does so in inverse proportion is a guess. It is the
+# rate of the config's own width: with another model.width, set the rate, too.
 RATE_TIMES_WIDTH = 1.28
 CARDS = {name: name for name in ("a4000", "a6000", "rtx2080ti", "h200")}
 CARDS["h100"] = "h200"

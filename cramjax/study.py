@@ -45,9 +45,9 @@ class Study:
       overrides: of all rows, "key=value".
       rows: {name: overrides}; the first row is the baseline.
       seeds: every row runs with each of them.
-      comparisons: of recipes, each {recipe: its rows, which differ in their budget};
-        the first recipe is the baseline of `multipliers`, its first row that of the
-        comparison's other rows, and losses are drawn over FLOPs.
+      comparisons: each {recipe: its rows, which differ in their budget}. The first
+        recipe is the baseline of the others in `multipliers`, and its first row that
+        of the comparison's other rows in the table.
     """
 
     config: str
@@ -396,10 +396,12 @@ def _figure(study: Study, results: Results, workdir: Path) -> Any:
     panels = 2 if study.comparisons else 1
     figure = figures.empty(3.3 * panels)
     over_tokens, *over_flops = figure.subplots(panels, squeeze=False)[:, 0]
-    for row, by_seed in results.items():
+    for number, (row, by_seed) in enumerate(results.items()):
         for seed in sorted(by_seed)[:1]:
             events = metrics_log.read(_folder(workdir, (row, seed)) / METRICS)
-            over_tokens.plot(*figures.curve(events, "tokens", "loss"), label=row)
+            tokens_N, loss_N = figures.curve(events, "tokens", "loss")
+            dashes = ("-", "--", ":")[number // 10 % 3]  # colours return after ten rows
+            over_tokens.plot(tokens_N, loss_N, dashes, label=row)
     over_tokens.set(xlabel="tokens", ylabel="training loss (nats), first seed")
     for axes in over_flops:
         curves = itertools.chain(*(c.items() for c in _curves(study, results)))

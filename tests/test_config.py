@@ -49,6 +49,7 @@ def test_the_best_recipe_changes_a_card_and_its_budget():
         *best.CHANGES,
         "optimizer.learning_rate",
     }
+    assert found["a6000"]["optimizer.learning_rate"] == pytest.approx(1.28 / 768)
     assert found["h100-hour"]["budget.hours"] == 1
     assert found["a6000-10min"]["batch.sequences"] == 512
     # The quickstart has the same changes.

@@ -216,7 +216,13 @@ def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
 
 
 def test_study_files(tmp_path):
-    assert "muon" in load_study("studies/small").rows
+    for name in ("small", "recipe", "ladder:S,M,L", "best:a4000", "plateau", "shapes"):
+        load_study(f"studies/{name}").configs()
+    rates = {
+        c.optimizer.learning_rate
+        for c in load_study("studies/ladder:M").configs().values()
+    }
+    assert rates == {4e-3, 5e-3}
     path = tmp_path / "s.py"
     path.write_text("def get_study(): return 1 / 0")
     with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):

@@ -22,6 +22,7 @@ class CramjaxConfig(PreTrainedConfig):
 
     model_type = "cramjax"
     dropout = 0.0  # in training
+    pooling = "cls"
 
 
 def make_norm(config, width=0):
@@ -224,8 +225,9 @@ class CramjaxForSequenceClassification(CramjaxPreTrainedModel):
         if self.config.pooling == "mean":
             mask_BxL = inputs.get("attention_mask")
             weight_BxLx1 = torch.ones_like(input_ids) if mask_BxL is None else mask_BxL
-            weight_BxLx1 = weight_BxLx1[..., None].to(hidden_BxLxD)
-            pooled_BxD = (hidden_BxLxD * weight_BxLx1).sum(1) / weight_BxLx1.sum(1)
+            weight_BxLx1 = weight_BxLx1[..., None].float()
+            sum_BxD = (hidden_BxLxD.float() * weight_BxLx1).sum(1)
+            pooled_BxD = (sum_BxD / weight_BxLx1.sum(1)).to(hidden_BxLxD)
         pooled_BxD = self.pooler(pooled_BxD).tanh()
         pooled_BxD = F.dropout(pooled_BxD, self.config.dropout, self.training)
         logits_BxC, loss = self.classifier(pooled_BxD), None
