@@ -7,10 +7,11 @@ and the same with -hour and -10min, for example best:h200-10min. They stay on th
 track.
 
 Measured on CPUs only, on Wikipedia, with one seed (records/README.md, "The ladder"):
-together the changes reach the loss of the paper's recipe with 3.6 times fewer model
-FLOPs at 0.3M parameters inside the layers, and with 2.4 times fewer at 1.5M. So they
-may be worth less at full size, where the paper's recipe spends a smaller part of its
-budget near the unigram entropy, and rotary positions gained nothing (Table 10). A step
+together the changes reach the loss of the paper's recipe with 3.6, 3.2 and 3.7 times
+fewer model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. The paper's recipe
+had one rate there, that of the changes was chosen. They may be worth less at full size,
+where the paper's recipe spends a smaller part of its budget near the unigram entropy,
+and rotary positions gained nothing (Table 10). A step
 is estimated to be 4 to 8 % slower on these cards, mostly by rotary positions, masking
 and Muon. Not known are also what each change is worth, the best learning rate, and the
 GLUE scores.

@@ -412,7 +412,8 @@ def _figure(study: Study, results: Results, workdir: Path) -> Any:
     for axes in (over_tokens, *over_flops):
         axes.set_xscale("log")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
+        beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        axes.legend(frameon=False, fontsize="x-small", **beside)
     return figure
 
 
