@@ -1,36 +1,21 @@
 """Rows x seeds: what a change is worth, and how sure that is."""
 
-import concurrent.futures
 import dataclasses
 import itertools
-import logging
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cramjax import compare, figures, files
+from cramjax import figures
 from cramjax.config import Config, load, module
-from cramjax.errors import Interrupted, TrainingFailed, UserError, one_line
-from cramjax.glue.evaluate import RESULTS as SCORES
-from cramjax.model.flops import muon_flops_per_update, train_flops_per_token
+from cramjax.errors import UserError, one_line
+from cramjax.model.flops import muon_flops_per_update
 from cramjax.page import Table, to_markdown
-from cramjax.run import run
 from cramjax.training import log as metrics_log
-from cramjax.training.pretrain import METRICS, SUMMARY
-
-logger = logging.getLogger(__name__)
-
-RESULTS, TABLE, FIGURE = "study.json", "study.md", "study.png"
-COMPARISON = "compare.html"
-OUTPUT = "output.txt"  # of a run beside others, in its workdir
-# Runs beside each other on a CPU have one thread each: more would get in their way.
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+from cramjax.training.pretrain import METRICS
 
 Cell = tuple[str, int]  # row and seed: a run
 Results = dict[str, dict[int, dict[str, Any]]]  # {row: {seed: its pretrain.json}}
@@ -105,151 +90,10 @@ def slug(row: str) -> str:
     return "-".join(re.findall(r"[\w.]+", row))
 
 
-def _folder(workdir: Path, cell: Cell) -> Path:
+def run_folder(workdir: Path, cell: Cell) -> Path:
+    """Returns the workdir of a run, in that of the study."""
     row, seed = cell
     return workdir / slug(row) / f"seed{seed}"
-
-
-def run_study(study: Study, workdir: Path, at_once: int = 1) -> Results:
-    """Runs what is missing; returns the summaries.
-
-    A run lives in the folder ROW/seedN of the workdir, so a study that was stopped
-    resumes its unfinished runs. All rows get their first seed before any gets its
-    second, so what a stopped study has can be compared. After each run study.json,
-    study.md and study.png are written, at the end compare.html of the first seeds.
-
-    Args:
-      study: what is run.
-      workdir: the folder of its runs and tables.
-      at_once: how many runs; above 1, each is a process with one thread, and its output
-        goes to output.txt in its folder.
-
-    Raises:
-      UserError: see `run.run`.
-      TrainingFailed: one or more runs failed; raised when the others are done.
-      Interrupted: a signal came; the runs' states are saved.
-    """
-    configs = study.configs()
-    folders = {cell: _folder(workdir, cell) for cell in configs}
-    results: Results = {row: {} for row in study.rows}
-    for (row, seed), folder in folders.items():  # of an earlier session
-        if (folder / SUMMARY).exists():
-            results[row][seed] = _read(folder)
-    logger.info(f"study: {_progress(configs, results)}")
-    failed = []
-    for cell, error in _run_all(study, configs, folders, at_once):
-        row, seed = cell
-        if error:
-            failed.append(f"{row}, seed {seed}: {error}")
-            logger.info(f"study: {failed[-1]}")
-            continue
-        results[row][seed] = _read(folders[cell])
-        files.write_json(workdir / RESULTS, results)
-        files.write_text(workdir / TABLE, page(study, results) + "\n")
-        with files.replacing(workdir / FIGURE) as file:
-            _figure(study, results, workdir).savefig(file, dpi=120)
-        logger.info(f"study: {_progress(configs, results)}")
-    finished = [folders[row, min(found)] for row, found in results.items() if found]
-    if finished:
-        try:
-            compare.write(finished, workdir / COMPARISON, workdir)
-        except UserError as error:  # what failed is to be said all the same
-            logger.warning(f"no {COMPARISON}: {error}")
-    if failed:
-        raise TrainingFailed(
-            f"{len(failed)} of {len(configs)} runs failed, the others are in "
-            f"{workdir / TABLE}: {'; '.join(failed)}"
-        )
-    return results
-
-
-def _run_all(
-    study: Study,
-    configs: Mapping[Cell, Config],
-    folders: Mapping[Cell, Path],
-    at_once: int,
-) -> Iterator[tuple[Cell, str]]:
-    """Yields each run when it is done, with its error or ""."""
-    if at_once == 1:
-        for number, (cell, config) in enumerate(configs.items(), start=1):
-            logger.info(
-                f"study: {cell[0]}, seed {cell[1]} ({number} of {len(configs)})"
-            )
-            try:
-                run(config, folders[cell])
-            except TrainingFailed as error:
-                yield cell, str(error)
-            else:
-                yield cell, ""
-        return
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        runs = {
-            pool.submit(_run_beside_others, study, cell, folder): cell
-            for cell, folder in folders.items()
-        }
-        try:
-            for done in concurrent.futures.as_completed(runs):
-                yield runs[done], done.result()
-        finally:  # those that wait for a worker, if one was interrupted
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _run_beside_others(study: Study, cell: Cell, folder: Path) -> str:
-    """Runs the command in a process; returns its error or ""."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "cramjax.main", f"--config={study.config}"]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"
-    with (folder / OUTPUT).open("a") as output:
-        code = subprocess.run(
-            [*command, *study.arguments(cell), f"--workdir={folder}"],
-            check=False,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"XLA_FLAGS": flags.strip()},
-        ).returncode
-    if code > 128:
-        raise Interrupted(f"interrupted: {folder} is saved", code - 128)
-    last = (folder / OUTPUT).read_text().splitlines()[-1:]
-    return " ".join(last) if code else ""
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """Returns a run's summary, and "scores": {title: score} of what was fine-tuned."""
-    summary = files.read_json(folder / SUMMARY, "delete its folder")
-    scores = {}
-    if (folder / SCORES).exists():
-        for entry in files.read_json(folder / SCORES, "delete it")["tasks"].values():
-            for start, scored in entry["starts"].items():
-                scores[f"{entry['title']}, {start}"] = scored["median"]
-            scores[f"{entry['title']}, bag of words"] = entry["bag_of_words"][
-                entry["metric"]
-            ]
-    return summary | {"scores": scores}
-
-
-def _progress(configs: Mapping[Cell, Config], results: Results) -> str:
-    """Returns what is done, and what the rest takes at the speed so far."""
-    done = [(row, seed) for row, seed in configs if seed in results[row]]
-    left = [config for cell, config in configs.items() if cell not in done]
-    text = f"{len(done)} of {len(configs)} runs are done"
-    hours = sum(config.budget.hours for config in left)
-    flops = sum(_model_flops(config) for config in left)
-    if done and flops:
-        summaries = [results[row][seed] for row, seed in done]
-        seconds = sum(sum(summary["seconds"].values()) for summary in summaries)
-        spent = sum(summary["model_flops"] for summary in summaries)
-        hours += flops * seconds / spent / 3600
-    if flops:
-        text += f"; the others compute {flops:.2g} model FLOPs"
-    if hours:
-        text += f"; one after the other, they take about {hours:.2g} hours"
-    return text
-
-
-def _model_flops(config: Config) -> float:
-    """Returns what a budget of tokens or FLOPs comes to; 0 for one of hours."""
-    per_token = train_flops_per_token(config.model, config.objective.max_mask_rate)
-    return config.budget.flops or config.budget.tokens * per_token
 
 
 def total_flops(config: Config, summary: Mapping[str, Any]) -> float:
@@ -391,14 +235,14 @@ def _curves(study: Study, results: Results) -> list[dict[str, list[Point]]]:
     ]
 
 
-def _figure(study: Study, results: Results, workdir: Path) -> Any:
+def figure(study: Study, results: Results, workdir: Path) -> Any:
     """Returns losses over tokens and, if the study has comparisons, over FLOPs."""
     panels = 2 if study.comparisons else 1
-    figure = figures.empty(3.3 * panels)
-    over_tokens, *over_flops = figure.subplots(panels, squeeze=False)[:, 0]
+    drawn = figures.empty(3.3 * panels)
+    over_tokens, *over_flops = drawn.subplots(panels, squeeze=False)[:, 0]
     for number, (row, by_seed) in enumerate(results.items()):
         for seed in sorted(by_seed)[:1]:
-            events = metrics_log.read(_folder(workdir, (row, seed)) / METRICS)
+            events = metrics_log.read(run_folder(workdir, (row, seed)) / METRICS)
             tokens_N, loss_N = figures.curve(events, "tokens", "loss")
             dashes = ("-", "--", ":")[number // 10 % 3]  # colours return after ten rows
             over_tokens.plot(tokens_N, loss_N, dashes, label=row)
@@ -414,7 +258,7 @@ def _figure(study: Study, results: Results, workdir: Path) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
         beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
         axes.legend(frameon=False, fontsize="x-small", **beside)
-    return figure
+    return drawn
 
 
 def _losses(

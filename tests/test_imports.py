@@ -18,7 +18,7 @@ LAYERS = (
     ("describe", "checkpoints", "glue"),
     ("examples", "figures", "plan", "report", "trackers"),
     ("run",),
-    ("compare", "rehearsal", "score", "study"),
+    ("compare", "rehearsal", "score", "study", "study_runs"),
     ("commands",),
     ("main",),
 )

@@ -5,10 +5,11 @@ import subprocess
 import pytest
 from conftest import TINY
 
-from cramjax import study as study_module
+from cramjax import study_runs
 from cramjax.commands import study as study_command
 from cramjax.errors import Interrupted, TrainingFailed, UserError
-from cramjax.study import Study, load_study, multipliers, page, run_study
+from cramjax.study import Study, load_study, multipliers, page, slug
+from cramjax.study_runs import run_study
 
 DONE = {"held_out_loss": 1.0, "tokens": 5, "averages": {}, "seconds": {}}
 DONE |= {"model_flops": 1e9, "updates": 1}
@@ -18,7 +19,7 @@ DONE |= {"model_flops": 1e9, "updates": 1}
 def compared(monkeypatch):
     """The folders that compare.html is about; the runs of these tests are empty."""
     folders = []
-    monkeypatch.setattr(study_module.compare, "write", lambda f, *_: folders.append(f))
+    monkeypatch.setattr(study_runs.compare, "write", lambda f, *_: folders.append(f))
     return folders
 
 
@@ -46,7 +47,7 @@ def test_a_study_is_resumable_and_compares_pairs(
         line = {"tokens": 1, "loss": 2.0}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
-    monkeypatch.setattr(study_module, "run", run)
+    monkeypatch.setattr(study_runs, "run", run)
     results = run_study(study, tmp_path)
     assert list(json.loads((tmp_path / "study.json").read_text())) == ["base", "same"]
     assert list(results) == list(study.rows)
@@ -61,7 +62,7 @@ def test_a_study_is_resumable_and_compares_pairs(
 
 def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
     ends = {"base": [0, 0], "same": [2, 0]}
-    monkeypatch.setattr(study_module, "run", pytest.fail)
+    monkeypatch.setattr(study_runs, "run", pytest.fail)
 
     def command(argv, stdout, env, **_):
         assert "intra_op_parallelism_threads=1" in env["XLA_FLAGS"]
@@ -84,7 +85,7 @@ def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
 
 
 def test_rows_have_folders_of_their_own(study):
-    assert study_module.slug("masking 15 %, all <mask>") == "masking-15-all-mask"
+    assert slug("masking 15 %, all <mask>") == "masking-15-all-mask"
     with pytest.raises(UserError, match="same letters and digits"):
         dataclasses.replace(study, rows={"masking 15": (), "masking 15 %": ()})
 
@@ -98,14 +99,14 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(
             raise TrainingFailed("it diverged")
         (folder / "pretrain.json").write_text(json.dumps(DONE))
 
-    monkeypatch.setattr(study_module, "run", run)
+    monkeypatch.setattr(study_runs, "run", run)
     with pytest.raises(TrainingFailed, match="2 of 4 runs failed.*base, seed 0: it di"):
         run_study(study, tmp_path)
     assert "| same | 2 | 1.000" in (tmp_path / "study.md").read_text()
 
     # The next session begins with all there is.
     seen = []
-    monkeypatch.setattr(study_module, "run", lambda *_: seen.append(1) or 1 / 0)
+    monkeypatch.setattr(study_runs, "run", lambda *_: seen.append(1) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_study(study, tmp_path)
     assert "| same | 2 |" in (tmp_path / "study.md").read_text()
@@ -124,16 +125,16 @@ def test_every_row_gets_its_first_seed_first(study):
 
 def test_what_is_left_takes_as_long_as_what_is_done(study):
     configs = study.configs()
-    flops = study_module._model_flops(configs["base", 0])
+    flops = study_runs._model_flops(configs["base", 0])
     done = DONE | {"model_flops": flops, "seconds": {"training": 7000.0, "idle": 200.0}}
-    text = study_module._progress(configs, {"base": {0: done}, "same": {}})
+    text = study_runs._progress(configs, {"base": {0: done}, "same": {}})
     assert text.startswith("1 of 4 runs are done") and text.endswith("about 6 hours")
 
 
 def test_the_commands_overrides_are_of_all_rows(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        study_module, "run_study", lambda study, *_: seen.append(study.configs()) or {}
+        study_runs, "run_study", lambda study, *_: seen.append(study.configs()) or {}
     )
     flags = ["--study=configs/studies/small.py", f"--workdir={tmp_path}"]
     study_command.command([*flags, "--config.model.width=64"])
@@ -209,7 +210,7 @@ def test_a_row_is_compared_with_the_first_of_its_comparison():
 
 
 def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "run", pytest.fail)
+    monkeypatch.setattr(study_runs, "run", pytest.fail)
     study.rows["broken"] = ("optimizer.nam=muon",)
     with pytest.raises(UserError, match="did you mean --config.optimizer.name"):
         run_study(study, tmp_path)

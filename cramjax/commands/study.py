@@ -29,7 +29,8 @@ def command(argv: Sequence[str]) -> None:
                 f"unexpected argument {argument!r}: pass --study, --workdir and "
                 "--config.key=value"
             )
-    from cramjax.study import load_study, page, run_study  # imports JAX
+    from cramjax.study import load_study, page  # imports JAX
+    from cramjax.study_runs import run_study
 
     study = load_study(given["study"])
     study = dataclasses.replace(study, overrides=(*study.overrides, *rest))
