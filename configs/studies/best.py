@@ -15,10 +15,10 @@ def get_study(config: str = "h200") -> Study:
     """Returns the two recipes, with one seed."""
     best = module("best")
     hours, sequences = best.BUDGETS["-10min"]
-    width = load(config).model.width
+    rate = best.RATE_TIMES_WIDTH / load(config).model.width
     return Study(
         config=config,
         overrides=(f"budget.hours={hours}", f"batch.sequences={sequences}"),
-        rows={"paper": (), "best": best.overrides(width)},
+        rows={"paper": (), "best": best.overrides(rate)},
         seeds=(0,),
     )

@@ -52,8 +52,7 @@ def get_study(sizes: str = "S") -> Study:
         of_size = shape(width, layers)
         small = load("small", of_size)
         flops = tokens * train_flops_per_token(small.model, small.objective.mask_rate)
-        changes = (*of_size, *module("best").overrides(width), "budget.tokens=0")
-        changes += (f"optimizer.learning_rate={rate}",)
+        changes = (*of_size, *module("best").overrides(rate), "budget.tokens=0")
         baseline = f"{size} baseline"
         stack = {
             f"{size} stack 1/{n}": (*changes, f"budget.flops={flops / n:.6g}")

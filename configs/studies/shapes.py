@@ -4,8 +4,8 @@
         --workdir=runs/shapes --config.data.sources="('wiki/*.txt',)"
 
 Four shapes of about the same cost per token (2.4 to 3.0 MFLOP) with the recipe of
-`configs/best.py`, whose losses drop early, at the rate of a width of 128 for all. The
-paper (arXiv 2212.14034, section 4.2) finds that the curves of shapes over tokens
+`configs/best.py`, whose losses drop early, and one learning rate for all. The paper
+(arXiv 2212.14034, section 4.2) finds that the curves of shapes over tokens
 differ, but reach the same loss after the same time. The text is that of
 `configs/studies/ladder.py`.
 """
@@ -22,7 +22,7 @@ def get_study() -> Study:
     budget = ("budget.tokens=0", "budget.flops=1.14e13")
     return Study(
         config="small",
-        overrides=(*best.overrides(128), *ladder.WIKIPEDIA, *budget),
+        overrides=(*best.overrides(1e-2), *ladder.WIKIPEDIA, *budget),
         rows={f"{n} x {width}": ladder.shape(width, n) for width, n in SHAPES},
         seeds=(0,),
     )
