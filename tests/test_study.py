@@ -217,7 +217,8 @@ def test_a_wrong_row_costs_no_compute(study, tmp_path, monkeypatch):
 
 
 def test_study_files(tmp_path):
-    for name in ("small", "recipe", "ladder:S,M,L", "best:a4000", "plateau", "shapes"):
+    wikipedia = ("ladder:S,M,L", "without:M", "plateau", "shapes")
+    for name in ("small", "recipe", "best:a4000", *wikipedia):
         load_study(f"studies/{name}").configs()
     rates = {
         c.optimizer.learning_rate
