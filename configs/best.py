@@ -6,14 +6,14 @@ A row is a card's config with CHANGES: a4000, a6000, rtx2080ti, h100 and h200 fo
 and the same with -hour and -10min, for example best:h200-10min. They stay on the rules
 track.
 
-Measured on CPUs only, on Wikipedia, with one seed (records/README.md, "The ladder"):
-together the changes reach the loss of the paper's recipe with 3.6, 3.2 and 3.7 times
-fewer model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At 1.5M both
-recipes had the best of three rates, at 5M neither. The changes may be worth less at
-full size, where the paper's recipe spends a smaller part of its budget near the unigram
-entropy, and rotary positions gained nothing (Table 10). A step is estimated to be 4 to
-8 % slower on these cards, mostly by rotary positions, masking and Muon. Not known are
-also what each change is worth, the best learning rate, and the GLUE scores.
+Measured on CPUs only, on Wikipedia, with one or two seeds (records/README.md, "The
+ladder"): together the changes reach the loss of the paper's recipe with 3.6, 3.1 and
+3.7 times fewer model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At 1.5M
+both recipes had the best of three rates, at 5M neither. The changes may be worth less
+at full size, where the paper's recipe spends a smaller part of its budget near the
+unigram entropy, and rotary positions gained nothing (Table 10). A step is estimated to
+be 4 to 8 % slower on these cards, mostly by rotary positions, masking and Muon. Not
+known are also what each change is worth, the best learning rate, and the GLUE scores.
 """
 
 from ml_collections import config_dict
