@@ -11,9 +11,10 @@ ladder"): together the changes reach the loss of the paper's recipe with 3.6, 3.
 3.7 times fewer model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At 1.5M
 both recipes had the best of three rates, at 5M neither.
 
-At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats; the paper's
-schedule, its 80/10/10, and 25 % masked instead of 40 % cost 0.06 to 0.09 each, one
-seed, which is hardly more than two seeds differ by.
+At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
+sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
+masked instead of 40 % cost 0.06 to 0.09 each, one seed, which is hardly more than two
+seeds differ by.
 
 The changes may be worth less at full size, where the paper's recipe spends a smaller
 part of its budget near the unigram entropy, and rotary positions gained nothing (Table
