@@ -13,14 +13,14 @@ both recipes had the best of three rates, at 5M neither.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
 sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
-masked instead of 40 % cost 0.06 to 0.09 each, one seed, which is hardly more than two
-seeds differ by.
+masked instead of 40 % cost 0.06 to 0.09 each (one seed; two seeds of the stack differ
+by 0.05).
 
 The changes may be worth less at full size, where the paper's recipe spends a smaller
 part of its budget near the unigram entropy, and rotary positions gained nothing (Table
 10). A step is estimated to be 4 to 8 % slower on these cards, mostly by rotary
-positions, masking and Muon. Not known are also the best learning rate and the GLUE
-scores.
+positions, masking and Muon. The best learning rate there and the GLUE scores are not
+known.
 """
 
 from ml_collections import config_dict
