@@ -2,8 +2,9 @@
 
     python -m cramjax.main --config=a4000
 
-Reproduces the A4000 row of the paper's Table 3: 24 h, 4.5e9 tokens, GLUE-dev 79.2, the
-mean of nine numbers; it was trained on a filtered and sorted subset of The Pile.
+Meant to reproduce the A4000 row of the paper's Table 3, but not run yet: 24 h, 4.5e9
+tokens, GLUE-dev 79.2, the mean of nine numbers. The authors trained on a filtered and
+sorted subset of The Pile.
 
 The text is the nearest public copy of theirs, 8 million documents of The Pile without
 Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OpenWebText2, a quarter of the
@@ -22,10 +23,10 @@ def get_config() -> config_dict.ConfigDict:
     config.micro_batch = 128
     config.model.attention = "cudnn"
 
-    # The copy's 30 files are random samples of the whole, each of about 5.9 million
-    # documents, 34 GB of text, in 11 GB. So the beginning of ten is as good as the
-    # paper's text, the first 8 million entries of the original, and what is not read is
-    # not downloaded.
+    # The copy's 30 files are random samples of the whole: each has about 5.9 million
+    # documents, or 34 GB of text, in 11 GB compressed. The paper used the first 8
+    # million entries of the original; the beginnings of ten of these files are as good
+    # a sample, and the rest of each file is not downloaded.
     copy = "hf://datasets/monology/pile-uncopyrighted/train"
     config.data.sources = (f"{copy}/0[0-9].jsonl.zst",)
     config.data.max_documents = 8_000_000

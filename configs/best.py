@@ -7,9 +7,9 @@ and the same with -hour and -10min, for example best:h200-10min. They stay on th
 track.
 
 Measured on CPUs only, on Wikipedia, with one or two seeds (records/README.md, "The
-ladder"): together the changes reach the loss of the paper's recipe with 3.6, 3.1 and
-3.7 times fewer model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At 1.5M
-both recipes had the best of three rates, at 5M neither.
+ladder"): together the changes (the "stack") reach the loss of the paper's recipe with
+28, 32 and 27 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At
+1.5M both recipes had the best of three rates, at 5M neither.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
 sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
@@ -17,17 +17,18 @@ masked instead of 40 % cost 0.06 to 0.09 each (one seed; two seeds of the stack 
 by 0.05).
 
 The changes may be worth less at full size, where the paper's recipe spends a smaller
-part of its budget near the unigram entropy, and rotary positions gained nothing (Table
-10). A step is estimated to be 4 to 8 % slower on these cards, mostly by rotary
-positions, masking and Muon. The best learning rate there and the GLUE scores are not
-known.
+part of its budget near the unigram entropy. (The paper's Table 10 found no gain from
+rotary positions, but the authors' released code does not apply the rotation.) A step is
+estimated to be 4 to 8 % slower on these cards, mostly because of rotary positions,
+masking and Muon. The best learning rate there and the GLUE scores are not known.
 """
 
 from ml_collections import config_dict
 
 import cramjax.config
 
-# The last layer computes what the loss reads: it pays for the additional predictions.
+# sparse_last_layer: the last layer computes only what the loss reads. The FLOPs that it
+# saves pay for part of the additional predictions.
 CHANGES = {
     "model.positions": "rotary",
     "model.sparse_last_layer": True,
@@ -38,9 +39,10 @@ CHANGES = {
     "schedule.curve": "dive",  # constant, then linearly to 0
     "schedule.falloff": 0.5,
 }
-# Muon's best peak rate was 1e-2 (of two) at a width of 128, 5e-3 (of three) at 192. So
-# it falls with the width; that it does so in inverse proportion is a guess. It is the
-# rate of the config's own width: with another model.width, set the rate, too.
+# Muon's best peak rate was 1e-2 (of two tried) at a width of 128 and 5e-3 (of three) at
+# 192, so it seems to fall with the width; inverse proportion is a guess. The rate is
+# computed from the card's config: who overrides model.width has to override
+# optimizer.learning_rate, too.
 RATE_TIMES_WIDTH = 1.28
 CARDS = {name: name for name in ("a4000", "a6000", "rtx2080ti", "h200")}
 CARDS["h100"] = "h200"

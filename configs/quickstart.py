@@ -22,6 +22,6 @@ def get_config() -> config_dict.ConfigDict:
     config.glue.tasks = ("intents10", "swapped")
     config.glue.pooling = "mean"
     config.glue.max_train_rows = 2000
-    # The first is the best one for swapped words, the second for few intents.
+    # The first is the best one for swapped words, the second for intents.
     config.glue.learning_rates = (2e-3, 8e-3)
     return config

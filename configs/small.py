@@ -51,7 +51,7 @@ def get_config() -> config_dict.ConfigDict:
     # (with the same versions of JAX and its dependencies).
     config.glue.trials_at_once = 3
     config.glue.trials = 3
-    # The best one is inside, for each initialization.
+    # For each initialization, the best of wider grids is among these.
     config.glue.learning_rates = (4e-3, 8e-3, 1.6e-2)
     config.glue.max_length = 48  # sinusoidal positions go on beyond a block's 32
     config.glue.head_width = 128

@@ -33,7 +33,7 @@ def read(workdir: Path) -> Run:
 
 
 def write(workdirs: Sequence[Path], path: Path, root: Path | None = None) -> None:
-    """Writes a page about finished runs; differences are to the first of them.
+    """Writes a page about finished runs; differences are from the first of them.
 
     They are named by their folders, below `root` if it is given.
 

@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imported here because they import JAX: a mistyped flag is reported at once.
         if extras["rehearse"]:
             if given := [name for name in PROCESSES if extras[name]]:
-                raise UserError(f"--{given[0]}: a rehearsal has one process, without")
+                raise UserError(
+                    f"--{given[0]}: leave it out; a rehearsal is one process"
+                )
             from cramjax.rehearsal import rehearse
 
             rehearse(config, workdir)
@@ -164,7 +166,7 @@ def command_environment() -> Iterator[Outcome]:
     except (OSError, ValueError) as error:
         if not (disk_fault(error) or getattr(error, "filename", None)):
             raise
-        hint = "make room" if is_disk_full(error) else "mend it"
+        hint = "make room" if is_disk_full(error) else "fix the cause"
         hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
         outcome.exit_code = 2

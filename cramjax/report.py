@@ -30,7 +30,7 @@ NEEDED = {
     "skipped",
 }
 # A loss is clearly below the unigram entropy if it is lower by this fraction. Models
-# that have learned little more than word frequencies long stay 2 to 4 % below it.
+# that have learned little more than word frequencies stay 2 to 4 % below for long.
 CLEARLY = 0.05
 # Of the paper's run on an A6000: 8.7e9 tokens in 24 hours (arXiv 2212.14034, Table 1),
 # of 622.85 MFLOP each.
@@ -329,7 +329,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what was measured of start-up and device; None is left out."""
     start = "from the start of the last session to its first step"
-    mfu = "MFU, the fraction of the card's dense 16-bit peak, over that time"
+    mfu = "MFU, the fraction of the card's dense 16-bit peak, while training"
     energy = "energy drawn by the card, validation included"
     peak = summary["peak_memory_bytes"]
     rows = [
@@ -417,10 +417,10 @@ def _use_section(workdir: Path) -> list[Block]:
     return [
         Heading("Using the model"),
         Code(f'{command} "it was a <mask> day"'),
-        f"In Python, `cramjax.load({str(workdir)!r})` fills masks, compares sentences "
-        "and returns vectors; docs/models.md shows how, and how to continue its "
-        "pretraining. To repeat the run, pass the command at the top another "
-        "--workdir. All fine-tuning trials are in glue.md.",
+        f"In Python, `cramjax.load({str(workdir)!r})` returns the model, which fills "
+        "masks and turns texts into vectors; docs/models.md shows how, and how to "
+        "continue its pretraining. To repeat the run, pass a new --workdir to the "
+        "command at the top. All fine-tuning trials are in glue.md.",
     ]
 
 

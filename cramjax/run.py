@@ -292,7 +292,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 
 def check_corpus(workdir: Path, name: str) -> None:
-    """Refuses to continue with another corpus than the run began with."""
+    """Refuses to continue with a corpus different from the run's."""
     path = workdir / CORPUS
     if not path.exists():
         return

@@ -90,7 +90,7 @@ def _of_checkpoint(config: Config, given: set[str], checkpoint: Path) -> Config:
 
     Raises:
       UserError: the checkpoint is missing, or a key outside `glue` was given with
-        another value than the checkpoint's.
+        a value different from the checkpoint's.
     """
     if not (checkpoint / SUMMARY).is_file():
         raise UserError(
@@ -120,7 +120,7 @@ def _of_foreign(config: Config, given: set[str], foreign: Pretrained) -> Config:
         set(config.glue.starts) <= {"pretrained", "random"},
         "glue.starts",
         config.glue.starts,
-        "of 'pretrained' and 'random': this checkpoint has no averages",
+        "'pretrained', 'random' or both: this checkpoint has no averages",
     )
     model = dataclasses.replace(
         foreign.model, dtype=config.model.dtype, attention=config.model.attention

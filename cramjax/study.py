@@ -110,7 +110,7 @@ def page(study: Study, results: Results) -> str:
 def table(study: Study, results: Results) -> Table:
     """Returns a table of held-out losses, word order, FLOPs and scores.
 
-    Differences to the baseline, see `Study.baseline`, are paired: of runs with the same
+    Differences from the baseline, see `Study.baseline`, are paired: of runs with one
     seed, which see the same data in the same order from the same weights. A row that
     averages its weights has a line for each average, too.
     """
@@ -122,7 +122,7 @@ def table(study: Study, results: Results) -> Table:
         "seeds",
         "held-out loss, mean (lowest to highest)",
         "standard deviation",
-        "difference to the baseline, paired: mean (standard deviation)",
+        "difference from the baseline, paired: mean (standard deviation)",
         "word order, mean (bigram model)",
         "tokens",
         "FLOPs (with Muon's)",

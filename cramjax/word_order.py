@@ -78,10 +78,9 @@ def line(found: Mapping[str, Any] | None) -> str:
         )
     percent, pairs = found["model"], found["pairs"]
     return (
-        f"word order: {percent:.1f} % (+-{margin(percent, pairs):.1f}) of {pairs} "
-        "held-out sentences are more likely to the model than the same sentence with "
-        f"two neighbouring words swapped (bigram model {found['bigram']:.1f} %, chance "
-        "50 %)"
+        f"word order: the model finds {percent:.1f} % (+-{margin(percent, pairs):.1f}) "
+        f"of {pairs} held-out sentences likelier than the same with two neighbouring "
+        f"words swapped (bigram model {found['bigram']:.1f} %, chance 50 %)"
     )
 
 

@@ -22,7 +22,7 @@ INTRODUCTION = """\
 This page is written by `python scripts/config_page.py` from `cramjax/config/`; a test
 compares them. The defaults are the paper's recipe; the files in `configs/` change some,
 and the command line any, as in `--config.budget.hours=0.5`. Keys with a `*` may change
-when a run is resumed. "P 4.4" is a section of the paper."""
+when a run is resumed. "Paper 4.4" is a section of the paper."""
 
 
 def page() -> str:

@@ -206,7 +206,7 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path, monkeypatch, capsys):
 
     fails(tmp_path, "new", "holds no finished model")
     fails(three, "new", "transformers takes 1 or 2 texts")
-    fails(three, "new", "--weights=ema", "is a classifier, without it")
+    fails(three, "new", "--weights=ema", "is a classifier and has no averages")
     fails(workdir, "2fa099c", "exists and is not empty: pass another folder")
     fails(workdir, "file", "exists and is not empty")
     fails(workdir, "file/new", "Not a directory")
@@ -218,7 +218,7 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path, monkeypatch, capsys):
     fails(workdir, "new", "No space left on device")
     monkeypatch.undo()
     export(workdir, tmp_path / "exported")
-    with pytest.raises(UserError, match="is no workdir of cramjax: copy it"):
+    with pytest.raises(UserError, match="is not a workdir of cramjax"):
         export(tmp_path / "exported", tmp_path / "again")
 
 

@@ -139,8 +139,8 @@ def test_a_run_goes_on_from_another_projects_model(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["model.width=64"], "config.model.width: it is that of config.init_from="),
-        (["data.cls=True"], "config.data.cls: it is that of config.init_from="),
+        (["model.width=64"], "config.model.width: this is taken from the model"),
+        (["data.cls=True"], "config.data.cls: this is taken from the model"),
         (["init_from=nowhere"], "config.init_from: nowhere holds no finished model"),
         (["init_hash=12"], "init_hash is '12': must be '.*', the hash of the we"),
         (["init_from=", "init_hash=12"], "init_hash is '12': must be '' without"),

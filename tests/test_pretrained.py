@@ -245,7 +245,7 @@ def test_a_model_without_head(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', readable are bert, modernbert"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', not one of bert, modernbert"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', this encoder has 'gelu' only"),
         ({"hidden_size": 64}, r"tensors do not fit .*\(96, 32\), not \(96, 64\)"),
         ({"num_hidden_layers": None}, "config.json"),

@@ -148,7 +148,7 @@ def test_too_few_sentences_are_left_out(tiny, corpus, finished):
 
 def test_the_line_has_an_interval_and_both_baselines():
     line = word_order.line({"model": 90.5, "bigram": 94.0, "pairs": 400})
-    assert line.startswith("word order: 90.5 % (+-2.9) of 400 held-out sentences")
+    assert line.startswith("word order: the model finds 90.5 % (+-2.9) of 400 held-out")
     assert line.endswith("swapped (bigram model 94.0 %, chance 50 %)")
 
 

@@ -4,8 +4,8 @@
 
 That model has 12 layers, 4 heads and rotary positions; all else is as in
 `configs/ablations/architecture.py`: text, training, and the rows, which go by the same
-names there. A row that sets one of the base's keys has its own value. Of the paper's
-figures these are noted: `base` loss 1.89, MNLI 81.02/81.35, 50,946 tokens/s;
+names there. Where a row and this base set the same key, the row's value counts. Of the
+paper's figures these are noted: `base` loss 1.89, MNLI 81.02/81.35, 50,946 tokens/s;
 `no-rotary` loss 1.88.
 
 The authors' script of this model leaves the scaled sinusoids in, and their released

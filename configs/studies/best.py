@@ -3,8 +3,8 @@
     python scripts/study.py --study=studies/best:h200 --workdir=runs/best \
         --config.glue.tasks="('cola','mrpc','rte','stsb')"
 
-The argument is a config with the paper's recipe. Another budget than ten minutes is
---config.budget.hours=1 --config.batch.sequences=1024, for example.
+The argument is a config with the paper's recipe. For a budget of an hour, pass
+--config.budget.hours=1 --config.batch.sequences=1024.
 """
 
 from cramjax.config import load, module

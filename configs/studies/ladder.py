@@ -4,9 +4,9 @@
         --workdir=runs/ladder --config.data.sources="('wiki/*.txt',)"
 
 Sizes are S, M and L: 0.3M, 1.5M and 5M parameters inside the layers; S,M,L are all of
-them, in one table. The baseline is the paper's recipe with a budget that takes it well
-beyond the plateau near the unigram entropy: it leaves it after 30, 26 and 24 % of the
-budget. The stack of changes gets a half, a quarter and an eighth of its FLOPs. The text
+them, in one table. The baseline is the paper's recipe, with a budget long enough to
+leave the plateau near the unigram entropy early: after 30, 26 and 24 % of it. The stack
+of changes gets a half, a quarter and an eighth of the baseline's FLOPs. The text
 is English, about 60 MB or more.
 
 What was measured is in records/README.md.

@@ -4,8 +4,8 @@
         --workdir=runs/study-small
 
 Eleven rows, three seeds, 2 million tokens a run: a bit more than a minute each on two
-cores, 45 minutes in all. With AdamW so small a model is still close to the unigram
-entropy by then, where no other change can show: so the rows start from Muon.
+cores, 45 minutes in all. With AdamW, such a small model is still close to the
+unigram entropy by then, where no other change can show: so the rows start from Muon.
 """
 
 from cramjax.study import Study

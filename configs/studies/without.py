@@ -4,8 +4,8 @@
         --workdir=runs/without --config.data.sources="('wiki/*.txt',)"
 
 Sizes, text and the stack's rate are those of `configs/studies/ladder.py`; the budget is
-a quarter of the baseline's FLOPs. The last layer that computes at predicted positions
-only has no row: it saves 3.6 % of the FLOPs at full size and changes no loss.
+a quarter of the baseline's FLOPs. `model.sparse_last_layer` has no row: it changes no
+loss and, with 40 % masked, saves 2.7 % of the FLOPs at full size.
 """
 
 from cramjax.config import module

@@ -79,7 +79,8 @@ def export(
         source = classifier.load(origin)
         if weights != PRETRAINED:
             raise UserError(
-                f"--weights={weights}: {origin} is a classifier, without it"
+                f"--weights={weights}: leave it out; {origin} is a classifier and has "
+                "no averages"
             )
         if len(source.columns) > 2:
             raise UserError(f"--checkpoint={origin}: transformers takes 1 or 2 texts")
@@ -88,7 +89,10 @@ def export(
     else:
         source = load(origin, weights)
         if source.config is None:
-            raise UserError(f"--checkpoint={origin} is no workdir of cramjax: copy it")
+            raise UserError(
+                f"--checkpoint={origin} is not a workdir of cramjax, but another "
+                "project's model or an export: copy the folder instead"
+            )
         name, facts, tensors = _masked_lm(source)
         about = _facts_of_run(source, origin, weights)
     facts |= {

@@ -270,8 +270,7 @@ def _load_foreign(folder: Path) -> Pretrained:
     kind = facts.get("model_type")
     if kind not in _KEYS:
         raise UserError(
-            f"{folder / CONFIG}: model_type is {kind!r}, readable are "
-            f"{', '.join(_KEYS)}"
+            f"{folder / CONFIG}: model_type is {kind!r}, not one of {', '.join(_KEYS)}"
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder / WEIGHTS} is missing: {HINT}")

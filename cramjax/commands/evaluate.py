@@ -8,7 +8,7 @@ DIR is the workdir of a finished pretraining: its config describes the model, an
 Hugging Face's BERT or ModernBERT (config.json, model.safetensors, tokenizer.json); its
 tokenizer and template are then used. Without --checkpoint, fine-tuning starts from
 random weights (in runs/random), with the tokenizer of the config's corpus. The same
-command continues, also with more tasks. Results: glue.json, glue.md, predictions/.
+command continues, even with more tasks. Results: glue.json, glue.md, predictions/.
 """
 
 from collections.abc import Sequence

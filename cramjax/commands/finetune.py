@@ -159,9 +159,9 @@ def _choose(entry: dict[str, Any], keep: str) -> tuple[float, int, str]:
     return (
         rate,
         number,
-        f"Saved is trial {number + 1}, the {keep} of {len(found)} at the learning rate "
-        f"{rate:g}: {entry['metric']} {found[number]:.1f}. It was chosen on the dev "
-        "rows, so new text may score lower.",
+        f"Trial {number + 1} was saved, the {keep} of {len(found)} at the learning "
+        f"rate {rate:g}: {entry['metric']} {found[number]:.1f}. It was chosen on the "
+        "dev rows, so new text may score lower.",
     )
 
 

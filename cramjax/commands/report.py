@@ -5,7 +5,7 @@ cramjax report DIR DIR ... [--out=compare.html]
 
 The first writes report.md, report.html and the figures into DIR. The second
 writes one page: settings that differ, losses, scores with paired differences
-to the first run.
+from the first run.
 """
 
 import logging

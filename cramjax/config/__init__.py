@@ -3,8 +3,8 @@
 
 The defaults are the final recipe of "Cramming: Training a Language Model on a Single
 GPU in One Day" (Geiping & Goldstein 2022, arXiv 2212.14034; its sections are cited as
-"P 4.2"): the architecture "crammed-bert" (4.2), the training "bert-o4" (4.3) and the
-GLUE protocol (5). The files in configs/ start from these values and change a few.
+"paper 4.2"): the architecture "crammed-bert" (4.2), the training "bert-o4" (4.3) and
+the GLUE protocol (5). The files in configs/ start from these values and change a few.
 """
 
 from cramjax.config.data import CurriculumConfig, DataConfig

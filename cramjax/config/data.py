@@ -100,27 +100,31 @@ class DataConfig(Section):
     sep: bool = key(True, absent=True)  # <sep> after every document (paper 4.4)
     # Drop documents that equal an earlier one, surrounding whitespace aside.
     drop_duplicates: bool = key(False, absent=False)
-    # Drop documents of which at least this fraction (Jaccard, of runs of five words)
-    # occurs in an earlier one, by MinHash; 0 = off.
+    # Drop documents whose Jaccard similarity to an earlier one (of their runs of five
+    # words, estimated by MinHash) is at least this; 0 = off.
     near_duplicates: float = key(
         0.0,
         Rule(lambda x: x == 0 or 0.5 <= x <= 1, "0 (off) or in [0.5, 1]"),
         absent=0.0,
     )
-    # Cut out every run of at least this many bytes that occurred before (75 in P 4.4,
-    # after arXiv 2107.06499); the first occurrence stays. 0 = off. Needs the extra
+    # Cut out every run of at least this many bytes that occurred before (75 in paper
+    # 4.4, after arXiv 2107.06499); the first occurrence stays. 0 = off. Needs the extra
     # "dedup" and, for the time being, disk space for the text.
     dedup_bytes: int = key(
         0, Rule(lambda x: x == 0 or x >= 16, "0 (off) or at least 16"), absent=0
     )
-    # Bytes of text that are searched for these at once, with 13 bytes of memory for
-    # each (7 GB), up to 22 if most of the text repeats. Longer text is searched in
-    # pairs of halves, in time quadratic in its length: give it what memory you have.
+    # Bytes of text that are searched at once, at 13 bytes of memory each (7 GB), or up
+    # to 22 if most of the text repeats. Longer text is split into parts of half this
+    # size, and every pair of parts is searched, in time quadratic in the text's length:
+    # set this as high as your memory allows.
     dedup_chunk_bytes: int = key(1 << 29, at_least(1 << 24), absent=1 << 29)
-    # Of the documents, never trained on; documents above 4M characters count by pieces.
+    # Fraction of the documents that is held out, never trained on. Documents above 4M
+    # characters are split first, and each piece counts as a document.
     held_out_share: float = key(0.005, within("(0, 0.5)"))
-    # Of the first pass: most "." first; or "fragments" (most <sep>), "unigram" (likely
-    # tokens), "unigram_reversed", "decoded_length" (shortest), "random", "stored".
+    # Order of the first pass. "sentence_length": blocks with the most "." first;
+    # "fragments": with the most <sep>; "unigram": with the likeliest tokens
+    # ("unigram_reversed": the unlikeliest); "decoded_length": the fewest characters;
+    # "random"; "stored": as read.
     order: str = key("sentence_length", one_of(*ORDERS))
 
     def _relate(self) -> None:
@@ -134,10 +138,10 @@ class DataConfig(Section):
             whole = "> 0, the characters of the whole corpus, which data.shares divides"
             self._refuse("max_chars", whole)
         if self.tokenizer_kind == IMPORTED and (self.normalizer or not self.tokenizer):
-            without = "another one without data.tokenizer and data.normalizer=()"
-            self._refuse("tokenizer_kind", without)
+            needs = "another kind, unless data.tokenizer is set and data.normalizer=()"
+            self._refuse("tokenizer_kind", needs)
         if self.order == "fragments" and not self.sep:
-            other = "another one with data.sep=False: fragments are counted by <sep>"
+            other = "another order, unless data.sep=True: <sep> ends a fragment"
             self._refuse("order", other)
 
 
@@ -153,9 +157,9 @@ class ObjectiveConfig(Section):
         Rule(lambda x: 0 <= x <= 1, "in [0, 1] (0 = objective.mask_rate throughout)"),
         absent=0.0,
     )
-    # Of the predicted positions, the fraction that becomes <mask>, and the fraction
-    # that becomes a random token; the others stay as they are.
+    # Fraction of the predicted positions that becomes <mask>.
     mask_share: float = key(0.8, within("[0, 1]"), absent=0.8)
+    # Fraction of them that becomes a random token; the others stay as they are.
     random_share: float = key(0.1, at_least(0), absent=0.1)
     # No attention across <sep> within a block; <sep>, which this would give away, is
     # not predicted.

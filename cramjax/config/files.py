@@ -140,8 +140,8 @@ def changed(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     config = from_dict(values)
     if config.init_from and (follow := sorted(filter(_is_of_the_model, changes))):
         raise UserError(
-            f"--config.{follow[0]}: it is that of config.init_from={config.init_from}; "
-            "leave it out"
+            f"--config.{follow[0]}: this is taken from the model in config.init_from="
+            f"{config.init_from}; leave it out"
         )
     return config
 

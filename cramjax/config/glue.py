@@ -35,7 +35,7 @@ class GlueConfig(Section):
     own_texts: tuple[str, ...] = key(
         ("text",), Rule(lambda x: len(x) > 0, "one or more columns"), absent=("text",)
     )  # its columns with text
-    own_label: str = key("label", absent="label")  # its column
+    own_label: str = key("label", absent="label")  # the column with its label
     # "f1" is for two labels, of the one that sorts last; "pearson" and "spearman" are
     # for labels that are numbers.
     own_metric: str = key("accuracy", one_of(*METRICS), absent="accuracy")

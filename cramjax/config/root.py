@@ -206,7 +206,7 @@ def record(path: Path, config: Config) -> None:
 
 
 def read_recorded(path: Path, hint: str) -> dict[str, Any]:
-    """Returns the nested values of a config.json, also of an earlier version.
+    """Returns the nested values of a config.json, even an earlier version's.
 
     "format" is among them, and `ABSENT` for keys that are newer than the file.
 

@@ -30,8 +30,9 @@ CURVES = (
 class OptimizerConfig(Section):
     """From gradients to updates (paper 4.3)."""
 
-    # "adam_l2" decays in the gradient, "sgd" has Nesterov momentum b1, "muon" is for
-    # the kernels inside the layers, with adamw for all other parameters.
+    # "adam_l2", "sgd" and "radam" add L2 regularization to the gradient, the others
+    # have decoupled weight decay. "sgd" has Nesterov momentum b1. "muon" trains the
+    # kernels inside the layers, AdamW all other parameters.
     name: str = key("adamw", one_of(*OPTIMIZERS), absent="adamw")
     learning_rate: float = key(1e-3, above(0))  # at the peak of the schedule
     b1: float = key(0.9, within("[0, 1)"))
@@ -49,7 +50,8 @@ class ScheduleConfig(Section):
     curve: str = key("triangle", one_of(*CURVES), absent="triangle")
     # Fraction of the peak at which triangle and trapezoid begin.
     base: float = key(0.25, within("[0, 1]"))
-    # Fraction of the budget in which triangle, dive and trapezoid fall to 0 at the end.
+    # Fraction of the time after the warm-up in which triangle, dive and trapezoid fall
+    # to 0 at the end, and trapezoid rises at the beginning.
     falloff: float = key(0.25, within("(0, 1)"))
     power: float = key(1.0, above(0), absent=1.0)  # of polynomial
     cycles: int = key(4, at_least(1), absent=4)  # of cosine_restarts and multi_cycle

@@ -214,7 +214,7 @@ def make_manifest(
                 f"{documents['filtered']} were dropped {filtered or ''} and "
                 f"{documents['held_out']} held out, leave no {name} block of {length} "
                 "tokens: add text, or change config.data.txt_documents, "
-                f"held_out_share={config.data.held_out_share:g} or a key that drops"
+                f"held_out_share={config.data.held_out_share:g} or a filter"
             )
     chars = [0] * len(config.data.sources)
     for shard in shards:

@@ -4,8 +4,8 @@ All text is read once, and what to cut out of it is written down. The files that
 `deduplicated` returns apply these cuts as their documents are read.
 
 Documents are compared by digests: of a document's text, and of parts of its MinHash.
-Those of each group of files are sorted. A partition is a range of digests: from every
-group its slice is read, and neighbours that are equal are found in all of them.
+Those of each group of files are sorted. A partition is a range of digests: its slices
+of all groups are merged, and equal neighbours are matches.
 """
 
 import bisect
@@ -60,11 +60,11 @@ def is_on(data: DataConfig) -> bool:
 def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[Stage]:
     """Yields the stages after which `deduplicated` gives the text without repeats.
 
-    Documents are compared as they are read, stripped, before the normalizer. 16 bytes
-    of BLAKE2b tell whether two are equal. With `data.near_duplicates`, those whose
-    MinHash agrees so far are similar (see `minhash`); of documents that are connected
-    by such pairs, the first stays. Every partition is sorted in memory, with about 0.1
-    GB for equal documents and a gigabyte for similar ones.
+    Documents are compared as they are read, stripped, before the normalizer. Two are
+    equal if 16 bytes of BLAKE2b are. With `data.near_duplicates`, two are similar if at
+    least that fraction of their MinHash agrees (see `minhash`); of documents that are
+    connected by such pairs, the first stays. Every partition is sorted in memory: about
+    0.1 GB for equal documents, a gigabyte for similar ones.
 
     Repeats are found wherever they are. More text than `data.dedup_chunk_bytes` is
     divided into parts of half of it (a document more at most), and every two parts are

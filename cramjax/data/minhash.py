@@ -2,8 +2,8 @@
 
 Broder, "On the resemblance and containment of documents" (1997). A document is the set
 of its shingles, runs of 5 words; two documents' Jaccard similarity J is the fraction of
-their shingles that both have. Each of many random orders of all shingles has one of a
-document's as its first: in two documents it is the same one with probability J.
+their shingles that both have. Under a random order of all shingles, the first one of
+each document's (its minimum) is the same for both with probability J.
 """
 
 import zlib
@@ -58,8 +58,8 @@ def signature(utf8: bytes) -> np.ndarray:
 def band_rows(threshold: float) -> int:
     """Returns how many of the K minima make a band.
 
-    Two documents are compared if all minima of some band agree: the longest bands that
-    let `MIN_RECALL` of the pairs at the threshold through.
+    Two documents are compared if all minima of some band agree. Bands are as long as
+    possible while at least `MIN_RECALL` of the pairs at the threshold are found.
     """
     divisors = [n for n in range(1, HASHES) if HASHES % n == 0]
     recalls = [1 - (1 - threshold**n) ** (HASHES // n) for n in divisors]

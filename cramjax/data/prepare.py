@@ -389,7 +389,7 @@ def train_tokenizer(config: Config, text_files: Sequence[File]) -> str:
 
 
 def _check_normalizer(config: Config, text_files: Sequence[File]) -> None:
-    """Refuses to throw away much of the text, as of another script, or all of it."""
+    """Refuses to throw away all text, or much of it (as of a non-Latin script)."""
     data, context = config.data, ReadContext(config.data)
     normalizer = tokenizer.normalizer(data.normalizer)
     chars_of_files = sources.spread(CHECK_CHARS, [file.weight for file in text_files])
@@ -414,6 +414,6 @@ def _check_normalizer(config: Config, text_files: Sequence[File]) -> None:
         kept = [s for s in data.normalizer if s not in ("ascii", "strip_accents")]
         raise UserError(
             f"config.data.normalizer removes {1 - after / before:.0%} of the text's "
-            "characters (of another script?): to keep them, pass "
+            "characters (a non-Latin script?): to keep them, pass "
             f'--config.data.normalizer="{tuple(kept)!r}"'
         )

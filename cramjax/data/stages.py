@@ -126,7 +126,7 @@ def worker_pool(count: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     except BrokenProcessPool as error:
         raise SourceLost(
             "a process that reads text was killed (too little memory?): the same "
-            "command keeps what is finished and goes on; in a program of yours, call "
+            "command keeps what is finished and goes on; in your own program, call "
             'this under `if __name__ == "__main__":`'
         ) from error
     finally:

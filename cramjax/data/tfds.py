@@ -107,7 +107,7 @@ def find(name: str, split: str) -> list[TfdsFile]:
             prepare(dataset)
         kind = dataset.info.file_format.value
         if kind != "array_record":
-            raise ValueError(f"it is kept as {kind}, needed is array_record")
+            raise ValueError(f"it is stored as {kind}, not as array_record")
         found = dataset.info.splits
         if split not in found:
             raise ValueError(f"config.data.split is {split!r}: it has {[*found]}")

@@ -120,9 +120,10 @@ def _train_unigram(
     The library refuses a size that the characters fill, or ignores it, and may prune
     too far: then a goal twice as high prunes less, and the likeliest pieces are taken.
 
-    It also depends on the order of a hash map twice: in it, characters that deserve no
-    piece get the lowest score plus steps of 1e-4, and probabilities are summed up. So
-    here these characters all have the lowest score, and scores have four decimals.
+    Its result also depends, twice, on the order of a hash map: in this order, the
+    characters that deserve no piece get the lowest score plus steps of 1e-4, and
+    probabilities are summed. So here these characters all have the lowest score, and
+    scores have four decimals.
     Which pieces are pruned could still depend on a sum's last digit: nothing guarantees
     that the same text gives the same tokenizer, but in hundreds of trials it did.
     """

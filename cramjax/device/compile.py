@@ -41,7 +41,7 @@ def use_cache(folder: str) -> None:
 
 
 class Requests(NamedTuple):
-    """What a process asks of all; the greatest number of each is what all agree on."""
+    """What a process requests; all of them agree on the maximum of each number."""
 
     progress: float = 0.0  # of the budget; only process 0's clock counts
     stop: float = 0.0  # the number of a signal

@@ -140,7 +140,7 @@ def _field(record: Any, name: str, where: str, split: Split) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     if re.search("[\ud800-\udfff]", value):
-        raise UserError(f"{where} has half of a character in {name!r}")
+        raise UserError(f"{where} has an unpaired surrogate in {name!r}")
     return value
 
 

@@ -226,7 +226,7 @@ def evaluate(
 
 
 def _fractions(config: Config, todo: list[tuple[Task, list[Any]]]) -> dict[str, float]:
-    """Returns what one job of each task is of all the work, by its training rows."""
+    """Returns the fraction of all work in one job of each task, by training rows."""
     rows = {task.name: len(_read(config, task).train) for task, _ in todo}
     total = sum(rows[task.name] * len(jobs) for task, jobs in todo)
     return {name: count / total for name, count in rows.items()}
