@@ -42,8 +42,9 @@ def write(workdirs: Sequence[Path], path: Path, root: Path | None = None) -> Non
     """
     names = [workdir.name for workdir in workdirs]
     if root or len(set(names)) < len(names):
-        root = root or Path(os.path.commonpath(workdirs))
-        names = [str(workdir.relative_to(root)) for workdir in workdirs]
+        paths = [workdir.absolute() for workdir in workdirs]
+        root = root.absolute() if root else Path(os.path.commonpath(paths))
+        names = [str(path.relative_to(root)) for path in paths]
     runs = {name: read(workdir) for name, workdir in zip(names, workdirs, strict=True)}
     for each in runs.values():
         if missing := sorted(report.NEEDED - each.summary.keys()):

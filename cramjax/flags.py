@@ -84,6 +84,12 @@ def parse_flags(
     return last, rest
 
 
+def whole(values: Mapping[str, str], name: str, least: int, most: int = 10**6) -> int:
+    """Returns a flag's whole number, `least` if it is not given; see `number`."""
+    rule = Rule(lambda x: x in range(least, most + 1), f"from {least} to {most}")
+    return int(number(values, name, least, rule))
+
+
 def number(values: Mapping[str, str], name: str, default: float, rule: Rule) -> float:
     """Returns a flag's value as a number, or the default if it is not given.
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.config import ModelConfig
-from cramjax.data.tokenizer import MASK, PAD
 from cramjax.model.encoder import MaskedLM
+from cramjax.tokens import MASK, PAD
 
 LENGTH_STEP = 16  # rows are padded to a multiple of it: few shapes, few compilations
 BATCH = 256

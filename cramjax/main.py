@@ -25,7 +25,6 @@ Parts of the job, and more; `cramjax COMMAND --help` says how to call each:
 """
 
 import contextlib
-import dataclasses
 import difflib
 import functools
 import importlib
@@ -60,44 +59,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     started_at = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
-    names = command_names()
-    if argv and argv[0] in names:
+    if argv and argv[0] in command_names():
         module = importlib.import_module(f"{commands.__name__}.{argv[0]}")
         return guarded(module.command, argv[1:], module.__doc__)
-    if asks_for_help(argv, __doc__):
-        return 0
-    with command_environment() as outcome:
-        if argv and not argv[0].startswith("-"):
-            near = difflib.get_close_matches(argv[0], names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"pass {', '.join(names)}"
-            raise UserError(f"{argv[0]}: no such command; {hint}")
-        config, extras = parse_command_line(
-            argv, ["workdir", *PROCESSES], switches=["print_config", "rehearse"]
-        )
-        if extras["print_config"]:
-            print(json.dumps(to_dict(config), indent=1))
-            return 0
-        workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
-        logger.info(f"workdir: {workdir}")
-        # Imported here because they import JAX: a mistyped flag is reported at once.
-        if extras["rehearse"]:
-            if given := [name for name in PROCESSES if extras[name]]:
-                raise UserError(
-                    f"--{given[0]}: leave it out; a rehearsal is one process"
-                )
-            from cramjax.rehearsal import rehearse
+    return guarded(functools.partial(_job, started_at), argv, __doc__)
 
-            rehearse(config, workdir)
-        else:
-            with signals_held():
-                from cramjax.device import distributed
 
-            distributed.join(*(extras[name] for name in PROCESSES))
-            with signals_held():
-                from cramjax.run import run
+def _job(started_at: float, argv: Sequence[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        names = command_names()
+        near = difflib.get_close_matches(argv[0], names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"pass {', '.join(names)}"
+        raise UserError(f"{argv[0]}: no such command; {hint}")
+    config, extras = parse_command_line(
+        argv, ["workdir", *PROCESSES], switches=["print_config", "rehearse"]
+    )
+    if extras["print_config"]:
+        print(json.dumps(to_dict(config), indent=1))
+        return
+    workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
+    logger.info(f"workdir: {workdir}")
+    # Imported here because they import JAX: a mistyped flag is reported at once.
+    if extras["rehearse"]:
+        if given := [name for name in PROCESSES if extras[name]]:
+            raise UserError(f"--{given[0]}: leave it out; a rehearsal is one process")
+        from cramjax.rehearsal import rehearse
 
-            run(config, workdir, started_at)
-    return outcome.exit_code
+        rehearse(config, workdir)
+        return
+    with signals_held():
+        from cramjax.device import distributed
+
+    distributed.join(*(extras[name] for name in PROCESSES))
+    with signals_held():
+        from cramjax.run import run
+
+    run(config, workdir, started_at)
 
 
 def command_names() -> list[str]:
@@ -114,37 +111,15 @@ def default_workdir(config: str) -> Path:
 def guarded(
     command: Callable[[Sequence[str]], Any], argv: Sequence[str], usage: str
 ) -> int:
-    """Runs another command as `main` runs the job; returns its exit code."""
-    if asks_for_help(argv, usage):
-        return 0
-    with command_environment() as outcome:
-        command(argv)
-    return outcome.exit_code
+    """Runs a command and returns its exit code; prints `usage` if it is asked for.
 
-
-def asks_for_help(argv: Sequence[str], usage: str) -> bool:
-    """Prints the usage if the arguments ask for it; returns whether they do."""
-    asked = bool({"-h", "--help"} & set(argv))
-    if asked:
-        print(usage.strip(), file=Unbroken(sys.stdout), flush=True)
-    return asked
-
-
-@dataclasses.dataclass
-class Outcome:
-    """The result of a command."""
-
-    exit_code: int = 0
-
-
-@contextlib.contextmanager
-def command_environment() -> Iterator[Outcome]:
-    """Sets up logging, memory, signals and streams; turns errors into exit codes.
-
-    An error that ends the block is reported on stderr. The code is 2 for a user's
-    mistakes, with a line for each, and 128 plus its number for a signal.
+    Sets up logging, memory, signals and streams. An error that ends the command is
+    reported on stderr. The code is 2 for a user's mistakes, with a line for each, and
+    128 plus its number for a signal.
     """
-    outcome = Outcome()
+    if {"-h", "--help"} & set(argv):
+        print(usage.strip(), file=Unbroken(sys.stdout), flush=True)
+        return 0
     print_messages()
     host_memory.keep_freed()
     received: list[int] = []
@@ -155,27 +130,28 @@ def command_environment() -> Iterator[Outcome]:
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Unbroken, streams)
     try:
-        yield outcome
+        command(argv)
+        return 0
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        outcome.exit_code = 2
+        return 2
     except Interrupted as error:
         print(error, file=sys.stderr)
-        outcome.exit_code = error.exit_code
+        return error.exit_code
     except (OSError, ValueError) as error:
         if not (disk_fault(error) or getattr(error, "filename", None)):
             raise
         hint = "make room" if is_disk_full(error) else "fix the cause"
         hint += ", and the same command goes on with what is complete"
         print(f"error: {one_line(error)}: {hint}", file=sys.stderr)
-        outcome.exit_code = 2
+        return 2
     except (KeyboardInterrupt, ImportError):
         if not received:
             raise
         # A compiled module that is interrupted while it is imported raises the latter.
         print("interrupted: what was complete is kept", file=sys.stderr)
-        outcome.exit_code = 128 + received[-1]
+        return 128 + received[-1]
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams

@@ -109,7 +109,11 @@ def _report(stage: str, text: str) -> None:
 
 def _sample(config: Config) -> tuple[list[str], float]:
     """Returns the first documents of all sources, and about all their characters."""
-    found = [file for file in sources.resolve(config.data) if file.max_chars != 0]
+    found = [
+        file
+        for file in sources.resolve(config.data)
+        if 0 not in (file.max_chars, file.max_documents)
+    ]
     texts = []
     for number, name in enumerate(config.data.sources):
         of_source = [file for file in found if file.source == number]
@@ -254,7 +258,9 @@ def _check_workdirs_disk(config: Config, workdir: Path) -> None:
 def _check_corpus_disk(config: Config, tokens: float) -> None:
     folder = Path(config.data.dir).expanduser()
     needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    if not any(folder.glob(f"*/{MANIFEST}")):
+    manifests = (json.loads(m.read_text()) for m in folder.glob(f"*/{MANIFEST}"))
+    built = [source for m in manifests for source in m.get("text", ())]
+    if not {*config.data.sources} <= {source["source"] for source in built}:
         wrong = f"config.data.dir is {config.data.dir!r}"
         _check_disk(folder, "the corpus", needed, wrong, "--config.data.dir")
 

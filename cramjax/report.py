@@ -51,7 +51,8 @@ def write(run: Run) -> Path:
     """Writes report.md, its figures, and report.html; returns the path of report.md."""
     config, manifest, summary, results, workdir = run
     events = metrics_log.read(workdir / METRICS)
-    folder = Path(config.data.dir).expanduser() / manifest["name"]
+    # A manifest that was copied by hand has no name.
+    folder = Path(config.data.dir).expanduser() / manifest.get("name", "")
     sources = ", ".join(source["source"] for source in manifest.get("text", ()))
     blocks = [
         Heading(workdir.name, 1),

@@ -17,8 +17,8 @@ from cramjax import likelihood
 from cramjax.config import Config
 from cramjax.data import tokenizer
 from cramjax.data.corpus import Blocks, Corpus
-from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.model.encoder import on_any_device
+from cramjax.tokens import CLS, SEP, SPECIAL_TOKENS
 
 PAIRS = 400
 MIN_PAIRS = 50  # with fewer the interval is wider than +-14 points

@@ -9,7 +9,6 @@ are cut, and a warning reports how many.
 """
 
 import collections
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cramjax import files
-from cramjax.config.key import at_least
 from cramjax.errors import UserError
-from cramjax.flags import number, parse_flags
+from cramjax.flags import parse_flags, whole
+from cramjax.glue.data import rows_of
+from cramjax.glue.tasks import Split
 from cramjax.main import guarded
+
+PAIR = Split((), ("sentence_good", "sentence_bad"), "linguistics_term")
 
 
 class Paradigm(NamedTuple):
@@ -40,19 +42,9 @@ def read(folder: Path) -> list[Paradigm]:
     """
     paradigms = []
     for path in sorted(folder.expanduser().glob("*.jsonl")):
-        pairs, phenomenon = [], "other"
-        lines = path.read_text("utf-8").splitlines()
-        for at, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                pairs.append((record["sentence_good"], record["sentence_bad"]))
-                phenomenon = record.get("linguistics_term", "other")
-            except (ValueError, LookupError, TypeError) as error:
-                raise UserError(
-                    f"{path}:{at} is not a pair of BLiMP ({error!r})"
-                ) from error
-        if pairs:
-            paradigms.append(Paradigm(path.stem, phenomenon, pairs))
+        if rows := [row for row in rows_of(path, PAIR) if row]:
+            pairs = [row.texts for row in rows]
+            paradigms.append(Paradigm(path.stem, rows[-1].label, pairs))
     if not paradigms:
         raise UserError(
             f"{folder} has no .jsonl file: pass the folder of BLiMP's paradigms"
@@ -96,7 +88,7 @@ def command(argv: Sequence[str]) -> None:
     given, rest = parse_flags(argv, needed, ["max_pairs", "json"])
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: see --help")
-    max_pairs = int(number(given, "max_pairs", 0, at_least(0, "0 = all")))
+    max_pairs = whole(given, "max_pairs", 0)
     path = files.to_be_written("json", given["json"])
     from cramjax.checkpoints.load import load  # imports JAX
 

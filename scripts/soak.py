@@ -20,9 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from cramjax.config.key import above
+from cramjax.flags import number, parse_flags
+from cramjax.main import guarded
 
 SAMPLE_S = 10.0
 SETTLED_S = 120.0  # of a session are left out: compiling and the first validation
@@ -87,24 +92,24 @@ def clock_error(workdir: Path) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
+def soak(argv: Sequence[str]) -> None:
     """Runs sessions until the budget is spent."""
-    own = dict(a[2:].split("=", 1) for a in argv if not a.startswith("--config"))
-    workdir, minutes = Path(own["workdir"]), float(own.get("minutes", 90))
+    optional = ["minutes", "stop_minutes", "config"]
+    given, rest = parse_flags(argv, {"workdir": "FOLDER"}, optional)
+    minutes = number(given, "minutes", 90, above(0))
+    stop_s = 60 * number(given, "stop_minutes", 20, above(0))
     overrides = (*OVERRIDES, f"budget.hours={minutes / 60}")
-    given = [a for a in argv if a.startswith("--config")]
-    config = [] if any(a.startswith("--config=") for a in given) else ["quickstart"]
     command = [
-        *(sys.executable, "-m", "cramjax.main", f"--workdir={workdir}"),
-        *(f"--config={name}" for name in config),
+        *(sys.executable, "-m", "cramjax.main", f"--workdir={given['workdir']}"),
+        f"--config={given['config'] or 'quickstart'}",
         *(f"--config.{override}" for override in overrides),
-        *given,
+        *rest,
     ]
-    for number in itertools.count(1):
-        if session(command, 60 * float(own.get("stop_minutes", 20)), number):
+    for count in itertools.count(1):
+        if session(command, stop_s, count):
             break
-    print(clock_error(workdir))
+    print(clock_error(Path(given["workdir"])))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(soak, sys.argv[1:], __doc__))

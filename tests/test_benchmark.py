@@ -16,13 +16,13 @@ from bench.step import TrainingStep, variant
 from bench.timing import Deadline
 from conftest import tiny_config
 
-from cramjax.data.tokenizer import MASK, PAD
 from cramjax.device import monitor, tuning
 from cramjax.device.cards import CARDS
 from cramjax.device.monitor import GpuStats
 from cramjax.errors import UserError
 from cramjax.glue.data import Encoded
 from cramjax.model.flops import train_flops_per_token
+from cramjax.tokens import MASK, PAD
 from cramjax.training import train_step
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -335,7 +335,7 @@ def test_wrong_numbers_are_not_timed(config, step, deadline, monkeypatch):
 
 def test_a_config_that_does_not_fit_is_an_error(config, monkeypatch):
     def full(config):
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
 
     monkeypatch.setattr(suite, "TrainingStep", full)
     with pytest.raises(UserError, match="config.micro_batch is 4: too much for the"):

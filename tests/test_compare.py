@@ -58,7 +58,9 @@ def test_a_comparison_has_what_differs(finished, other, tmp_path, monkeypatch):
     assert "tokenizers differ" not in text and "corpora differ" not in text
 
 
-def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp_path):
+def test_other_tokenizers_other_rows_and_no_scores_are_said(
+    finished, other, tmp_path, monkeypatch
+):
     change(other / "corpus.json", tokenizer_crc32=1)
     path = other / "predictions" / "intents10-pretrained-0.001.npz"
     arrays = dict(np.load(path))
@@ -75,6 +77,9 @@ def test_other_tokenizers_other_rows_and_no_scores_are_said(finished, other, tmp
     compared(finished[0], other, tmp_path / "again" / other.name, f"--out={out}")
     text = out.read_text()
     assert "Fine-tuning" not in text and "/again/other&lt;b&gt;</strong>" in text
+    monkeypatch.chdir(tmp_path)
+    compared(other.name, tmp_path / "again" / other.name, f"--out={out}")
+    assert "again/other&lt;b&gt;</strong>" in out.read_text()
 
 
 def test_losses_are_over_tokens_flops_and_hours(finished):

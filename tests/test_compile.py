@@ -13,7 +13,6 @@ import pytest
 from conftest import TINY, tiny_config
 
 from cramjax import run as run_module
-from cramjax.data.tokenizer import SPECIAL_TOKENS
 from cramjax.device.compile import (
     FIRST_TOKEN,
     MicroStep,
@@ -21,6 +20,7 @@ from cramjax.device.compile import (
     tree_bytes,
     use_cache,
 )
+from cramjax.tokens import SPECIAL_TOKENS
 from cramjax.training import log as metrics_log
 from cramjax.training import masking, pretrain, train_step
 

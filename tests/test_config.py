@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cramjax import config as config_module
-from cramjax.config import flatten, load, to_dict
+from cramjax.config import flatten, load, root, to_dict
 from cramjax.errors import UserError
 from cramjax.flags import parse_flags
 from cramjax.main import main
@@ -334,4 +334,4 @@ def test_a_mistyped_flag_fails_before_jax_is_imported(tmp_path):
 def test_the_page_of_all_keys_is_what_the_source_says():
     page = runpy.run_path("scripts/config_page.py")["page"]()
     assert Path("docs/config.md").read_text() == page, "python scripts/config_page.py"
-    assert all(f"| `{key}`" in page for key in config_module.KEYS)
+    assert all(f"| `{key}`" in page for key in root.KEYS)

@@ -19,7 +19,7 @@ from cramjax.data.corpus import Blocks, Corpus, unigram_entropy
 from cramjax.data.encode import write_blocks
 from cramjax.data.readers import ReadContext
 from cramjax.errors import UserError
-from cramjax.tokens import SPECIAL_TOKENS, token_dtype
+from cramjax.tokens import CLS, SEP, SPECIAL_TOKENS, token_dtype
 
 
 def write_text(path, documents):
@@ -101,9 +101,9 @@ def test_what_stands_before_and_after_documents(tmp_path, cls, sep):
     ids = []
     for text in texts:
         if not encode.is_held_out(text, config.data.held_out_share):
-            ids += [tokenizer.CLS] * cls
+            ids += [CLS] * cls
             ids += corpus.tokenizer.encode(text, add_special_tokens=False).ids
-            ids += [tokenizer.SEP] * sep
+            ids += [SEP] * sep
     blocks = corpus.train.take(np.arange(len(corpus.train)))
     np.testing.assert_array_equal(blocks.ravel(), ids[: blocks.size])
     assert len(ids) - blocks.size < corpus.train.length
@@ -174,7 +174,7 @@ def test_blocks_are_the_documents_tokens(corpus, tiny):
             for text in file.documents(ReadContext(tiny.data)):
                 if encode.is_held_out(text, tiny.data.held_out_share) == held_out:
                     ids += words.encode(text, add_special_tokens=False).ids
-                    ids.append(tokenizer.SEP)
+                    ids.append(SEP)
         length = tiny.model.max_length
         expected = np.reshape(ids[: len(ids) // length * length], (-1, length))
         np.testing.assert_array_equal(prefix.take(np.arange(len(prefix))), expected)

@@ -20,6 +20,7 @@ from cramjax.data import corpus as corpora
 from cramjax.data import dedup, encode, prepare, repeats, sources, stages, tokenizer
 from cramjax.data.readers import File, ReadContext
 from cramjax.errors import UserError
+from cramjax.tokens import SEP
 
 RUN = "The quick brown fox jumps over the lazy dog, and then it does all of it again."
 
@@ -289,7 +290,7 @@ def test_the_corpus_is_that_of_the_text_that_is_left(tmp_path, said):
     expected = {False: [], True: []}
     for text in left:
         ids = corpus.tokenizer.encode(text, add_special_tokens=False).ids
-        expected[encode.is_held_out(text, 0.2)] += [*ids, tokenizer.SEP]
+        expected[encode.is_held_out(text, 0.2)] += [*ids, SEP]
     for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
         tokens = expected[held_out][: len(expected[held_out]) // 32 * 32]
         np.testing.assert_array_equal(

@@ -22,10 +22,10 @@ from cramjax.checkpoints import classifier, weights
 from cramjax.checkpoints.classifier import SavedClassifier
 from cramjax.checkpoints.export import export
 from cramjax.config import FORMAT
-from cramjax.data.tokenizer import CLS, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.main import main
 from cramjax.model.encoder import Classifier, MaskedLM
+from cramjax.tokens import CLS, PAD, SEP, SPECIAL_TOKENS
 
 ROWS = config_module.module("ablations/architecture").ROWS
 SHAPE = {"width": 32, "ffn_width": 64, "heads": 4}
@@ -152,7 +152,10 @@ def test_a_run_of_an_earlier_version_and_its_card(tmp_path):
         "**track**: **open** (a learning rate of its own for each task)",
     ):
         assert text in card
-    export(unpacked("dcf3c78", tmp_path), tmp_path / "earliest")
+    earliest = unpacked("dcf3c78", tmp_path)
+    (earliest / "glue.json").unlink(missing_ok=True)
+    export(earliest, tmp_path / "earliest")
+    assert "**scores**: none" in (tmp_path / "earliest" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config
 
-from cramjax.data.tokenizer import MASK, SEP
 from cramjax.model.encoder import MaskedLM
+from cramjax.tokens import MASK, SEP
 from cramjax.training import train_step, validation
 from cramjax.training.masking import mask_tokens
 

@@ -20,6 +20,7 @@ from cramjax import files
 from cramjax.data import encode, prepare, sources, stages, tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.errors import SourceLost, UserError
+from cramjax.tokens import SEP
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "hat", ".", ",", "it")
 
@@ -76,7 +77,7 @@ def test_shards_hold_the_tokens_of_their_documents(tmp_path, small_shards, said)
                 size += len(text)
                 tokens = corpus.tokenizer.encode(text, add_special_tokens=False).ids
                 held_out = encode.is_held_out(text, 0.2)
-                ids[held_out] += [*tokens, tokenizer.SEP]
+                ids[held_out] += [*tokens, SEP]
             for held_out, tokens in ids.items():
                 expected[held_out] += tokens[: len(tokens) // 32 * 32]
     for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):

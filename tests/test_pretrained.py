@@ -25,9 +25,9 @@ import cramjax
 from cramjax import score
 from cramjax.checkpoints import convert
 from cramjax.checkpoints.load import load_foreign
-from cramjax.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM
+from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from cramjax.training import pretrain
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -572,8 +572,9 @@ def test_blimp_counts_the_pairs_that_are_right(tmp_path, capsys):
 def test_broken_blimp_files(tmp_path):
     with pytest.raises(UserError, match=r"has no \.jsonl file"):
         blimp.read(tmp_path)
-    (tmp_path / "a.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n{}')
-    with pytest.raises(UserError, match=r"a\.jsonl:2 is not a pair"):
+    pair = {"sentence_good": "a", "sentence_bad": "b", "linguistics_term": "island"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(pair) + "\n{}")
+    with pytest.raises(UserError, match=r"a\.jsonl:2 has no 'sentence_good'"):
         blimp.read(tmp_path)
 
 

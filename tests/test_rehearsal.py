@@ -140,7 +140,7 @@ def test_the_flag_is_a_switch(tmp_path, capsys):
     assert "did you mean --rehearse?" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_seen_beforehand(tiny, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_seen_beforehand(tiny, corpus, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(
         tiny, data=dataclasses.replace(tiny.data, dir=str(tmp_path / "data"))
     )
@@ -159,9 +159,13 @@ def test_a_full_disk_is_seen_beforehand(tiny, tmp_path, monkeypatch, capsys):
     free["corpus"] = 3 * 10**9
     with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB, .* 3\.0 GB left"):
         rehearsal._check_corpus_disk(config, 2e9)
-    (tmp_path / "data" / "books-1").mkdir(parents=True)
-    (tmp_path / "data" / "books-1" / "manifest.json").touch()
-    rehearsal._check_corpus_disk(config, 2e9)  # one is there already
+    built = tmp_path / "data" / "books-1"
+    built.mkdir(parents=True)
+    shutil.copy(corpus.path / "manifest.json", built)
+    rehearsal._check_corpus_disk(config, 2e9)  # it is there already
+    other = dataclasses.replace(config.data, sources=("my/*.txt",))
+    with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB"):
+        rehearsal._check_corpus_disk(dataclasses.replace(config, data=other), 2e9)
     state = 3  # more than so many numbers of 4 bytes for each parameter
     parameters = 256 * 32
     free["checkpoints"] = 3 * state * 4 * parameters
@@ -218,6 +222,15 @@ def test_the_beginning_of_every_source_is_read(tmp_path, data_dir, capsys):
     assert all_chars == sum(path.stat().st_size for path in tmp_path.iterdir())
     data = dataclasses.replace(config.data, max_chars=1000)
     assert rehearsal._sample(dataclasses.replace(config, data=data))[1] == 1000
+
+
+def test_files_that_give_no_document_are_not_opened(tmp_path, data_dir):
+    """With fewer documents than files, most files give none."""
+    for number in range(40):
+        (tmp_path / f"{number:02}.txt").write_text(f"text {number}")
+    overrides = f"data.sources={tmp_path}/*.txt", "data.max_documents=3"
+    texts, _ = rehearsal._sample(tiny_config(data_dir, *overrides))
+    assert len(texts) == 3
 
 
 def test_compressed_text_is_more_than_its_bytes(tmp_path, data_dir):

@@ -23,7 +23,7 @@ from cramjax.data.readers import File, ReadContext
 from cramjax.data.tokenizer import KINDS
 from cramjax.errors import UserError
 from cramjax.glue import data as glue_data
-from cramjax.tokens import SPECIAL_TOKENS
+from cramjax.tokens import PAD, SEP, SPECIAL_TOKENS
 from cramjax.training.validation import token_bytes
 
 SIZE = 500
@@ -424,7 +424,7 @@ def test_a_corpus(tmp_path, kind):
     ids = {True: [], False: []}
     for text in (*documents[::2], *documents[1::2]):
         tokens = ids_of(words, text)
-        ids[encode.is_held_out(text, 0.2)] += [*tokens, tokenizer.SEP]
+        ids[encode.is_held_out(text, 0.2)] += [*tokens, SEP]
     for blocks, held_out in ((corpus.train, False), (corpus.held_out, True)):
         tokens = ids[held_out][: len(ids[held_out]) // 32 * 32]
         tokens_NxL = blocks.take(np.arange(len(blocks)))
@@ -440,7 +440,7 @@ def test_a_corpus(tmp_path, kind):
     rows = glue_data.Rows([("It was so.", "He said"), ("The", "")], np.array([0, 1]))
     tokens = glue_data.encode(rows, words, 48).tokens_NxL
     pair = [4, *ids_of(words, "it was so."), 5, *ids_of(words, "he said"), 5]
-    assert [t for t in tokens[0] if t != tokenizer.PAD] == pair
+    assert [t for t in tokens[0] if t != PAD] == pair
     settings_of = corpus.manifest["settings"]
     assert settings_of["tokenizer_kind"] == kind
 
@@ -462,7 +462,7 @@ def test_tokens_of_a_large_vocabulary(tmp_path):
     last = corpus.tokenizer.id_to_token(65_539)
     rows = glue_data.Rows([(last,)], np.array([0]))
     tokens = glue_data.encode(rows, corpus.tokenizer, 48).tokens_NxL
-    assert [t for t in tokens[0] if t != tokenizer.PAD] == [4, 65_539, 5, 5]
+    assert [t for t in tokens[0] if t != PAD] == [4, 65_539, 5, 5]
 
 
 def test_a_tokenizer_of_another_corpus(tiny, corpus, tmp_path):

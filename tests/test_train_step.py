@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import programs, start
 
-from cramjax.data.tokenizer import SEP
 from cramjax.model.encoder import Encoder, document_mask
+from cramjax.tokens import SEP
 from cramjax.training import loss_scale, train_step
 from cramjax.training.optimizer import METHODS
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config
 
-from cramjax.data.tokenizer import MASK
 from cramjax.model.encoder import MaskedLM
+from cramjax.tokens import MASK
 from cramjax.training.validation import held_out, score, token_bytes
 
 

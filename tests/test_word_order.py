@@ -11,8 +11,8 @@ from conftest import start, tiny_config
 from cramjax import likelihood, word_order
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
-from cramjax.data.tokenizer import CLS, SEP, SPECIAL_TOKENS
 from cramjax.study import Study, page
+from cramjax.tokens import CLS, SEP, SPECIAL_TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -129,10 +129,9 @@ def load(path: str | Path) -> SavedClassifier:
     if not is_saved(folder):
         raise UserError(f"{folder} holds no classifier: {HINT}")
     values = read_recorded(folder / CONFIG, HINT)
-    model = on_any_device(model_from_dict(values["model"]))
     known = values.get("tokenizer_crc32")  # earlier versions did not write it
     return SavedClassifier(
-        model=dataclasses.replace(model, dtype="float32"),
+        model=on_any_device(model_from_dict(values["model"]), dtype="float32"),
         params=jax.device_put(weights.read(folder / weights.WEIGHTS)),
         tokenizer=tokenizer_module.load(folder / TOKENIZER, HINT, known),
         labels=tuple(values["labels"]),

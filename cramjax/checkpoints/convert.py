@@ -5,7 +5,6 @@ every parameter exactly once; reading and writing go through the same table.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +23,6 @@ from cramjax.errors import UserError
 from cramjax.model.encoder import Encoder, MaskedLM, on_any_device
 from cramjax.model.layers import BASE
 from cramjax.training.checkpoint import checksums
-
-Tensors = Mapping[str, np.ndarray] | str | os.PathLike
 
 # Keys of the model that have one value in these formats.
 HF_FORM: dict[str, Any] = {
@@ -57,7 +54,7 @@ MODERNBERT_FORM = HF_FORM | {
 
 
 def read(
-    kind: str, tensors: Tensors, model: ModelConfig, head: bool = True
+    kind: str, tensors: Mapping[str, np.ndarray], model: ModelConfig, head: bool = True
 ) -> dict[str, Any]:
     """Returns float32 parameters from the tensors of another implementation.
 
@@ -74,7 +71,7 @@ def read(
         the format has no place for a parameter.
     """
     format, theirs = FORMATS[kind], {}
-    for name, tensor in load_tensors(tensors).items():
+    for name, tensor in tensors.items():
         name = name.removeprefix(format.prefix)
         of_head = name.startswith(format.head)
         if re.match(format.unused, name) or (of_head and not head):
@@ -127,16 +124,13 @@ def write(
     return tensors
 
 
-def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Returns the tensors, read from the file if it is a path.
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors file.
 
     Raises:
       UserError: it cannot be read as safetensors, or its checksum differs.
     """
-    if isinstance(tensors, Mapping):
-        return dict(tensors)
     try:
-        path = Path(tensors).expanduser()
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
         found = load_file(path)
@@ -145,7 +139,7 @@ def load_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
             raise ValueError(f"its {files.CHECKSUM} differs")
         return found
     except Exception as error:  # missing, damaged, or not safetensors at all
-        raise UserError(f"{tensors} cannot be read as safetensors: {error}") from error
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:

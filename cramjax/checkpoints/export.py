@@ -350,7 +350,7 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
     summary = files.read_json(origin / SUMMARY, "bring it back")
     losses = {PRETRAINED: summary["held_out_loss"], **summary.get("averages", {})}
     start = f"continued from {config.init_from}; " if config.init_from else ""
-    track, scores = conditions(config).removeprefix("Track: "), "none"
+    track, scores = conditions(config).removeprefix("Track: "), ""
     if (origin / RESULTS).exists():
         results = files.read_json(origin / RESULTS, "delete it to score again")
         scores = "; ".join(
@@ -373,6 +373,6 @@ def _facts_of_run(source: Pretrained, origin: Path, weights: str) -> dict[str, s
         f"hours on {summary['device']}",
         "held-out loss": f"{losses[weights]:.3f} nats per masked token ({weights}), "
         f"{summary['unigram_entropy']:.3f} by token frequencies alone",
-        "scores": f"{scores}; medians on dev sets, in percent",
+        "scores": f"{scores}; medians on dev sets, in percent" if scores else "none",
         "track": track,
     }

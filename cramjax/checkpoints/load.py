@@ -239,7 +239,7 @@ def load(
     else:
         named_params = read_checkpoint(config, folder, step)
     return Pretrained(
-        dataclasses.replace(on_any_device(config.model), dtype="float32"),
+        on_any_device(config.model, dtype="float32"),
         named_params[weights],
         of_run(folder)[0],
         has_head=True,
@@ -292,9 +292,8 @@ def _load_foreign(folder: Path) -> Pretrained:
     model = config_module.model_from_dict(config_module.to_dict(ModelConfig()) | keys)
     largest = max(value for value in keys.values() if type(value) is int)
     numbers = sum(tensor.size for tensor in tensors.values())
-    if (
-        model.layers > len(tensors) or largest > numbers
-    ):  # without end in time or memory
+    # It would take time or memory without end.
+    if model.layers > len(tensors) or largest > numbers:
         raise UserError(f"{folder / CONFIG}: its model is larger than {WEIGHTS}")
     if kind == "modernbert":  # `norm_bias` may be false: the same as biases of 0
         norms = (name for name in tensors if name.endswith("norm.weight"))

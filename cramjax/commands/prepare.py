@@ -14,11 +14,10 @@ stage to Slurm; other options are read by sbatch, from SBATCH_... in the environ
 
 from collections.abc import Sequence
 
-from cramjax.config.key import Rule
 from cramjax.data import cluster
 from cramjax.data.prepare import STAGES, prepare, prepare_as_task
 from cramjax.errors import UserError
-from cramjax.flags import number, parse_command_line
+from cramjax.flags import parse_command_line, whole
 
 FLAGS = ("task", "tasks", "stage", "executor", "partition", "time")
 
@@ -31,7 +30,7 @@ def command(argv: Sequence[str]) -> None:
         from cramjax.checkpoints import initial
 
         config, _ = initial.begin(config)
-    tasks = _whole(flags, "tasks", 1)
+    tasks = whole(flags, "tasks", 1)
     given = {name for name in FLAGS if flags[name]}
     if flags["stage"] not in ("", *STAGES):
         raise UserError(f"--stage={flags['stage']}: must be one of {', '.join(STAGES)}")
@@ -40,7 +39,7 @@ def command(argv: Sequence[str]) -> None:
     elif "executor" in given and not given & {"task", "stage"}:
         cluster.submit(config, flags["executor"], tasks, flags)
     elif {"task", "tasks"} <= given <= {"task", "tasks", "stage"}:
-        task = _whole(flags, "task", 0, tasks - 1)
+        task = whole(flags, "task", 0, tasks - 1)
         prepare_as_task(config, task, tasks, flags["stage"])
     else:
         together = " ".join(f"--{n}={flags[n]}" for n in FLAGS if n in given)
@@ -48,9 +47,3 @@ def command(argv: Sequence[str]) -> None:
             f"{together}: pass --tasks=N and --task=0 to --task=N-1, one in each job "
             "(and --stage), or --tasks=N and --executor=ray or slurm"
         )
-
-
-def _whole(flags: dict[str, str], name: str, least: int, most: int = 10**6) -> int:
-    """Returns a flag's whole number, `least` if it is not given."""
-    rule = Rule(lambda x: x in range(least, most + 1), f"from {least} to {most}")
-    return int(number(flags, name, least, rule))

@@ -13,16 +13,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cramjax.config.key import at_least
 from cramjax.errors import UserError
-from cramjax.flags import number, parse_flags
+from cramjax.flags import parse_flags, whole
 
 
 def command(argv: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     needed = {"study": "FILE", "workdir": "FOLDER"}
     given, rest = parse_flags(argv, needed, ["at_once"])
-    at_once = int(number(given, "at_once", 1, at_least(1)))
+    at_once = whole(given, "at_once", 1)
     for argument in rest:
         if not argument.startswith("--config."):
             raise UserError(

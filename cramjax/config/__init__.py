@@ -9,7 +9,6 @@ the GLUE protocol (5). The files in configs/ start from these values and change 
 
 from cramjax.config.data import CurriculumConfig, DataConfig
 from cramjax.config.files import (
-    FOLDER,
     changed,
     defaults,
     find,
@@ -23,7 +22,6 @@ from cramjax.config.model import ModelConfig
 from cramjax.config.root import (
     ABSENT,
     FORMAT,
-    KEYS,
     OPERATIONAL_KEYS,
     Config,
     flatten,

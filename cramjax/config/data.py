@@ -171,11 +171,6 @@ class ObjectiveConfig(Section):
         """The highest masking rate of the run, which decides the arrays' shapes."""
         return max(self.mask_rate, self.final_mask_rate)
 
-    @property
-    def min_mask_rate(self) -> float:
-        """The lowest masking rate of the run."""
-        return min(self.mask_rate, self.final_mask_rate or self.mask_rate)
-
     def _relate(self) -> None:
         rest = 1 - self.mask_share
         if self.random_share > rest:

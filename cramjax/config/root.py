@@ -14,7 +14,7 @@ from cramjax import files
 from cramjax.config import training
 from cramjax.config.data import CurriculumConfig, DataConfig, ObjectiveConfig
 from cramjax.config.glue import GlueConfig
-from cramjax.config.key import Section, at_least, key, one_of, require
+from cramjax.config.key import Rule, Section, at_least, key, one_of, require
 from cramjax.config.model import ModelConfig
 from cramjax.errors import UserError
 
@@ -24,7 +24,7 @@ class Config(Section):
     """Everything a run depends on."""
 
     # Of everything random: initialization, masking, dropout, shuffling.
-    seed: int = key(0, at_least(0))
+    seed: int = key(0, Rule(lambda x: 0 <= x < 2**31, "in [0, 2^31)"))
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))
     # A workdir, or a folder with another project's model, whose weights pretraining
@@ -60,8 +60,6 @@ class Config(Section):
         model, objective, batch = self.model, self.objective, self.batch
         length = model.max_length
         lengths = self.curriculum.lengths or (length,)
-        if self.seed >= 2**31:
-            self._refuse("seed", "in [0, 2^31)")
         if self.micro_batch > batch.sequences:
             limit = f"at most batch.sequences={batch.sequences}"
             self._refuse("micro_batch", limit)
@@ -91,7 +89,7 @@ class Config(Section):
             self._refuse("model.attention", f"'xla' or 'auto' {even}")
         for name, rate, shortest in (
             ("objective.mask_rate", objective.mask_rate, lengths[0]),
-            ("objective.final_mask_rate", objective.min_mask_rate, lengths[0]),
+            ("objective.final_mask_rate", objective.final_mask_rate or 1, lengths[0]),
             ("validation.mask_rate", self.validation.mask_rate, length),
         ):
             if round(rate * shortest) < 1:

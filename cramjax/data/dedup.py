@@ -29,7 +29,7 @@ from cramjax.data import minhash, repeats
 from cramjax.data.corpus import EXAMPLE_CHARS, EXAMPLES
 from cramjax.data.readers import File, ReadContext
 from cramjax.data.sources import grouped
-from cramjax.data.stages import Stage, Unit, exists
+from cramjax.data.stages import Stage, Unit, exists, remove
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[St
         yield "matches", units
         cuts = (found, len(groups), partitions, *common)
         yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
-    for temporary in itertools.chain.from_iterable(map(folder.glob, TEMPORARY)):
-        temporary.unlink(missing_ok=True)  # another task may do so, too
+    remove(folder, TEMPORARY)  # another task may do so, too
 
 
 def _path(folder: Path, what: str, number: int) -> Path:

@@ -45,9 +45,7 @@ def encode_group(
       UserError: see `File.documents`.
       OSError: the folder cannot be written.
     """
-    # Earlier versions did not record the source.
-    source = {"source": group[0].source}
-    done = [facts | source for facts in _finished(number, folder)]
+    done = _finished(number, folder)
     if not (done and done[-1]["last"]):
         encoder = tokenizer.BatchEncoder(
             tokenizer.load(folder / TOKENIZER, "run again"),
@@ -61,7 +59,8 @@ def encode_group(
         stem = f"{number:05d}-{len(done):05d}"
         before = context.problems.copy()
         facts = _encode_shard(encoder, documents, config, shard_chars, folder, stem)
-        facts |= source | {"problems": dict(context.problems - before)}
+        problems = dict(context.problems - before)
+        facts |= {"source": group[0].source, "problems": problems}
         files.write_record(folder / f"facts-{stem}.json", facts)
         done.append(facts)
     length, vocab_size = config.model.max_length, config.model.vocab_size

@@ -169,7 +169,7 @@ def prepare(config: Config) -> Corpus:
             except UserError:  # the text or the settings are of no use
                 shutil.rmtree(plan.building, ignore_errors=True)
                 raise
-        _remove_temporary(path)
+        stages.remove(path, TEMPORARY)
     prepared = Corpus(path)
     if exists:
         logger.info(f"corpus: {path} (found)")
@@ -241,7 +241,7 @@ def prepare_as_task(config: Config, task: int, tasks: int, stage: str = "") -> N
         stages.run_task(needed, task, tasks, stage)
         if stage in ("", STAGES[-1]):
             path = corpus_path(config)
-            _remove_temporary(path)
+            stages.remove(path, TEMPORARY)
             logger.info(f"corpus: {path}")
 
 
@@ -249,11 +249,6 @@ def _stages(config: Config) -> Iterator[Stage]:
     done = functools.partial(sources.known, config.data)
     yield "sources", [Unit(done, corpus_path, (config,))]
     yield from _build(_plan(config))
-
-
-def _remove_temporary(path: Path) -> None:
-    for temporary in itertools.chain.from_iterable(map(path.glob, TEMPORARY)):
-        temporary.unlink(missing_ok=True)  # another process may do so, too
 
 
 def _build(plan: Plan) -> Iterator[Stage]:

@@ -246,9 +246,8 @@ def _txt(file: File, context: ReadContext) -> Iterator[str]:
 
 def _jsonl(file: File, context: ReadContext) -> Iterator[Record]:
     with _lines(file) as lines:
-        while line := lines.readline(
-            MAX_RECORD_CHARS
-        ):  # a longer one is cut, and its parts are not JSON
+        # A longer line is cut, and its parts are not JSON.
+        while line := lines.readline(MAX_RECORD_CHARS):
             if not line.strip():
                 continue
             try:

@@ -1,6 +1,7 @@
 """A build in stages: on this machine, or by several tasks that share a folder."""
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -45,6 +46,12 @@ def exists(*paths: Path) -> Callable[[], bool]:
     """
     folder = paths[0].parent
     return lambda: any(path.exists() for path in paths) or not folder.exists()
+
+
+def remove(folder: Path, patterns: Iterable[str]) -> None:
+    """Deletes the files that match; another task may do so, too."""
+    for path in itertools.chain.from_iterable(map(folder.glob, patterns)):
+        path.unlink(missing_ok=True)
 
 
 def run(stages: Iterable[Stage]) -> None:

@@ -29,7 +29,7 @@ from tokenizers.models import Model
 from cramjax import files
 from cramjax.config.data import IMPORTED
 from cramjax.errors import UserError
-from cramjax.tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS  # noqa: F401
+from cramjax.tokens import SPECIAL_TOKENS
 
 # Set explicitly, so that the library does not guess (and warn) after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -88,14 +88,18 @@ def _fit(
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _train_bpe(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:
-    _fit(tokenizer, trainers.BpeTrainer, documents(), size)
+def _train(
+    trainer: Callable[..., trainers.Trainer],
+    tokenizer: Tokenizer,
+    documents: TextFactory,
+    size: int,
+) -> Model:
+    _fit(tokenizer, trainer, documents(), size)
     return tokenizer.model
 
 
-def _train_wordlevel(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:
-    _fit(tokenizer, trainers.WordLevelTrainer, documents(), size)
-    return tokenizer.model
+_train_bpe = functools.partial(_train, trainers.BpeTrainer)
+_train_wordlevel = functools.partial(_train, trainers.WordLevelTrainer)
 
 
 def _train_wordpiece(tokenizer: Tokenizer, documents: TextFactory, size: int) -> Model:

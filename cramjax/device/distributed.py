@@ -65,7 +65,7 @@ def join(coordinator: str, processes: str, process: str) -> None:
             "and that all processes are started"
         ) from error
     if not is_first():
-        # `main.command_environment` restores it.
+        # `main.guarded` restores it.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.config import GlueConfig
-from cramjax.data.tokenizer import CLS, PAD, SEP
 from cramjax.errors import UserError
 from cramjax.glue import tfds_source
 from cramjax.glue.tasks import (
@@ -24,7 +23,7 @@ from cramjax.glue.tasks import (
     Table,
     Task,
 )
-from cramjax.tokens import token_dtype
+from cramjax.tokens import CLS, PAD, SEP, token_dtype
 
 LENGTH_STEP = 32  # batches are padded to a multiple of it: few shapes, few compilations
 SOME = 10  # labels named in a message

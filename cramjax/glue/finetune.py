@@ -18,13 +18,13 @@ import numpy as np
 import optax
 
 from cramjax.config import GlueConfig, ModelConfig
-from cramjax.data import tokenizer
 from cramjax.device.compile import seconds_per_call
 from cramjax.errors import UserError, is_out_of_memory
 from cramjax.glue.data import Encoded, padded_length
 from cramjax.glue.job import EVAL_BATCH, Finetuned, Job
 from cramjax.model.custom_vjp import cross_entropy
 from cramjax.model.encoder import Classifier
+from cramjax.tokens import PAD, SEP
 from cramjax.training import loss_scale, schedules
 from cramjax.training.optimizer import decay_mask
 
@@ -192,7 +192,7 @@ def fastest(model: ModelConfig, glue: GlueConfig, length: int) -> tuple[int, flo
 def _seconds_per_step(static: _Static, count: int, length: int) -> float:
     """Measures a training step of this many trials; infinity if memory is short."""
     batch = static.glue.batch_size
-    tokens_NxL = jnp.full((batch, length), tokenizer.SEP, jnp.uint16)
+    tokens_NxL = jnp.full((batch, length), SEP, jnp.uint16)
     labels_N = jnp.zeros(batch, jnp.int32)
     keys_T = jax.random.split(jax.random.key(0), count)
     rows_SxTxB = np.zeros((CHUNK, count, batch), np.int32)
@@ -341,7 +341,7 @@ def _gradients(static, params, scale, dropout_key, tokens_BxL, labels_B):
         logits_BxC = classifier.apply(
             {"params": params},
             tokens_BxL,
-            tokens_BxL != tokenizer.PAD,
+            tokens_BxL != PAD,
             rngs={"dropout": dropout_key},
         )
         loss = loss_function(logits_BxC, labels_B)
@@ -367,7 +367,7 @@ def _predict_all(static: _Static, params_T: Any, rows: Encoded) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(static: _Static, params_T: Any, tokens_BxL: jax.Array) -> jax.Array:
-    mask_BxL = tokens_BxL != tokenizer.PAD
+    mask_BxL = tokens_BxL != PAD
     return jax.vmap(
         lambda params: static.classifier(0.0).apply(
             {"params": params}, tokens_BxL, mask_BxL

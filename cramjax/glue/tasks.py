@@ -27,9 +27,8 @@ class Split:
     # their order.
     texts: tuple[str, ...]
     label: str | None = "label"  # column; None if the rows have no label
-    header: tuple[
-        str, ...
-    ] = ()  # of a file that does not begin with its columns' names
+    # The columns' names, of a file that does not begin with them.
+    header: tuple[str, ...] = ()
     # Makes several records of a line's JSON object.
     expand: Callable[[Record], Iterable[Record]] | None = None
     skip_short: bool = False  # leave out rows with too few columns, and count them

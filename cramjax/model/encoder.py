@@ -15,6 +15,7 @@ LayerNorm is in `custom_vjp`, other norms are in `layers`.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -423,9 +424,9 @@ def _ends_before(tokens_BxL: jax.Array) -> jax.Array:
     return jnp.cumsum(ends_BxL, axis=1) - ends_BxL
 
 
-def on_any_device(config: ModelConfig) -> ModelConfig:
+def on_any_device(config: ModelConfig, **changes: Any) -> ModelConfig:
     """Returns the model with the attention that every device can compute.
 
-    The choice of the implementation changes no parameter.
+    The choice of the implementation changes no parameter. `changes` are made, too.
     """
-    return dataclasses.replace(config, attention="xla")
+    return dataclasses.replace(config, attention="xla", **changes)

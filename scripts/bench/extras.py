@@ -16,12 +16,12 @@ import numpy as np
 
 from bench.timing import READ_ROWS, Deadline, alternate, ratios, read_speed
 from cramjax.config import Config, load
-from cramjax.data import tokenizer
 from cramjax.data.corpus import Corpus
 from cramjax.data.prepare import prepare
 from cramjax.device.compile import FIRST_TOKEN, MicroStep
 from cramjax.glue.data import Encoded
 from cramjax.glue.finetune import CHUNK, finetune, padded_length
+from cramjax.tokens import PAD
 from cramjax.training import log as metrics_log
 from cramjax.training import train_step
 from cramjax.training.clock import Clock
@@ -172,6 +172,6 @@ def random_rows(config: Config, count: int) -> Encoded:
     tokens_NxL = generator.integers(FIRST_TOKEN, config.model.vocab_size, shape)
     lengths_N = generator.integers(8, length + 1, count)
     lengths_N[0] = length
-    tokens_NxL[np.arange(length)[None] >= lengths_N[:, None]] = tokenizer.PAD
+    tokens_NxL[np.arange(length)[None] >= lengths_N[:, None]] = PAD
     labels_N = generator.integers(0, 2, count, np.int32)
     return Encoded(tokens_NxL.astype(np.int32), labels_N)

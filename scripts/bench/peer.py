@@ -20,13 +20,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.step import TrainingStep, in_float32, loss_of, masked_rows
+from bench.step import TrainingStep, loss_of, masked_rows
 from bench.timing import Deadline, alternate, ratios, seconds_of
 from cramjax.config import Config, ModelConfig
-from cramjax.data import tokenizer
 from cramjax.errors import UserError
+from cramjax.model.encoder import on_any_device
 from cramjax.model.flops import predicted_per_row, train_flops_by_part
 from cramjax.model.layers import sinusoids
+from cramjax.tokens import MASK, PAD
 
 ROUNDS = 5
 TOLERANCE = 1e-3  # nats of the loss; of the gradient's norm, a fraction
@@ -94,7 +95,8 @@ def same_model(step: TrainingStep, peer: "Peer") -> dict[str, Any]:
     # A GPU's float32 products keep 10 bits of mantissa unless more are asked for.
     with jax.default_matmul_precision("highest"):
         gradient_of = jax.jit(jax.value_and_grad(loss_of), static_argnums=1)
-        our_loss, grads = gradient_of(params, in_float32(config.model), masked)
+        exact = on_any_device(config.model, dtype="float32")
+        our_loss, grads = gradient_of(params, exact, masked)
         our_norm = float(optax.tree.norm(grads))
     inputs = (np.array(x) for x in masked if x is not None)
     their_loss, norm, flops = peer.float32_loss_and_norm(*inputs)
@@ -176,9 +178,7 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.dtype = dtype
         # As in our model, <pad> gets a gradient as an answer, not as an input.
-        self.word = nn.Embedding(
-            model.vocab_size, model.width, padding_idx=tokenizer.PAD
-        )
+        self.word = nn.Embedding(model.vocab_size, model.width, padding_idx=PAD)
         self.scale = nn.Parameter(torch.empty(1))
         table_LxD = torch.from_numpy(sinusoids(model.max_length, model.width))
         self.register_buffer("table_LxD", table_LxD)
@@ -312,7 +312,7 @@ class Peer:
         random_BxP = torch.randint_like(targets_BxP, self._config.model.vocab_size)
         order_1xP = torch.arange(count, device=tokens_BxL.device)[None]
         new_BxP = torch.where(order_1xP < replaced, random_BxP, targets_BxP)
-        new_BxP = torch.where(order_1xP < masked, tokenizer.MASK, new_BxP)
+        new_BxP = torch.where(order_1xP < masked, MASK, new_BxP)
         return self.model(
             tokens_BxL.scatter(1, positions_BxP, new_BxP), positions_BxP, targets_BxP
         )

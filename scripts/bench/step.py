@@ -17,7 +17,7 @@ from cramjax.device.compile import planned_bytes
 from cramjax.device.monitor import peak_memory_bytes
 from cramjax.errors import UserError
 from cramjax.model.custom_vjp import cross_entropy
-from cramjax.model.encoder import MaskedLM
+from cramjax.model.encoder import MaskedLM, on_any_device
 from cramjax.model.flops import train_flops_per_token
 from cramjax.training import train_step
 from cramjax.training.masking import MaskedBatch, mask_tokens
@@ -155,7 +155,7 @@ def check(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
     masked = masked_rows(step.config)
     rough = float(loss_of(params, dataclasses.replace(model, dtype=half), masked))
     with jax.default_matmul_precision("highest"):
-        exact = float(loss_of(params, in_float32(model), masked))
+        exact = float(loss_of(params, on_any_device(model, dtype="float32"), masked))
     if not abs(exact - rough) < HALF_TOLERANCE:
         raise UserError(
             f"benchmark: the loss of one batch is {rough:.4f} in {half} and {exact:.4f}"
@@ -169,11 +169,6 @@ def check(step: TrainingStep, deadline: Deadline) -> dict[str, Any]:
         "loss_in_dtype": rough,
         "loss_in_float32": exact,
     }
-
-
-def in_float32(model: ModelConfig) -> ModelConfig:
-    """Returns the model without anything that needs 16 bits."""
-    return dataclasses.replace(model, dtype="float32", attention="xla")
 
 
 def masked_rows(config: Config) -> MaskedBatch:

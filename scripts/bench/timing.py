@@ -1,8 +1,4 @@
-"""How long things take, and how much of the benchmark's time is left.
-
-This module does not import JAX: scripts/measure_data.py measures the memory of the data
-path alone.
-"""
+"""How long things take, and how much of the benchmark's time is left."""
 
 import logging
 import time
