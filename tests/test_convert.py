@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import start
-from safetensors.numpy import save_file
 
 from cramjax.checkpoints import convert
 from cramjax.config import load
