@@ -21,6 +21,11 @@ from cramjax.output import print_messages
 from cramjax.run import run
 from cramjax.training import schedules, train_step
 
+# Without XLA's newer fusions programs compile in half the time, here and in processes
+# that tests start. Later versions do not have the flag.
+if jax.__version_info__ < (0, 11):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
