@@ -8,6 +8,7 @@ import logging
 import shutil
 import signal
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from cramjax import files
 from cramjax.checkpoints import initial
 from cramjax.config import BudgetConfig, Config, DataConfig
 from cramjax.data import sources
@@ -258,11 +260,18 @@ def _check_workdirs_disk(config: Config, workdir: Path) -> None:
 def _check_corpus_disk(config: Config, tokens: float) -> None:
     folder = Path(config.data.dir).expanduser()
     needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    manifests = (json.loads(m.read_text()) for m in folder.glob(f"*/{MANIFEST}"))
-    built = [source for m in manifests for source in m.get("text", ())]
-    if not {*config.data.sources} <= {source["source"] for source in built}:
+    manifests = folder.glob(f"*/{MANIFEST}")
+    if not any(_is_of(path, config.data.sources) for path in manifests):
         wrong = f"config.data.dir is {config.data.dir!r}"
         _check_disk(folder, "the corpus", needed, wrong, "--config.data.dir")
+
+
+def _is_of(manifest: Path, names: Sequence[str]) -> bool:
+    """Returns whether it is a manifest, of a corpus that has these sources."""
+    with contextlib.suppress(UserError, AttributeError, LookupError, TypeError):
+        text = files.read_json(manifest, "")["text"]
+        return {*names} <= {source["source"] for source in text}
+    return False
 
 
 def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -> None:

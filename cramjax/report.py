@@ -330,7 +330,7 @@ def _training_section(config: Config, summary: dict[str, Any]) -> list[Block]:
 def _device_rows(summary: dict[str, Any]) -> list[list[str]]:
     """Returns what was measured of start-up and device; None is left out."""
     start = "from the start of the last session to its first step"
-    mfu = "MFU, the fraction of the card's dense 16-bit peak, while training"
+    mfu = "MFU, the fraction of the card's dense 16-bit peak, over the training time"
     energy = "energy drawn by the card, validation included"
     peak = summary["peak_memory_bytes"]
     rows = [

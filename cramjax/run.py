@@ -296,7 +296,7 @@ def check_corpus(workdir: Path, name: str) -> None:
     path = workdir / CORPUS
     if not path.exists():
         return
-    before = files.read_json(path, "pass another --workdir")["name"]
+    before = files.read_json(path, "pass another --workdir").get("name", name)
     if before != name:
         raise UserError(
             f"--workdir={workdir} was trained on the corpus {before}, and "

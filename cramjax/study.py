@@ -110,9 +110,9 @@ def page(study: Study, results: Results) -> str:
 def table(study: Study, results: Results) -> Table:
     """Returns a table of held-out losses, word order, FLOPs and scores.
 
-    Differences from the baseline, see `Study.baseline`, are paired: of runs with one
-    seed, which see the same data in the same order from the same weights. A row that
-    averages its weights has a line for each average, too.
+    Differences from the baseline, see `Study.baseline`, are paired: between runs with
+    the same seed, which see the same data in the same order from the same weights. A
+    row that averages its weights has a line for each average, too.
     """
     configs = study.configs()
     runs = [summary for by_seed in results.values() for summary in by_seed.values()]

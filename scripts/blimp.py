@@ -5,7 +5,7 @@ python scripts/blimp.py --checkpoint=DIR --data=blimp [--max_pairs=100] [--json=
 DIR is the workdir of a finished run, or a folder with a checkpoint of Hugging Face's
 BERT or ModernBERT. --data is the folder with the 67 .jsonl files of BLiMP (Warstadt et
 al. 2020, arXiv 1912.00582). Chance is 50. Sentences longer than the model's sequences
-are cut, and a warning reports how many.
+are cut, and a warning reports how many. Without --max_pairs all pairs are scored.
 """
 
 import collections
@@ -38,7 +38,8 @@ def read(folder: Path) -> list[Paradigm]:
     """Reads BLiMP's `*.jsonl`, a file for each paradigm.
 
     Raises:
-      UserError: the folder has none, or a line has no pair.
+      UserError: the folder has none, or a line lacks a sentence or the phenomenon, in
+        BLiMP's columns.
     """
     paradigms = []
     for path in sorted(folder.expanduser().glob("*.jsonl")):

@@ -1,6 +1,6 @@
 """Trains for a long time with stops, and prints whether memory, files or time drift.
 
-    python scripts/soak.py --workdir=runs/soak [--minutes=90] [--stop_minutes=20] \
+    python scripts/soak.py --workdir=runs/soak [--minutes=90] [--stop_minutes=20]
         [--config=quickstart] [--config.KEY=VALUE ...]
 
 It trains under a budget of wall-clock time with validation, checkpoints and TensorBoard

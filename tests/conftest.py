@@ -22,10 +22,9 @@ from cramjax.run import run
 from cramjax.training import schedules, train_step
 
 # Without XLA's newer fusions programs compile in half the time, here and in processes
-# that tests start. Later versions do not have the flag.
+# that tests start. Later versions do not have the flag; XLA_FLAGS= leaves it out.
 if jax.__version_info__ < (0, 11):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

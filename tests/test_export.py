@@ -221,7 +221,7 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path, monkeypatch, capsys):
     fails(workdir, "new", "No space left on device")
     monkeypatch.undo()
     export(workdir, tmp_path / "exported")
-    with pytest.raises(UserError, match="is not a workdir of cramjax"):
+    with pytest.raises(UserError, match="is not a workdir of .*: copy the folder"):
         export(tmp_path / "exported", tmp_path / "again")
 
 

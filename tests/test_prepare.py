@@ -253,7 +253,10 @@ def test_the_tokenizer_sees_a_sample_of_every_file(tmp_path, monkeypatch):
         assert 5 < count < 40
 
 
-def test_stopped_before_the_last_step_nothing_is_encoded_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_stopped_before_the_last_step_nothing_is_encoded_again(
+    tmp_path, monkeypatch, earlier
+):
     texts = write_texts(tmp_path / "texts", files=1, documents=100)
     overrides = (f"data.sources={texts}", "model.vocab_size=42")
     config = tiny_config(tmp_path / "d", *overrides)
@@ -268,6 +271,14 @@ def test_stopped_before_the_last_step_nothing_is_encoded_again(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(config)
     monkeypatch.setattr(Path, "rename", rename)
+    if earlier:  # it did not record the source
+        [partial] = Path(config.data.dir).glob("*.partial")
+        for path in partial.glob("facts-*.json"):
+            facts = files.read_json(path, "")
+            del facts["source"]
+            files.write_record(path, facts)
+        for path in (partial / "manifest.json", *partial.glob("group-*.json")):
+            path.unlink()
     monkeypatch.setattr(encode, "_encode_shard", None)  # would not work
     corpus = prepare.prepare(config)
     assert len(corpus.train) and not list(corpus.path.glob("facts-*"))

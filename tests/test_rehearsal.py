@@ -161,6 +161,9 @@ def test_a_full_disk_is_seen_beforehand(tiny, corpus, tmp_path, monkeypatch, cap
         rehearsal._check_corpus_disk(config, 2e9)
     built = tmp_path / "data" / "books-1"
     built.mkdir(parents=True)
+    (built / "manifest.json").touch()  # not of a corpus
+    with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB"):
+        rehearsal._check_corpus_disk(config, 2e9)
     shutil.copy(corpus.path / "manifest.json", built)
     rehearsal._check_corpus_disk(config, 2e9)  # it is there already
     other = dataclasses.replace(config.data, sources=("my/*.txt",))

@@ -81,7 +81,7 @@ def test_the_report_names_what_the_run_was_made_of(config, events, tmp_path):
     text = written(config, events, summary, tmp_path)
     for named in (
         "| training time | 60 s: training 60 s |",
-        "peak, while training | 40.0% |",
+        "peak, over the training time | 40.0% |",
         "| peak device memory in the last session | 3.0 GB |",
         "validation included | 0.5 kWh |",
         "| in addition, not counted | validation 7 s |",

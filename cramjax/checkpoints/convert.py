@@ -60,7 +60,7 @@ def read(
 
     Args:
       kind: of `FORMATS`.
-      tensors: by their names, or the path of a safetensors file.
+      tensors: by their names.
       model: of the encoder; its dtype does not matter. What cannot be seen from the
         tensors, such as which layers are local, must be right.
       head: whether to read the masked-LM head; without it, the parameters are those of

@@ -45,7 +45,9 @@ def encode_group(
       UserError: see `File.documents`.
       OSError: the folder cannot be written.
     """
-    done = _finished(number, folder)
+    # Earlier versions did not record the source.
+    source = {"source": group[0].source}
+    done = [facts | source for facts in _finished(number, folder)]
     if not (done and done[-1]["last"]):
         encoder = tokenizer.BatchEncoder(
             tokenizer.load(folder / TOKENIZER, "run again"),
@@ -59,8 +61,7 @@ def encode_group(
         stem = f"{number:05d}-{len(done):05d}"
         before = context.problems.copy()
         facts = _encode_shard(encoder, documents, config, shard_chars, folder, stem)
-        problems = dict(context.problems - before)
-        facts |= {"source": group[0].source, "problems": problems}
+        facts |= source | {"problems": dict(context.problems - before)}
         files.write_record(folder / f"facts-{stem}.json", facts)
         done.append(facts)
     length, vocab_size = config.model.max_length, config.model.vocab_size

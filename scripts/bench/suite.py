@@ -11,10 +11,10 @@ from bench.step import TrainingStep, check, variant
 from bench.timing import Deadline
 from cramjax.config import Config, to_dict
 from cramjax.device import tuning
+from cramjax.errors import UserError, is_out_of_memory
 from cramjax.model.flops import train_flops_per_token
 from cramjax.run import check_platform
 from cramjax.training import train_step
-from cramjax.training.pretrain import out_of_memory_explained
 
 logger = logging.getLogger("cramjax.bench")
 
@@ -93,8 +93,15 @@ def _measure_all(config: Config, facts: dict[str, Any], deadline: Deadline) -> N
 
     logger.info(named(own, size))
     begun_s = deadline.used_s
-    with out_of_memory_explained(config):
+    try:
         steps = {own: measured(own, size)}
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"config.micro_batch is {size}: too much for the memory of "
+            f"{jax.devices()[0].device_kind}; pass a smaller one"
+        ) from error
     variant_s = deadline.used_s - begun_s
     for name in others:
         steps[name] = deadline.attempt(
