@@ -18,7 +18,7 @@ from cramjax.study import Study
 
 # Width, layers, tokens of the baseline, the stack's peak rate: the better one of two at
 # S, the best one of three at M, that of `configs/best.py` at L. The baseline's is 4e-3,
-# the best one of three at M. The feed-forward width is 4 times the width.
+# the best one of three at S and M. The feed-forward width is 4 times the width.
 SIZES = {
     "S": (128, 2, 16e6, 1e-2),
     "M": (192, 4, 12e6, 5e-3),
