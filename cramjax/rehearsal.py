@@ -268,7 +268,7 @@ def _check_corpus_disk(config: Config, tokens: float) -> None:
 
 def _is_of(manifest: Path, names: Sequence[str]) -> bool:
     """Returns whether it is a manifest, of a corpus that has these sources."""
-    with contextlib.suppress(UserError, AttributeError, LookupError, TypeError):
+    with contextlib.suppress(UserError, LookupError, TypeError):
         text = files.read_json(manifest, "")["text"]
         return {*names} <= {source["source"] for source in text}
     return False

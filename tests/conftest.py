@@ -21,8 +21,9 @@ from cramjax.output import print_messages
 from cramjax.run import run
 from cramjax.training import schedules, train_step
 
-# Without XLA's newer fusions programs compile in half the time, here and in processes
-# that tests start. Later versions do not have the flag; XLA_FLAGS= leaves it out.
+# Without XLA's fusion emitters, programs that are not optimized (see below) compile in
+# half the time, in processes that tests start, too. Later versions do not have the
+# flag; XLA_FLAGS= leaves it out.
 if jax.__version_info__ < (0, 11):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_num_cpu_devices", 2)

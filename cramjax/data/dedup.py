@@ -99,7 +99,7 @@ def stages(found: Sequence[File], data: DataConfig, folder: Path) -> Iterator[St
         yield "matches", units
         cuts = (found, len(groups), partitions, *common)
         yield "cuts", [Unit(exists(finished), _find_cuts, cuts)]
-    remove(folder, TEMPORARY)  # another task may do so, too
+    remove(folder, TEMPORARY)
 
 
 def _path(folder: Path, what: str, number: int) -> Path:

@@ -17,7 +17,7 @@ class Card(NamedTuple):
 
     title: str
     peak_tflops: float  # dense 16-bit products with float32 sums, 10^12 FLOP/s
-    memory_gib: int  # 2^30 bytes, of which the driver keeps one or two percent
+    memory_gib: int  # in units of 2^30 bytes; the driver keeps 1 to 2 % of it
     bandwidth_gbps: float  # of its memory, 10^9 bytes per second
     cores: int  # streaming multiprocessors
     l2_mib: float  # second-level cache, 2^20 bytes
