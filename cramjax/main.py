@@ -5,8 +5,8 @@ cramjax --config=a4000 [--workdir=FOLDER] [--config.KEY=VALUE ...]
 The run writes to --workdir, by default runs/ and the name of the config:
 runs/a4000. The same command, run again, continues where it ended.
 --config takes a file or the name of one in configs/: quickstart, small, a4000,
-a6000, rtx2080ti, h200, data/NAME:GPU or ablations/NAME:ROW. Any key of the
-config can be overridden: --config.budget.hours=0.5
+a6000, rtx2080ti, h200, best:CARD, data/NAME:CARD or ablations/NAME:ROW. Any key
+of the config can be overridden: --config.budget.hours=0.5
 --print_config prints every key with its value, and exits.
 --rehearse tries every stage for a moment and estimates what the budget buys.
 On several GPUs, start one process for each, with the same command and
