@@ -32,6 +32,7 @@ HF_FORM: dict[str, Any] = {
     "embedding_width": 0,
     "ffn_every": 1,
     "repeats": 1,
+    "late_masks": 0,
 }
 BERT_FORM = HF_FORM | {
     "norm_placement": "post",

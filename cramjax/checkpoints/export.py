@@ -5,6 +5,7 @@ takes its own code along, modeling_cramjax.py, and needs trust_remote_code=True.
 folder is for version 5 of transformers, and needs nothing of this project.
 """
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -144,7 +145,7 @@ def _masked_lm(source: Pretrained) -> Translated:
 
 
 def _classifier(source: SavedClassifier) -> Translated:
-    model = source.model
+    model = dataclasses.replace(source.model, late_masks=0)  # no row has a <mask>
     heads = {part: source.params[part] for part in ("pooler", "head")}
     encoder = {k: v for k, v in source.params.items() if k not in heads}
     stock = source.head_width == model.width and source.pooling == "cls"
@@ -297,21 +298,29 @@ def _difference(folder: Path, name: str, source: Source) -> float | None:
     ids_BxL = generator.integers(len(SPECIAL_TOKENS), model.vocab_size, (4, room))
     decode, lengths = source.tokenizer.decode, np.linspace(1, room, 4).astype(int)
     texts = [decode(row_L[:n]) for row_L, n in zip(ids_BxL, lengths, strict=True)]
+    late = isinstance(source, Pretrained) and model.late_masks
     if isinstance(source, Pretrained):
         columns = [texts]
         tokens_BxL = likelihood.padded(list(map(source.ids, texts)), model.max_length)
-        places_BxL = np.tile(np.arange(tokens_BxL.shape[1]), (len(texts), 1))
-        ours = likelihood.logits(model, source.params, tokens_BxL, places_BxL)
-        ours = np.asarray(ours)[tokens_BxL != PAD]
+        places_P = np.arange(tokens_BxL.shape[1])
+        if late:  # there are logits of <mask> only
+            tokens_BxL[:, 1], places_P = MASK, places_P[1:2]
+        places_BxP = np.tile(places_P, (len(texts), 1))
+        ours = likelihood.logits(model, source.params, tokens_BxL, places_BxP)
+        ours = np.asarray(ours)[tokens_BxL[:, places_P] != PAD]
     else:
         columns = [texts, texts[::-1]][: len(source.columns)]
         ours = source.outputs(list(zip(*columns, strict=True)))
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     inputs = tokenizer(*columns, padding=True, truncation=True, return_tensors="pt")
+    compared_BxL = inputs["attention_mask"].bool()
+    if late:
+        inputs["input_ids"][:, 1] = MASK
+        compared_BxL = inputs["input_ids"] == MASK
     with torch.inference_mode():
         logits = theirs(**inputs).logits
     if isinstance(source, Pretrained):
-        logits = logits[inputs["attention_mask"].bool()]
+        logits = logits[compared_BxL]
     same = logits.shape == ours.shape  # otherwise the tokens differ
     difference = float(np.abs(logits.numpy() - ours).max()) if same else np.inf
     if not difference <= TOLERANCE:

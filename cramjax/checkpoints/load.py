@@ -387,7 +387,8 @@ def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
     absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
     names = {f.name for f in dataclasses.fields(ModelConfig)} - HOW
     values = absent | facts | _hf_sizes(facts)
-    return {name: values[name] for name in names}
+    found = {name: values[name] for name in names}
+    return found | {"sparse_last_layer": found["late_masks"] > 0}  # it needs that
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import modeling_outputs as outputs
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()
+MASK = 6  # the id of <mask>, see cramjax/tokens.py
 
 
 class CramjaxConfig(PreTrainedConfig):
@@ -23,6 +24,7 @@ class CramjaxConfig(PreTrainedConfig):
     model_type = "cramjax"
     dropout = 0.0  # in training
     pooling = "cls"
+    late_masks = 0
 
 
 def make_norm(config, width=0):
@@ -172,9 +174,13 @@ class CramjaxModel(CramjaxPreTrainedModel):
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, **_):
         no_mask = attention_mask is None
         mask_BxM = torch.ones_like(input_ids) if no_mask else attention_mask
-        x_BxLxD = self.embedding(input_ids, token_type_ids)
-        for layer in [*self.layers] * self.config.repeats:
-            x_BxLxD = layer(x_BxLxD, mask_BxM.bool())
+        mask_BxM, hidden_BxM = mask_BxM.bool(), input_ids == MASK
+        x_BxLxD = entering_BxLxD = self.embedding(input_ids, token_type_ids)
+        for index, layer in enumerate([*self.layers] * self.config.repeats):
+            late = index >= self.config.late_masks
+            if index == self.config.late_masks:
+                x_BxLxD = x_BxLxD.where(~hidden_BxM[..., None], entering_BxLxD)
+            x_BxLxD = layer(x_BxLxD, mask_BxM if late else mask_BxM & ~hidden_BxM)
         return outputs.BaseModelOutput(last_hidden_state=self.final_norm(x_BxLxD))
 
 

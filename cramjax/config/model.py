@@ -72,6 +72,9 @@ class ModelConfig(Section):
     # The last layer's queries, output and feed-forward at predicted positions only: the
     # logits are the same.
     sparse_last_layer: bool = key(False, absent=False)
+    # In masked language modelling, predicted positions enter after the first n layers,
+    # which compute nothing at them (arXiv 2211.04898); all of them are <mask>. 0 = off.
+    late_masks: int = key(0, at_least(0, "0 = off"), absent=0)
     init: str = key(
         "normal",
         one_of("normal", "small", "megatron", "wang", "deepnorm"),
@@ -107,6 +110,10 @@ class ModelConfig(Section):
             )
         if self.sparse_last_layer and self.mixing != "attention":
             self._refuse("sparse_last_layer", "False, unless model.mixing='attention'")
+        if self.late_masks >= (passes := self.layers * self.repeats):
+            self._refuse("late_masks", f"below model.layers * model.repeats = {passes}")
+        if self.late_masks and not self.sparse_last_layer:
+            self._refuse("late_masks", "0, unless model.sparse_last_layer is True")
         if not self.first_norm and self.norm_placement == "post":
             self._refuse("first_norm", "True with model.norm_placement='post'")
 

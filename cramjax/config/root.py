@@ -70,6 +70,9 @@ class Config(Section):
         if objective.separate_documents and not needed:
             unless = "False, unless model.mixing is 'attention' and data.sep is True"
             self._refuse("objective.separate_documents", unless)
+        if model.late_masks and (objective.mask_share < 1 or objective.final_mask_rate):
+            unless = "0, unless objective.mask_share is 1 and final_mask_rate is 0"
+            self._refuse("model.late_masks", unless)
         update = batch.sequences * length
         if not batch.ramp_share and 0 < self.budget.tokens < update:
             self._refuse(
@@ -84,16 +87,23 @@ class Config(Section):
                 f"at most model.max_length={length}, and divisors of it with "
                 "curriculum.unfold=True",
             )
-        if model.attention == "cudnn" and any(n % 2 for n in (*lengths, length)):
-            even = f"with sequences of {lengths} (cuDNN's have even lengths)"
+        counts = [*lengths, length]
+        if model.late_masks:  # the first layers see the rest of the masks
+            counts += [n - round(objective.mask_rate * n) for n in lengths]
+        if model.attention == "cudnn" and (odd := [n for n in counts if n % 2]):
+            even = f"for sequences of {odd[0]} tokens (cuDNN's have even lengths)"
             self._refuse("model.attention", f"'xla' or 'auto' {even}")
+        first, last = objective.mask_rate, objective.final_mask_rate
         for name, rate, shortest in (
-            ("objective.mask_rate", objective.mask_rate, lengths[0]),
-            ("objective.final_mask_rate", objective.final_mask_rate or 1, lengths[0]),
+            ("objective.mask_rate", first, lengths[0]),
+            ("objective.final_mask_rate", last or first, lengths[0]),
             ("validation.mask_rate", self.validation.mask_rate, length),
         ):
             if round(rate * shortest) < 1:
                 one = "large enough to mask one position of a sequence of"
+                self._refuse(name, f"{one} {shortest}")
+            if model.late_masks and round(rate * shortest) == shortest:
+                one = "small enough, with model.late_masks, to keep one position of"
                 self._refuse(name, f"{one} {shortest}")
         for start in self.glue.starts:
             if start not in ("pretrained", "random", *self.averaging.names):

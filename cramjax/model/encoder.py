@@ -14,7 +14,7 @@ LayerNorm is in `custom_vjp`, other norms are in `layers`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -117,10 +117,13 @@ class Attention(nn.Module):
         length: int,
         mask_BxLxM: jax.Array | None,
         queries_BxP: jax.Array | None = None,
+        order_BxL: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns x_NxD, at the positions of the queries if they are given.
+        """Returns x_NxD, or only the rows of the queries if they are given.
 
-        The mask is 1 where L may attend to M, or is Bx1xM.
+        The mask is 1 where L may attend to M, or is Bx1xM. The order has the rows'
+        positions in the text, of which x may be the beginning; without it they are
+        consecutive.
         """
         heads = (self.config.heads, self.config.head_dim)
         x_QxD, queries = rows_at(x_NxD, length, queries_BxP), length
@@ -130,23 +133,31 @@ class Attention(nn.Module):
         k_BxMxHxK = self.key(x_NxD).reshape(-1, length, *heads)
         v_BxMxHxK = self.value(x_NxD).reshape(-1, length, *heads)
         window, base = self.config.reach(self.index)
+        whole, place_BxM, place_BxQ = length, None, queries_BxP
+        if order_BxL is not None:
+            whole, place_BxM = order_BxL.shape[1], order_BxL[:, :length]
+            place_BxQ = place_BxM
+            if queries_BxP is not None:
+                place_BxQ = jnp.take_along_axis(place_BxM, queries_BxP, axis=1)
         if self.config.rotary:
-            turns_LxK = rotations(length, self.config.head_dim, base)
-            q_BxLxHxK = rotate(q_BxLxHxK, turns_LxK, queries_BxP)
-            k_BxMxHxK = rotate(k_BxMxHxK, turns_LxK)
+            turns_LxK = rotations(whole, self.config.head_dim, base)
+            q_BxLxHxK = rotate(q_BxLxHxK, turns_LxK, place_BxQ)
+            k_BxMxHxK = rotate(k_BxMxHxK, turns_LxK, place_BxM)
         if window:
-            distance_LxM = np.subtract.outer(np.arange(length), np.arange(length))
-            near_1xLxM = (abs(distance_LxM) <= window)[None]
+            if place_BxM is None:
+                place_BxM = np.arange(length)[None]
+            near_BxLxM = abs(place_BxM[:, :, None] - place_BxM[:, None]) <= window
             given = mask_BxLxM is not None
-            mask_BxLxM = mask_BxLxM.astype(bool) & near_1xLxM if given else near_1xLxM
+            mask_BxLxM = mask_BxLxM.astype(bool) & near_BxLxM if given else near_BxLxM
         plain = mask_BxLxM is None and queries_BxP is None and not self.dropout
+        even = length % 2 == 0  # late masks may leave an odd number in validation
         if queries_BxP is not None and mask_BxLxM is not None:
             shape = (len(queries_BxP), *mask_BxLxM.shape[1:])
             mask_BxLxM = jnp.broadcast_to(mask_BxLxM, shape)
             if shape[1] > 1:
                 rows_BxPx1 = queries_BxP[..., None]
                 mask_BxLxM = jnp.take_along_axis(mask_BxLxM, rows_BxPx1, axis=1)
-        if self.config.attention == "cudnn" and plain:
+        if self.config.attention == "cudnn" and plain and even:
             mixed_BxLxHxK = jax.nn.dot_product_attention(
                 q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, implementation="cudnn"
             )
@@ -220,11 +231,12 @@ class Block(nn.Module):
         length: int,
         mask_BxLxM: jax.Array | None,
         queries_BxP: jax.Array | None = None,
+        order_BxL: jax.Array | None = None,
     ) -> jax.Array:
         """Returns x_NxD, N = B L; only the rows of the queries if they are given."""
 
         def attention(x_NxD):
-            return self.attention(x_NxD, length, mask_BxLxM, queries_BxP)
+            return self.attention(x_NxD, length, mask_BxLxM, queries_BxP, order_BxL)
 
         stream_NxD = rows_at(x_NxD, length, queries_BxP)
         x_NxD = self._add(stream_NxD, x_NxD, attention, self.attention_norm)
@@ -277,7 +289,8 @@ class Encoder(nn.Module):
           attention_mask: mask_BxL, 1 for tokens, 0 for padding; or mask_BxLxM, 1 where
             L may attend to M, see `document_mask`.
           token_types_BxL: 0 or 1, if the config has token types.
-          needed_BxP: positions; the last layer computes nothing at others.
+          needed_BxP: positions; the last layer computes nothing at others, and the
+            first `config.late_masks` layers compute nothing at these.
         """
         x_BxLxD = self.embedding(tokens_BxL, token_types_BxL)
         mask_BxLxM = attention_mask
@@ -287,11 +300,42 @@ class Encoder(nn.Module):
         x_NxD = jax.lax.optimization_barrier(x_BxLxD.reshape(-1, self.config.width))
         rows, length, width = x_BxLxD.shape
         *layers, last = self.layers * self.config.repeats
+        order_BxL = None
+        if needed_BxP is not None and (late := self.config.late_masks):
+            order_BxL = needed_last(needed_BxP, length)
+            x_NxD = rows_at(x_NxD, length, order_BxL)
+            mask_BxLxM = reordered(mask_BxLxM, order_BxL)
+            kept = length - needed_BxP.shape[1]
+            needed_BxP = jnp.broadcast_to(jnp.arange(kept, length), needed_BxP.shape)
+            early, layers = layers[:late], layers[late:]
+            x_NxD = self._without_last(x_NxD, kept, mask_BxLxM, order_BxL, early)
         for layer in layers:
-            x_NxD = layer(x_NxD, length, mask_BxLxM)
-        x_NxD = last(x_NxD, length, mask_BxLxM, needed_BxP)
+            x_NxD = layer(x_NxD, length, mask_BxLxM, order_BxL=order_BxL)
+        x_NxD = last(x_NxD, length, mask_BxLxM, needed_BxP, order_BxL)
         x_NxD = self.final_norm(x_NxD) if self.config.final_norm else x_NxD
         return x_NxD.reshape(rows, -1, width)
+
+    def _without_last(
+        self,
+        x_NxD: jax.Array,
+        kept: int,
+        mask_BxLxM: jax.Array | None,
+        order_BxL: jax.Array,
+        layers: Sequence[Block],
+    ) -> jax.Array:
+        """Returns x_NxD; of each text, only the first `kept` rows see the layers."""
+        x_BxLxD = x_NxD.reshape(*order_BxL.shape, -1)
+        x_BxLxD, last_BxPxD = jnp.split(x_BxLxD, [kept], axis=1)
+        if mask_BxLxM is not None:
+            mask_BxLxM = mask_BxLxM[:, :kept, :kept]
+        shape, barrier = x_BxLxD.shape, jax.lax.optimization_barrier  # as above
+        x_NxD = barrier(x_BxLxD.reshape(-1, shape[-1]))
+        for layer in layers:
+            x_NxD = layer(x_NxD, kept, mask_BxLxM, order_BxL=order_BxL)
+        # Without this one, XLA:GPU finds no kernel for a product in the backward pass.
+        x_BxLxD = barrier(x_NxD).reshape(shape)
+        x_BxLxD = jnp.concatenate([x_BxLxD, last_BxPxD], axis=1)
+        return barrier(x_BxLxD.reshape(-1, shape[-1]))
 
 
 class MaskedLM(Encoder):
@@ -400,6 +444,24 @@ def rows_at(
         return x_NxD
     first_Bx1 = length * jnp.arange(len(positions_BxP))[:, None]
     return jnp.take(x_NxD, (first_Bx1 + positions_BxP).ravel(), axis=0)
+
+
+def needed_last(needed_BxP: jax.Array, length: int) -> jax.Array:
+    """Returns order_BxL: a row's other positions, increasing, then the needed ones."""
+    all_1x1xL = jnp.arange(length)[None, None]
+    is_needed_BxL = (needed_BxP[..., None] == all_1x1xL).any(axis=1)
+    order_BxL = jnp.argsort(is_needed_BxL, axis=1, stable=True)
+    others_BxK = order_BxL[:, : length - needed_BxP.shape[1]]
+    return jnp.concatenate([others_BxK, needed_BxP], axis=1)
+
+
+def reordered(mask_BxLxM: jax.Array | None, order_BxL: jax.Array) -> jax.Array | None:
+    """Returns an attention mask, BxLxM or Bx1xM, of tokens in another order."""
+    if mask_BxLxM is None:
+        return None
+    if mask_BxLxM.shape[1] > 1:
+        mask_BxLxM = jnp.take_along_axis(mask_BxLxM, order_BxL[..., None], axis=1)
+    return jnp.take_along_axis(mask_BxLxM, order_BxL[:, None], axis=2)
 
 
 def document_mask(tokens_BxL: jax.Array) -> jax.Array:

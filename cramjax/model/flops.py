@@ -52,22 +52,27 @@ def train_flops_by_part(
     length = length or model.max_length
     layers = model.layers * model.repeats
     ffn_layers = model.repeats * sum(model.has_ffn(i) for i in range(model.layers))
-    decoded = 1.0
-    if model.sparse_prediction:
-        decoded = predicted_per_row(mask_rate, length) / length
+    predicted = predicted_per_row(mask_rate, length) / length
+    decoded = predicted if model.sparse_prediction else 1.0
     factorised = embedding != width
     attends = model.mixing == "attention"
     per_ffn = model.ffn_width * (3 / 2 if model.ffn == "gated" else 2)
     # Of the last layer, what is not computed: queries, output, feed-forward.
-    saved = 1 - predicted_per_row(mask_rate, length) / length
-    saved *= model.sparse_last_layer
+    saved = (1 - predicted) * model.sparse_last_layer
     ffn_layers -= saved * model.has_ffn(model.layers - 1)
+    # Of the layers before the masks enter: all that is at predicted positions.
+    late, kept = model.late_masks, 1 - predicted
+    ffn_layers -= predicted * sum(model.has_ffn(i % model.layers) for i in range(late))
     parts = {
         "embedding projection": 6 * embedding * width * factorised,
         "attention kernels": 6
-        * (layers * (4 if attends else 1) - 2 * saved)
+        * (layers * (4 if attends else 1) - 2 * saved - 4 * late * predicted)
         * width**2,
-        "attention products": 12 * (layers - saved) * length * width * attends,
+        "attention products": 12
+        * (layers - saved - late * (1 - kept**2))
+        * length
+        * width
+        * attends,
         # Backward is one transform more, not two: nothing in it is learned.
         "fourier transform": (
             2 * layers * 5 * width * math.log2(length * width) * (not attends)

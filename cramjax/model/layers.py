@@ -223,10 +223,15 @@ class FourierMixing(nn.Module):
         )
 
     def __call__(
-        self, x_NxD: jax.Array, length: int, mask_Bx1xM: jax.Array | None, queries=None
+        self,
+        x_NxD: jax.Array,
+        length: int,
+        mask_Bx1xM: jax.Array | None,
+        queries: None = None,
+        order: None = None,
     ) -> jax.Array:
         """Returns x_NxD; only positions where the mask is 1 are transformed."""
-        del queries  # the config has no sparse last layer with this mixing
+        del queries, order  # the config has no sparse last layer with this mixing
         x_BxLxD = x_NxD.reshape(-1, length, self.config.width)
         x_BxLxD = jnp.fft.fft(x_BxLxD.astype(jnp.float32), axis=2, norm="ortho")
         if mask_Bx1xM is None:
