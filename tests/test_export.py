@@ -66,7 +66,7 @@ def parameters(module, *arguments, scale=1.0):
     return jax.tree.map(lambda x: made_up(x).astype(np.float32), tree)
 
 
-def workdir_of(folder, changes, cls=False, **scale):
+def workdir_of(folder, changes, cls=False, scale=1.0):
     """Returns a finished workdir with a model of another architecture."""
     workdir = unpacked("2fa099c", folder)
     values = config_module.read_recorded(workdir / "config.json", "")
@@ -76,7 +76,7 @@ def workdir_of(folder, changes, cls=False, **scale):
     values["format"] = FORMAT
     model = config_module.from_dict(values).model
     tokens = np.zeros((1, 8), int)
-    params = parameters(MaskedLM(model), tokens, tokens[:, :1], **scale)
+    params = parameters(MaskedLM(model), tokens, tokens[:, :1], scale=scale)
     weights.write(workdir / weights.WEIGHTS, params)
     files.write_json(workdir / "config.json", values)
     return workdir
@@ -183,7 +183,7 @@ def test_a_classifier(tmp_path, row, fields, architecture):
     tokenizer = Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json"))
     one = tokenizer.encode("a")
     assert one.tokens == ["<cls>", "a", "<sep>", "<sep>"]
-    assert one.type_ids == [0, 0, 0, 1]  # as `encoder.second_segment` has it
+    assert one.type_ids == [0, 0, 0, 1]  # as `rows.second_segment` has it
     assert tokenizer.encode("a", "a").type_ids == [0, 0, 0, 1, 1]
     theirs = cramjax.load(tmp_path / "exported")
     assert not theirs.has_head

@@ -57,7 +57,7 @@ HF_NAMES = {
     "max_length": "max_position_embeddings",
 }
 # Keys that say how a model is computed, not what it computes.
-HOW = {"dtype", "attention", "sparse_last_layer"}
+HOW = {"dtype", "attention"}
 SPECIAL = frozenset(SPECIAL_TOKENS).union(*tokenizer_module.NAMES.values())
 
 
@@ -387,8 +387,7 @@ def _ours(facts: Mapping[str, Any]) -> dict[str, Any]:
     absent = {name.removeprefix("model."): value for name, value in ABSENT.items()}
     names = {f.name for f in dataclasses.fields(ModelConfig)} - HOW
     values = absent | facts | _hf_sizes(facts)
-    found = {name: values[name] for name in names}
-    return found | {"sparse_last_layer": found["late_masks"] > 0}  # it needs that
+    return {name: values[name] for name in names}
 
 
 def _crammed(facts: Mapping[str, Any]) -> dict[str, Any]:
