@@ -331,7 +331,7 @@ def described_device(card: Card) -> jax.Device:
         topology = topologies.get_topology_desc(
             "", "cuda", target_config=description(card), topology="1x1x1"
         )
-    except NotImplementedError as error:  # as JAX does without the plugin
+    except NotImplementedError as error:  # JAX raises it without the plugin
         raise UserError(
             f"compiling for the {card.title} needs JAX's CUDA plugin, not a GPU: "
             'pip install -e ".[cuda12]" (or cuda13)'

@@ -107,9 +107,9 @@ def accumulation_steps(
 ) -> jax.Array:
     """Returns k, the micro-batches per update (int32).
 
-    Over the first `ramp_share` of the budget, the batch grows linearly, in whole
-    micro-batches (arXiv 2212.14034, section 4.3). It ends at `batch_size` sequences,
-    rounded up to whole micro-batches.
+    The batch grows linearly over the first `ramp_share` of the budget, one micro-batch
+    at a time (arXiv 2212.14034, section 4.3), up to `batch_size` sequences, rounded up
+    to whole micro-batches.
     """
     last = -(-batch_size // micro_batch)
     if ramp_share == 0:
