@@ -12,8 +12,9 @@ from conftest import programs, tiny_config
 from cramjax import likelihood
 from cramjax.config import load
 from cramjax.errors import UserError
-from cramjax.model.encoder import MaskedLM, document_mask, needed_last
+from cramjax.model.encoder import MaskedLM
 from cramjax.model.flops import train_flops_by_part
+from cramjax.model.rows import document_mask, needed_last
 from cramjax.tokens import MASK, PAD, SEP
 
 LENGTH = 12
@@ -40,7 +41,7 @@ def batch(tiny):
 
 
 def reference(model, params, tokens, positions, mask):
-    """All layers on all tokens, in their order: what is hidden is behind a mask."""
+    """Runs all layers on all tokens; a mask hides those that enter later."""
     bound = MaskedLM(dataclasses.replace(model, late_masks=0)).bind(params)
     kept = np.ones(tokens.shape, bool)
     np.put_along_axis(kept, positions, False, axis=1)

@@ -13,16 +13,10 @@ import pytest
 
 from cramjax.config import load
 from cramjax.errors import UserError
-from cramjax.model.encoder import (
-    Block,
-    Classifier,
-    Encoder,
-    MaskedLM,
-    document_mask,
-    second_segment,
-)
+from cramjax.model.encoder import Block, Classifier, Encoder, MaskedLM
 from cramjax.model.flops import train_flops_per_token
 from cramjax.model.layers import BASE, FourierMixing, rotate, rotations, sinusoids
+from cramjax.model.rows import document_mask, second_segment
 from cramjax.tokens import SEP
 
 

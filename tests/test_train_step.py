@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import programs, start
 
-from cramjax.model.encoder import Encoder, document_mask
+from cramjax.model.encoder import Encoder
+from cramjax.model.rows import document_mask
 from cramjax.tokens import SEP
 from cramjax.training import loss_scale, train_step
 from cramjax.training.optimizer import METHODS

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cramjax.config import Config
 from cramjax.device.compile import MicroStep
 from cramjax.model.custom_vjp import cross_entropy
-from cramjax.model.encoder import MaskedLM, document_mask, on_any_device
+from cramjax.model.encoder import MaskedLM, on_any_device
 from cramjax.model.flops import predicted_per_row
+from cramjax.model.rows import document_mask
 from cramjax.tokens import CLS, SEP, token_dtype
 from cramjax.training import averaging, loss_scale, schedules
 from cramjax.training.masking import MaskedBatch, mask_tokens

@@ -12,7 +12,8 @@ from cramjax.config import Config
 from cramjax.data.corpus import Corpus
 from cramjax.data.tokenizer import spellings
 from cramjax.model.custom_vjp import cross_entropies
-from cramjax.model.encoder import MaskedLM, document_mask
+from cramjax.model.encoder import MaskedLM
+from cramjax.model.rows import document_mask
 from cramjax.tokens import CLS, SEP
 from cramjax.training.masking import mask_tokens
 
