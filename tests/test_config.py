@@ -101,10 +101,10 @@ def test_what_a_text_on_the_command_line_stands_for(override, value):
     assert config[override.partition("=")[0]] == expected
 
 
-def test_tuples_of_one_key_are_joined_and_other_values_replaced():
+def test_of_a_key_given_twice_the_last_one_wins():
     overrides = ["data.sources=a", "data.sources=('b','c')", "seed=1", "seed=2"]
     config = load("small", overrides)
-    assert (config.data.sources, config.seed) == (("a", "b", "c"), 2)
+    assert (config.data.sources, config.seed) == (("b", "c"), 2)
 
 
 def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):

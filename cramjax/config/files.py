@@ -108,7 +108,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Args:
       path: see `from_file`.
       overrides: "key=value" or "--config.key=value"; of a key given twice the last
-        one wins, but tuples are joined.
+        one wins.
 
     Raises:
       UserError: see `from_dict` and `from_file`; or an override is malformed.
@@ -129,9 +129,7 @@ def changed(values: dict[str, Any], overrides: Iterable[str]) -> Config:
             raise unknown(f"config.{key}", [f"config.{known}" for known in KEYS])
         if not equals:
             raise UserError(f"--config.{key} has no value: write --config.{key}=VALUE")
-        value = _value(key, text)
-        joined = isinstance(value, tuple) and isinstance(changes.get(key), tuple)
-        changes[key] = changes[key] + value if joined else value
+        changes[key] = _value(key, text)
     if "data.sources" in changes:  # its licence is not that of the config's text
         changes.setdefault("data.licence", "")
     for key, value in changes.items():
