@@ -3,6 +3,7 @@
 import concurrent.futures
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -126,8 +127,10 @@ def _run_beside_others(study: Study, cell: Cell, folder: Path) -> str:
         ).returncode
     if code > 128:
         raise Interrupted(f"interrupted: {folder} is saved", code - 128)
+    if code < 0:
+        return f"the process was killed by {signal.Signals(-code).name}"
     last = (folder / OUTPUT).read_text().splitlines()[-1:]
-    return " ".join(last) if code else ""
+    return (" ".join(last) or f"exit code {code}") if code else ""
 
 
 def _read(folder: Path) -> dict[str, Any]:

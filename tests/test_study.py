@@ -78,6 +78,9 @@ def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
     with pytest.raises(TrainingFailed, match="1 of 4 runs .* seed 0: error: it div"):
         run_study(study, tmp_path, at_once=2)
     assert "| same | 1 | 1.000" in (tmp_path / "study.md").read_text()
+    ends["same"][0] = -9
+    with pytest.raises(TrainingFailed, match="seed 0: the process was killed by SIGK"):
+        run_study(study, tmp_path, at_once=2)
     ends["same"][1] = 128 + 15
     with pytest.raises(Interrupted) as interrupted:
         run_study(study, tmp_path, at_once=2)
