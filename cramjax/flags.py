@@ -2,23 +2,19 @@
 
 import math
 import re
-import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cramjax.config.files import load, unknown
 from cramjax.config.key import Rule
 from cramjax.config.root import KEYS, Config
 from cramjax.errors import UserError
 
-# {flag: from its value to {key of the config: its value}}
-Shortcuts = Mapping[str, Callable[[str], dict[str, str]]]
 KEY = re.compile(r"--?config\.")
 
 
 def parse_command_line(
     argv: Sequence[str],
     extra_flags: Iterable[str] = (),
-    shortcuts: Shortcuts = types.MappingProxyType({}),
     switches: Sequence[str] = (),
 ) -> tuple[Config, dict[str, str]]:
     """Parses `--config=file.py --config.key=value ... --flag=value ... --switch`.
@@ -26,7 +22,6 @@ def parse_command_line(
     Args:
       argv: the arguments, without the program's name.
       extra_flags: flags beside `--config`.
-      shortcuts: flags that stand for keys.
       switches: flags without a value.
 
     Returns:
@@ -37,20 +32,14 @@ def parse_command_line(
       UserError: anything wrong with the arguments or the config.
     """
     extras = ["config", *extra_flags, *switches]
-    names = [*extras, *shortcuts, *(f"config.{key}" for key in KEYS)]
-    values, rest = _parse(argv, [*extras, *shortcuts], names, switches)
+    names = [*extras, *(f"config.{key}" for key in KEYS)]
+    values, rest = _parse(argv, extras, names, switches)
     configs = values.get("config", [])
     if len(configs) != 1:
         found = " and ".join(f"--config={path}" for path in configs)
         raise UserError(f"{found or 'no config'}: pass one, e.g. --config=a4000")
-    overrides = [
-        f"{key}={value}"
-        for flag, make in shortcuts.items()
-        for given in values.get(flag, [])
-        for key, value in make(given).items()
-    ]
     keys = [argument for argument in rest if KEY.match(argument)]
-    config = load(configs[0], overrides + keys)
+    config = load(configs[0], keys)
     for argument in rest:
         if argument not in keys:
             raise UserError(
@@ -70,7 +59,8 @@ def parse_flags(
     `needed` has an example for each flag that must be given.
 
     Returns:
-      {name: value, as above}, and the other arguments, including --config.key=value.
+      {name: value} with "" for a flag that is not given and "on" for a switch, and the
+      other arguments, including --config.key=value.
 
     Raises:
       UserError: a flag is unknown, missing or does not have a value.
@@ -130,7 +120,7 @@ def _parse(
             value = "on"
         else:
             value = value[1:] if value else next(arguments, None)
-            if value is None:
+            if not value:
                 raise UserError(f"--{name} has no value: write --{name}=VALUE")
         values.setdefault(name, []).append(value)
     return values, rest

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cramjax import files
 from cramjax.checkpoints import weights
@@ -30,29 +31,30 @@ from cramjax.training.pretrain import SUMMARY
 EVALUATION = "evaluation"  # in the checkpoint's folder: where scores are by default
 WEIGHTS = "weights.json"  # in the workdir: which weights its scores are of
 
-# Flags for keys: --tasks=rte,mrpc and --data_dir=FOLDER.
-SHORTCUTS = {
-    "tasks": lambda value: {"glue.tasks": str(tuple(filter(None, value.split(","))))},
-    "data_dir": lambda value: {"glue.data_dir": value, "glue.superglue_dir": value},
-}
-
 
 def score(argv: Sequence[str]) -> str:
     """Fine-tunes and scores as the arguments ask; returns glue.md and its path."""
-    config, extras = parse_command_line(argv, ["checkpoint", "workdir"], SHORTCUTS)
-    require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
-    checkpoint = Path(extras["checkpoint"]) if extras["checkpoint"] else None
-    foreign = None  # another project's model
+    flags = ["checkpoint", "workdir", "tasks", "data_dir"]
+    config, extras = parse_command_line(argv, flags)
+    named, folder = extras["checkpoint"], extras["data_dir"]
+    checkpoint = Path(named).expanduser() if named else None
+    glue: dict[str, Any] = {}
+    if extras["tasks"]:
+        glue |= {"tasks": tuple(filter(None, extras["tasks"].split(",")))}
+    if folder:
+        glue |= {"data_dir": folder, "superglue_dir": folder}
     if checkpoint is None:
-        glue = dataclasses.replace(config.glue, starts=("random",))
-        config = dataclasses.replace(config, glue=glue)
-    elif (checkpoint / FOREIGN_WEIGHTS).is_file():
+        glue |= {"starts": ("random",)}
+    config = dataclasses.replace(config, glue=dataclasses.replace(config.glue, **glue))
+    require(bool(config.glue.tasks), "glue.tasks", config.glue.tasks, "one or more")
+    foreign = None  # another project's model
+    if checkpoint and (checkpoint / FOREIGN_WEIGHTS).is_file():
         foreign = load_foreign(checkpoint)
         config = _of_foreign(config, overridden(argv), foreign)
-    else:
+    elif checkpoint:
         config = _of_checkpoint(config, overridden(argv), checkpoint)
     default = checkpoint / EVALUATION if checkpoint else "runs/random"
-    workdir = Path(extras["workdir"] or default)
+    workdir = Path(extras["workdir"] or default).expanduser()
     if (workdir / CORPUS).exists():
         raise UserError(
             f"--workdir={workdir} is the folder of a pretraining, not of scores alone: "

@@ -118,7 +118,8 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
             ["--config.model.width=64"],
             r"--config\.model\.width=64: .* have 32; leave it",
         ),
-        (["--tasks="], r"config\.glue\.tasks is \(\): must be one or more"),
+        (["--tasks=,"], r"config\.glue\.tasks is \(\): must be one or more"),
+        (["--tasks="], "--tasks has no value: write --tasks=VALUE"),
         (["--tasks=colla"], r"config\.glue\.tasks: 'colla' is not one of"),
         (
             ["--tasks=cola", "--data_dir=configs"],
