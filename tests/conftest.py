@@ -17,6 +17,7 @@ from cramjax import config as config_module
 from cramjax import word_order
 from cramjax.config import Config
 from cramjax.data.prepare import prepare
+from cramjax.glue import scores
 from cramjax.output import print_messages
 from cramjax.run import run
 from cramjax.training import schedules, train_step
@@ -171,8 +172,6 @@ def few_pairs():
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """An interval from 500 draws takes seconds, and most tests do not look at it."""
-    from cramjax.glue import scores
-
     monkeypatch.setattr(scores, "DRAWS", 20)
 
 
@@ -201,6 +200,7 @@ def finished(tiny, corpus, tmp_path_factory):
             return object.__getattribute__(self, name)
 
         patch.setattr(cls, "__getattribute__", recording, raising=False)
+    patch.setattr(scores, "DRAWS", 500)  # whichever test comes first
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     jax.clear_caches()  # what was traced by another test would not be read again
     try:
