@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import shutil
 import signal
 import tempfile
@@ -222,13 +223,14 @@ def _report_training(
     step_s = median(b["elapsed_s"] - a["elapsed_s"] for a, b in pairwise(lines))
     mfu = monitor.mfu(summary["model_flops"] / UPDATES, step_s)
     peak, spent = summary["peak_memory_bytes"], summary["seconds"]
+    loss = math.nan if summary["train_loss"] is None else summary["train_loss"]
     _report(
         "training",
         f"compiled in {spent['compilation']:.0f} s; "
         + (f"{_size(peak)} of {_size(tuning.device_bytes())} used; " if peak else "")
         + f"{summary['tokens'] / UPDATES / step_s:,.0f} tokens/s"
         + (f", mfu {mfu:.0%}" if mfu else "")
-        + f"; {summary['updates']} updates, loss {summary['train_loss']:.2f}, held out "
+        + f"; {summary['updates']} updates, loss {loss:.2f}, held out "
         f"{summary['held_out_loss']:.2f}",
     )
     folder = workdir / CHECKPOINTS

@@ -368,14 +368,15 @@ def test_an_imported_tokenizer_keeps_its_normalizer(tmp_path):
     assert [ours.token_to_id(n) for n in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")] == [
         *(0, 3, 4, 5)
     ]
-    for vocab_size, message in (
-        (8, "has 9 entries and the model's"),
-        (9, "has none of"),
+    for vocabulary, message in (
+        ({name: i for i, name in enumerate(names)}, "has 9 entries and the model's"),
+        ({"a": 0, "[MASK]": 99}, "has 100 entries and the model's"),
+        ({"a": 0}, "has none of"),
     ):
-        with pytest.raises(UserError, match=f"json {message}"):
-            tokenizer.adopt(tmp_path / "theirs.json", vocab_size, (), "imported")
-        theirs = Tokenizer(models.WordLevel({"a": 0}, "a"))
+        theirs = Tokenizer(models.WordLevel(vocabulary, "a"))
         theirs.save(str(tmp_path / "theirs.json"))
+        with pytest.raises(UserError, match=f"json {message}"):
+            tokenizer.adopt(tmp_path / "theirs.json", 8, (), "imported")
     with pytest.raises(UserError, match="tokenizer_kind is 'imported': must be anothe"):
         load("configs/quickstart.py", ["data.tokenizer_kind=imported"])
 

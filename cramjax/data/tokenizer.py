@@ -364,10 +364,10 @@ def imported(path: Path, vocab_size: int, hint: str) -> tuple[Tokenizer, np.ndar
         theirs = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} cannot be read ({error}): {hint}") from error
-    if theirs.get_vocab_size() > vocab_size:
+    if (entries := 1 + max(theirs.get_vocab().values(), default=-1)) > vocab_size:
         raise UserError(
-            f"{path} has {theirs.get_vocab_size():,} entries and the model's embedding "
-            f"{vocab_size:,} rows: {hint}"
+            f"{path} has {entries:,} entries and the model's embedding {vocab_size:,} "
+            f"rows: {hint}"
         )
     old_ids_V = np.arange(vocab_size)
     for token, names in NAMES.items():

@@ -91,7 +91,7 @@ def _read_jsonl(path: Path, split: Split) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON: {error}") from error
         try:
             records = list(split.expand(record)) if split.expand else [record]
@@ -336,7 +336,7 @@ def subsample(rows: TaskRows[Rows], max_rows: int, seed: int) -> TaskRows[Rows]:
     if task.rows_per_class:
         by_class = [
             shuffled[train.labels_N[shuffled] == c][: task.rows_per_class]
-            for c in range(len(task.labels))
+            for c in range(len(rows.labels))
         ]
         chosen = np.sort(np.concatenate(by_class))
     if max_rows and len(chosen) > max_rows:
