@@ -3,8 +3,6 @@
 import errno
 import os
 import textwrap
-from collections.abc import Callable, Iterable
-from typing import Any
 
 
 class UserError(Exception):
@@ -34,23 +32,6 @@ class Interrupted(Exception):
         """Derives the exit code from the signal."""
         super().__init__(message)
         self.exit_code = 128 + signal_number
-
-
-def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Calls every check and returns their results.
-
-    Raises:
-      UserError: with the lines of all checks that failed.
-    """
-    results, lines = [], []
-    for check in checks:
-        try:
-            results.append(check())
-        except UserError as error:
-            lines.append(str(error))
-    if lines:
-        raise UserError("\n".join(lines))
-    return results
 
 
 def one_line(error: Exception) -> str:

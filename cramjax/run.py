@@ -32,7 +32,7 @@ from cramjax.data import prepare
 from cramjax.data.corpus import CORPUS, MANIFEST, TOKENIZER, Corpus, of_run
 from cramjax.device import distributed, tuning
 from cramjax.device.compile import MicroStep, use_cache
-from cramjax.errors import UserError, all_of
+from cramjax.errors import UserError
 from cramjax.glue import evaluate
 from cramjax.glue.tasks import Task
 from cramjax.training import train_step
@@ -190,7 +190,15 @@ def check(config: Config, workdir: Path, *more: Callable[[], None]) -> list[Task
     checks += [partial(trackers.check, config)]
     if not (workdir / SUMMARY).exists():
         checks += [partial(check_platform, config), partial(check_text, config)]
-    return all_of([*checks, partial(evaluate.check, config, workdir)])[-1]
+    found, lines = [], []
+    for try_one in (*checks, partial(evaluate.check, config, workdir)):
+        try:
+            found = try_one()
+        except UserError as error:
+            lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+    return found
 
 
 def as_recorded(config: Config, workdir: Path) -> Config:

@@ -5,7 +5,6 @@ import gzip
 import importlib.util
 import json
 import re
-import shutil
 import time
 
 import fsspec
@@ -265,25 +264,3 @@ def test_text_in_memory(tmp_path):
     store.pipe("/words/b.txt.bz2", bz2.compress("\n\n".join(TEXTS[half:]).encode()))
     corpus = build(tmp_path, "memory://words/*")
     assert sum(corpus.manifest["documents"].values()) == len(TEXTS)
-
-
-def test_sources_of_earlier_configs(hub, tmp_path):
-    """hf:NAME:CONFIG was read with the package datasets."""
-    parquets = tmp_path / "hub/me/books@~parquet"
-    for config in ("en", "de"):
-        (parquets / config / "train").mkdir(parents=True)
-        table = pyarrow.table({"text": [f"{config} {text}" for text in TEXTS]})
-        parquet.write_table(table, parquets / config / "train/0000.parquet")
-    for source, name in (("hf:me/books:en", "en"), ("hf:me/books@abc:de", "de")):
-        config = tiny_config(tmp_path / "d", f"data.sources={source}")
-        found = sources.resolve(config.data)
-        texts = list(found[0].documents(ReadContext(config.data)))
-        assert [len(found), texts[0]] == [1, f"{name} {TEXTS[0]}"]
-    assert remote.as_url("hf:me/books", "test") == (
-        "hf://datasets/me/books@~parquet/*/*test/*.parquet"
-    )
-    assert remote.as_url(BOOKS, "train") == BOOKS
-    shutil.copytree(parquets, tmp_path / "copy")
-    folder = remote.as_url(f"hf:{tmp_path}/copy", "train")
-    config = tiny_config(tmp_path / "d", f"data.sources={folder}", *COMMON)
-    assert len(sources.resolve(config.data)) == 2

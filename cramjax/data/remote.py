@@ -5,7 +5,6 @@ import io
 import json
 import re
 import time
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -125,22 +124,6 @@ def find(source: str, known: dict[str, Any]) -> list[tuple[str, int, str]]:
         except Exception as error:  # of many kinds: HTTP, names, rights, packages
             raise _unreachable(source, error) from error
     return known[source]
-
-
-def as_url(source: str, split: str) -> str:
-    """Returns the URL of a source of older configs, hf:NAME[@COMMIT][:CONFIG].
-
-    It points to the hub's Parquet branch, which does not know COMMIT and has only a
-    part of large data sets, or to the .parquet files of a folder. Other sources are
-    returned unchanged.
-    """
-    match = re.fullmatch(r"hf:(?!//)([^@:]+)(@[^:]*)?(:(.+))?", source)
-    if match is None:
-        return source
-    if Path(match[1]).is_dir():
-        return f"{match[1]}/**/*.parquet"
-    config = match[4] or "*"
-    return f"hf://datasets/{match[1]}@~parquet/{config}/*{split}/*.parquet"
 
 
 def _ask(source: str) -> list[tuple[str, int, str]]:

@@ -135,14 +135,12 @@ def contents(found: Sequence[File], data: DataConfig) -> list[dict[str, Any]]:
 def known(data: DataConfig) -> bool:
     """Returns whether `resolve` and `contents` have been called, by any task."""
     cache = Fingerprints(data.dir)
-    urls = (remote.as_url(source, data.split) for source in data.sources)
-    if any("://" in url and url not in cache.entries for url in urls):
+    if any("://" in url and url not in cache.entries for url in data.sources):
         return False
     return all(file.digest or cache.knows(file.path) for file in resolve(data))
 
 
 def _find(source: str, split: str, cache: Fingerprints) -> Sequence[File]:
-    source = remote.as_url(source, split)
     if source.startswith("tfds:"):
         return tfds.find(source.removeprefix("tfds:"), split)
     if "://" in source:

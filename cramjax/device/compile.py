@@ -1,4 +1,4 @@
-"""The one place that compiles a training step, measures its memory and times it."""
+"""Compiles the training step, measures its memory and times it."""
 
 import dataclasses
 import logging
@@ -80,12 +80,6 @@ class MicroStep:
     def block_shape(self) -> tuple[int, int]:
         """The shape of a micro-batch of whole blocks."""
         return self.config.micro_batch, self.config.model.max_length
-
-    @property
-    def tokens(self) -> int:
-        """The tokens in a micro-batch of whole blocks."""
-        rows, length = self.block_shape
-        return rows * length
 
     def lowered(self) -> jax.stages.Lowered:
         """Returns the micro-step on whole blocks, traced but not compiled."""

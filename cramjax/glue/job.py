@@ -36,8 +36,8 @@ class Finetuned:
 class Job:
     """One task from one initialization at one learning rate; a context manager.
 
-    It keeps finished trials in predictions/ until all of
-    them are: an interruption costs the trials that it interrupts, and no others.
+    It keeps finished trials in predictions/ until all of them are finished: an
+    interruption costs only the trials that were running.
 
     Its log, finetune.jsonl, has a line per epoch and group of trials trained together:
     "task", "start" (the initialization), "rate", "trials" (their numbers), "epoch",

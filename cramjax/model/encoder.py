@@ -11,7 +11,7 @@ Axes, one capital letter each, as suffixes of array names and in einsum strings:
 
 Parameters and norm statistics are float32. Matrix products compute in `config.dtype`;
 attention scores and logits are converted to float32 before the softmax and the loss.
-LayerNorm is in `custom_vjp`, other norms are in `layers`.
+LayerNorm is in `custom_vjp`; RMSNorm is Flax's.
 """
 
 import dataclasses

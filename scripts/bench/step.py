@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from statistics import mean, median
@@ -61,7 +62,7 @@ class TrainingStep:
         """Compiles."""
         self._peak_before = peak_memory_bytes() or 0
         step = train_step.build(config)
-        self.config, self.tokens = config, step.tokens
+        self.config, self.tokens = config, math.prod(step.block_shape)
         self.random_batches = step.random_batches
         self.state = step.fresh_state()
         start = time.monotonic()
