@@ -17,7 +17,8 @@ import cramjax.config
 def get_config() -> config_dict.ConfigDict:
     """Returns the small model with the changed recipe."""
     config = cramjax.config.from_file("small")
-    cramjax.config.module("best").change(config)
+    config.update_from_flattened_dict(cramjax.config.module("best").CHANGES)
+    config.optimizer.learning_rate = 1e-2  # Muon's best at this width, of two
 
     config.glue.tasks = ("intents10", "swapped")
     config.glue.pooling = "mean"

@@ -7,7 +7,7 @@ The argument is a config with the paper's recipe. For a budget of an hour, pass
 --config.budget.hours=1 --config.batch.sequences=1024.
 """
 
-from cramjax.config import load, module
+from cramjax.config import module
 from cramjax.study import Study
 
 
@@ -15,10 +15,9 @@ def get_study(config: str = "h200") -> Study:
     """Returns the two recipes, with one seed."""
     best = module("best")
     hours, sequences = best.BUDGETS["-10min"]
-    rate = best.RATE_TIMES_WIDTH / load(config).model.width
     return Study(
         config=config,
         overrides=(f"budget.hours={hours}", f"batch.sequences={sequences}"),
-        rows={"paper": (), "best": best.overrides(rate)},
+        rows={"paper": (), "best": best.overrides()},
         seeds=(0,),
     )

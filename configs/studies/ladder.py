@@ -18,12 +18,12 @@ from cramjax.study import Study
 
 # Width, layers, tokens of the baseline, and the peak rates of baseline and stack: the
 # baseline's is the best one of three at S and M, the better one of two at L; the
-# stack's the better one of two at S, the best one of three at M, and at L that of
-# `configs/best.py`. The feed-forward width is 4 times the width.
+# stack's the better one of two at S and L, the best one of three at M. The feed-forward
+# width is 4 times the width.
 SIZES = {
     "S": (128, 2, 16e6, 4e-3, 1e-2),
     "M": (192, 4, 12e6, 4e-3, 5e-3),
-    "L": (320, 5, 12e6, 2e-3, 4e-3),
+    "L": (320, 5, 12e6, 2e-3, 2e-3),
 }
 
 
@@ -53,7 +53,12 @@ def get_study(sizes: str = "S") -> Study:
         of_size = shape(width, layers)
         small = load("small", of_size)
         flops = tokens * train_flops_per_token(small.model, small.objective.mask_rate)
-        changes = (*of_size, *module("best").overrides(rate), "budget.tokens=0")
+        changes = (
+            *of_size,
+            *module("best").overrides(),
+            f"optimizer.learning_rate={rate}",
+            "budget.tokens=0",
+        )
         baseline = f"{size} baseline"
         stack = {
             f"{size} stack 1/{n}": (*changes, f"budget.flops={flops / n:.6g}")

@@ -19,10 +19,10 @@ SHAPES = ((160, 1), (128, 2), (96, 4), (64, 9))  # width, layers
 def get_study() -> Study:
     """Returns the rows, with one seed."""
     best, ladder = module("best"), module("studies/ladder")
-    budget = ("budget.tokens=0", "budget.flops=1.14e13")
+    common = ("budget.tokens=0", "budget.flops=1.14e13", "optimizer.learning_rate=1e-2")
     return Study(
         config="small",
-        overrides=(*best.overrides(1e-2), *ladder.WIKIPEDIA, *budget),
+        overrides=(*best.overrides(), *ladder.WIKIPEDIA, *common),
         rows={f"{n} x {width}": ladder.shape(width, n) for width, n in SHAPES},
         seeds=(0,),
     )
