@@ -35,8 +35,9 @@ import cramjax.config
 # sparse_last_layer: the last layer computes only what the loss reads. The FLOPs that it
 # saves pay for part of the additional predictions.
 # The peak rate stays that of the paper, which used AdamW: Muon's steps are scaled to
-# the size of AdamW's so that they can share it (arXiv 2502.16982). In small models,
-# Muon's best rate was 2.5, 1.25 and 1 times AdamW's at widths of 128, 192 and 320.
+# the size of AdamW's so that one rate serves both (arXiv 2502.16982). Of the two or
+# three rates tried for each in small models, Muon's best one was 2.5, 1.25 and 1 times
+# AdamW's at widths of 128, 192 and 320.
 CHANGES = {
     "model.positions": "rotary",
     "model.sparse_last_layer": True,

@@ -1,6 +1,7 @@
 """The command line: --config, the keys of the config, and a command's own flags."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -122,6 +123,7 @@ def _parse(
             value = value[1:] if value else next(arguments, None)
             if not value:
                 raise UserError(f"--{name} has no value: write --{name}=VALUE")
+            value = os.path.expanduser(value)  # shells leave a "~" after "=" alone
         values.setdefault(name, []).append(value)
     return values, rest
 

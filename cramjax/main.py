@@ -77,7 +77,7 @@ def _job(started_at: float, argv: Sequence[str]) -> None:
     if extras["print_config"]:
         print(json.dumps(to_dict(config), indent=1))
         return
-    workdir = Path(extras["workdir"] or default_workdir(extras["config"])).expanduser()
+    workdir = Path(extras["workdir"] or default_workdir(extras["config"]))
     logger.info(f"workdir: {workdir}")
     # Imported here because they import JAX: a mistyped flag is reported at once.
     if extras["rehearse"]:

@@ -36,13 +36,15 @@ def score(argv: Sequence[str]) -> str:
     """Fine-tunes and scores as the arguments ask; returns glue.md and its path."""
     flags = ["checkpoint", "workdir", "tasks", "data_dir"]
     config, extras = parse_command_line(argv, flags)
+    given = overridden(argv)
     named, folder = extras["checkpoint"], extras["data_dir"]
-    checkpoint = Path(named).expanduser() if named else None
+    checkpoint = Path(named) if named else None
     glue: dict[str, Any] = {}
     if extras["tasks"]:
         glue |= {"tasks": tuple(filter(None, extras["tasks"].split(",")))}
     if folder:
         glue |= {"data_dir": folder, "superglue_dir": folder}
+    glue = {key: value for key, value in glue.items() if f"glue.{key}" not in given}
     if checkpoint is None:
         glue |= {"starts": ("random",)}
     config = dataclasses.replace(config, glue=dataclasses.replace(config.glue, **glue))
@@ -50,11 +52,11 @@ def score(argv: Sequence[str]) -> str:
     foreign = None  # another project's model
     if checkpoint and (checkpoint / FOREIGN_WEIGHTS).is_file():
         foreign = load_foreign(checkpoint)
-        config = _of_foreign(config, overridden(argv), foreign)
+        config = _of_foreign(config, given, foreign)
     elif checkpoint:
-        config = _of_checkpoint(config, overridden(argv), checkpoint)
+        config = _of_checkpoint(config, given, checkpoint)
     default = checkpoint / EVALUATION if checkpoint else "runs/random"
-    workdir = Path(extras["workdir"] or default).expanduser()
+    workdir = Path(extras["workdir"] or default)
     if (workdir / CORPUS).exists():
         raise UserError(
             f"--workdir={workdir} is the folder of a pretraining, not of scores alone: "

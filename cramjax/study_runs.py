@@ -3,7 +3,6 @@
 import concurrent.futures
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -127,9 +126,9 @@ def _run_beside_others(study: Study, cell: Cell, folder: Path) -> str:
         ).returncode
     if code > 128:
         raise Interrupted(f"interrupted: {folder} is saved", code - 128)
-    if code < 0:
-        return f"the process was killed by {signal.Signals(-code).name}"
     last = (folder / OUTPUT).read_text().splitlines()[-1:]
+    if code < 0:
+        last = [f"ended by signal {-code}; see {folder / OUTPUT}:", *last]
     return (" ".join(last) or f"exit code {code}") if code else ""
 
 

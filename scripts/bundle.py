@@ -234,7 +234,7 @@ def bundle(argv: Sequence[str]) -> None:
         given = values["config"] or "configs/h200.py"
         _corpus([f"--config={given}", *flags], stage / "data")
         for task in GLUE if values["glue"] else ():
-            folder = Path(values["glue"]).expanduser() / task
+            folder = Path(values["glue"]) / task
             if folder.is_dir():
                 shutil.copytree(folder, stage / "data" / "glue_data" / task)
         for part in ("data/texts", "data/packed", "data/glue_data"):

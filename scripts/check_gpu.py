@@ -268,7 +268,7 @@ def recipes(check: Check) -> Facts:
     """Part d: {row of the study: its summary and scores}."""
     workdir = check.folder / "d_runs"
     config, *overrides = check.flags
-    flags = [*overrides, *SHORT, f"--config.budget.hours={RUN_HOURS}"]
+    flags = [*SHORT, f"--config.budget.hours={RUN_HOURS}"]
     flags += [f"--config.data.dir={check.folder / 'packed'}"]
     tasks = EMBEDDED_TASKS
     if check.data:
@@ -281,7 +281,8 @@ def recipes(check: Check) -> Facts:
     else:
         flags += EMBEDDED
     flags += [f"--config.glue.tasks={tasks[:1] if check.tiny else tasks}"]
-    flags += [*TINY, *TINY_RUN] if check.tiny else []
+    flags += [*TINY_RUN] if check.tiny else []
+    flags += overrides  # the last of equal flags counts
     study = f"--study=studies/best:{config.removeprefix('--config=')}"
     command = ["scripts/study.py", study, f"--workdir={workdir}", *flags]
     results = check.run("study", command, workdir / "study.json")

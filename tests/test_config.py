@@ -278,8 +278,11 @@ def test_a_text_may_begin_with_a_dash():
     assert parse_flags(argv, needed) == ({"checkpoint": "x"}, argv[1:])
 
 
-def test_a_needed_flag_has_a_value():
+def test_a_needed_flag_has_a_value(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
     needed = {"checkpoint": "DIR"}
+    found = parse_flags(["--checkpoint=~/runs"], needed)[0]
+    assert found == {"checkpoint": "/home/ada/runs"}
     assert parse_flags(["--checkpoint", "x"], needed)[0] == {"checkpoint": "x"}
     with pytest.raises(UserError, match="no checkpoint: pass --checkpoint=DIR"):
         parse_flags([], needed)

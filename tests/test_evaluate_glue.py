@@ -126,6 +126,10 @@ def test_random_weights_need_no_checkpoint(trained, tmp_path, data_dir):
             r"CoLA/train\.tsv is missing; config\.glue\.data_dir is 'configs'",
         ),
         (
+            ["--tasks=cola", "--config.glue.data_dir=configs", "--data_dir=no"],
+            r"config\.glue\.data_dir is 'configs'",
+        ),
+        (
             ["--tasks=cb", "--data_dir=no"],
             r"CB/train\.jsonl is .*superglue_dir is 'no'",
         ),

@@ -180,7 +180,7 @@ def test_superglue_rows(tmp_path, name, record, texts, labels):
         ("cb", "\n", r"train\.jsonl has no rows"),
         ("cb", '{"premise": 1}\n{"a"\n', r"train\.jsonl:1 has no 'hypothesis'"),
         ("cb", '\n{"a"\n', r"train\.jsonl:2 is not JSON: Expecting"),
-        ("cb", "[" * 200_000, r"train\.jsonl:1 is not JSON: .*recursion"),
+        ("cb", "[" * 200_000, r"train\.jsonl:1 is not JSON: "),
         ("cb", "[1]\n", r"train\.jsonl:1 has no 'premise'"),
         ("wsc", '{"text": "a", "target": 3}\n', r":1 has no 'target.span1_index'"),
         ("cb", '{"premise": null}\n', r":1 has no text or number in 'premise'"),

@@ -69,7 +69,8 @@ def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
         folder = tmp_path / argv[-1].removeprefix("--workdir=")
         code = ends[folder.parent.name][seed := int(folder.name[-1])]
         assert f"--config.seed={seed}" in argv
-        print("a line\nerror: it diverged", file=stdout, flush=True)
+        if code != 3:
+            print("a line\nerror: it diverged", file=stdout, flush=True)
         if not code:
             (folder / "pretrain.json").write_text(json.dumps(DONE))
         return subprocess.CompletedProcess(argv, code)
@@ -79,7 +80,11 @@ def test_runs_at_once_are_commands_of_their_own(study, tmp_path, monkeypatch):
         run_study(study, tmp_path, at_once=2)
     assert "| same | 1 | 1.000" in (tmp_path / "study.md").read_text()
     ends["same"][0] = -9
-    with pytest.raises(TrainingFailed, match="seed 0: the process was killed by SIGK"):
+    with pytest.raises(TrainingFailed, match="seed 0: ended by signal 9; see .*/out"):
+        run_study(study, tmp_path, at_once=2)
+    ends["same"][0] = 3
+    (tmp_path / "same/seed0/output.txt").unlink()
+    with pytest.raises(TrainingFailed, match="seed 0: exit code 3"):
         run_study(study, tmp_path, at_once=2)
     ends["same"][1] = 128 + 15
     with pytest.raises(Interrupted) as interrupted:

@@ -61,11 +61,11 @@ def command(argv: Sequence[str]) -> None:
             )
     if (keep := given["keep"] or "best") not in ("best", "median"):
         raise UserError(f"--keep={keep}: must be best or median")
-    checkpoint = Path(given["checkpoint"]).expanduser()
-    workdir = Path(given["workdir"] or checkpoint / "classifier").expanduser()
+    checkpoint = Path(given["checkpoint"])
+    workdir = Path(given["workdir"] or checkpoint / "classifier")
     if (workdir / classifier.CONFIG).exists():
         raise UserError(f"--workdir={workdir} holds a model: pass another --workdir")
-    paths = {name: Path(given[name]).expanduser() for name in ("train", "dev")}
+    paths = {name: Path(given[name]) for name in ("train", "dev")}
     for name, path in paths.items():
         data.check_file(path, f"--{name}=")
     pretrained = load(checkpoint)

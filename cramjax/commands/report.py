@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def command(argv: Sequence[str]) -> None:
     """Writes the report of a workdir, or compares several."""
     given, rest = parse_flags(argv, {}, optional=("workdir", "out"))
-    named = [Path(name).expanduser() for name in (given["workdir"], *rest) if name]
+    named = [Path(name) for name in (given["workdir"], *rest) if name]
     workdirs = [*{path.absolute(): path for path in named}.values()]
     if not workdirs:
         raise UserError("no workdir: pass --workdir=DIR, or two or more to compare")

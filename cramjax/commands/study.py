@@ -33,4 +33,4 @@ def command(argv: Sequence[str]) -> None:
 
     study = load_study(given["study"])
     study = dataclasses.replace(study, overrides=(*study.overrides, *rest))
-    print(page(study, run_study(study, Path(given["workdir"]).expanduser(), at_once)))
+    print(page(study, run_study(study, Path(given["workdir"]), at_once)))

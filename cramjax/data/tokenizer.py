@@ -364,10 +364,11 @@ def imported(path: Path, vocab_size: int, hint: str) -> tuple[Tokenizer, np.ndar
         theirs = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} cannot be read ({error}): {hint}") from error
-    if (entries := 1 + max(theirs.get_vocab().values(), default=-1)) > vocab_size:
+    ids = [*theirs.get_vocab().values(), *(a["id"] for a in content["added_tokens"])]
+    if max(ids, default=0) >= vocab_size:
         raise UserError(
-            f"{path} has {entries:,} entries and the model's embedding {vocab_size:,} "
-            f"rows: {hint}"
+            f"{path} has an entry with the id {max(ids):,} and the model's embedding "
+            f"{vocab_size:,} rows: {hint}"
         )
     old_ids_V = np.arange(vocab_size)
     for token, names in NAMES.items():

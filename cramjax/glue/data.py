@@ -218,7 +218,7 @@ def load(task: Task, glue: GlueConfig) -> TaskRows[Rows]:
         )
     labels = task.labels
     if not labels and not task.regression:
-        labels = _own_labels(train_table, task, glue)
+        labels = _labels_in(train_table, task, glue)
     notes = [
         f"{task.title}: {table.left_out:,} rows of {table.where} have too few columns "
         "and are left out"
@@ -279,8 +279,8 @@ def _find(task: Task, split: Split, glue: GlueConfig) -> Table | None:
     return None
 
 
-def _own_labels(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
-    """Returns the labels in the user's training rows, as many as the metric allows."""
+def _labels_in(table: Table, task: Task, glue: GlueConfig) -> tuple[str, ...]:
+    """Returns the labels in the training rows, as many as the metric allows."""
     labels = tuple(sorted({row.label for row in table.rows if row.label.strip()}))
     two = task.dev[0].metrics[0] in OF_TWO_CLASSES
     if len(labels) < 2 or (two and len(labels) > 2):

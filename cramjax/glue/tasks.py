@@ -61,7 +61,7 @@ class Task:
     train: Split
     dev: tuple[Scored, ...]  # the first one chooses the learning rate
     # All values of the label, in the order of the class ids; () = a number is
-    # predicted, or the labels are those of the training rows (source "own").
+    # predicted, or the labels are those of the training rows, sorted.
     labels: tuple[str, ...]
     # {name of the file for the benchmark's server: unlabelled rows}
     test: dict[str, Split] = dataclasses.field(default_factory=dict)
