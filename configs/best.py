@@ -8,8 +8,9 @@ track.
 
 Measured on CPUs only, on Wikipedia, with one or two seeds (records/README.md, "The
 ladder"): together the changes (the "stack") reach the loss of the paper's recipe with
-28, 33 and 33 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At
-0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the better of two.
+28, 33 and 30 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At
+0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the better of two;
+the stack had two, three and two.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
 sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
