@@ -7,15 +7,14 @@ from cramjax.config import AveragingConfig
 from cramjax.training import averaging
 
 
-def averaged(config, values, updated=None):
+def averaged(config, values):
     """Feeds scalars; returns the averages after each."""
     state = averaging.init(config, {"w": jnp.zeros(())})
-    updated = updated or [True] * len(values)
     history = []
-    take = jax.jit(lambda s, p, u: averaging.update(config, s, p, u))
-    for value, now in zip(values, updated, strict=True):
+    take = jax.jit(lambda s, p: averaging.update(config, s, p))
+    for value in values:
         params = {"w": jnp.float32(value)}
-        state = take(state, params, jnp.asarray(now))
+        state = take(state, params)
         read = averaging.read(config, state, params)
         history.append({name: float(tree["w"]) for name, tree in read.items()})
     return history
@@ -42,15 +41,6 @@ def test_the_mean_of_the_latest_snapshots_by_hand():
     # Snapshots after updates 2, 4, 6 and 8; before the first, the weights themselves.
     expected = [10, 1, 1, 1.5, 1.5, 3, 3, 6, 6]
     assert [h["lawa"] for h in history] == pytest.approx(expected)
-
-
-def test_micro_steps_without_an_update_do_not_count():
-    config = AveragingConfig(ema_decay=0.5, lawa_last=2, lawa_every=1)
-    updated = [False, True, False, True]
-    history = averaged(config, [9.0, 1.0, 9.0, 4.0], updated)
-    assert history[0] == {"ema": 9.0, "lawa": 9.0}  # nothing yet: the weights
-    assert history[2] == {"ema": 1.0, "lawa": 1.0}
-    assert history[3] == pytest.approx({"ema": 3.0, "lawa": 2.5})
 
 
 def test_off_costs_nothing():

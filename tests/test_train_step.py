@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import conftest
 import jax
@@ -11,7 +12,7 @@ from cramjax.model.encoder import Encoder
 from cramjax.model.rows import document_mask
 from cramjax.tokens import SEP
 from cramjax.training import loss_scale, train_step
-from cramjax.training.optimizer import METHODS
+from cramjax.training.optimizer import METHODS, ONCE_AN_UPDATE
 
 
 def tiny_config(data_dir, *overrides):
@@ -279,6 +280,15 @@ def test_the_averages_follow_the_updates(tiny, started):
         np.testing.assert_allclose(
             tree["final_norm"]["scale"], expected[name], rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_the_end_of_an_accumulation_runs_the_optimizer(data_dir, name):
+    """Otherwise each micro-step would read and write its state (a 20th of the time)."""
+    config = tiny_config(data_dir, f"optimizer.name={name}")
+    program = train_step.build(config).lowered().compile().as_text()
+    kept = rf' conditional\(.*op_name="jit\(micro_step\)/{ONCE_AN_UPDATE}/cond"'
+    assert len(re.findall(kept, program)) == 1
 
 
 def test_all_mask(data_dir, monkeypatch):

@@ -35,27 +35,18 @@ def init(config: AveragingConfig, params: Any) -> Averages:
     return Averages(jnp.int32(0), ema, snapshots)
 
 
-def update(
-    config: AveragingConfig, averages: Averages, params: Any, updated: jax.Array
-) -> Averages:
-    """Includes the parameters if this micro-step has updated them.
-
-    On other micro-steps the averages are neither read nor written.
-    """
-    updates = averages.updates + updated
+def update(config: AveragingConfig, averages: Averages, params: Any) -> Averages:
+    """Includes the parameters after an update."""
+    updates = averages.updates + 1
     ema, snapshots = averages.ema, averages.snapshots
     if ema is not None:
         decay = config.ema_decay
-        ema = jax.lax.cond(
-            updated,
-            lambda: jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params),
-            lambda: ema,
-        )
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
     if snapshots is not None:
         number = updates // config.lawa_every  # of this snapshot, from 1
         slot = (number - 1) % config.lawa_last
         snapshots = jax.lax.cond(
-            updated & (updates % config.lawa_every == 0),
+            updates % config.lawa_every == 0,
             lambda: jax.tree.map(
                 lambda s, p: jax.lax.dynamic_update_index_in_dim(s, p, slot, 0),
                 snapshots,

@@ -14,6 +14,9 @@ import optax.contrib
 from cramjax.config import OptimizerConfig, ScheduleConfig
 from cramjax.training import schedules
 
+# The JAX scope of the work that is done once an update, not in every micro-step.
+ONCE_AN_UPDATE = "once_an_update"
+
 
 def make_optimizer(
     config: OptimizerConfig, schedule: ScheduleConfig
@@ -21,8 +24,8 @@ def make_optimizer(
     """Returns the chain: clipping, the config's method with its decay, the rate.
 
     Decay comes after the method, or before it for those in `L2_DECAY`.
-    Its `update` needs `progress=`, `rate_scale=` and `emit=`, see
-    `scale_by_progress_schedule` and `when_emitting`. The state has, for
+    Its `update` needs `progress=` and `rate_scale=`, see
+    `scale_by_progress_schedule`. The state has, for
     `optax.tree.get`, "learning_rate" and "grad_norm", the norm of the accumulated
     gradient before clipping.
     """
@@ -115,12 +118,8 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     to_adams_size = optax.stateless_with_tree_map(
         lambda u, _: 0.2 * max(u.shape) ** 0.5 * u
     )
-    muon = optax.chain(when_emitting(orthogonal), to_adams_size)
+    muon = optax.chain(orthogonal, to_adams_size)
     return optax.partition({"matrix": muon, "other": _adam(config)}, muon_labels)
-
-
-# The JAX scope of work that is done once an update, see `when_emitting`.
-ONCE_AN_UPDATE = "once_an_update"
 
 
 def muon_labels(params: Any) -> Any:
@@ -132,28 +131,6 @@ def muon_labels(params: Any) -> Any:
         return "matrix" if inside else "other"
 
     return jax.tree_util.tree_map_with_path(label, params)
-
-
-def when_emitting(
-    transform: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Skips the work where `optax.MultiSteps` would discard its result.
-
-    If the extra argument `emit` is false, this micro-step does not end an accumulation:
-    the updates are 0 and the state is kept. This is optax's `conditionally_mask`
-    without its counter, which would change the checkpoints.
-    """
-
-    def update(updates, state, params=None, *, emit, **extra):
-        del extra
-        with jax.named_scope(ONCE_AN_UPDATE):
-            return jax.lax.cond(
-                emit,
-                lambda: transform.update(updates, state, params),
-                lambda: (jax.tree.map(jnp.zeros_like, updates), state),
-            )
-
-    return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 # Each turns a clipped gradient into a step, before the learning rate.

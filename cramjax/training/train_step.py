@@ -21,7 +21,7 @@ from cramjax.model.rows import document_mask
 from cramjax.tokens import CLS, SEP, token_dtype
 from cramjax.training import averaging, loss_scale, schedules
 from cramjax.training.masking import MaskedBatch, mask_tokens
-from cramjax.training.optimizer import make_optimizer
+from cramjax.training.optimizer import ONCE_AN_UPDATE, make_optimizer
 
 
 @flax.struct.dataclass
@@ -69,9 +69,12 @@ def init_state(config: Config) -> TrainState:
     tokens_1xL = jnp.zeros((1, config.model.max_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
     params = params["params"]
+    optimizer = make_optimizer(config.optimizer, config.schedule)
     return TrainState(
         params=params,
-        opt_state=_accumulating_optimizer(config, jnp.int32(1)).init(params),
+        opt_state=_accumulator(jnp.int32(1))
+        .init(params)
+        ._replace(inner_opt_state=optimizer.init(params)),
         averages=averaging.init(config.averaging, params),
         step=jnp.int32(0),
         accumulate=jnp.int32(1),
@@ -145,6 +148,7 @@ def make_micro_step(
     model = MaskedLM(config.model, dropout=objective.dropout)
     scales_loss = loss_scale.is_used(config.model.dtype)
     axis = "data" if mesh.size > 1 else None
+    optimizer = make_optimizer(config.optimizer, config.schedule)
 
     def loss_of(params, masked, attention_mask, dropout_key, scale):
         rngs = {"dropout": dropout_key} if objective.dropout else {}
@@ -189,13 +193,8 @@ def make_micro_step(
             ),
             state.accumulate,
         )
-        updates, opt_state = _accumulating_optimizer(config, accumulate, axis).update(
-            grads,
-            state.opt_state,
-            state.params,
-            progress=progress,
-            rate_scale=state.rate_scale,
-            emit=state.opt_state.mini_step == accumulate - 1,
+        accumulated, opt_state = _accumulator(accumulate, axis).update(
+            grads, state.opt_state._replace(inner_opt_state=optax.EmptyState())
         )
         finite = ~opt_state.skip_state["should_skip"]
         bad = ~finite
@@ -205,13 +204,31 @@ def make_micro_step(
             config.model.dtype, state.loss_scale, state.finite_steps, finite
         )
         updated = finite & (opt_state.mini_step == 0)
-        params = optax.apply_updates(state.params, updates)
+
+        def update():
+            mean = jax.lax.pmean(accumulated, axis) if axis else accumulated
+            updates, inner = optimizer.update(
+                mean,
+                state.opt_state.inner_opt_state,
+                state.params,
+                progress=progress,
+                rate_scale=state.rate_scale,
+            )
+            params = optax.apply_updates(state.params, updates)
+            averages = averaging.update(config.averaging, state.averages, params)
+            return params, inner, averages
+
+        with jax.named_scope(ONCE_AN_UPDATE):
+            params, inner, averages = jax.lax.cond(
+                updated,
+                update,
+                lambda: (state.params, state.opt_state.inner_opt_state, state.averages),
+            )
+        opt_state = opt_state._replace(inner_opt_state=inner)
         new_state = state.replace(
             params=params,
             opt_state=opt_state,
-            averages=averaging.update(
-                config.averaging, state.averages, params, updated
-            ),
+            averages=averages,
             step=state.step + 1,
             accumulate=accumulate,
             skipped=state.skipped + bad,
@@ -298,20 +315,12 @@ def _corrupted(
     )
 
 
-def _accumulating_optimizer(
-    config: Config, accumulate: jax.Array, axis: str | None = None
-) -> optax.MultiSteps:
+def _accumulator(accumulate: jax.Array, axis: str | None = None) -> optax.MultiSteps:
     """Averages gradients and drops micro-batches where they are not finite.
 
-    Devices along an axis drop together, and average what they have accumulated.
+    Devices along an axis drop together. The optimizer is left to the micro-step:
+    MultiSteps would run it every time and select.
     """
-    optimizer = make_optimizer(config.optimizer, config.schedule)
-
-    def mean_first(updates, state, params, *, emit, **extra):
-        updates = jax.lax.cond(
-            emit, lambda: jax.lax.pmean(updates, axis), lambda: updates
-        )
-        return optimizer.update(updates, state, params, emit=emit, **extra)
 
     def skip_together(updates, step, params):
         skips, found = optax.skip_not_finite(updates, step, params)
@@ -321,9 +330,7 @@ def _accumulating_optimizer(
     # The schedule of MultiSteps is given only the number of updates. The micro-batches
     # per update depend on progress, so they are passed in, as a traced value.
     return optax.MultiSteps(
-        optax.GradientTransformationExtraArgs(optimizer.init, mean_first)
-        if axis
-        else optimizer,
+        optax.identity(),
         every_k_schedule=lambda _: accumulate,
         should_skip_update_fn=skip_together if axis else optax.skip_not_finite,
     )
