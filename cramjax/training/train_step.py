@@ -70,11 +70,10 @@ def init_state(config: Config) -> TrainState:
     params = model.init(jax.random.key(config.seed), tokens_1xL, tokens_1xL[:, :1])
     params = params["params"]
     optimizer = make_optimizer(config.optimizer, config.schedule)
+    opt_state = _accumulator(jnp.int32(1)).init(params)
     return TrainState(
         params=params,
-        opt_state=_accumulator(jnp.int32(1))
-        .init(params)
-        ._replace(inner_opt_state=optimizer.init(params)),
+        opt_state=opt_state._replace(inner_opt_state=optimizer.init(params)),
         averages=averaging.init(config.averaging, params),
         step=jnp.int32(0),
         accumulate=jnp.int32(1),
@@ -204,26 +203,21 @@ def make_micro_step(
             config.model.dtype, state.loss_scale, state.finite_steps, finite
         )
         updated = finite & (opt_state.mini_step == 0)
+        before = (state.params, state.opt_state.inner_opt_state, state.averages)
 
         def update():
+            params, inner, averages = before
             mean = jax.lax.pmean(accumulated, axis) if axis else accumulated
             updates, inner = optimizer.update(
-                mean,
-                state.opt_state.inner_opt_state,
-                state.params,
-                progress=progress,
-                rate_scale=state.rate_scale,
+                mean, inner, params, progress=progress, rate_scale=state.rate_scale
             )
-            params = optax.apply_updates(state.params, updates)
-            averages = averaging.update(config.averaging, state.averages, params)
+            params = optax.apply_updates(params, updates)
+            averages = averaging.update(config.averaging, averages, params)
             return params, inner, averages
 
         with jax.named_scope(ONCE_AN_UPDATE):
-            params, inner, averages = jax.lax.cond(
-                updated,
-                update,
-                lambda: (state.params, state.opt_state.inner_opt_state, state.averages),
-            )
+            after = jax.lax.cond(updated, update, lambda: before)
+        params, inner, averages = after
         opt_state = opt_state._replace(inner_opt_state=inner)
         new_state = state.replace(
             params=params,
