@@ -20,7 +20,7 @@ with one; two seeds of the stack differ by 0.05).
 The changes may be worth less at full size, where the paper's recipe spends a smaller
 part of its budget near the unigram entropy. (The paper's Table 10 found no gain from
 rotary positions, but the authors' released code does not apply the rotation.) A step is
-estimated to be 4 to 8 % slower on these cards, mostly because of rotary positions,
+estimated to be 3 to 8 % slower on these cards, mostly because of rotary positions,
 masking and Muon. The best learning rate there and the GLUE scores are not known.
 
 Not included: --config.model.late_masks=12 --config.objective.mask_rate=0.375 is
