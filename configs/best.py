@@ -6,11 +6,11 @@ A row is a card's config with CHANGES: a4000, a6000, rtx2080ti, h100 and h200 fo
 and the same with -hour and -10min, for example best:h200-10min. They stay on the rules
 track.
 
-Measured on CPUs only, on Wikipedia, with one or two seeds (records/README.md, "The
-ladder"): together the changes (the "stack") reach the loss of the paper's recipe with
-28, 33 and 30 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the layers. At
-0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the better of two;
-the stack had two, three and two.
+Measured on CPUs only, on Wikipedia, with three, three and two seeds (records/README.md,
+"The ladder"): together the changes (the "stack") reach the loss of the paper's recipe
+with 27, 32 and 30 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the
+layers. At 0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the
+better of two; the stack had two, three and two.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
 sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
