@@ -14,7 +14,7 @@ better of two; the stack had two, three and two.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
 sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
-masked instead of 40 % cost 0.06 to 0.09 each (Muon and positions with one seed, the
+masked instead of 40 % cost 0.06 to 0.07 each (Muon and positions with one seed, the
 others with two; two seeds of the stack differ by 0.05).
 
 The changes may be worth less at full size, where the paper's recipe spends a smaller
