@@ -284,7 +284,7 @@ def test_the_averages_follow_the_updates(tiny, started):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_only_the_end_of_an_accumulation_runs_the_optimizer(data_dir, name):
-    """Otherwise each micro-step would read and write its state (a 20th of the time)."""
+    """Otherwise each micro-step would read and write its state."""
     config = tiny_config(data_dir, f"optimizer.name={name}")
     program = train_step.build(config).lowered().compile().as_text()
     kept = rf' conditional\(.*op_name="jit\(micro_step\)/{ONCE_AN_UPDATE}/cond"'
