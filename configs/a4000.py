@@ -2,13 +2,13 @@
 
     python -m cramjax.main --config=a4000
 
-Meant to reproduce the A4000 row of the paper's Table 3, but not run yet: 24 h, 4.5e9
-tokens, GLUE-dev 79.2, the mean of nine numbers. The authors trained on a filtered and
-sorted subset of The Pile.
+Not run yet. The target, the A4000 row of the paper's Table 3: 24 h, 4.5e9 tokens,
+GLUE-dev 79.2 (mean of nine numbers). The authors trained on a filtered and sorted
+subset of The Pile.
 
 The text is the nearest public copy of theirs, 8 million documents of The Pile without
-Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OpenWebText2, a quarter of the
-original: about 15 GB to download. For another text see `configs/data/`, or pass
+Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OpenWebText2 (together a quarter of
+the original): about 15 GB to download. For another text see `configs/data/`, or pass
 --config.data.sources with --config.data.max_documents=0 and --config.data.licence.
 """
 

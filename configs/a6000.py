@@ -2,8 +2,8 @@
 
     python -m cramjax.main --config=a6000
 
-Meant to reproduce the A6000 row of the paper's Table 3, but not run yet: 24 h, 8.7e9
-tokens, GLUE-dev 80.4, the mean of nine numbers. The text is that of `configs/a4000.py`.
+Not run yet. The target, the A6000 row of the paper's Table 3: 24 h, 8.7e9 tokens,
+GLUE-dev 80.4 (mean of nine numbers). The text is that of `configs/a4000.py`.
 """
 
 from ml_collections import config_dict

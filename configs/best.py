@@ -8,8 +8,8 @@ track.
 
 Measured on CPUs only, on Wikipedia, with three, three and two seeds (records/README.md,
 "The ladder"): together the changes (the "stack") reach the loss of the paper's recipe
-with 27, 32 and 31 % of its model FLOPs at 0.3M, 1.5M and 5M parameters inside the
-layers. At 0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the
+with 27, 32 and 31 % of its model FLOPs at 0.3M, 1.5M and 5M non-embedding
+parameters. At 0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the
 better of two; the stack had two, three and two.
 
 At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
@@ -51,7 +51,7 @@ CHANGES = {
 }
 CARDS = {name: name for name in ("a4000", "a6000", "rtx2080ti", "h200")}
 CARDS["h100"] = "h200"
-# Hours and sequences an update: smaller where a day's would leave some hundred updates.
+# Hours, and sequences per update: fewer where 8192 would leave too few updates.
 BUDGETS = {"": (24.0, 8192), "-hour": (1.0, 1024), "-10min": (1 / 6, 512)}
 ROWS = {
     card + budget: (file, *BUDGETS[budget])

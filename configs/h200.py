@@ -2,8 +2,9 @@
 
     python -m cramjax.main --config=h200
 
-An estimate, not a measurement: at half of the card's dense 16-bit peak of 989 TFLOP/s,
-it trains on 794k tokens/s, which is 6.9e10 a day, eight times the paper's A6000 row.
+Not run yet. At half of the card's dense 16-bit peak of 989 TFLOP/s, it would train on
+794k tokens/s, 6.9e10 a day, eight times the paper's A6000 row (`cramjax plan` estimates
+893k).
 
 The text is four whole files of the copy of The Pile that `configs/a4000.py` describes:
 23 million documents, 45 GB to download, some 2e10 tokens after the filter, 40 GB on

@@ -2,9 +2,9 @@
 
     python -m cramjax.main --config=rtx2080ti
 
-Meant to reproduce the 2080 Ti row of the paper's Table 3, but not run yet: 24 h, 4.3e9
-tokens, GLUE-dev 79.2, the mean of nine numbers. The text is that of
-`configs/a4000.py`. The card does not have bfloat16.
+Not run yet. The target, the 2080 Ti row of the paper's Table 3: 24 h, 4.3e9 tokens,
+GLUE-dev 79.2 (mean of nine numbers). The text is that of `configs/a4000.py`. The card
+does not have bfloat16.
 """
 
 from ml_collections import config_dict

@@ -3,9 +3,9 @@
     python -m cramjax.main --config=small
 
 The baseline of the studies, and what the quickstart changes. Besides size, it differs
-from the paper's recipe in float32, several passes over the text, a higher learning
-rate, a smaller final batch, and three learning rates for fine-tuning, of which each
-initialization gets its best one.
+from the paper's recipe in float32, several passes over shuffled, unfiltered text, a
+higher learning rate, batches of 64 sequences without a ramp, and three learning rates
+for fine-tuning, of which each initialization gets its best one.
 """
 
 from ml_collections import config_dict

@@ -12,14 +12,14 @@ The paper's text is BookCorpus and Wikipedia. BookCorpus is not public any more;
 text here is English Wikipedia alone, about 12 GB to download. With a copy of BookCorpus
 in `.txt`, a blank line between books, add 'books/*.txt' to `data.sources`.
 
-Two rows fail to train at this learning rate of 1e-3, in the paper and on purpose:
+Two rows fail to train at 1e-3 in the paper, and are kept to show it:
 
     original-bert  loss 7.53, MNLI 35.45
     post-norm      loss 7.54, MNLI 35.21
 
-The batch ramp lasts 300,000 micro-batches there, more than most rows get through in a
-day; here it is the fraction of the day that they would take at the paper's tokens/s. A
-row in which it is above 1 ends before its ramp does.
+The paper's batch ramp lasts 300,000 micro-batches, more than most rows reach in a day.
+Here it is a fraction of the day: their time at the paper's tokens/s. Above 1, the row
+ends before its ramp.
 
 Beyond the paper: `modern` is what Hugging Face's stock ModernBERT class computes,
 `rotary-only` has nothing but rotation, and the last seven are switches the table does

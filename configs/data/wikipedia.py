@@ -3,7 +3,7 @@
     python -m cramjax.main --config=data/wikipedia:a6000
 
 From the hub, about 12 GB to download: 6.4 million articles of November 2023 (the paper
-took March 2022). BookCorpus cannot be had there any more: with a copy of it in `.txt`,
+took March 2022). BookCorpus is no longer available there: with a copy of it in `.txt`,
 a blank line between books, add 'books/*.txt' to `data.sources`.
 
 GLUE of both together in the paper (arXiv 2212.14034, Table 7; A6000): raw 78.1, token

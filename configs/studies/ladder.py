@@ -3,7 +3,7 @@
     python scripts/study.py --study=configs/studies/ladder.py:S --at_once=2 \
         --workdir=runs/ladder --config.data.sources="('wiki/*.txt',)"
 
-Sizes are S, M and L: 0.3M, 1.5M and 5M parameters inside the layers; S,M,L are all of
+Sizes are S, M and L: 0.3M, 1.5M and 5M non-embedding parameters; S,M,L are all of
 them, in one table. The baseline is the paper's recipe, with a budget long enough to
 leave the plateau near the unigram entropy early: after 30, 26 and 28 % of it. The stack
 of changes gets a half, a quarter and an eighth of the baseline's FLOPs. The text

@@ -1,4 +1,4 @@
-"""Does the shape matter, for the same FLOPs? Figure 1 of the paper, in small.
+"""Does the shape matter, for the same FLOPs? Figure 1 of the paper, scaled down.
 
     python scripts/study.py --study=studies/shapes --at_once=2 \
         --workdir=runs/shapes --config.data.sources="('wiki/*.txt',)"
@@ -6,7 +6,7 @@
 Four shapes of about the same cost per token (2.4 to 3.0 MFLOP) with the recipe of
 `configs/best.py`, whose losses drop early, and one learning rate for all. The paper
 (arXiv 2212.14034, section 4.2) finds that the curves of shapes over tokens
-differ, but reach the same loss after the same time. The text is that of
+differ, but reach the same loss for the same compute. The text is that of
 `configs/studies/ladder.py`.
 """
 

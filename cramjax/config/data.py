@@ -54,11 +54,11 @@ class DataConfig(Section):
     # How data.max_chars is divided between the sources, one number for each, in any
     # unit; () = in proportion to their bytes.
     shares: tuple[float, ...] = key((), absent=())
-    # Of text in total, taken from every file alike; 0 = all of it.
+    # Characters of text in total, taken from every file alike; 0 = all of it.
     max_chars: int = key(0, OFF, absent=0)
-    # In total, taken from every file alike, before duplicates and filters; 0 = all.
+    # Total, taken from every file alike, before duplicates and filters; 0 = all.
     max_documents: int = key(0, OFF, absent=0)
-    # Of a record of .jsonl, .json, .csv, .parquet and tfds:.
+    # The field with the text in records of .jsonl, .json, .csv, .parquet and tfds:.
     text_field: str = key("text", absent="text")
     # What ends a document of a .txt file.
     txt_documents: str = key(
@@ -90,7 +90,7 @@ class DataConfig(Section):
     tokenizer_kind: str = key(
         "wordpiece", one_of(*TOKENIZER_KINDS, IMPORTED), absent="wordpiece"
     )
-    # Of the text, to train the tokenizer on.
+    # Characters of the text that the tokenizer is trained on.
     tokenizer_chars: int = key(100_000_000, at_least(1), absent=100_000_000)
     # Documents with more are dropped (paper 4.4); 0 = none.
     max_tokens_per_char: float = key(0.25, at_least(0))
@@ -151,7 +151,7 @@ class ObjectiveConfig(Section):
 
     # Fraction of the positions that is predicted, the same in every sequence.
     mask_rate: float = key(0.25, within("(0, 1]"))
-    # Reached linearly at the end of the budget; 0 = mask_rate throughout.
+    # The rate at the end of the budget, reached linearly; 0 = mask_rate throughout.
     final_mask_rate: float = key(
         0.0,
         Rule(lambda x: 0 <= x <= 1, "in [0, 1] (0 = objective.mask_rate throughout)"),

@@ -36,8 +36,8 @@ class GlueConfig(Section):
         ("text",), Rule(lambda x: len(x) > 0, "one or more columns"), absent=("text",)
     )  # its columns with text
     own_label: str = key("label", absent="label")  # the column with its label
-    # "f1" is for two labels, of the one that sorts last; "pearson" and "spearman" are
-    # for labels that are numbers.
+    # "f1", or "f1a", is for two labels, of the one that sorts last; "pearson" and
+    # "spearman" are for labels that are numbers.
     own_metric: str = key("accuracy", one_of(*METRICS), absent="accuracy")
     # Predict GLUE's test sets, where their files exist, for its server.
     test_sets: bool = key(True, absent=False)

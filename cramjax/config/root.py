@@ -23,14 +23,14 @@ from cramjax.errors import UserError
 class Config(Section):
     """Everything a run depends on."""
 
-    # Of everything random: initialization, masking, dropout, shuffling.
+    # For everything random: initialization, masking, dropout and shuffling.
     seed: int = key(0, Rule(lambda x: 0 <= x < 2**31, "in [0, 2^31)"))
     # Where pretraining may run: on a GPU only, or on anything.
     platform: str = key("gpu", one_of("gpu", "any"))
     # A workdir, or a folder with another project's model, whose weights pretraining
     # begins with, and whose shape and tokenizer it takes; "" = random weights.
     init_from: str = key("", absent="")
-    # Of these weights; "" = filled in when pretraining begins, and compared afterwards.
+    # Hash of these weights; "" = set when pretraining begins, and compared afterwards.
     init_hash: str = key("", absent="")
     # Sequences per forward pass; 128 is for 16 GB (A4000); 0 = the most that fit. The
     # batch's ramp begins with one micro-batch.

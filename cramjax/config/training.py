@@ -47,11 +47,12 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over the budget."""
 
+    # "triangle" is the recipe's (paper 4.3); "dive" is constant, then linear to 0.
     curve: str = key("triangle", one_of(*CURVES), absent="triangle")
     # Fraction of the peak at which triangle and trapezoid begin.
     base: float = key(0.25, within("[0, 1]"))
-    # Fraction of the time after the warm-up in which triangle, dive and trapezoid fall
-    # to 0 at the end, and trapezoid rises at the beginning.
+    # After the warm-up: the last fraction, in which triangle, dive and trapezoid fall
+    # to 0. Over the same fraction at the beginning, trapezoid rises.
     falloff: float = key(0.25, within("(0, 1)"))
     power: float = key(1.0, above(0), absent=1.0)  # of polynomial
     cycles: int = key(4, at_least(1), absent=4)  # of cosine_restarts and multi_cycle
@@ -140,7 +141,7 @@ class LogConfig(Section):
 
     # Micro-steps per line of metrics.jsonl.
     every_steps: int = key(100, at_least(1), operational=True)
-    # Beside metrics.jsonl; each needs its extra: pip install -e '.[wandb]'.
+    # In addition to metrics.jsonl; each needs its extra: pip install -e '.[wandb]'.
     trackers: tuple[str, ...] = key(
         (),
         Rule(lambda x: set(x) <= set(TRACKERS), f"some of {tuple(TRACKERS)}"),
@@ -188,7 +189,7 @@ class ValidationConfig(Section):
     every_minutes: float = key(
         60.0, at_least(0, "0 = at the end only"), absent=0.0, operational=True
     )
-    # Of the held-out blocks, whatever the training rate.
+    # In held-out blocks, whatever objective.mask_rate.
     mask_rate: float = key(0.15, within("(0, 1]"))
     # Held-out blocks that are scored, at most, evenly spread over all of them.
     max_blocks: int = key(2048, at_least(1))
