@@ -1,6 +1,6 @@
 """The paper's recipe against that of `configs/best.py`, ten minutes each.
 
-    python scripts/study.py --study=studies/best:h200 --workdir=runs/best \
+    cramjax study --study=studies/best:h200 --workdir=runs/best \
         --config.glue.tasks="('cola','mrpc','rte','stsb')"
 
 The argument is a config with the paper's recipe. For a budget of an hour, pass

@@ -1,6 +1,6 @@
 """The paper's recipe and that of `configs/best.py` at three sizes: what is saved?
 
-    python scripts/study.py --study=configs/studies/ladder.py:S --at_once=2 \
+    cramjax study --study=studies/ladder:S --at_once=2 \
         --workdir=runs/ladder --config.data.sources="('wiki/*.txt',)"
 
 Sizes are S, M and L: 0.3M, 1.5M and 5M non-embedding parameters; S,M,L are all of

@@ -1,6 +1,6 @@
 """What keeps a small model near the unigram entropy for so long?
 
-    python scripts/study.py --study=studies/plateau --at_once=2 \
+    cramjax study --study=studies/plateau --at_once=2 \
         --workdir=runs/plateau --config.data.sources="('wiki/*.txt',)"
 
 4 million tokens with the paper's recipe, one change in each row: about 4 minutes a run

@@ -1,6 +1,6 @@
 """The recipe's training choices, each against its alternative, on your own text.
 
-    python scripts/study.py --study=configs/studies/recipe.py --workdir=runs/recipe \
+    cramjax study --study=studies/recipe --workdir=runs/recipe \
         --config.data.sources="('texts/paragraphs.jsonl',)"
 
 12 rows and 3 seeds, each run 1.8M parameters and 3M tokens: about 2.4 minutes on

@@ -1,6 +1,6 @@
 """Does the shape matter, for the same FLOPs? Figure 1 of the paper, scaled down.
 
-    python scripts/study.py --study=studies/shapes --at_once=2 \
+    cramjax study --study=studies/shapes --at_once=2 \
         --workdir=runs/shapes --config.data.sources="('wiki/*.txt',)"
 
 Four shapes of about the same cost per token (2.4 to 3.0 MFLOP) with the recipe of

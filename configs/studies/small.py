@@ -1,6 +1,6 @@
 """What a small model owes to its recipe, on the embedded books, on a CPU.
 
-    python scripts/study.py --study=configs/studies/small.py \
+    cramjax study --study=studies/small \
         --workdir=runs/study-small
 
 Eleven rows, three seeds, 2 million tokens a run: a bit more than a minute each on two

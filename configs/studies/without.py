@@ -1,6 +1,6 @@
 """What is each change of `configs/best.py` worth? All of them but one, in each row.
 
-    python scripts/study.py --study=studies/without:M --at_once=2 \
+    cramjax study --study=studies/without:M --at_once=2 \
         --workdir=runs/without --config.data.sources="('wiki/*.txt',)"
 
 Sizes, text and the stack's rate are those of `configs/studies/ladder.py`; the budget is
