@@ -20,33 +20,21 @@ def parse_command_line(
 ) -> tuple[Config, dict[str, str]]:
     """Parses `--config=file.py --config.key=value ... --flag=value ... --switch`.
 
-    Args:
-      argv: the arguments, without the program's name.
-      extra_flags: flags beside `--config`.
-      switches: flags without a value.
-
-    Returns:
-      The config, and the values of "config", the extra flags and the switches ("" if
-      it is not given, "on" for a switch).
+    Returns the config, and the values of "config", the extra flags and the switches,
+    see `parse_flags`.
 
     Raises:
       UserError: anything wrong with the arguments or the config.
     """
-    extras = ["config", *extra_flags, *switches]
-    names = [*extras, *(f"config.{key}" for key in KEYS)]
-    values, rest = _parse(argv, extras, names, switches)
-    configs = values.get("config", [])
-    if len(configs) != 1:
-        found = " and ".join(f"--config={path}" for path in configs)
-        raise UserError(f"{found or 'no config'}: pass one, e.g. --config=a4000")
-    keys = [argument for argument in rest if KEY.match(argument)]
-    config = load(configs[0], keys)
+    keys = [f"config.{key}" for key in KEYS]
+    values, rest = parse_flags(argv, {"config": "a4000"}, extra_flags, switches, keys)
+    config = load(values["config"], filter(KEY.match, rest))
     for argument in rest:
-        if argument not in keys:
+        if not KEY.match(argument):
             raise UserError(
                 f"unexpected argument {argument!r}: flags look like --name=value"
             )
-    return config, {name: values.get(name, [""])[-1] for name in extras}
+    return config, values
 
 
 def parse_flags(
@@ -54,10 +42,15 @@ def parse_flags(
     needed: Mapping[str, str],
     optional: Iterable[str] = (),
     switches: Sequence[str] = (),
+    keys: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
-    """Parses `--flag=value ...` of a command that does not load a config.
+    """Parses `--flag=value ...`.
 
-    `needed` has an example for each flag that must be given.
+    Args:
+      needed: an example for each flag that must be given.
+      optional: other flags.
+      switches: flags without a value.
+      keys: "config.key" each, which a mistyped flag may have meant.
 
     Returns:
       {name: value} with "" for a flag that is not given and "on" for a switch, and the
@@ -66,13 +59,33 @@ def parse_flags(
     Raises:
       UserError: a flag is unknown, missing or does not have a value.
     """
-    names = [*needed, *optional, *switches]
-    values, rest = _parse(argv, names, names, switches, otherwise="see --help")
-    last = {name: values.get(name, [""])[-1] for name in names}
+    values, rest = dict.fromkeys([*needed, *optional, *switches], ""), []
+    otherwise = "--print_config lists all keys" if keys else "see --help"
+    arguments = iter(argv)
+    for argument in arguments:
+        found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL)
+        if not found or KEY.match(argument):
+            rest.append(argument)
+            continue
+        name, value = found[1], found[2]
+        if name not in values:
+            raise unknown(name, [*values, *keys], otherwise)
+        if name in switches:
+            if value:
+                raise UserError(f"--{name} takes no value")
+            value = "on"
+        else:
+            value = value[1:] if value else next(arguments, None)
+            if not value:
+                raise UserError(f"--{name} has no value: write --{name}=VALUE")
+            value = os.path.expanduser(value)  # shells leave a "~" after "=" alone
+        if name == "config" and values[name]:
+            raise UserError(f"--config={values[name]} and --config={value}: pass one")
+        values[name] = value
     for name, example in needed.items():
-        if not last[name]:
+        if not values[name]:
             raise UserError(f"no {name}: pass --{name}={example}")
-    return last, rest
+    return values, rest
 
 
 def whole(values: Mapping[str, str], name: str, least: int, most: int = 10**6) -> int:
@@ -94,38 +107,6 @@ def number(values: Mapping[str, str], name: str, default: float, rule: Rule) -> 
     if not rule.allows(value):
         raise UserError(f"--{name}={values[name]}: must be {rule.text}")
     return value
-
-
-def _parse(
-    argv: Sequence[str],
-    flags: Sequence[str],
-    known: Sequence[str],
-    switches: Sequence[str],
-    **hint: str,
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Returns {flag: its values}, and the arguments that are keys or not flags."""
-    values: dict[str, list[str]] = {}
-    rest = []
-    arguments = iter(argv)
-    for argument in arguments:
-        found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL)
-        if not found or KEY.match(argument):
-            rest.append(argument)
-            continue
-        name, value = found[1], found[2]
-        if name not in flags:
-            raise unknown(name, known, **hint)
-        if name in switches:
-            if value:
-                raise UserError(f"--{name} takes no value")
-            value = "on"
-        else:
-            value = value[1:] if value else next(arguments, None)
-            if not value:
-                raise UserError(f"--{name} has no value: write --{name}=VALUE")
-            value = os.path.expanduser(value)  # shells leave a "~" after "=" alone
-        values.setdefault(name, []).append(value)
-    return values, rest
 
 
 def overridden(argv: Iterable[str]) -> set[str]:

@@ -9,7 +9,6 @@ import math
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +19,11 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from cramjax import files
 from cramjax.checkpoints import initial
 from cramjax.config import BudgetConfig, Config, DataConfig
 from cramjax.data import sources
-from cramjax.data.corpus import MANIFEST, TOKENIZER
-from cramjax.data.prepare import prepare, train_tokenizer
+from cramjax.data.corpus import TOKENIZER
+from cramjax.data.prepare import corpus_path, prepare, train_tokenizer
 from cramjax.data.readers import ReadContext
 from cramjax.describe import state_bytes
 from cramjax.device import monitor, tuning
@@ -262,18 +260,9 @@ def _check_workdirs_disk(config: Config, workdir: Path) -> None:
 def _check_corpus_disk(config: Config, tokens: float) -> None:
     folder = Path(config.data.dir).expanduser()
     needed = tokens * np.dtype(token_dtype(config.model.vocab_size)).itemsize
-    manifests = folder.glob(f"*/{MANIFEST}")
-    if not any(_is_of(path, config.data.sources) for path in manifests):
+    if not (sources.known(config.data) and corpus_path(config).exists()):
         wrong = f"config.data.dir is {config.data.dir!r}"
         _check_disk(folder, "the corpus", needed, wrong, "--config.data.dir")
-
-
-def _is_of(manifest: Path, names: Sequence[str]) -> bool:
-    """Returns whether it is a manifest, of a corpus that has these sources."""
-    with contextlib.suppress(UserError, LookupError, TypeError):
-        text = files.read_json(manifest, "")["text"]
-        return {*names} <= {source["source"] for source in text}
-    return False
 
 
 def _check_disk(folder: Path, what: str, needed: float, wrong: str, flag: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cramjax import figures
-from cramjax.config import Config, load, module
-from cramjax.errors import UserError, one_line
+from cramjax.config import Config, from_file, load
+from cramjax.errors import UserError
 from cramjax.model.flops import muon_flops_per_update
 from cramjax.page import Table, to_markdown
 from cramjax.training import log as metrics_log
@@ -287,26 +287,8 @@ def _spread(values: np.ndarray) -> str:
 
 
 def load_study(path: str) -> Study:
-    """Returns what `get_study()` of a Python file returns.
-
-    Args:
-      path: of the file, or the name of one in configs/; what follows a colon is passed
-        to the function.
-
-    Raises:
-      UserError: the file is missing, or does not run.
-    """
-    file, colon, argument = path.partition(":")
+    """Returns what `get_study()` of a Python file returns, see `config.from_file`."""
     try:
-        get_study = module(file).get_study
-        study = get_study(argument) if colon else get_study()
+        return from_file(path, "get_study", Study)
     except UserError as error:
         raise UserError(f"--study={error}") from error
-    except Exception as error:  # whatever the user's file raises
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"--study={path} cannot be run: {what}") from error
-    if not isinstance(study, Study):
-        raise UserError(
-            f"--study={path}: get_study() must return a cramjax.study.Study"
-        )
-    return study

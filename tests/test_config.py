@@ -296,7 +296,7 @@ def test_a_config_file_with_rows_says_which(tmp_path):
     path.write_text(table + "def get_config(row): return cramjax.config.defaults()")
     known = "the rows are first, second"
     for given, message in (
-        ("", f"{path}: name a row, for example --config={path}:first; {known}"),
+        ("", f"{path}: name a row, for example {path}:first; {known}"),
         (":secnd", f"{path}:secnd: no row 'secnd'; did you mean 'second'? {known}"),
         (":qq", f"{path}:qq: no row 'qq'; {known}"),
         (":", f"{path}:: no row ''; {known}"),
@@ -310,7 +310,7 @@ def test_a_config_file_with_rows_says_which(tmp_path):
     path.write_text(f"{table}def get_config(row='first'): {defaults}")
     load(path, [sources])
     path.write_text(f"{table}def get_config(): {defaults}")
-    with pytest.raises(UserError, match="the file has no rows; pass --config="):
+    with pytest.raises(UserError, match="the file has no rows; pass "):
         load(f"{path}:first")
 
 

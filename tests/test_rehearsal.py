@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -159,16 +160,11 @@ def test_a_full_disk_is_seen_beforehand(tiny, corpus, tmp_path, monkeypatch, cap
     free["corpus"] = 3 * 10**9
     with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB, .* 3\.0 GB left"):
         rehearsal._check_corpus_disk(config, 2e9)
-    built = tmp_path / "data" / "books-1"
-    built.mkdir(parents=True)
-    (built / "manifest.json").touch()  # not of a corpus
+    assert corpus.path.parent == Path(tiny.data.dir)
+    rehearsal._check_corpus_disk(tiny, 2e9)  # it is there already
+    other = dataclasses.replace(tiny.data, sep=False)
     with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB"):
-        rehearsal._check_corpus_disk(config, 2e9)
-    shutil.copy(corpus.path / "manifest.json", built)
-    rehearsal._check_corpus_disk(config, 2e9)  # it is there already
-    other = dataclasses.replace(config.data, sources=("my/*.txt",))
-    with pytest.raises(UserError, match=r"data\.dir .* take 4\.0 GB"):
-        rehearsal._check_corpus_disk(dataclasses.replace(config, data=other), 2e9)
+        rehearsal._check_corpus_disk(dataclasses.replace(tiny, data=other), 2e9)
     state = 3  # more than so many numbers of 4 bytes for each parameter
     parameters = 256 * 32
     free["checkpoints"] = 3 * state * 4 * parameters

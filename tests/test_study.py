@@ -238,5 +238,5 @@ def test_study_files(tmp_path):
     with pytest.raises(UserError, match=r"s\.py cannot be run: ZeroDivisionError"):
         load_study(str(path))
     path.write_text("def get_study(): return 1")
-    with pytest.raises(UserError, match=r"must return a cramjax\.study\.Study"):
+    with pytest.raises(UserError, match=r"get_study\(\) must return a Study"):
         load_study(str(path))

@@ -55,11 +55,15 @@ def module(file: str | Path) -> types.SimpleNamespace:
     return types.SimpleNamespace(**runpy.run_path(str(find(file))))
 
 
-def from_file(path: str) -> config_dict.ConfigDict:
-    """Returns what `get_config()` of a config file returns.
+def from_file(
+    path: str, function: str = "get_config", kind: type = config_dict.ConfigDict
+) -> Any:
+    """Returns what a function of a Python file returns.
 
     Args:
       path: see `find`; a row may follow, `file.py:row`.
+      function: its name.
+      kind: the type of what it returns.
 
     Raises:
       UserError: the file is missing, does not run or has no such row.
@@ -69,30 +73,31 @@ def from_file(path: str) -> config_dict.ConfigDict:
     found = find(file)
     try:
         names = module(found)
-        _check_row(file, given, names.get_config, getattr(names, "ROWS", {}))
-        config = names.get_config(*given)
+        make = getattr(names, function)
+        _check_row(file, given, make, getattr(names, "ROWS", {}))
+        made = make(*given)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # whatever the user's file raises
         what = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{path} cannot be run: {what}") from error
-    if not isinstance(config, config_dict.ConfigDict):
-        raise UserError(f"{path}: get_config() must return a ConfigDict")
-    return config
+    if not isinstance(made, kind):
+        raise UserError(f"{path}: {function}() must return a {kind.__name__}")
+    return made
 
 
 def _check_row(
-    file: str, given: Sequence[str], get_config: Callable, rows: Mapping[str, Any]
+    file: str, given: Sequence[str], function: Callable, rows: Mapping[str, Any]
 ) -> None:
     """Refuses an unknown row, and no row where the file needs one."""
-    parameters = inspect.signature(get_config).parameters.values()
+    parameters = inspect.signature(function).parameters.values()
     known = f"the rows are {', '.join(rows)}"
     if given and not parameters:
-        raise UserError(f"the file has no rows; pass --config={file}")
+        raise UserError(f"the file has no rows; pass {file}")
     if not given and any(p.default is p.empty for p in parameters):
         example = next(iter(rows), "ROW")
         known = f"; {known}" if rows else ""
-        raise UserError(f"name a row, for example --config={file}:{example}{known}")
+        raise UserError(f"name a row, for example {file}:{example}{known}")
     if given and rows and given[0] not in rows:
         near = difflib.get_close_matches(given[0], rows, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""

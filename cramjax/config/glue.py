@@ -4,7 +4,7 @@ import dataclasses
 
 from cramjax.config.key import Rule, Section, above, at_least, key, one_of, within
 
-# A test compares these names with `glue.scores.METRICS`, which imports scikit-learn.
+# A test compares these with `glue.scores.metric_functions`, which imports scikit-learn.
 METRICS = ("accuracy", "f1", "f1a", "macro_f1", "matthews", "pearson", "spearman")
 INITIALIZATIONS = ("pretrained", "random", "ema", "lawa")
 

@@ -3,7 +3,7 @@
 An entry is the part of glue.json about a scored set, see `evaluate.evaluate`.
 """
 
-import importlib
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,18 +27,6 @@ Number = tuple[str, str]  # a scored set and a metric
 Entry = dict[str, Any]
 
 
-def _library(module: str, name: str) -> Callable:
-    """Returns a function that imports its library when it is called.
-
-    At a program's start these would take a second, a third of the time.
-    """
-
-    def call(*args, **options):
-        return getattr(importlib.import_module(module), name)(*args, **options)
-
-    return call
-
-
 def _correlation(
     function: Metric, labels_N: np.ndarray, predictions_N: np.ndarray
 ) -> float:
@@ -55,26 +43,28 @@ def _correlation(
     return value if np.isfinite(value) else 0.0
 
 
-_f1 = _library("sklearn.metrics", "f1_score")
-_pearson = _library("scipy.stats", "pearsonr")
-_spearman = _library("scipy.stats", "spearmanr")
+@functools.cache
+def metric_functions() -> dict[str, Metric]:
+    """Returns {metric: function of labels_N and predictions_N, ids or numbers}."""
+    # Imported here: at a program's start they would take a second.
+    from scipy import stats
+    from sklearn import metrics
 
-# Each takes (labels_N, predictions_N): class ids, or the numbers of a regression.
-METRICS: dict[str, Metric] = {
-    "accuracy": _library("sklearn.metrics", "accuracy_score"),
-    "f1": partial(_f1, average="binary", zero_division=0),  # of class 1
-    # Over all answers of all questions, as MultiRC calls it.
-    "f1a": partial(_f1, average="binary", zero_division=0),
-    "macro_f1": partial(_f1, average="macro", zero_division=0),
-    "matthews": partial(_correlation, _library("sklearn.metrics", "matthews_corrcoef")),
-    "pearson": partial(_correlation, lambda *sides: _pearson(*sides).statistic),
-    "spearman": partial(_correlation, lambda *sides: _spearman(*sides).statistic),
-}
+    f1 = partial(metrics.f1_score, average="binary", zero_division=0)  # of class 1
+    return {
+        "accuracy": metrics.accuracy_score,
+        "f1": f1,
+        "f1a": f1,  # over all answers of all questions, as MultiRC calls it
+        "macro_f1": partial(metrics.f1_score, average="macro", zero_division=0),
+        "matthews": partial(_correlation, metrics.matthews_corrcoef),
+        "pearson": partial(_correlation, lambda *x: stats.pearsonr(*x).statistic),
+        "spearman": partial(_correlation, lambda *x: stats.spearmanr(*x).statistic),
+    }
 
 
 def score(metric: str, labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
     """Returns the metric times 100, as GLUE reports it."""
-    return 100.0 * float(METRICS[metric](labels_N, predictions_N))
+    return 100.0 * float(metric_functions()[metric](labels_N, predictions_N))
 
 
 def predictions(outputs_TxNxC: np.ndarray) -> np.ndarray:
