@@ -104,18 +104,20 @@ def _of_initializations(run: Run) -> list[str]:
         return []
     found = files.read_json(path, evaluate.DELETE_IT).get("differences", {})
     groups: dict[str, list[str]] = {}
-    better, worse = "better", "worse"
+    same, better, worse = "no different", "better", "worse"
     pairs = found.get("pretrained - random", {})
     if not pairs:  # the other way round
         pairs, better, worse = found.get("random - pretrained", {}), worse, better
     for name, gap in pairs.items():
-        how = better if gap["low"] > 0 else "neither better nor worse"
+        how = better if gap["low"] > 0 else same
         how = worse if gap["high"] < 0 else how
         groups.setdefault(how, []).append(run.results[name]["title"])
+    if not groups:
+        return []
+    results = "; ".join(f"{how} on {', '.join(groups[how])}" for how in groups)
     return [
-        f"Fine-tuning from the pretrained weights is {how} than from random ones, as "
-        f"far as these trials can tell, on {'; '.join(titles)}."
-        for how, titles in groups.items()
+        "As far as these trials can tell, fine-tuning from the pretrained weights, "
+        f"compared with random ones, is {results}."
     ]
 
 

@@ -15,7 +15,7 @@ install_cramjax() {
       exit 2
     }
     [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-    echo "installing cramjax into .venv (1.2 GB, once) ..."
+    echo "installing cramjax${extras:+ with $extras} into .venv (1.2 GB in all) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       --editable ".${extras:+[$extras]}"
     touch "$stamp"

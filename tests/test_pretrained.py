@@ -527,7 +527,7 @@ def test_a_kept_checkpoint_of_an_unfinished_run(finished, tiny, tmp_path, foreig
     for chosen, message in (
         ({}, "holds no finished model: .* step=NUMBER loads"),
         ({"step": 41}, "step=41: no such checkpoint in .*, which has .* steps: 40$"),
-        ({"weights": "swa", "step": 40}, "'swa': .* has pretrained, ema, lawa$"),
+        ({"weights": "swa", "step": 40}, "'swa': .* has only pretrained, ema, lawa$"),
     ):
         with pytest.raises(UserError, match=message):
             cramjax.load(workdir, **chosen)

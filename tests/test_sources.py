@@ -232,7 +232,7 @@ def test_resolve(tmp_path):
     for wrong in (f"{tmp_path}/x*.txt", str(tmp_path), "embedded:boks"):
         with pytest.raises(UserError, match="config.data.sources"):
             resolve(tmp_path, f"data.sources={wrong}")
-    with pytest.raises(UserError, match=r"matches no file; .* a folder .*/\*\.txt"):
+    with pytest.raises(UserError, match=r"matches no file; .* \(here .*/\*\.txt"):
         resolve(tmp_path, f"data.sources={tmp_path}")
     with pytest.raises(UserError, match=r"d\.pdf is none of"):
         resolve(tmp_path, f"data.sources={tmp_path}/d.pdf")

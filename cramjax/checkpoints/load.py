@@ -223,6 +223,8 @@ def load(
                 "nor steps: leave out weights= and step="
             )
         return load_foreign(folder)
+    if not folder.exists():
+        raise UserError(f"{folder} holds no finished model: no such folder")
     if step is None and not (folder / SUMMARY).exists():
         raise UserError(
             f"{folder} holds no finished model: neither {SUMMARY}, as a workdir of "
@@ -233,7 +235,7 @@ def load(
     config = config_module.from_dict(values)
     known = weights_module.names(config)
     if weights not in known:
-        raise UserError(f"weights={weights!r}: {folder} has {', '.join(known)}")
+        raise UserError(f"weights={weights!r}: {folder} has only {', '.join(known)}")
     if step is None:
         named_params = weights_module.read_run(config, folder, [weights])
     else:

@@ -176,9 +176,10 @@ def _local(source: str) -> list[Path]:
     else:
         matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
     if not matches:
+        in_folder = f" (here {str(path / '*.txt')!r})" if path.is_dir() else ""
         raise UserError(
-            f"config.data.sources: {source!r} matches no file; pass files, globs (for "
-            f"a folder {str(Path(source) / '*.txt')!r}), URLs or tfds:NAME"
+            f"config.data.sources: {source!r} matches no file; pass files, globs"
+            f"{in_folder}, URLs or tfds:NAME"
         )
     # Not resolved: the suffix of a link says what is in the file, its target's may not.
     return [Path(os.path.abspath(m)) for m in matches]

@@ -79,11 +79,14 @@ def read(task: Task, split: Split, glue: GlueConfig) -> Table | None:
 
 
 def _incomplete(task: Task, glue: GlueConfig, why: str) -> Incomplete:
+    given = (
+        "without glue.tfds_dir" if glue.tfds_dir else f"{glue.data_dir} is no folder"
+    )
     return Incomplete(
         task.title,
         f"TFDS cannot prepare glue/{task.name}: {why}",
         f"put the files into {_manual(folder(glue))}, or the benchmark's own folders "
-        "into config.glue.data_dir (without glue.tfds_dir), or pass another "
+        f"into config.glue.data_dir ({given}), or pass another "
         "--config.glue.tfds_dir",
     )
 
