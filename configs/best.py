@@ -12,10 +12,10 @@ with 27, 32 and 31 % of its model FLOPs at 0.3M, 1.5M and 5M non-embedding
 parameters. At 0.3M and 1.5M the paper's recipe had the best of three rates, at 5M the
 better of two; the stack had two, three and two.
 
-At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.25 nats, scaled
-sinusoids instead of rotary positions 0.43; the paper's schedule, its 80/10/10, and 25 %
-masked instead of 40 % cost 0.06 to 0.07 each (Muon and positions with one seed, the
-others with two; two seeds of the stack differ by 0.05).
+At 1.5M with a quarter of the FLOPs, AdamW instead of Muon costs 1.26 nats, scaled
+sinusoids instead of rotary positions 0.42; the paper's schedule, its 80/10/10, and 25 %
+masked instead of 40 % cost 0.06 to 0.07 each (two seeds, which differ by 0.05 with the
+stack).
 
 The changes may be worth less at full size, where the paper's recipe spends a smaller
 part of its budget near the unigram entropy. (The paper's Table 10 found no gain from
