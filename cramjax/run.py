@@ -209,7 +209,12 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     values = flatten(read_recorded(path, "pass another --workdir"))
     most = max(config.devices, values["devices"])
     config = dataclasses.replace(config, devices=most)
-    return tuning.as_recorded(config, values)
+    rows = values["micro_batch"]
+    if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
+        config = dataclasses.replace(config, micro_batch=rows)
+    if config.model.attention == "auto":
+        config = tuning.with_attention(config, values["model.attention"])
+    return config
 
 
 def _prepare(

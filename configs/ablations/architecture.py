@@ -34,7 +34,7 @@ import cramjax.config
 
 
 class Row(NamedTuple):
-    """What a row changes in `model`, and what the paper reports for it."""
+    """What a row changes, and what the paper reports for it."""
 
     changes: dict[str, Any]
     loss: float | None = None

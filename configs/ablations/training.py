@@ -17,21 +17,11 @@ The rows with a sequence-length curriculum cut short sequences from the packed b
 Tables 5 and 9, whose figures are GLUE averages of several changes at once.
 """
 
-from typing import Any, NamedTuple
-
 from ml_collections import config_dict
 
 import cramjax.config
 
-
-class Row(NamedTuple):
-    """Overrides by key, and what the paper reports."""
-
-    changes: dict[str, Any]
-    loss: float | None = None
-    mnli: str = "-"
-    tokens_per_s: int | None = None  # on the A4000
-
+Row = cramjax.config.module("ablations/architecture").Row
 
 # The optimizer of Devlin et al. (arXiv 1810.04805): L2 in the gradient, no clipping.
 ADAM = {

@@ -4,8 +4,7 @@ import bisect
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -40,21 +39,6 @@ DEVICE_FRACTION, HOST_FRACTION = 0.95, 0.5
 def is_asked_for(config: Config) -> bool:
     """Returns whether the config leaves a choice to the device."""
     return config.micro_batch == 0 or config.model.attention == "auto"
-
-
-def as_recorded(config: Config, values: Mapping[str, Any]) -> Config:
-    """Returns the config with an earlier session's choices.
-
-    Args:
-      config: as given.
-      values: {"section.key": value} of that session's config.json.
-    """
-    rows, attention = values.get("micro_batch"), values.get("model.attention")
-    if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
-        config = dataclasses.replace(config, micro_batch=rows)
-    if config.model.attention == "auto" and isinstance(attention, str):
-        config = with_attention(config, attention)
-    return config
 
 
 def choose(config: Config, build: Build) -> Config:
