@@ -27,6 +27,6 @@ def get_config() -> config_dict.ConfigDict:
     # With dropout, or fewer epochs, swapped words are told apart less reliably.
     config.glue.dropout = 0.0
     config.glue.epochs = 10
-    # The first is the best one for swapped words, the second for intents.
+    # The first is the best one for swapped words, the second for pretrained intents.
     config.glue.learning_rates = (1e-3, 8e-3)
     return config
