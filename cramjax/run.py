@@ -209,11 +209,11 @@ def as_recorded(config: Config, workdir: Path) -> Config:
     values = flatten(read_recorded(path, "pass another --workdir"))
     most = max(config.devices, values["devices"])
     config = dataclasses.replace(config, devices=most)
-    rows = values["micro_batch"]
+    rows, attention = values.get("micro_batch"), values.get("model.attention")
     if config.micro_batch == 0 and rows in range(config.batch.sequences + 1):
         config = dataclasses.replace(config, micro_batch=rows)
-    if config.model.attention == "auto":
-        config = tuning.with_attention(config, values["model.attention"])
+    if config.model.attention == "auto" and isinstance(attention, str):
+        config = tuning.with_attention(config, attention)
     return config
 
 

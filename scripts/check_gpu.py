@@ -304,7 +304,7 @@ def run_parts(
     data: Path | None,
     tiny: bool,
 ) -> dict[str, Facts]:
-    """Runs the parts that have not passed yet, and returns every part's results.
+    """Runs the parts without a passing result; returns the results of all parts.
 
     Each is {"part", "title", "passed", "why" (it failed, or ""), "seconds", "facts",
     "asked" (the flags)}, and is also in FOLDER/PART.json.

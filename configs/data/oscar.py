@@ -6,8 +6,7 @@ Put `en_part_*.txt.gz` of the "unshuffled deduplicated" corpus into `oscar/`; it
 documents are a blank line apart. Request access from the OSCAR project; its page on the
 hub is a script, not files. GLUE in the paper (arXiv 2212.14034, Table 7; A6000): raw
 79.1, token filter 79.2, filter and sentence-length order 79.2, with substring
-deduplication 80.1. Licence: CC0 for the
-packaging; the pages themselves have their own.
+deduplication 80.1. Licence: CC0 for the packaging; the pages themselves have their own.
 """
 
 from ml_collections import config_dict

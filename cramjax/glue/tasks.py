@@ -47,7 +47,7 @@ class Scored:
     name: str  # in glue.json
     title: str  # as printed
     split: Split
-    metrics: tuple[str, ...]  # of `METRICS`; the first chooses the learning rate
+    metrics: tuple[str, ...]  # of `config.glue.METRICS`; the first chooses the rate
     rows: int = 0  # how many the benchmark has; 0 = not known
 
 
