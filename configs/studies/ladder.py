@@ -5,7 +5,7 @@
 
 Sizes are S, M and L: 0.3M, 1.5M and 5M non-embedding parameters; S,M,L are all of
 them, in one table. The baseline is the paper's recipe, with a budget long enough to
-leave the plateau near the unigram entropy early: after 30, 26 and 28 % of it. The stack
+leave the plateau near the unigram entropy early: after 26 to 37 % of it. The stack
 of changes gets a half, a quarter and an eighth of the baseline's FLOPs. The text
 is English, about 60 MB or more.
 
