@@ -325,13 +325,14 @@ def described_device(card: Card) -> jax.Device:
     """Returns a device that can be compiled for, and nothing else.
 
     Raises:
-      UserError: JAX's CUDA plugin is not installed.
+      UserError: JAX has not loaded its CUDA plugin. It is not installed, or there is no
+        driver and JAX_PLATFORMS is not "cpu", as `cramjax plan` sets it.
     """
     try:
         topology = topologies.get_topology_desc(
             "", "cuda", target_config=description(card), topology="1x1x1"
         )
-    except NotImplementedError as error:  # JAX raises it without the plugin
+    except NotImplementedError as error:  # JAX raises it for a plugin not loaded
         raise UserError(
             f"compiling for the {card.title} needs JAX's CUDA plugin, not a GPU: "
             'pip install -e ".[cuda12]" (or cuda13)'
